@@ -1,0 +1,30 @@
+"""msharefs: shared page tables between processes, in user space.
+
+``msharefs.open(path)`` opens a region file on a mounted msharefs and gives a `Region`: map and unmap objects in it,
+attach to it, look at its host mm. `Region` objects may be used from any process that may open the file; no parent,
+socket or name has to be shared beside the path.
+
+Both names are imported on first use, so that the command line starts without loading the C core.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .client import Region, open  # noqa: A004  # msharefs.open is meant to read like open
+
+__version__ = "0.1.0"
+__all__ = ["Region", "__version__", "open"]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("open", "Region"):
+        from . import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
