@@ -1,8 +1,8 @@
 """msharefs: shared page tables between processes, in user space.
 
-``msharefs.open(path)`` opens a region file on a mounted msharefs and gives a `Region`: map and unmap objects in it,
-attach to it, look at its host mm. `Region` objects may be used from any process that may open the file; no parent,
-socket or name has to be shared beside the path.
+``msharefs.open(path)`` opens a region file on a mounted msharefs and gives a `Region`: map and
+unmap objects in it, attach to it, look at its host mm. Any process that may open the file may do
+so; the processes of a region need no common parent and share no name beside the path.
 
 Both names are imported on first use, so that the command line starts without loading the C core.
 """

@@ -1,0 +1,5 @@
+"""``python -m msharefs`` is the command ``msharefs``."""
+
+from .cli import main
+
+main()

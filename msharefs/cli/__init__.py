@@ -1,0 +1,96 @@
+"""The command ``msharefs``: one module a verb, loaded only when that verb runs.
+
+Each verb's module has its `click.Command` under the name ``command``. A verb reports trouble by
+raising `OSError` with a sentence that says what to do; here it becomes one line on stderr and exit
+status 1. Wrong usage is 2, as click has it.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from msharefs import __version__
+
+# Verb and what --help says of it: known here, so that --help need not load every verb to find out.
+VERBS = {
+    "mount": "Mount msharefs on a directory.",
+    "umount": "Unmount msharefs and end its server.",
+    "ls": "List the regions of a directory.",
+    "stat": "Show a region's size, page tables, owner and counters.",
+    "maps": "Show a region's mappings, in the shape of /proc/PID/maps.",
+    "pagetable": "Show a region's page tables, level by level.",
+    "clients": "Show the processes that are attached to a region.",
+    "demo": "Measure page tables with and without sharing, with real processes.",
+}
+
+
+class Verbs(click.Group):
+    """A click group that imports a verb's module when the verb is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All verbs, in the order a newcomer meets them."""
+        del ctx
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load the verb; None if there is none of that name."""
+        del ctx
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of verbs for --help."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+def print_libdir(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """``--libdir``: the directory alone goes to stdout, so that $(msharefs --libdir) is usable."""
+    del param
+    if not value or ctx.resilient_parsing:
+        return
+    from msharefs import installed
+
+    click.echo(installed.libdir())
+    click.echo(f"header: {installed.includedir() / 'msharefs.h'}", err=True)
+    click.echo(f"pkg-config: PKG_CONFIG_PATH={installed.libdir() / 'pkgconfig'}", err=True)
+    ctx.exit()
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="msharefs")
+@click.option(
+    "--libdir",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_libdir,
+    help="Print the directory of libmsharefs.so.1, and where its header and .pc file are.",
+)
+def cli() -> None:
+    """Share page tables between processes: msharefs in user space."""
+
+
+def sentence(error: OSError) -> str:
+    """One line for people from an `OSError`, with the file's name if the error has one."""
+    text = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return text
+    names = [error.filename] if error.filename2 is None else [error.filename, error.filename2]
+    return f"{' -> '.join(str(name) for name in names)}: {text}"
+
+
+def main() -> NoReturn:
+    """Entry point of the command ``msharefs``."""
+    try:
+        cli(prog_name="msharefs")
+    except OSError as error:
+        click.echo(f"msharefs: {sentence(error)}", err=True)
+    sys.exit(1)

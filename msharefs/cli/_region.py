@@ -1,0 +1,84 @@
+"""Finding the region a verb was given, or saying in one sentence why it is none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+FSTYPE = "fuse.msharefs"
+INFO_NAME = "mshare_info"  # the one regular file of a mount that is no region
+
+
+def fstype(device: int) -> str:
+    """File system type of the mount with this st_dev, from /proc/self/mountinfo; '' if unknown."""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[2] == wanted:
+            return rest.split()[0]
+    return ""
+
+
+def look(path: str) -> os.stat_result:
+    """`os.stat` of a file or directory that must be on an msharefs mount."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"{path}: there is no such file; `msharefs ls DIR` lists the regions of a mount",
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise
+        raise OSError(
+            error.errno,
+            f"{path}: the server of this mount is gone; "
+            "`msharefs mount` on the same directory brings it back",
+        ) from None
+    kind = fstype(status.st_dev)
+    if kind != FSTYPE:
+        raise OSError(
+            errno.EINVAL,
+            f"{path} is not on an msharefs mount (its file system is {kind or 'unknown'}); "
+            "mount one with `msharefs mount DIR` and name a file in it",
+        )
+    return status
+
+
+def check_region(path: str) -> os.stat_result:
+    """`os.stat` of a region; raises `OSError` with a sentence for anything else."""
+    status = look(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(
+            errno.EISDIR,
+            f"{path} is a directory, not a region; `msharefs ls {path}` lists the regions in it",
+        )
+    if not stat.S_ISREG(status.st_mode) or Path(path).name == INFO_NAME:
+        raise OSError(
+            errno.EINVAL, f"{path} is not a region; `msharefs ls DIR` lists the regions of a mount"
+        )
+    return status
+
+
+def describe(path: str, kind: str) -> Any:
+    """What the region tells about itself: kind is stat, maps, pagetable or clients."""
+    status = check_region(path)
+    if status.st_size == 0:
+        raise OSError(
+            errno.EINVAL,
+            f"{path} has no size yet, so it has no host mm; give it one with "
+            f"`truncate -s SIZE {path}` (SIZE a multiple of the quantum in mshare_info)",
+        )
+    return ask(path, kind)
+
+
+def ask(path: str, kind: str) -> Any:
+    """`describe`, without the checks: the caller knows that this is a sized region."""
+    import msharefs
+
+    with msharefs.open(path) as region:
+        return region.describe(kind)

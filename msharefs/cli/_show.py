@@ -1,0 +1,50 @@
+"""Printing, the same way in every verb: JSON for programs, tables for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+# rich folds a table into 80 columns where there is no terminal; a pipe or a file gets whole lines.
+WIDE = 100_000
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON document, indented."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def printable(name: str) -> str:
+    """A file name as one harmless line: what is not printable becomes a backslash escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def size(count: int) -> str:
+    """A number of bytes for people: 512 GiB, 528 KiB, 1.5 MiB."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} TiB"
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A plain table; the columns named in right hold numbers."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    return made
+
+
+def show(thing: Any) -> None:
+    """Print a rich renderable as it is: no markup, no emoji and no colouring inside its strings."""
+    width = None if sys.stdout.isatty() else WIDE
+    Console(width=width, markup=False, emoji=False, highlight=False).print(thing)

@@ -1,0 +1,48 @@
+"""``msharefs clients R``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from . import _region, _show
+
+NUMBERS = ("pid", "size", "links", "faults", "materialised", "segv")
+
+
+def row(client: dict[str, Any]) -> list[str]:
+    """One client as the cells of the table for people."""
+    return [
+        str(client["pid"]),
+        _show.printable(client["comm"]),
+        client["kind"],
+        f"{client['base']:#x}",
+        _show.size(client["size"]),
+        str(client["prot"]),
+        str(client["links"]),
+        str(client["faults"]),
+        str(client["materialised_pages"]),
+        str(client["segv"]),
+    ]
+
+
+@click.command()
+@click.argument("region", type=click.Path())
+@_show.json_option
+def command(region: str, as_json: bool) -> None:
+    """Show the processes that are attached to a region."""
+    clients = _region.describe(region, "clients")
+    if as_json:
+        _show.print_json(clients)
+        return
+    if not clients:
+        click.echo("no process is attached")
+        return
+    lines = _show.table(
+        "pid", "command", "kind", "base", "size", "prot", "links", "faults", "materialised", "segv",
+        right=NUMBERS,
+    )  # fmt: skip
+    for client in clients:
+        lines.add_row(*row(client))
+    _show.show(lines)

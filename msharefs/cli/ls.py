@@ -1,0 +1,98 @@
+"""``msharefs ls DIR``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import _region, _show
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NUMBERS = ("size", "mappings", "resident", "page tables", "clients")
+
+
+def regions(directory: str, recursive: bool) -> Iterator[tuple[str, os.stat_result]]:
+    """Path and status of each region in a directory, sorted by name; with those below if asked."""
+    for entry in sorted(os.scandir(directory), key=lambda found: found.name):
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue  # unlinked since the directory was read
+        if stat.S_ISDIR(status.st_mode) and recursive:
+            yield from regions(entry.path, recursive)
+        elif stat.S_ISREG(status.st_mode) and entry.name != _region.INFO_NAME:
+            yield entry.path, status
+
+
+def entry(path: str, name: str, status: os.stat_result) -> dict[str, Any] | None:
+    """A region's stat under the name it has here; None if it was unlinked meanwhile.
+
+    Only name and size where it is unsized, and the reason beside them where it may not be opened.
+    """
+    if status.st_size == 0:
+        return {"name": name, "size_bytes": 0}
+    try:
+        return {**_region.ask(path, "stat"), "name": name}
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        return {
+            "name": name,
+            "size_bytes": status.st_size,
+            "error": os.strerror(error.errno or errno.EACCES),
+        }
+
+
+def row(region: dict[str, Any]) -> list[str]:
+    """One region as the cells of the table for people."""
+    name = _show.printable(region["name"])
+    if region["size_bytes"] == 0:
+        return [name, "unsized"]
+    if "error" in region:
+        return [name, _show.size(region["size_bytes"]), "", "", "", "", region["error"]]
+    return [
+        name,
+        _show.size(region["size_bytes"]),
+        str(region["vmas"]),
+        _show.size(region["rss_bytes"]),
+        _show.size(region["page_table_bytes"]),
+        str(region["clients"]),
+        f"pid {region['owner']['pid']}",
+    ]
+
+
+@click.command()
+@click.argument("directory", type=click.Path())
+@click.option("-R", "--recursive", is_flag=True, help="Also list the directories below.")
+@_show.json_option
+def command(directory: str, recursive: bool, as_json: bool) -> None:
+    """List the regions of a directory."""
+    if not stat.S_ISDIR(_region.look(directory).st_mode):
+        raise NotADirectoryError(
+            errno.ENOTDIR,
+            f"{directory} is not a directory; `msharefs stat {directory}` shows a single region",
+        )
+    found = (
+        entry(path, os.fspath(Path(path).relative_to(directory)), status)
+        for path, status in regions(directory, recursive)
+    )
+    listed = [region for region in found if region is not None]
+    if as_json:
+        _show.print_json(listed)
+        return
+    if not listed:
+        click.echo("no regions")
+        return
+    lines = _show.table(
+        "name", "size", "mappings", "resident", "page tables", "clients", "owner", right=NUMBERS
+    )
+    for region in listed:
+        lines.add_row(*row(region))
+    _show.show(lines)

@@ -1,0 +1,65 @@
+"""``msharefs pagetable R``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import _region, _show
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ENTRIES = 512  # entries of an x86-64 table
+TABLE_BYTES = 4096
+
+
+def runs(tables: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Group tables that follow each other in the region and are equally full."""
+    run: list[dict[str, Any]] = []
+    for table in tables:
+        if run and (table["start"] != run[-1]["end"] or table["present"] != run[-1]["present"]):
+            yield run
+            run = []
+        run.append(table)
+    if run:
+        yield run
+
+
+def frames(run: list[dict[str, Any]]) -> str:
+    """Name the frames of a run; just how many where the numbers are not in a row."""
+    numbers = [table["frame"] for table in run]
+    if len(run) == 1:
+        return f"frame {numbers[0]}"
+    if numbers == list(range(numbers[0], numbers[0] + len(run))):
+        return f"frames {numbers[0]}-{numbers[-1]}"
+    return f"{len(run)} frames"
+
+
+def lines(pagetable: dict[str, Any], every: bool) -> Iterator[str]:
+    """The tree for people: a heading for each level, under it its tables in the region's order."""
+    for level in pagetable["levels"]:
+        tables = level["tables"]
+        count = f"{len(tables)} table{'' if len(tables) == 1 else 's'}"
+        yield f"{level['level']:<4} {count}, {_show.size(len(tables) * TABLE_BYTES)}"
+        for run in ([table] for table in tables) if every else runs(tables):
+            each = "" if len(run) == 1 else " each"
+            span = f"{run[0]['start']:012x}-{run[-1]['end']:012x}"
+            yield f"  {span}  {run[0]['present']:>3}/{ENTRIES} present{each}  {frames(run)}"
+
+
+@click.command()
+@click.argument("region", type=click.Path())
+@click.option(
+    "--all", "every", is_flag=True, help="One line for every table, also where they are alike."
+)
+@_show.json_option
+def command(region: str, every: bool, as_json: bool) -> None:
+    """Show a region's page tables, level by level."""
+    pagetable = _region.describe(region, "pagetable")
+    if as_json:
+        _show.print_json(pagetable)
+        return
+    for line in lines(pagetable, every):
+        click.echo(line)

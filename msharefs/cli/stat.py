@@ -1,0 +1,42 @@
+"""``msharefs stat R``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from . import _region, _show
+
+
+def rows(stat: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines for people, from the document of ``--json``."""
+    owner, counters = stat["owner"], stat["counters"]
+    frames = ", ".join(f"{level} {count}" for level, count in stat["table_frames"].items())
+    return [
+        ("name", _show.printable(stat["name"])),
+        ("size", f"{_show.size(stat['size_bytes'])} ({stat['size_bytes']} bytes)"),
+        ("quantum", _show.size(stat["quantum_bytes"])),
+        ("mappings", str(stat["vmas"])),
+        ("resident", _show.size(stat["rss_bytes"])),
+        ("page tables", f"{_show.size(stat['page_table_bytes'])} ({frames})"),
+        ("clients", str(stat["clients"])),
+        ("owner", f"pid {owner['pid']}, cgroup {owner['cgroup']}"),
+        *((name.replace("_", " "), str(count)) for name, count in counters.items()),
+    ]
+
+
+@click.command()
+@click.argument("region", type=click.Path())
+@_show.json_option
+def command(region: str, as_json: bool) -> None:
+    """Show a region's size, page tables, owner and counters."""
+    stat = _region.describe(region, "stat")
+    if as_json:
+        _show.print_json(stat)
+        return
+    lines = _show.table("", "")
+    lines.show_header = False
+    for row in rows(stat):
+        lines.add_row(*row)
+    _show.show(lines)
