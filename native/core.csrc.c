@@ -1,0 +1,12 @@
+/* What the Python extension compiles against; see core.cdef.txt. */
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "control.h"
+#include "fault.h"
+#include "hostmm.h"
+#include "inspect.h"
+#include "mm.h"
+#include "msharefs.h"
+#include "protocol.h"
+#include "window.h"

@@ -1,0 +1,147 @@
+/*
+ * msharefs.h - attach to msharefs regions: memory whose page tables are shared.
+ *
+ * A region is a file of an msharefs mount. It owns a host mm: VMAs and page
+ * tables that belong to the file, not to a process. Give it a size once with
+ * ftruncate(2) (a multiple of the mount's quantum, read it from mshare_info),
+ * put memory into it with mshare_map(), and attach it; every attached process
+ * then finds the page table entries that any of them has filled.
+ *
+ * Functions behave like system calls: on error they return -1 (mshare_attach:
+ * MAP_FAILED) and set errno. Sizes, offsets and addresses are in bytes.
+ *
+ * Caveats
+ *  - Each attached process runs one service thread of ours. It blocks all
+ *    signals and never calls back into the program.
+ *  - fork() keeps the attachment: the child is attached before fork() returns
+ *    in it. A child made by a bare clone(2) system call is not: detach there.
+ *  - A region descriptor may be closed after mshare_attach(); the attachment
+ *    stays, as a mapping does.
+ *  - The functions are thread-safe, not async-signal-safe.
+ *  - Protections guard against mistakes, not against a hostile attacher: whoever
+ *    may attach has the region's memory mapped.
+ */
+#ifndef MSHAREFS_H
+#define MSHAREFS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MSHARE_API __attribute__((visibility("default")))
+
+/* The kernel series' interface, bit for bit (include/uapi/linux/msharefs.h, v3). */
+
+struct mshare_create {
+    uint64_t region_offset; /* where in the region, page aligned */
+    uint64_t size;          /* bytes */
+    uint64_t offset;        /* into the object `fd`, bytes */
+    uint32_t prot;          /* PROT_*, as in mmap(2) */
+    uint32_t flags;         /* MAP_*; MAP_SHARED|MAP_FIXED are required */
+    uint32_t fd;            /* ignored with MAP_ANONYMOUS */
+};
+
+struct mshare_unmap {
+    uint64_t region_offset;
+    uint64_t size;
+};
+
+#define MSHAREFS_CREATE_MAPPING _IOW('x', 0, struct mshare_create)
+#define MSHAREFS_UNMAP _IOW('x', 1, struct mshare_unmap)
+
+/*
+ * Ours: hand the server one end of a socket pair; it becomes a control
+ * connection with the rights of this descriptor. The libraries use it, programs
+ * need not. Where the server may not fetch descriptors from the caller (Yama),
+ * `path` and `token` come back filled: connect there and send the token.
+ */
+struct mshare_connect {
+    int32_t fd;
+    uint32_t flags; /* out: MSHARE_CONNECT_TOKEN */
+    uint8_t token[16];
+    char path[108];
+};
+
+#define MSHARE_CONNECT_TOKEN 1u
+#define MSHAREFS_CONNECT _IOWR('x', 0x11, struct mshare_connect)
+
+/*
+ * Attaches the region open at `fd` and returns its address, a multiple of the
+ * quantum. The whole region is attached; holes in it fault with SIGSEGV.
+ *
+ *   addr   a hint (rounded up to the quantum), or exact with MAP_FIXED or
+ *          MAP_FIXED_NOREPLACE
+ *   prot   PROT_READ, PROT_WRITE: at most what the descriptor allows
+ *   flags  MAP_SHARED, and the two above
+ *
+ * EINVAL  region not sized, MAP_PRIVATE, misaligned fixed address
+ * EACCES  descriptor not open for what `prot` asks
+ * EEXIST  MAP_FIXED_NOREPLACE and something is there
+ * ENOMEM  no aligned hole of that size in the address space
+ * ENOTTY  `fd` is not a region of an msharefs mount
+ * ENOSYS  no userfaultfd with minor faults, write-protect and guard pages for
+ *         shared memory (Linux 6.15 has them)
+ *
+ * Source: mmap() of the file in the kernel series (patches 7 and 18).
+ */
+MSHARE_API void *mshare_attach(int fd, void *addr, int prot, int flags);
+
+/*
+ * Detaches the region attached at `addr`. EINVAL: nothing is attached there.
+ * The pages stay in the region. No other thread may be using the memory.
+ */
+MSHARE_API int mshare_detach(void *addr);
+
+/*
+ * Maps an object into the region, as ioctl(MSHAREFS_CREATE_MAPPING) does; what
+ * was there before is replaced. `flags` needs MAP_SHARED|MAP_FIXED, plus
+ * MAP_ANONYMOUS for zero-filled memory (`object_fd` and `offset` are ignored).
+ * In force for every attached process when it returns.
+ *
+ * EINVAL  region not sized; offset or size outside it or misaligned; flags
+ * EACCES  the descriptor `fd` is read-only
+ * EBUSY   an attached process does not answer (a debugger stopped it inside a
+ *         fault); nothing was changed
+ */
+MSHARE_API int mshare_map(int fd, uint64_t region_offset, uint64_t size, int prot, int flags,
+                          int object_fd, uint64_t offset);
+
+/*
+ * Removes [region_offset, region_offset+size) from the region and frees its
+ * pages. In force in every attached process when it returns: later accesses get
+ * SIGSEGV with SEGV_MAPERR. A range where nothing is mapped is no error.
+ * Errors as mshare_map().
+ */
+MSHARE_API int mshare_unmap(int fd, uint64_t region_offset, uint64_t size);
+
+/* What `msharefs stat` shows; the counters only grow. */
+struct mshare_stat {
+    uint64_t size;             /* bytes, 0: not sized yet */
+    uint64_t quantum;          /* bytes: alignment of size and attach address */
+    uint64_t rss;              /* bytes of anonymous memory in use */
+    uint64_t page_table_bytes; /* bytes the shared table frames really take */
+    uint64_t table_frames[4];  /* frames in use: PTE, PMD, PUD, PGD pages */
+    uint64_t vmas;
+    uint64_t clients;            /* attachments */
+    uint64_t faults;             /* entries filled because a page was touched first */
+    uint64_t links;              /* shared tables linked: one per client and quantum */
+    uint64_t materialised_pages; /* the emulator's own work in the clients' real tables */
+    uint64_t unmaps;
+    uint64_t segv; /* accesses answered with SIGSEGV */
+    int32_t owner_pid;
+    uint32_t pad;
+    uint64_t owner_start_time; /* clock ticks since boot, /proc/PID/stat field 22 */
+};
+
+/* Fills `st` for the region open at `fd`. ENOTTY: not a region. */
+MSHARE_API int mshare_stat(int fd, struct mshare_stat *st);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,158 @@
+/* inspect.c - copy out what is in a host mm; see inspect.h. */
+#include "inspect.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "pagetable.h"
+
+void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup)
+{
+    mm->header->owner_pid = pid;
+    mm->header->owner_start_time = start_time;
+    strncpy(mm->header->owner_cgroup, cgroup, MM_CGROUP_LEN - 1);
+    mm->header->owner_cgroup[MM_CGROUP_LEN - 1] = 0;
+}
+
+const char *mm_owner_cgroup(const struct mm *mm)
+{
+    mm->header->owner_cgroup[MM_CGROUP_LEN - 1] = 0;
+    return mm->header->owner_cgroup;
+}
+
+void mm_count_unmap(struct mm *mm) { mm->header->unmaps++; }
+
+static void add_counters(struct mshare_stat *st, const struct mm_counters *counters)
+{
+    st->faults += atomic_load(&counters->faults);
+    st->links += atomic_load(&counters->links);
+    st->materialised_pages += atomic_load(&counters->materialised);
+    st->segv += atomic_load(&counters->segv);
+}
+
+int mm_stat(const struct mm *mm, int mem_fd, struct mshare_stat *st)
+{
+    struct stat file;
+    int64_t bytes = mm_frame_bytes(mm);
+
+    if (bytes < 0)
+        return (int)bytes;
+    if (fstat(mem_fd, &file))
+        return -errno;
+    *st = (struct mshare_stat){
+        .size = mm->size,
+        .quantum = mm->quantum,
+        .rss = (uint64_t)file.st_blocks * 512,
+        .page_table_bytes = (uint64_t)bytes,
+        .unmaps = mm->header->unmaps,
+        .owner_pid = mm->header->owner_pid,
+        .owner_start_time = mm->header->owner_start_time,
+    };
+    vma_snapshot(mm, atomic_load(&mm->header->epoch), &st->vmas);
+    for (uint64_t i = 0, high = frames_high(mm); i < high; i++) {
+        uint64_t word = atomic_load_explicit(&mm->words[i], memory_order_relaxed);
+
+        if (frame_state(word) != FRAME_FREE)
+            st->table_frames[frame_level(word)]++;
+    }
+    add_counters(st, &mm->header->retired);
+    for (unsigned i = 0; i < slots_high(mm); i++)
+        if (atomic_load(&mm->slots[i].state) != SLOT_FREE) {
+            st->clients++;
+            add_counters(st, &mm->slots[i].counters);
+        }
+    return 0;
+}
+
+int64_t mm_vmas(const struct mm *mm, struct mm_vma *vmas, uint64_t max)
+{
+    uint64_t used;
+    const struct mm_vma *set = vma_snapshot(mm, atomic_load(&mm->header->epoch), &used);
+
+    if (!set)
+        return -EUCLEAN;
+    memcpy(vmas, set, (used < max ? used : max) * sizeof *vmas);
+    return (int64_t)used;
+}
+
+struct listing {
+    struct mm_table *tables;
+    uint64_t used, max;
+};
+
+static uint32_t present_entries(const _Atomic uint64_t *table)
+{
+    uint32_t present = 0;
+
+    for (unsigned i = 0; i < 512; i++)
+        present += atomic_load_explicit(&table[i], memory_order_relaxed) & ENTRY_PRESENT;
+    return present;
+}
+
+static void list(struct listing *listing, const struct mm *mm, uint64_t frame, unsigned level,
+                 uint64_t addr)
+{
+    if (listing->used < listing->max)
+        listing->tables[listing->used] = (struct mm_table){
+            .frame = frame,
+            .level = level,
+            .present = present_entries(frame_entries(mm, frame)),
+            .start = addr,
+            .end = addr + entry_span(level + 1),
+        };
+    listing->used++;
+}
+
+static int list_table(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    list(walk->arg, walk->mm, entry_frame(atomic_load(entry)), level, addr);
+    return 0;
+}
+
+int64_t mm_tables(struct mm *mm, struct mm_table *tables, uint64_t max)
+{
+    struct listing listing = {.tables = tables, .max = max};
+    struct walk walk = {.mm = mm, .table = list_table, .arg = &listing};
+    int err = walk_range(&walk, HOST_BASE, mm->host_end);
+
+    list(&listing, mm, 0, 3, 0);
+    return err ? err : (int64_t)listing.used;
+}
+
+int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max)
+{
+    uint64_t used = 0;
+
+    for (unsigned i = 0; i < slots_high(mm); i++) {
+        const struct mm_slot *slot = &mm->slots[i];
+        uint32_t pid = atomic_load(&slot->state);
+
+        if (pid == SLOT_FREE)
+            continue;
+        if (used < max)
+            clients[used] = (struct mm_client){
+                .slot = i,
+                .pid = pid,
+                .start_time = slot->start_time,
+                .base = slot->base,
+                .prot = slot->prot,
+                .poisoned = atomic_load(&slot->poisoned),
+                .faults = atomic_load(&slot->counters.faults),
+                .links = atomic_load(&slot->counters.links),
+                .materialised = atomic_load(&slot->counters.materialised),
+                .segv = atomic_load(&slot->counters.segv),
+                .epoch = atomic_load(&slot->epoch),
+            };
+        used++;
+    }
+    return (int64_t)used;
+}
+
+void mm_set_client(struct mm *mm, unsigned slot, uint32_t pid, uint64_t start_time)
+{
+    if (slot >= MM_SLOTS)
+        return;
+    mm->slots[slot].start_time = start_time;
+    atomic_store(&mm->slots[slot].state, pid);
+}

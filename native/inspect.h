@@ -1,0 +1,46 @@
+/*
+ * inspect.h - what is in a host mm, copied out for people. Counts of running
+ * clients move while one looks.
+ */
+#ifndef MSHARE_INSPECT_H
+#define MSHARE_INSPECT_H
+
+#include "mm.h"
+#include "msharefs.h"
+
+/* Who made the region, for accounting. `cgroup` is cut at MM_CGROUP_LEN - 1. */
+void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup);
+const char *mm_owner_cgroup(const struct mm *mm);
+
+/* Everything of struct mshare_stat. `mem_fd` holds the pages. 0 or -errno. */
+int mm_stat(const struct mm *mm, int mem_fd, struct mshare_stat *st);
+void mm_count_unmap(struct mm *mm);
+
+/* Copies the current VMAs; returns how many there are, at most `max` copied. */
+int64_t mm_vmas(const struct mm *mm, struct mm_vma *vmas, uint64_t max);
+
+/* One table of the tree. Addresses are host addresses. */
+struct mm_table {
+    uint64_t frame;
+    uint32_t level;   /* 0: PTE page ... 3: PGD */
+    uint32_t present; /* entries in use */
+    uint64_t start, end;
+};
+
+/* Lists the tables, upper levels after their children; returns how many. */
+int64_t mm_tables(struct mm *mm, struct mm_table *tables, uint64_t max);
+
+/* One attachment. */
+struct mm_client {
+    uint32_t slot, pid;
+    uint64_t start_time, base;
+    uint32_t prot, poisoned;
+    uint64_t faults, links, materialised, segv;
+    uint64_t epoch; /* not 0: inside a fault */
+};
+
+int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max);
+/* Tells a slot's process as the server sees it, for another pid namespace. */
+void mm_set_client(struct mm *mm, unsigned slot, uint32_t pid, uint64_t start_time);
+
+#endif

@@ -1,0 +1,204 @@
+/*
+ * layout.h - a region's host mm in shared memory: the `.mm` object.
+ *
+ *   0            header                     struct mm_header
+ *   slots_at     client slots               struct mm_slot[slots_max]
+ *   vmas_at[2]   two VMA snapshot areas     struct mm_vma[vmas_max] each
+ *   words_at     one word a table frame     uint64_t[frames_max]
+ *   frames_at    table frames               4096 bytes each
+ *
+ * The file is sparse: what is never used takes no memory. Everything in it is
+ * input to whoever maps it, so every index, offset and count is checked against
+ * the private copy of the geometry in struct mm (mm.h) before use.
+ *
+ * Who may write what, and when (S: the server; C: the client that owns the
+ * slot; any: any attached process):
+ *
+ *   field                 who   when
+ *   header, geometry      S     once, before the region can be attached
+ *   epoch                 S     publishing a VMA snapshot (release)
+ *   intent                S     before the publish it describes, and when done
+ *   frames_hint           any   a hint only, any value is harmless
+ *   frames_high           any   grows by compare-and-swap, never shrinks
+ *   slots_high            any   the same
+ *   retired, unmaps       S
+ *   slot.state            any   FREE -> CLAIMED by compare-and-swap; else C and S
+ *   slot, the rest        C     while CLAIMED; S after the client's death
+ *   VMA area epoch & 1    -     immutable while it is the current one
+ *   VMA area of the other S     after a grace period, before the next publish
+ *   frame word            any   FREE -> HELD by compare-and-swap, then the
+ *                               holder; S once no VMA can reach the frame
+ *   table entries         any   none -> present by compare-and-swap, inside an
+ *                               epoch; S alone clears them, after a grace period
+ *
+ * No lock is shared: a process may die at any instruction.
+ */
+#ifndef MSHARE_LAYOUT_H
+#define MSHARE_LAYOUT_H
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define PAGE_SHIFT 12
+#define PAGE_SIZE 4096ull
+#define PMD_SIZE (1ull << 21)
+#define PUD_SIZE (1ull << 30)
+#define P4D_SIZE (1ull << 39)
+
+/* The series puts every region at 512 GiB in its host mm (msharefs-v3 1.4). */
+#define HOST_BASE P4D_SIZE
+/* End of user addresses with 4-level paging, as on the kernel. */
+#define HOST_END ((1ull << 47) - PAGE_SIZE)
+
+#define MM_MAGIC 0x4d4d455241485348ull /* "HSHAREMM" read as little endian text */
+#define MM_SLOTS 16384u                /* attachments a region: the series' largest test */
+#define MM_VMAS 65530u                 /* vm.max_map_count's default, the kernel's limit */
+#define MM_FRAMES_SPARE 4096u          /* table frames in hand at one instant */
+#define MM_CGROUP_LEN 256u
+
+/* mm_header.intent.op */
+enum mm_intent_op {
+    INTENT_NONE = 0,
+    INTENT_ZAP = 1, /* remove entries and pages of [start, end), clear VMA_BUSY */
+};
+
+/* What the server is about to publish, so that a successor can finish it. It
+ * counts only if `epoch` is the header's epoch: the publish is the commit. */
+struct mm_intent {
+    uint64_t op;
+    uint64_t start, end; /* region offsets, bytes */
+    uint64_t epoch;
+};
+
+struct mm_counters {
+    _Atomic uint64_t faults;       /* leaf entries filled by a first touch */
+    _Atomic uint64_t links;        /* quanta linked */
+    _Atomic uint64_t materialised; /* pages made reachable in a client's real MMU */
+    _Atomic uint64_t segv;         /* accesses refused */
+};
+
+struct mm_header {
+    uint64_t magic;
+    uint64_t signature; /* layout_signature() of the writer's build */
+    uint64_t region;    /* number of the region in its mount */
+    uint64_t size;      /* region, bytes */
+    uint64_t quantum;   /* bytes */
+    uint64_t file_size; /* of this object, bytes */
+    uint64_t slots_at, vmas_at[2], words_at, frames_at;
+    uint32_t slots_max, vmas_max;
+    uint64_t frames_max;
+
+    int32_t owner_pid; /* as the server sees it; 0: none */
+    uint32_t owner_pad;
+    uint64_t owner_start_time; /* clock ticks since boot */
+    char owner_cgroup[MM_CGROUP_LEN];
+
+    _Alignas(64) _Atomic uint64_t epoch; /* snapshot number; its area is epoch & 1 */
+    uint64_t vmas_used[2];
+    struct mm_intent intent;
+
+    _Alignas(64) _Atomic uint64_t frames_hint; /* where to look for a free frame */
+    _Atomic uint64_t frames_high;              /* frames ever used are below this */
+    _Atomic uint64_t slots_high;               /* and slots */
+
+    _Alignas(64) struct mm_counters retired; /* of clients that are gone */
+    uint64_t unmaps;
+    uint64_t serial; /* of the last mapping made */
+};
+
+enum vma_flags {
+    VMA_READ = 1, /* = PROT_READ, PROT_WRITE, PROT_EXEC */
+    VMA_WRITE = 2,
+    VMA_EXEC = 4,
+    VMA_PROT = 7,
+    VMA_BUSY = 8, /* being replaced: a fault waits for the next snapshot */
+};
+
+/* One mapping: [start, end) in region offsets, bytes. */
+struct mm_vma {
+    uint64_t start, end;
+    uint64_t offset; /* of `start` in the object, bytes */
+    uint32_t flags;  /* enum vma_flags */
+    uint32_t object; /* 0: anonymous */
+    uint64_t serial; /* of the CREATE_MAPPING it came from: only equals merge */
+};
+
+/* slot.state: the owner's process id, or 0 for a free slot. */
+#define SLOT_FREE 0u
+
+/* A client's attachment. One writer: the client. Two cache lines. */
+struct mm_slot {
+    _Alignas(64) _Atomic uint32_t state; /* pid as the server sees it, SLOT_FREE */
+    _Atomic uint32_t poisoned;           /* pages made to fault natively (service.c) */
+    uint64_t start_time;                 /* of the process, clock ticks since boot */
+    uint64_t base;                       /* of the window, client address */
+    uint32_t prot;                       /* of the window */
+    uint32_t pad;
+    _Alignas(64) _Atomic uint64_t epoch; /* not 0: inside a fault since that epoch */
+    struct mm_counters counters;
+};
+
+/*
+ * Frame words: what struct page is to the kernel. A frame is FREE, or HELD by
+ * the slot that is about to link it into a table, or a TABLE of a level and
+ * span; level and span say where its parent entry is, so that after a crash one
+ * look tells whether the frame was linked.
+ *
+ *   63       32 31  20 19   4 3   2 1     0
+ *   | span     |  0   | slot | lvl | state |     span: region offset >> 21
+ */
+enum frame_state { FRAME_FREE = 0, FRAME_HELD = 1, FRAME_TABLE = 2 };
+
+static inline uint64_t frame_word(enum frame_state state, unsigned level, unsigned slot,
+                                  uint64_t addr)
+{
+    return (addr >> 21) << 32 | (uint64_t)slot << 4 | level << 2 | state;
+}
+
+static inline enum frame_state frame_state(uint64_t word) { return word & 3; }
+static inline unsigned frame_level(uint64_t word) { return word >> 2 & 3; }
+static inline unsigned frame_slot(uint64_t word) { return word >> 4 & 0xffff; }
+static inline uint64_t frame_addr(uint64_t word) { return word >> 32 << 21; }
+
+/* Paging entries, bit for bit x86-64 (Intel SDM 3A 4.5). */
+#define ENTRY_PRESENT (1ull << 0)
+#define ENTRY_RW (1ull << 1)
+#define ENTRY_USER (1ull << 2)
+#define ENTRY_ACCESSED (1ull << 5)
+#define ENTRY_DIRTY (1ull << 6)
+#define ENTRY_HUGE (1ull << 7) /* PS, in a PMD entry: a 2 MiB leaf */
+#define ENTRY_NX (1ull << 63)
+#define ENTRY_ADDR 0x000ffffffffff000ull
+#define ENTRY_TABLE (ENTRY_PRESENT | ENTRY_RW | ENTRY_USER | ENTRY_ACCESSED)
+
+/* The fixed map of "physical" addresses in entries. A real MMU can walk it. */
+#define TABLES_BASE (1ull << 40) /* + 4096 * frame */
+#define DATA_BASE (1ull << 47)   /* + region offset: anonymous pages */
+
+static_assert(sizeof(struct mm_vma) == 40, "VMA layout");
+static_assert(sizeof(struct mm_slot) == 128, "slot layout");
+static_assert(sizeof(struct mm_header) <= 4096, "the header is one page");
+static_assert(MM_SLOTS <= 1u << 16, "slot number fits a frame word");
+static_assert(HOST_END >> 21 <= UINT32_MAX, "span fits a frame word");
+
+/* Two programs built differently must not share a region: FNV-1a over what the
+ * layout depends on. */
+static inline uint64_t layout_signature(void)
+{
+    const uint64_t facts[] = {
+        sizeof(struct mm_header), sizeof(struct mm_slot), sizeof(struct mm_vma),
+        offsetof(struct mm_header, epoch), offsetof(struct mm_header, frames_hint),
+        offsetof(struct mm_header, retired), offsetof(struct mm_slot, epoch),
+        offsetof(struct mm_slot, counters), MM_SLOTS, MM_VMAS, TABLES_BASE, DATA_BASE,
+        HOST_BASE, VMA_BUSY, FRAME_TABLE,
+    };
+    uint64_t hash = 0xcbf29ce484222325ull;
+
+    for (unsigned i = 0; i < sizeof facts / sizeof *facts; i++)
+        hash = (hash ^ facts[i]) * 0x100000001b3ull;
+    return hash;
+}
+
+#endif

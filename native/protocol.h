@@ -1,0 +1,55 @@
+/*
+ * protocol.h - what travels over a control connection (AF_UNIX, SOCK_SEQPACKET).
+ *
+ * A connection has the rights of the region descriptor it was made from
+ * (MSHAREFS_CONNECT), or of the host mm it rejoined with. One fixed message a
+ * packet, descriptors beside it; a reply carries the request's `seq`.
+ *
+ *   op          from    arg                             descriptors    reply
+ *   TOKEN       client  (token in `text`)                              result
+ *   ATTACH      client  prot                                           size, quantum; text: socket path;
+ *                                                                      .mm, .mem, userfaultfd device
+ *   READY       client  slot                            uffd           result
+ *   FORKED      child   slot                            socket, uffd   result, on that socket
+ *   REJOIN      client  slot                            .mm, uffd      result
+ *   DETACH      client                                                 result
+ *   MAP         client  offset, size, prot, flags,      object         result
+ *                       object offset
+ *   UNMAP       client  offset, size                                   result
+ *   STAT        client                                                 struct mshare_stat in `text`
+ *   DESCRIBE    client  (what in `text`)                               memfd with JSON
+ *   REARM       server  start, end (region offsets)                    result: forget what was made
+ *                                                                      to fault natively there
+ */
+#ifndef MSHARE_PROTOCOL_H
+#define MSHARE_PROTOCOL_H
+
+#include <stdint.h>
+
+enum msg_op {
+    MSG_REPLY = 1,
+    MSG_TOKEN,
+    MSG_ATTACH,
+    MSG_READY,
+    MSG_FORKED,
+    MSG_REJOIN,
+    MSG_DETACH,
+    MSG_MAP,
+    MSG_UNMAP,
+    MSG_STAT,
+    MSG_DESCRIBE,
+    MSG_REARM,
+};
+
+#define MSG_TEXT 192
+#define MSG_FDS 3
+
+struct msg {
+    uint32_t op;
+    int32_t result; /* replies: 0 or -errno */
+    uint64_t seq;
+    uint64_t arg[5];
+    char text[MSG_TEXT];
+};
+
+#endif

@@ -1,0 +1,192 @@
+/*
+ * service.c - the thread that waits for this process's faults and for the server.
+ *
+ * One thread for all attachments. It blocks every signal and never calls back
+ * into the program. A server that goes away is not missed: faults need shared
+ * memory only. The thread knocks again until one answers.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "attachment.h"
+#include "control.h"
+
+#define EVENTS 16
+#define RECONNECT_MS 200
+/* glibc takes thread-local storage from it too; ours is shallow. */
+#define STACK_BYTES (256 * 1024)
+
+static int epoll = -1;
+static _Atomic unsigned away; /* attachments whose server is gone */
+
+enum source { SOURCE_UFFD, SOURCE_CTL };
+
+static uint64_t tag(const struct attachment *att, enum source source)
+{
+    return (uint64_t)(att - attachments) << 1 | source;
+}
+
+static int watch_fd(const struct attachment *att, int fd, enum source source)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = tag(att, source)};
+
+    return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
+}
+
+static void answer_faults(struct attachment *att)
+{
+    struct uffd_msg msgs[EVENTS];
+    ssize_t got = read(att->uffd, msgs, sizeof msgs);
+
+    for (ssize_t i = 0; i < got / (ssize_t)sizeof *msgs; i++)
+        if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
+            resolve_fault(att, msgs[i].arg.pagefault.address, msgs[i].arg.pagefault.flags);
+}
+
+static void lose_server(struct attachment *att)
+{
+    epoll_ctl(epoll, EPOLL_CTL_DEL, att->ctl, NULL);
+    close(att->ctl);
+    att->ctl = -1;
+    away++;
+}
+
+static void answer_server(struct attachment *att)
+{
+    struct msg msg;
+    int fds[MSG_FDS];
+    int err = control_recv(att->ctl, &msg, fds, 0);
+
+    if (err == -ETIMEDOUT)
+        return;
+    for (unsigned i = 0; !err && i < MSG_FDS; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    if (!err && msg.op == MSG_REARM) {
+        resolve_rearm(att, msg.arg[0], msg.arg[1]);
+        msg.op = MSG_REPLY;
+        msg.result = 0;
+        err = control_send(att->ctl, &msg, NULL, 0);
+    }
+    if (err)
+        lose_server(att);
+}
+
+/* The server is back: show it the host mm, which is the right to be its client. */
+static void rejoin(struct attachment *att)
+{
+    struct msg msg = {.op = MSG_REJOIN, .arg = {att->slot}};
+    const int fds[] = {att->mm.fd, att->uffd};
+    int sock = control_connect_path(att->path);
+
+    if (sock < 0)
+        return;
+    if (control_send(sock, &msg, fds, 2) || watch_fd(att, sock, SOURCE_CTL)) {
+        close(sock);
+        return;
+    }
+    att->ctl = sock;
+    away--;
+}
+
+static void rejoin_all(void)
+{
+    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++) {
+        struct attachment *att = &attachments[i];
+
+        pthread_mutex_lock(&att->lock);
+        if (att->live && att->ctl < 0)
+            rejoin(att);
+        pthread_mutex_unlock(&att->lock);
+    }
+}
+
+static void *serve(void *unused)
+{
+    struct epoll_event events[EVENTS];
+
+    (void)unused;
+    for (;;) {
+        int count = epoll_wait(epoll, events, EVENTS, away ? RECONNECT_MS : -1);
+
+        if (count < 0 && errno != EINTR)
+            return NULL; /* the program closed our descriptor: nothing to wait on */
+        for (int i = 0; i < count; i++) {
+            struct attachment *att = &attachments[events[i].data.u64 >> 1];
+
+            pthread_mutex_lock(&att->lock);
+            /* A detach may have come between the wait and the lock. */
+            if (att->live && (events[i].data.u64 & 1) == SOURCE_UFFD)
+                answer_faults(att);
+            else if (att->live && att->ctl >= 0)
+                answer_server(att);
+            pthread_mutex_unlock(&att->lock);
+        }
+        if (away)
+            rejoin_all();
+    }
+}
+
+int service_start(void)
+{
+    pthread_attr_t attr;
+    pthread_t thread;
+    sigset_t all, old;
+    int err;
+
+    if (epoll >= 0)
+        return 0;
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll < 0)
+        return -errno;
+    epoll = control_hide_fd(epoll);
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, STACK_BYTES);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    err = pthread_create(&thread, &attr, serve, NULL);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attr);
+    if (err) {
+        service_forget();
+        return -err;
+    }
+    pthread_setname_np(thread, "mshare-service");
+    return 0;
+}
+
+void service_forget(void)
+{
+    if (epoll >= 0)
+        close(epoll);
+    epoll = -1;
+    away = 0;
+}
+
+int service_watch(struct attachment *att)
+{
+    int err = watch_fd(att, att->uffd, SOURCE_UFFD);
+
+    if (err)
+        return err;
+    if (att->ctl < 0) {
+        away++;
+        return 0;
+    }
+    return watch_fd(att, att->ctl, SOURCE_CTL);
+}
+
+void service_unwatch(struct attachment *att)
+{
+    epoll_ctl(epoll, EPOLL_CTL_DEL, att->uffd, NULL);
+    if (att->ctl < 0)
+        away--;
+    else
+        epoll_ctl(epoll, EPOLL_CTL_DEL, att->ctl, NULL);
+}

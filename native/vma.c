@@ -1,0 +1,100 @@
+/*
+ * vma.c - VMA sets: sorted arrays, published whole.
+ *
+ *   before    AAAAAAAA  BBBB        replace [s, e) by N:
+ *                 s       e
+ *   after     AAAANNNNNNNNBB        A and B keep their outer parts
+ *
+ * A reader finds its snapshot by the epoch (area = epoch & 1) and may use it
+ * until it leaves the epoch; the writer refills an area only after a grace
+ * period (slots.c).
+ */
+#include <errno.h>
+
+#include "mm.h"
+
+const struct mm_vma *vma_snapshot(const struct mm *mm, uint64_t epoch, uint64_t *used)
+{
+    uint64_t count = mm->header->vmas_used[epoch & 1];
+
+    if (count > MM_VMAS)
+        return NULL;
+    *used = count;
+    return mm->vmas[epoch & 1];
+}
+
+bool vma_find(const struct mm *mm, uint64_t offset, struct mm_vma *vma)
+{
+    uint64_t epoch = atomic_load_explicit(&mm->header->epoch, memory_order_acquire);
+    uint64_t low = 0, high;
+    const struct mm_vma *set = vma_snapshot(mm, epoch, &high);
+
+    if (!set)
+        return false;
+    while (low < high) { /* the first that ends above offset */
+        uint64_t middle = low + (high - low) / 2;
+
+        if (set[middle].end > offset)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    if (low == mm->header->vmas_used[epoch & 1] || low >= MM_VMAS)
+        return false;
+    *vma = set[low];
+    return vma->start <= offset && offset < vma->end && vma->end <= mm->size;
+}
+
+/* Two VMAs that are one mapping seen in two parts: same object, same rights. */
+static bool mergeable(const struct mm_vma *a, const struct mm_vma *b)
+{
+    return a->end == b->start && a->flags == b->flags && a->object == b->object &&
+           a->serial == b->serial && a->offset + (a->end - a->start) == b->offset;
+}
+
+struct set {
+    struct mm_vma *vmas;
+    uint64_t used, max;
+};
+
+static int append(struct set *set, struct mm_vma vma)
+{
+    if (vma.start >= vma.end)
+        return 0;
+    if (set->used && mergeable(&set->vmas[set->used - 1], &vma)) {
+        set->vmas[set->used - 1].end = vma.end;
+        return 0;
+    }
+    if (set->used == set->max)
+        return -ENOMEM;
+    set->vmas[set->used++] = vma;
+    return 0;
+}
+
+static struct mm_vma part(const struct mm_vma *vma, uint64_t start, uint64_t end)
+{
+    struct mm_vma cut = *vma;
+
+    cut.start = vma->start > start ? vma->start : start;
+    cut.end = vma->end < end ? vma->end : end;
+    if (cut.start < cut.end)
+        cut.offset = vma->offset + (cut.start - vma->start);
+    return cut;
+}
+
+int64_t vma_replace(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
+                    const struct mm_vma *insert, struct mm_vma *to, uint64_t max)
+{
+    struct set set = {.vmas = to, .max = max};
+    uint64_t i = 0;
+    int err = 0;
+
+    for (; !err && i < used && from[i].start < start; i++)
+        err = append(&set, part(&from[i], 0, start));
+    if (!err && insert)
+        err = append(&set, *insert);
+    for (i = i ? i - 1 : 0; !err && i < used; i++)
+        if (from[i].end > end)
+            err = append(&set, part(&from[i], end, UINT64_MAX));
+    return err ? err : (int64_t)set.used;
+}
