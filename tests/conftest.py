@@ -1,0 +1,100 @@
+"""Fixtures for all tests.
+
+The whole run enters a private mount namespace before the first test, so a bare `pytest` does the
+same as `make test`. `mount` is a mounted msharefs; a test chooses its options with
+`@pytest.mark.mount("quantum=2M", limit=30)`. `mounts` makes any number of them. After each test
+nothing it started may be left: no process, no mount, no state.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+from support import leftovers, namespace
+from support.server import Mount
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NEEDS_ROOT = pytest.StashKey[str]()
+
+# A deadline on a shared machine finds slow neighbours, not bugs. CI gets the same examples each
+# time.
+hypothesis.settings.register_profile("msharefs", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("msharefs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "mount(*options, limit=60): -o options of the fixture mount, and its time limit"
+    )
+    leftovers.mark()
+    try:
+        namespace.enter()
+    except PermissionError as error:
+        config.stash[NEEDS_ROOT] = f"mounting needs root: run the tests as root ({error.strerror})"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Fail a test that leaves a process, a mount or a file in /dev/shm; remove what it left."""
+    before = leftovers.snapshot()
+    yield
+    found = leftovers.clean(before)
+    assert not found, "\n".join(found)
+
+
+@pytest.fixture
+def public_tmp() -> Iterator[Path]:
+    """A directory on tmpfs that other users may enter, unlike tmp_path."""
+    path = Path(tempfile.mkdtemp(dir=namespace.SHM, prefix="test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def mounts(request: pytest.FixtureRequest, public_tmp: Path) -> Iterator[Callable[..., Mount]]:
+    """Make mounts: `mounts("quantum=2M", limit=30)` gives a started `Mount`.
+
+    With `start=False` it is started later.
+    """
+    if NEEDS_ROOT in request.config.stash:
+        pytest.fail(request.config.stash[NEEDS_ROOT], pytrace=False)
+    made: list[Mount] = []
+
+    def make(*options: str, limit: float = 60.0, start: bool = True) -> Mount:
+        mount = Mount(public_tmp / f"mount{len(made)}", options, limit)
+        made.append(mount)
+        if start:
+            mount.start()
+        return mount
+
+    yield make
+    problems: list[str] = []
+    for mount in made:
+        try:
+            if mount.process is not None:
+                mount.stop()
+            problems += mount.problems()
+        except AssertionError as error:
+            problems.append(str(error))
+        finally:
+            # Shown by pytest beside a failure of the test or of this clean-up.
+            print(f"--- {mount.log}\n{mount.text()}")
+            mount.clean_up()
+    assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def mount(request: pytest.FixtureRequest, mounts: Callable[..., Mount]) -> Mount:
+    """A mounted msharefs with the options of the test's mark `mount`."""
+    marker = request.node.get_closest_marker("mount")
+    return mounts(*marker.args, **marker.kwargs) if marker else mounts()

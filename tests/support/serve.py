@@ -1,0 +1,9 @@
+"""The command msharefs, and SIGUSR1 writes the stacks of all its threads to stderr."""
+
+import faulthandler
+import signal
+
+from msharefs.cli import main
+
+faulthandler.register(signal.SIGUSR1, all_threads=True)
+main()

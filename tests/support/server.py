@@ -1,0 +1,179 @@
+"""A server of one test: mounted, watched, stopped, and its log read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from . import namespace
+
+HERE = Path(__file__).parent
+START_LIMIT = 30.0  # seconds: a slow machine imports for a while
+STOP_LIMIT = 15.0
+STACKS_WAIT = 1.0
+TROUBLE = re.compile(
+    r"^(Traceback \(most recent call last\)|Fatal Python error|watchdog:)", re.MULTILINE
+)
+
+
+class Mount:
+    """One mount point with its state directory, and its server (or several, one after the other).
+
+    All is under `base`, which must be on a tmpfs, and open to other users for tests that change
+    theirs. The server runs in the foreground in its own session, its output goes to `log`. `limit`
+    is the time in seconds that one server may live before the watchdog dumps its stacks and ends
+    it.
+    """
+
+    def __init__(self, base: Path, options: tuple[str, ...] = (), limit: float = 60.0) -> None:
+        self.base = base
+        self.path = base / "mnt"
+        self.state = base / "state"
+        self.log = base / "server.log"
+        self.options = (f"state={self.state}", *options)
+        self.limit = limit
+        self.process: subprocess.Popen[bytes] | None = None
+        self._minor = -1
+        self._crashed = False
+        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._expected: list[str] = []
+        self.path.mkdir(parents=True)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        assert self.process is not None, "the server is not running"
+        return self.process.pid
+
+    def text(self) -> str:
+        """The server's log so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def expect(self, pattern: str) -> None:
+        """Allow log entries that match this regular expression, and require at least one."""
+        self._expected.append(pattern)
+
+    def start(self) -> None:
+        """Start the server and wait until the mount answers."""
+        assert self.process is None, "the server is running already"
+        before = namespace.at(self.path)
+        self._minor = -1
+        self._crashed = False
+        verb = ["mount", "-f", "-o", ",".join(self.options), str(self.path)]
+        with self.log.open("ab") as out:
+            out.write(f"to repeat: .venv/bin/msharefs {shlex.join(verb)}\n".encode())
+            out.flush()
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-X", "faulthandler", HERE / "serve.py", *verb],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            )  # fmt: skip
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            self._minor = self._wait_for_mount(before, pidfd)
+            self._watchdog = subprocess.Popen(
+                [sys.executable, HERE / "watchdog.py",
+                 str(self.limit), str(self.pid), str(pidfd), str(self._minor), self.log],
+                stdin=subprocess.PIPE, start_new_session=True, pass_fds=[pidfd],
+            )  # fmt: skip
+            (self.path / "mshare_info").stat()
+        except BaseException:
+            self.clean_up()
+            raise
+        finally:
+            os.close(pidfd)
+
+    def stop(self) -> None:
+        """Stop the server as an administrator does, by SIGTERM; it must unmount and exit with 0."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Let the server crash (SIGKILL). The dead mount stays, the next server must cope."""
+        self._end(signal.SIGKILL)
+
+    def clean_up(self) -> None:
+        """Undo everything by force: server, watchdog, mounts and files. What is gone is gone."""
+        if self.process is not None:
+            namespace.abort(self._minor)
+            _kill_group(self.process)
+            self.process = None
+        self._dismiss_watchdog()
+        while namespace.at(self.path):
+            namespace.detach(self.path)
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def problems(self) -> list[str]:
+        """What this mount left behind or logged that it should not have, after the last stop."""
+        found = []
+        log = self.text()
+        for pattern in self._expected:
+            log, count = re.subn(pattern, "", log)
+            if count == 0:
+                found.append(f"the server's log lacks what the test expects: {pattern}")
+        if TROUBLE.search(log):
+            found.append("the server's log has a traceback nobody expects")
+        if self._crashed:
+            return found  # a crash leaves mount and state, as it should
+        if namespace.at(self.path):
+            found.append(f"{self.path} is still mounted")
+        if self.state.exists() and any(self.state.iterdir()):
+            left = sorted(str(path.relative_to(self.state)) for path in self.state.rglob("*"))
+            found.append(f"the state directory still holds {', '.join(left)}")
+        return found
+
+    def _wait_for_mount(self, before: namespace.MountPoint | None, pidfd: int) -> int:
+        """Minor device number of the new mount; the kernel tells when the mount table changes."""
+        with Path("/proc/self/mountinfo").open("rb") as table:
+            poll = select.poll()
+            poll.register(table, select.POLLPRI)
+            poll.register(pidfd, select.POLLIN)
+            while True:
+                mount = namespace.at(self.path)
+                if mount and mount != before:
+                    return mount.minor
+                events = poll.poll(START_LIMIT * 1000)
+                if not events:
+                    raise self._failed(f"no mount after {START_LIMIT:g} s")
+                if any(fd == pidfd for fd, _ in events):
+                    raise self._failed("the server ended before it had mounted")
+
+    def _end(self, number: signal.Signals) -> None:
+        process = self.process
+        assert process is not None, "the server is not running"
+        process.send_signal(number)
+        try:
+            status = process.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGUSR1)  # stacks into the log
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STACKS_WAIT)
+            failure = self._failed(f"the server ignores {number.name}")
+            self.clean_up()
+            raise failure from None
+        self.process = None
+        self._crashed = number == signal.SIGKILL
+        self._dismiss_watchdog()
+        expected = -number if number == signal.SIGKILL else 0
+        if status != expected:
+            raise self._failed(f"the server ended with status {status}")
+
+    def _failed(self, what: str) -> AssertionError:
+        return AssertionError(f"{what}; its log:\n{self.text()}")
+
+    def _dismiss_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.communicate(b"!")
+            self._watchdog = None
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
