@@ -29,11 +29,11 @@ def printable(name: str) -> str:
 def size(count: int) -> str:
     """A number of bytes for people: 512 GiB, 528 KiB, 1.5 MiB."""
     value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if value < 1024:
             return f"{value:.4g} {unit}"
         value /= 1024
-    return f"{value:.4g} TiB"
+    return f"{value:.4g} EiB"
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:

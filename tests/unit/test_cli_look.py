@@ -1,0 +1,254 @@
+"""What the look verbs print for people, from the documents that --json prints."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from msharefs.cli import _region, _show, clients, ls, maps, pagetable, stat
+
+if TYPE_CHECKING:
+    import click
+
+GIB = 1 << 30
+QUANTUM = 512 * GIB
+
+STAT: dict[str, Any] = {
+    "name": "r",
+    "size_bytes": QUANTUM,
+    "quantum_bytes": QUANTUM,
+    "vmas": 2,
+    "rss_bytes": 256 << 20,
+    "page_table_bytes": 131 * 4096,
+    "table_frames": {"pgd": 1, "pud": 1, "pmd": 1, "pte": 128},
+    "clients": 32,
+    "owner": {"pid": 4711, "start_time": 99, "cgroup": "/user.slice"},
+    "counters": {
+        "faults": 65536, "links": 31, "materialised_pages": 7, "unmaps": 3, "segv": 1,
+    },
+}  # fmt: skip
+
+MAPS = [
+    {"start": 0, "end": 256 << 20, "prot": "rw-s", "offset": 0, "object": "anon"},
+    {"start": GIB, "end": GIB + 4096, "prot": "r--s", "offset": 8192, "object": "/srv/da\nta"},
+]
+
+CLIENT = {
+    "pid": 4712, "start_time": 100, "comm": "mshare-worker", "kind": "attached",
+    "base": 0x7F8000000000, "size": QUANTUM, "prot": "rw-", "links": 1, "faults": 65536,
+    "materialised_pages": 65536, "segv": 2,
+}  # fmt: skip
+
+
+def table(frame: int, start: int, end: int, present: int) -> dict[str, int]:
+    return {"frame": frame, "start": start, "end": end, "present": present}
+
+
+def pte(frame: int, number: int, present: int) -> dict[str, int]:
+    return table(frame, number << 21, (number + 1) << 21, present)
+
+
+PAGETABLE = {
+    "levels": [
+        {"level": "pgd", "tables": [table(0, 0, 1 << 48, 1)]},
+        {
+            "level": "pte",
+            "tables": [pte(4, 0, 512), pte(5, 1, 512), pte(6, 2, 512), pte(9, 3, 7), pte(8, 9, 7)],
+        },
+    ]
+}
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, command: click.Command, *arguments: str) -> Result:
+    """Run a verb on documents of ours in place of a region's."""
+    documents = {"stat": STAT, "maps": MAPS, "pagetable": PAGETABLE, "clients": [CLIENT]}
+    monkeypatch.setattr(_region, "describe", lambda _path, kind: documents[kind])
+    result = CliRunner().invoke(command, arguments)
+    assert result.exception is None
+    return result
+
+
+@pytest.mark.parametrize(
+    ("module", "document"),
+    [(stat, STAT), (maps, MAPS), (pagetable, PAGETABLE), (clients, [CLIENT])],
+)
+def test_json_is_the_document(monkeypatch: pytest.MonkeyPatch, module: Any, document: Any) -> None:
+    result = answer(monkeypatch, module.command, "--json", "r")
+    assert json.loads(result.output) == document
+
+
+def test_stat_shows_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = answer(monkeypatch, stat.command, "r").output.splitlines()
+    shown = {name.strip(): value.strip() for name, value in (line.split("  ", 1) for line in lines)}
+    assert shown == {
+        "name": "r",
+        "size": "512 GiB (549755813888 bytes)",
+        "quantum": "512 GiB",
+        "mappings": "2",
+        "resident": "256 MiB",
+        "page tables": "524 KiB (pgd 1, pud 1, pmd 1, pte 128)",
+        "clients": "32",
+        "owner": "pid 4711, cgroup /user.slice",
+        "faults": "65536",
+        "links": "31",
+        "materialised pages": "7",
+        "unmaps": "3",
+        "segv": "1",
+    }
+
+
+def test_maps_has_the_columns_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = answer(monkeypatch, maps.command, "r").output.splitlines()
+    assert first == "000000000000-000010000000 rw-s 00000000 00:00 0".ljust(73) + "[anon]"
+    assert second == "000040000000-000040001000 r--s 00002000 00:00 0".ljust(73) + r"/srv/da\nta"
+    # Our own first line with a name, in the same Python, by the kernel itself.
+    kernel = next(line for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line)
+    assert kernel.index("/") == first.index("[")
+    assert len(kernel[:73].split()) == len(first[:73].split())
+
+
+def test_pagetable_folds_runs_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answer(monkeypatch, pagetable.command, "r").output.splitlines() == [
+        "pgd  1 table, 4 KiB",
+        "  000000000000-1000000000000    1/512 present  frame 0",
+        "pte  5 tables, 20 KiB",
+        "  000000000000-000000600000  512/512 present each  frames 4-6",
+        "  000000600000-000000800000    7/512 present  frame 9",
+        "  000001200000-000001400000    7/512 present  frame 8",
+    ]
+
+
+def test_pagetable_all_has_a_line_for_every_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = answer(monkeypatch, pagetable.command, "--all", "r").output.splitlines()
+    assert [line.split()[-1] for line in lines if "frame" in line] == ["0", "4", "5", "6", "9", "8"]
+
+
+def test_frames_out_of_order_are_counted() -> None:
+    assert pagetable.frames([pte(7, 0, 1), pte(5, 1, 1)]) == "2 frames"
+
+
+def test_clients_is_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, line = answer(monkeypatch, clients.command, "r").output.splitlines()
+    assert len(head.split()) == 10
+    assert line.split() == [
+        "4712", "mshare-worker", "attached", "0x7f8000000000", "512", "GiB", "rw-", "1", "65536",
+        "65536", "2",
+    ]  # fmt: skip
+
+
+def test_clients_says_so_when_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_region, "describe", lambda _path, _kind: [])
+    assert CliRunner().invoke(clients.command, ["r"]).output == "no process is attached\n"
+    assert CliRunner().invoke(clients.command, ["--json", "r"]).output == "[]\n"
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that stands for a mount: all kinds of regions, mshare_info, a subdirectory."""
+    (tmp_path / "mshare_info").write_text(f"{QUANTUM}\n")
+    (tmp_path / "unsized").touch()
+    for name in ("sized", "locked", "gone", "sub/deep"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(QUANTUM)
+
+    def ask(path: str, kind: str) -> dict[str, Any]:
+        assert kind == "stat"
+        if path.endswith("locked"):
+            raise PermissionError(13, "region locked: not for you")
+        if path.endswith("gone"):
+            raise FileNotFoundError(2, "No such file")
+        return copy.deepcopy(STAT) | {"name": os.path.basename(path)}
+
+    monkeypatch.setattr(_region, "ask", ask)
+    monkeypatch.setattr(_region, "look", os.stat)
+    return tmp_path
+
+
+def test_ls_json_lists_regions_by_name(directory: Path) -> None:
+    result = CliRunner().invoke(ls.command, ["--json", str(directory)])
+    assert json.loads(result.output) == [
+        {"name": "locked", "size_bytes": QUANTUM, "error": "Permission denied"},
+        STAT | {"name": "sized"},
+        {"name": "unsized", "size_bytes": 0},
+    ]
+
+
+def test_ls_recursive_names_regions_below(directory: Path) -> None:
+    result = CliRunner().invoke(ls.command, ["--json", "-R", str(directory)])
+    assert [entry["name"] for entry in json.loads(result.output)] == [
+        "locked", "sized", "sub/deep", "unsized",
+    ]  # fmt: skip
+
+
+def test_ls_shows_unsized_and_locked_regions_as_such(directory: Path) -> None:
+    lines = CliRunner().invoke(ls.command, [str(directory)]).output.splitlines()
+    by_name = {line.split()[0]: line.split()[1:] for line in lines}
+    assert by_name["unsized"] == ["unsized"]
+    assert by_name["locked"] == ["512", "GiB", "Permission", "denied"]
+    assert by_name["sized"] == ["512", "GiB", "2", "256", "MiB", "524", "KiB", "32", "pid", "4711"]
+
+
+def test_ls_of_an_empty_directory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_region, "look", os.stat)
+    assert CliRunner().invoke(ls.command, [str(tmp_path)]).output == "no regions\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"), (4096, "4 KiB"), (536576, "524 KiB"), (3 << 19, "1.5 MiB"),
+        (QUANTUM, "512 GiB"), (1 << 62, "4 EiB"), (1023, "1023 B"),
+    ],
+)  # fmt: skip
+def test_size(count: int, text: str) -> None:
+    assert _show.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("plain", "plain"), ("ü €", "ü €"), ("a\x1b[31m", r"a\x1b[31m"), ("x\udcff", r"x\udcff")],
+)
+def test_printable(name: str, text: str) -> None:
+    assert _show.printable(name) == text
+
+
+def test_names_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _show.table("name")
+    lines.add_row("[bold]:smile:[/bold]" + "x" * 200)
+    _show.show(lines)
+    assert capsys.readouterr().out.splitlines()[1] == "[bold]:smile:[/bold]" + "x" * 200
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "expected"),
+    [
+        ("", 0o040755, "is a directory, not a region"),
+        ("mshare_info", 0o100444, "is not a region"),
+        ("link", 0o120777, "is not a region"),
+    ],
+)
+def test_what_is_no_region(
+    monkeypatch: pytest.MonkeyPatch, name: str, mode: int, expected: str
+) -> None:
+    monkeypatch.setattr(_region, "look", lambda _path: os.stat_result((mode, *[0] * 9)))
+    with pytest.raises(OSError, match=expected):
+        _region.check_region(f"/mnt/{name}")
+
+
+def test_an_unsized_region_has_nothing_to_describe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_region, "look", lambda _path: os.stat_result((0o100600, *[0] * 9)))
+    with pytest.raises(OSError, match=r"r has no size yet.*truncate -s SIZE /mnt/r"):
+        _region.describe("/mnt/r", "stat")
+
+
+def test_fstype_is_the_kernels(tmp_path: Path) -> None:
+    assert _region.fstype(os.stat("/proc").st_dev) == "proc"
+    assert _region.fstype(0xFFFFF) == ""
+    assert _region.fstype(tmp_path.stat().st_dev) != _region.FSTYPE
