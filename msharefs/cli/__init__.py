@@ -17,8 +17,8 @@ from msharefs import __version__
 
 # Verb and what --help says of it: known here, so that --help need not load every verb to find out.
 VERBS = {
-    "mount": "Mount msharefs on a directory.",
-    "umount": "Unmount msharefs and end its server.",
+    "mount": "Mount msharefs on DIRECTORY.",
+    "umount": "Unmount the msharefs on DIRECTORY and wait until its server has ended.",
     "ls": "List the regions of a directory.",
     "stat": "Show a region's size, page tables, owner and counters.",
     "maps": "Show a region's mappings, in the shape of /proc/PID/maps.",
