@@ -107,21 +107,26 @@ int mm_audit(struct mm *mm, struct mm_audit *found)
     return err ? err : bytes < 0 ? (int)bytes : 0;
 }
 
+/* A frame that was a table before the look, and that the look does not reach,
+ * was cut off by a server that died before it freed it. Frames that clients are
+ * linking meanwhile become tables only once they are reachable. */
 int mm_sweep(struct mm *mm)
 {
     struct mm_audit found = {0};
     struct audit audit = {.found = &found};
-    int err = reach(mm, &audit);
+    uint64_t high = frames_high(mm);
+    uint8_t *tables = calloc(1, high / 8 + 1);
+    int err = tables ? 0 : -ENOMEM;
 
-    for (uint64_t i = 0, high = frames_high(mm); !err && i < high; i++) {
-        uint64_t word = atomic_load_explicit(&mm->words[i], memory_order_relaxed);
-
-        if (word && !reached(&audit, i))
+    for (uint64_t i = 0; !err && i < high; i++)
+        if (frame_state(atomic_load(&mm->words[i])) == FRAME_TABLE)
+            tables[i / 8] |= (uint8_t)(1u << i % 8);
+    if (!err)
+        err = reach(mm, &audit);
+    for (uint64_t i = 0; !err && i < high; i++)
+        if (tables[i / 8] & 1u << i % 8 && !reached(&audit, i))
             err = frame_free(mm, i);
-        else if (frame_state(word) == FRAME_HELD)
-            atomic_store(&mm->words[i],
-                         frame_word(FRAME_TABLE, frame_level(word), 0, frame_addr(word)));
-    }
+    free(tables);
     free(audit.reached);
     return err;
 }

@@ -166,13 +166,6 @@ void hostmm_abort(struct mm *mm)
     atomic_fetch_add(&mm->header->epoch, 1);
 }
 
-int hostmm_recover(struct mm *mm, int mem_fd)
-{
-    int err = mm_sweep(mm);
-
-    return err ? err : hostmm_finish(mm, mem_fd);
-}
-
 bool hostmm_mapped(struct mm *mm, uint64_t start, uint64_t end)
 {
     uint64_t used;

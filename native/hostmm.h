@@ -6,7 +6,8 @@
  *   hostmm_finish()            clears entries, frees frames and pages
  *   hostmm_abort()             instead, when a client does not leave its fault
  *
- * A server that dies in between leaves an intent; hostmm_recover() finishes it.
+ * A server that dies in between leaves an intent: after mm_sweep() and a grace
+ * period its successor calls hostmm_finish().
  */
 #ifndef MSHARE_HOSTMM_H
 #define MSHARE_HOSTMM_H
@@ -22,8 +23,6 @@ int hostmm_unmap(struct mm *mm, uint64_t start, uint64_t end);
 int hostmm_finish(struct mm *mm, int mem_fd);
 /* Goes back to the snapshot before. */
 void hostmm_abort(struct mm *mm);
-/* After a server's death: settles dead frames and finishes what was published. */
-int hostmm_recover(struct mm *mm, int mem_fd);
 /* Is anything mapped in [start, end)? For MAP_FIXED_NOREPLACE. */
 bool hostmm_mapped(struct mm *mm, uint64_t start, uint64_t end);
 

@@ -149,6 +149,14 @@ int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max)
     return (int64_t)used;
 }
 
+int mm_poisoned(const struct mm *mm, unsigned from)
+{
+    for (unsigned high = slots_high(mm); from < high; from++)
+        if (atomic_load(&mm->slots[from].poisoned))
+            return (int)from;
+    return -1;
+}
+
 void mm_set_client(struct mm *mm, unsigned slot, uint32_t pid, uint64_t start_time)
 {
     if (slot >= MM_SLOTS)

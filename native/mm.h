@@ -121,7 +121,7 @@ struct mm_audit {
 };
 
 int mm_audit(struct mm *mm, struct mm_audit *audit);
-/* Frees what nobody holds or reaches: only when no client is in a fault. */
+/* After a server's death: frees tables it had cut off and not yet freed. */
 int mm_sweep(struct mm *mm);
 
 #endif

@@ -1,0 +1,149 @@
+"""Regions for programs: open, map, attach, look.
+
+The same C library as every other client's does the work; a process that attaches runs its service
+thread, which does not need the GIL.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+from typing import TYPE_CHECKING, Any
+
+from . import verbs
+from .native import check, check_errno, ffi, lib
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+
+
+def open(path: str | os.PathLike[str], flags: int = os.O_RDWR) -> Region:  # noqa: A001
+    """Opens a region file of a mounted msharefs.
+
+    `flags` are those of open(2), O_CREAT included (mode 0600). OSError: as open(2), and ENOTTY if
+    the file is not a region.
+    """
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        return Region(path, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+class Region:
+    """An open region file; a context manager that detaches and closes."""
+
+    def __init__(self, path: str | os.PathLike[str], fd: int) -> None:
+        self.path = os.fspath(path)
+        self.fd = fd
+        self._views: dict[int, memoryview] = {}
+        if "\0" in self.path:
+            raise ValueError("a path holds no NUL")
+        self.stat()  # ENOTTY here, where the path is known, and not at the first use
+
+    def __enter__(self) -> Region:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def truncate(self, size: int) -> None:
+        """Sizes the region, once: a multiple of the mount's quantum, in bytes. Else EINVAL."""
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.path}: size {size}: a region is sized once, "
+                f"to a multiple of its quantum {self.stat()['quantum_bytes']}",
+            ) from None
+
+    def map(
+        self,
+        offset: int,
+        size: int,
+        prot: int = READ_WRITE,
+        flags: int = mmap.MAP_SHARED | verbs.MAP_FIXED | mmap.MAP_ANONYMOUS,
+        fd: int = -1,
+        fd_offset: int = 0,
+    ) -> None:
+        """Maps memory at region offset `offset` (bytes), as MSHAREFS_CREATE_MAPPING does."""
+        failed = lib.mshare_map(self.fd, offset, size, prot, flags, fd, fd_offset)
+        check_errno(failed, f"{self.path}: mapping {size} bytes at {offset:#x} of the region")
+
+    def unmap(self, offset: int, size: int) -> None:
+        """Takes a range out of the region, everywhere at once; bytes."""
+        failed = lib.mshare_unmap(self.fd, offset, size)
+        check_errno(failed, f"{self.path}: unmapping {size} bytes at {offset:#x} of the region")
+
+    def attach(self, addr: int = 0, prot: int = READ_WRITE, flags: int = mmap.MAP_SHARED) -> memoryview:
+        """Attaches the region; all of it, holes included, as a view of bytes.
+
+        The view is writable if `prot` has PROT_WRITE. Touching a hole is SIGSEGV, as in C.
+        """
+        where = f"at {addr:#x}" if addr else "anywhere"
+        base = lib.mshare_attach(self.fd, ffi.cast("void *", addr), prot, flags)
+        check_errno(int(ffi.cast("intptr_t", base)) == -1, f"{self.path}: attaching {where}")
+        view = memoryview(ffi.buffer(base, os.fstat(self.fd).st_size)).cast("B")
+        if not prot & mmap.PROT_WRITE:
+            view = view.toreadonly()
+        self._views[int(ffi.cast("uintptr_t", base))] = view
+        return view
+
+    @property
+    def addresses(self) -> list[int]:
+        """Where this object has attached the region."""
+        return list(self._views)
+
+    def detach(self, view: memoryview | None = None) -> None:
+        """Detaches `view`, or all; slices of it must be gone (BufferError). EINVAL: not ours."""
+        if view is not None and not any(view is attached for attached in self._views.values()):
+            raise OSError(errno.EINVAL, f"{self.path}: that view is not attached")
+        for address, attached in list(self._views.items()):
+            if view is None or attached is view:
+                attached.release()
+                del self._views[address]
+                failed = lib.mshare_detach(ffi.cast("void *", address))
+                check_errno(failed, f"{self.path}: detaching {address:#x}")
+
+    def close(self) -> None:
+        """Detaches and closes; a second call does nothing."""
+        self.detach()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def stat(self) -> dict[str, Any]:
+        """Size, memory, page tables, owner and counters: `msharefs stat --json`."""
+        return {"name": os.path.basename(self.path), **self.describe("stat")}
+
+    def maps(self) -> list[dict[str, Any]]:
+        """The VMAs of the region: `msharefs maps --json`."""
+        return self.describe("maps")
+
+    def describe(self, what: str) -> Any:
+        """One of "stat", "maps", "pagetable", "clients", "audit", as the server has it."""
+        sock = check(lib.control_connect(self.fd), f"{self.path}: asking its server")
+        try:
+            message = ffi.new("struct msg *", {"op": lib.MSG_DESCRIBE})
+            message.text = what.encode()
+            fds = ffi.new(f"int[{lib.MSG_FDS}]", [-1] * lib.MSG_FDS)
+            result = lib.control_call(sock, message, ffi.NULL, 0, fds)
+            if result < 0:
+                said = ffi.string(message.text).decode(errors="replace")
+                raise OSError(-result, f"{self.path}: {said or os.strerror(-result)}")
+            with os.fdopen(fds[0], "rb") as answer:
+                answer.seek(0)
+                return json.load(answer)
+        finally:
+            os.close(sock)

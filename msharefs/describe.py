@@ -1,0 +1,138 @@
+"""What is in a host mm, as plain dicts: the JSON of the look verbs.
+
+Offsets and sizes are region offsets and bytes. Figures are read from the shared memory and its
+files, never computed from a formula; those of running clients move while one looks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import processes
+from .native import LEVELS, check, ffi, lib
+
+if TYPE_CHECKING:
+    from .hostmm import HostMM
+    from .processes import Process
+
+
+def unsized(quantum: int, owner: Process) -> dict[str, Any]:
+    """`stat` of a region that has no size yet, and so no host mm."""
+    raw = ffi.new("struct mshare_stat *", {"quantum": quantum, "owner_pid": owner.pid})
+    raw.owner_start_time = owner.start_time
+    return _stat(raw, owner.cgroup)
+
+
+def stat(host: HostMM) -> dict[str, Any]:
+    """The figures of a region."""
+    return _stat(raw_stat(host), ffi.string(lib.mm_owner_cgroup(host.mm)).decode(errors="replace"))
+
+
+def raw_stat(host: HostMM) -> Any:
+    """`struct mshare_stat` of a region."""
+    raw = ffi.new("struct mshare_stat *")
+    check(lib.mm_stat(host.mm, host.mem_fd, raw), f"{host.name}: reading its figures")
+    return raw
+
+
+def _stat(raw: Any, cgroup: str) -> dict[str, Any]:
+    return {
+        "size_bytes": raw.size,
+        "quantum_bytes": raw.quantum,
+        "vmas": raw.vmas,
+        "rss_bytes": raw.rss,
+        "page_table_bytes": raw.page_table_bytes,
+        "table_frames": {name: raw.table_frames[level] for level, name in reversed(list(enumerate(LEVELS)))},
+        "clients": raw.clients,
+        "owner": {"pid": raw.owner_pid, "start_time": raw.owner_start_time, "cgroup": cgroup},
+        "counters": {
+            "faults": raw.faults,
+            "links": raw.links,
+            "materialised_pages": raw.materialised_pages,
+            "unmaps": raw.unmaps,
+            "segv": raw.segv,
+        },
+    }
+
+
+def maps(host: HostMM) -> list[dict[str, Any]]:
+    """The VMAs, in order."""
+    count = check(lib.mm_vmas(host.mm, ffi.NULL, 0), f"{host.name}: reading its VMAs")
+    vmas = ffi.new("struct mm_vma[]", count)
+    lib.mm_vmas(host.mm, vmas, count)
+    return [
+        {
+            "start": vma.start,
+            "end": vma.end,
+            "prot": _prot(vma.flags),
+            "offset": vma.offset,
+            "object": "anon",
+        }
+        for vma in vmas
+    ]
+
+
+def _prot(flags: int) -> str:
+    bits = ((lib.VMA_READ, "r"), (lib.VMA_WRITE, "w"), (lib.VMA_EXEC, "x"))
+    return "".join(letter if flags & bit else "-" for bit, letter in bits) + "s"
+
+
+def pagetable(host: HostMM) -> dict[str, Any]:
+    """The tree of tables, level by level from the top. Spans are host addresses, as in the entries."""
+    count = check(lib.mm_tables(host.mm, ffi.NULL, 0), f"{host.name}: walking its page tables")
+    tables = ffi.new("struct mm_table[]", count)
+    # Clients may have added tables since: those wait for the next look.
+    lib.mm_tables(host.mm, tables, count)
+    levels: dict[str, list[dict[str, Any]]] = {name: [] for name in reversed(LEVELS)}
+    for table in tables:
+        if table.end:
+            levels[LEVELS[table.level]].append(
+                {
+                    "frame": table.frame,
+                    "start": table.start,
+                    "end": table.end,
+                    "present": table.present,
+                }
+            )
+    return {
+        "levels": [
+            {"level": level, "tables": sorted(found, key=lambda table: table["start"])}
+            for level, found in levels.items()
+        ]
+    }
+
+
+def clients(host: HostMM) -> list[dict[str, Any]]:
+    """The attachments, by slot."""
+    count = host.attached()
+    found = ffi.new("struct mm_client[]", count)
+    count = min(count, lib.mm_clients(host.mm, found, count))
+    return [
+        {
+            "pid": client.pid,
+            "start_time": client.start_time,
+            "comm": processes.command(client.pid),
+            "kind": "attached",
+            "base": client.base,
+            "size": host.size,
+            "prot": _prot(client.prot),
+            "links": client.links,
+            "faults": client.faults,
+            "materialised_pages": client.materialised,
+            "segv": client.segv,
+        }
+        for client in found[0:count]
+    ]
+
+
+def audit(host: HostMM) -> dict[str, Any]:
+    """The invariants of the whole region, checked (struct mm_audit)."""
+    found = ffi.new("struct mm_audit *")
+    check(lib.mm_audit(host.mm, found), f"{host.name}: auditing it")
+    return {
+        "tables": {name: found.tables[level] for level, name in reversed(list(enumerate(LEVELS)))},
+        **{
+            field: getattr(found, field)
+            for field in ("leaves", "frame_bytes", "held", "lost", "stray", "bad", "vmas")
+        },
+    }

@@ -1,0 +1,193 @@
+"""A region's host mm in the server: the only writer of its VMAs.
+
+A change is published, then waits until no client is inside a fault on the old snapshot (the grace
+period), then takes entries and pages away. The wait is bounded: a client that does not leave its
+fault, because a debugger holds it there, makes the change fail with EBUSY and nothing changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from .native import check, ffi, lib
+from .processes import Process, is_alive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+# A fault takes microseconds; only a stopped process needs longer. The caller cannot be killed while
+# it waits in its ioctl, so it must not be long.
+GRACE_SECONDS = 2.0
+GRACE_POLL_SECONDS = 0.0002
+
+
+class Client(Protocol):
+    """The control connection of an attached process."""
+
+    pid: int
+
+    async def rearm(self, start: int, end: int) -> None:
+        """Undo what the process did to make pages of [start, end) fault natively."""
+
+
+class HostMM:
+    """The `.mm` and `.mem` of one region, mapped and open. `name` is for messages."""
+
+    def __init__(self, name: str, directory: Path, ident: int) -> None:
+        self.name = name
+        self._paths = object_paths(directory, ident)
+        self._mm = ffi.new("struct mm *")
+        self._lock = trio.Lock()
+        self._straggler = ffi.new("unsigned *")
+        mm_fd = os.open(self._paths[0], os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self.mem_fd = os.open(self._paths[1], os.O_RDWR | os.O_CLOEXEC)
+            check(lib.mm_open(self._mm, mm_fd), f"{name}: its host mm {self._paths[0]}")
+        except BaseException:
+            os.close(mm_fd)
+            raise
+        self.clients: dict[int, Client] = {}
+        """Connected attachments, by slot."""
+
+    @classmethod
+    def make(
+        cls, name: str, directory: Path, ident: int, size: int, quantum: int, owner: Process
+    ) -> HostMM:
+        """A new host mm of `size` bytes. EINVAL: `size` is not a positive multiple of `quantum`."""
+        paths = object_paths(directory, ident)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            mm_fd = os.open(paths[0], flags, 0o600)
+            try:
+                check(
+                    lib.mm_format(mm_fd, ident, size, quantum),
+                    f"{name}: size {size} with quantum {quantum}",
+                )
+            finally:
+                os.close(mm_fd)
+            mem_fd = os.open(paths[1], flags, 0o600)
+            try:
+                os.ftruncate(mem_fd, size)
+            finally:
+                os.close(mem_fd)
+            made = cls(name, directory, ident)
+        except BaseException:
+            remove_objects(directory, ident)
+            raise
+        lib.mm_set_owner(made.mm, owner.pid, owner.start_time, owner.cgroup.encode())
+        return made
+
+    @property
+    def mm(self) -> Any:
+        """The core's `struct mm *`."""
+        return self._mm
+
+    @property
+    def size(self) -> int:
+        """Bytes of the region."""
+        return self._mm.size
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the `.mm` object."""
+        return self._mm.fd
+
+    def attached(self) -> int:
+        """How many attachments there are, connected or not."""
+        return lib.mm_clients(self._mm, ffi.NULL, 0)
+
+    async def map(self, start: int, end: int, prot: int, *, replace: bool = True) -> None:
+        """Maps anonymous memory at [start, end); what was there goes, if `replace`, else EEXIST."""
+        vma = ffi.new("struct mm_vma *", {"start": start, "end": end, "offset": 0})
+        vma.flags = prot & lib.VMA_PROT
+        async with self._lock:
+            if not replace and lib.hostmm_mapped(self._mm, start, end):
+                raise OSError(errno.EEXIST, f"{self.name}: something is mapped in [{start:#x}, {end:#x})")
+            await self._change(lambda: lib.hostmm_map(self._mm, vma[0]))
+            await self._rearm(start, end)
+
+    async def unmap(self, start: int, end: int) -> None:
+        """Takes [start, end) out and frees its pages; in force everywhere on return."""
+        async with self._lock:
+            await self._change(lambda: lib.hostmm_unmap(self._mm, start, end))
+            lib.mm_count_unmap(self._mm)
+
+    async def recover(self) -> None:
+        """Finishes what a server that died had begun, and lets go of clients that died meanwhile."""
+        async with self._lock:
+            self.reap_dead()
+            check(lib.mm_sweep(self._mm), f"{self.name}: its page tables")
+            await self._grace()
+            check(lib.hostmm_finish(self._mm, self.mem_fd), f"{self.name}: finishing a change")
+
+    def reap(self, slot: int) -> None:
+        """Frees the slot of a client that detached or died."""
+        self.clients.pop(slot, None)
+        check(lib.slot_reap(self._mm, slot), f"{self.name}: slot {slot}")
+
+    def reap_dead(self) -> None:
+        """Frees the slots of processes that are gone without a word."""
+        count = self.attached()
+        clients = ffi.new("struct mm_client[]", count)
+        for client in clients[0 : min(count, lib.mm_clients(self._mm, clients, count))]:
+            if client.slot not in self.clients and not is_alive(client.pid, client.start_time):
+                self.reap(client.slot)
+
+    def close(self) -> None:
+        """Lets go of both objects; the files stay."""
+        lib.mm_close(self._mm)
+        os.close(self.mem_fd)
+
+    async def _change(self, publish: Callable[[], int]) -> None:
+        await self._grace()
+        check(publish(), f"{self.name}: changing its VMAs")
+        try:
+            await self._grace()
+        except BaseException:
+            lib.hostmm_abort(self._mm)
+            raise
+        check(lib.hostmm_finish(self._mm, self.mem_fd), f"{self.name}: taking pages away")
+
+    async def _grace(self) -> None:
+        deadline = trio.current_time() + GRACE_SECONDS
+        while lib.slot_grace(self._mm, self._straggler):
+            if trio.current_time() > deadline:
+                raise OSError(
+                    errno.EBUSY,
+                    f"{self.name}: {self._client_name(self._straggler[0])} does not leave a page "
+                    "fault; let it go on (is it stopped, or in a debugger?) and try again",
+                )
+            self.reap_dead()
+            await trio.sleep(GRACE_POLL_SECONDS)
+
+    async def _rearm(self, start: int, end: int) -> None:
+        """Pages that clients made to fault natively must reach us again: there is memory now."""
+        slot = lib.mm_poisoned(self._mm, 0)
+        while slot >= 0:
+            client = self.clients.get(slot)
+            if client is not None:
+                await client.rearm(start, end)
+            slot = lib.mm_poisoned(self._mm, slot + 1)
+
+    def _client_name(self, slot: int) -> str:
+        client = self.clients.get(slot)
+        return f"process {client.pid}" if client else f"the client of slot {slot}"
+
+
+def object_paths(directory: Path, ident: int) -> tuple[Path, Path]:
+    """Where region `ident` keeps its host mm and its pages."""
+    return directory / f"{ident}.mm", directory / f"{ident}.mem"
+
+
+def remove_objects(directory: Path, ident: int) -> None:
+    """Removes both files; attached processes keep what they have mapped."""
+    for path in object_paths(directory, ident):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""What the server needs to know of other processes: who they are, whether they live, their descriptors.
+
+Sources: proc(5), pidfd_getfd(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .native import ffi, lib
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process; the start time (clock ticks since boot) tells it from a later one of its number."""
+
+    pid: int
+    start_time: int
+    cgroup: str
+
+    def alive(self) -> bool:
+        """Whether it still runs; a zombie does not."""
+        return is_alive(self.pid, self.start_time)
+
+
+def _stat_fields(pid: int) -> list[bytes] | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name in field 2 may hold blanks and parentheses.
+            return file.read().rpartition(b") ")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def start_time(pid: int) -> int:
+    """Field 22 of /proc/PID/stat, 0 if there is no such process."""
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields else 0
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether process `pid` that started at `started` (0: unknown) still runs."""
+    fields = _stat_fields(pid)
+    if fields is None or fields[0] in (b"Z", b"X"):
+        return False
+    return started in (0, int(fields[19]))
+
+
+def command(pid: int) -> str:
+    """The name of process `pid`, empty if it is gone."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def cgroup(pid: int) -> str:
+    """The memory cgroup of `pid`: version 2's path, else that of the memory controller."""
+    unified = ""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                _, controllers, path = line.rstrip("\n").split(":", 2)
+                if "memory" in controllers.split(","):
+                    return path
+                if not controllers:
+                    unified = path
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return unified
+
+
+def process_of(tid: int) -> int:
+    """The process of thread `tid`: FUSE tells who asks by thread. 0 if it is gone."""
+    try:
+        with open(f"/proc/{tid}/status", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("Tgid:"):
+                    return int(line.split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return 0
+
+
+def describe(pid: int) -> Process:
+    """Who process `pid` is now."""
+    return Process(pid, start_time(pid), cgroup(pid))
+
+
+def fetch_descriptor(pid: int, number: int) -> int:
+    """A duplicate of descriptor `number` of process `pid`.
+
+    EBADF: it has none of that number. EPERM: ptrace rules forbid it. ESRCH: the process is gone.
+    """
+    with _pidfd(pid) as pidfd:
+        found = lib.syscall(
+            lib.SYS_pidfd_getfd,
+            ffi.cast("int", pidfd),
+            ffi.cast("int", number),
+            ffi.cast("unsigned int", 0),
+        )
+    if found < 0:
+        raise OSError(ffi.errno, f"descriptor {number} of process {pid}: {os.strerror(ffi.errno)}")
+    return found
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)

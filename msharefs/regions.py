@@ -1,0 +1,252 @@
+"""The regions of a mount: which there are, and what may be done to them.
+
+The file system (fs.py) says when a region file is made, sized, opened or gone; ioctl(2) and the
+control socket (control.py) say what to map. A region has a host mm from the moment it is sized.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import describe, processes, verbs
+from .hostmm import HostMM, object_paths, remove_objects
+from .native import ffi, lib
+from .processes import Process
+
+if TYPE_CHECKING:
+    from .options import MountOptions
+
+log = logging.getLogger(__name__)
+
+Connect = Callable[["Region", int, bytes, int], tuple[int, bytes]]
+
+
+class Region:
+    """One region file: its owner and, once sized, its host mm."""
+
+    def __init__(self, ident: int, owner: Process, quantum: int) -> None:
+        self.ident = ident
+        self.owner = owner
+        self.quantum = quantum
+        self.host: HostMM | None = None
+        self.frozen = False
+        """Sized 0 for ever: a quirk of v3."""
+        self.evicted = False
+        """No name and no descriptor is left; attachments keep it."""
+
+    @property
+    def name(self) -> str:
+        """For messages: a region may have several names or none."""
+        return f"region {self.ident}"
+
+    def sized(self) -> HostMM:
+        """The host mm. EINVAL: not sized."""
+        if self.host is None:
+            raise OSError(errno.EINVAL, f"{self.name} has no size yet: ftruncate it first")
+        return self.host
+
+    async def create_mapping(self, create: verbs.Create, flags: int, caller: int) -> None:
+        """MSHAREFS_CREATE_MAPPING, by a descriptor open with `flags`, for process `caller`."""
+        host = self.sized()
+        self._check_writable(flags)
+        verbs.check_create(create, host.size)
+        if not create.flags & verbs.MAP_ANONYMOUS:
+            os.close(processes.fetch_descriptor(caller, create.fd))
+            raise OSError(errno.ENODEV, f"{self.name}: only anonymous memory can be mapped into it")
+        verbs.check_create_range(create, host.size)
+        replace = not create.flags & verbs.MAP_FIXED_NOREPLACE
+        await host.map(create.region_offset, create.end, create.prot, replace=replace)
+
+    async def unmap(self, offset: int, size: int, flags: int) -> None:
+        """MSHAREFS_UNMAP, by a descriptor open with `flags`."""
+        host = self.sized()
+        self._check_writable(flags)
+        await host.unmap(offset, verbs.check_unmap(offset, size, host.size))
+
+    def describe(self, what: str) -> Any:
+        """One of the look verbs' dicts."""
+        if what == "stat" and self.host is None:
+            return describe.unsized(self.quantum, self.owner)
+        looks = {
+            "stat": describe.stat,
+            "maps": describe.maps,
+            "pagetable": describe.pagetable,
+            "clients": describe.clients,
+            "audit": describe.audit,
+        }
+        if what not in looks:
+            raise OSError(errno.EINVAL, f"there is no {what!r} of a region; there are {', '.join(looks)}")
+        host = self.sized()
+        host.reap_dead()
+        return looks[what](host)
+
+    def stat(self) -> bytes:
+        """struct mshare_stat."""
+        if self.host is None:
+            raw = ffi.new("struct mshare_stat *", {"quantum": self.quantum})
+            raw.owner_pid, raw.owner_start_time = self.owner.pid, self.owner.start_time
+        else:
+            raw = describe.raw_stat(self.host)
+        return bytes(ffi.buffer(raw))
+
+    def _check_writable(self, flags: int) -> None:
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EACCES, f"{self.name}: the descriptor is read-only; open it O_RDWR")
+
+
+class Regions:
+    """All regions of a mount, by number (the inode number of the name in the state directory)."""
+
+    def __init__(self, options: MountOptions, state: Path) -> None:
+        self._options = options
+        self._directory = state / "regions"
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._regions: dict[int, Region] = {}
+        self.connect: Connect = _no_connections
+        """Makes a control connection of a client's socket; control.py puts itself here."""
+
+    async def adopt(self, sizes: dict[int, int]) -> None:
+        """Takes over what an earlier server left; `sizes` has the region files by number.
+
+        A region without a name stays as long as a process is attached to it.
+        """
+        for ident, size in sizes.items():
+            region = self._regions[ident] = Region(ident, Process(0, 0, ""), self._options.quantum)
+            if size:
+                await self._adopt_host(region)
+            else:  # the server died while it was being sized: nobody has seen a host mm
+                remove_objects(self._directory, ident)
+        for path in self._directory.glob("*.mm"):
+            ident = int(path.stem)
+            if ident not in self._regions:
+                region = self._regions[ident] = Region(ident, Process(0, 0, ""), self._options.quantum)
+                await self._adopt_host(region)
+                await self.evict(ident)
+
+    def create(self, ident: int, ctx_pid: int) -> None:
+        """A region file was made by thread `ctx_pid`."""
+        owner = processes.describe(processes.process_of(ctx_pid))
+        self._regions[ident] = Region(ident, owner, self._options.quantum)
+
+    def check_open(self, ident: int, flags: int) -> None:
+        """Whether the file may be opened; v3 has no reason to refuse."""
+
+    def size(self, ident: int) -> int:
+        """Bytes, 0 before it is set."""
+        host = self._find(ident).host
+        return host.size if host else 0
+
+    async def set_size(self, ident: int, size: int) -> None:
+        """Sizes a region, once. EINVAL: it has a size, or `size` is no multiple of the quantum."""
+        region = self._find(ident)
+        if region.host is not None or region.frozen:
+            raise OSError(errno.EINVAL, f"{region.name} has a size; it is set once")
+        if size < 0 or size % region.quantum:
+            raise OSError(
+                errno.EINVAL,
+                f"{region.name}: size {size} is not a multiple of the quantum {region.quantum}",
+            )
+        if size == 0:
+            region.frozen = True
+            return
+        region.host = HostMM.make(
+            region.name, self._directory, ident, size, region.quantum, region.owner
+        )
+
+    async def ioctl(
+        self, ident: int, command: int, data: bytes, flags: int, tid: int
+    ) -> tuple[int, bytes]:
+        """ioctl(2) by thread `tid` on a descriptor open with `flags`: result and output."""
+        region = self._find(ident)
+        caller = processes.process_of(tid)
+        if command == lib.MSHAREFS_CONNECT:  # ours: also before the region is sized
+            return self.connect(region, flags, data, caller)
+        if not region.frozen:
+            region.sized()
+        if command == lib.MSHAREFS_CREATE_MAPPING:
+            await region.create_mapping(verbs.Create.from_bytes(data), flags, caller)
+        elif command == lib.MSHAREFS_UNMAP:
+            raw = ffi.from_buffer("struct mshare_unmap *", data)
+            await region.unmap(raw.region_offset, raw.size, flags)
+        else:
+            raise OSError(errno.ENOTTY, f"{region.name}: there is no ioctl {command:#x}")
+        return 0, b""
+
+    async def evict(self, ident: int) -> None:
+        """The last name and descriptor are gone: so is the region, unless somebody is attached."""
+        self._find(ident).evicted = True
+        self.drop_unused(ident)
+
+    def drop_unused(self, ident: int) -> None:
+        """Ends an evicted region with no attachment left: its memory goes back."""
+        region = self._find(ident)
+        if not region.evicted:
+            return
+        if region.host is not None:
+            region.host.reap_dead()
+            if region.host.attached():
+                return
+            region.host.close()
+        remove_objects(self._directory, ident)
+        del self._regions[ident]
+
+    def by_host(self, device: int, inode: int) -> Region | None:
+        """The region whose `.mm` object is that file: a client shows it to rejoin."""
+        for region in self._regions.values():
+            if region.host is not None:
+                found = os.fstat(region.host.fd)
+                if (found.st_dev, found.st_ino) == (device, inode):
+                    return region
+        return None
+
+    def attached(self) -> int:
+        """Attachments of all regions, without those of dead processes."""
+        hosts = [region.host for region in self._regions.values() if region.host]
+        for host in hosts:
+            host.reap_dead()
+        return sum(host.attached() for host in hosts)
+
+    def reap_dead(self) -> None:
+        """Lets go of processes that are gone without a word."""
+        for region in list(self._regions.values()):
+            if region.host is not None:
+                region.host.reap_dead()
+            self.drop_unused(region.ident)
+
+    def close(self) -> None:
+        """Lets go of everything; files and attachments stay."""
+        for region in self._regions.values():
+            if region.host is not None:
+                region.host.close()
+        self._regions.clear()
+
+    async def _adopt_host(self, region: Region) -> None:
+        try:
+            host = HostMM(region.name, self._directory, region.ident)
+            await host.recover()
+        except OSError:
+            log.exception("%s cannot be taken over; it is unsized now", region.name)
+            with contextlib.suppress(OSError):
+                for path in object_paths(self._directory, region.ident):
+                    path.rename(path.with_suffix(path.suffix + ".broken"))
+            return
+        region.host = host
+
+    def _find(self, ident: int) -> Region:
+        try:
+            return self._regions[ident]
+        except KeyError:
+            raise OSError(errno.ENOENT, f"there is no region {ident}") from None
+
+
+def _no_connections(region: Region, flags: int, data: bytes, caller: int) -> tuple[int, bytes]:
+    del flags, data, caller
+    raise OSError(errno.ENOTCONN, f"{region.name}: the control socket is not open yet")
+
+

@@ -1,0 +1,99 @@
+"""What CREATE_MAPPING and UNMAP accept: the checks of the kernel series, in its order.
+
+The order matters: with two things wrong, a program sees the errno of the first. Numbers are
+unsigned 64 bit, and sums wrap as they do in the kernel (a size near 2**64 passes the range check
+and is refused later, with ENOMEM). Sources: observed.md "CREATE_MAPPING" and "UNMAP", mmap(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from dataclasses import dataclass
+
+from .native import ffi, lib
+
+PAGE = mmap.PAGESIZE
+_WRAP = (1 << 64) - 1
+_TASK_SIZE = lib.HOST_END
+
+MAP_TYPE = 0x0F
+MAP_SHARED = mmap.MAP_SHARED
+MAP_SHARED_VALIDATE = 0x03
+MAP_FIXED = 0x10
+MAP_ANONYMOUS = mmap.MAP_ANONYMOUS
+MAP_GROWSDOWN = 0x0100
+MAP_HUGETLB = 0x40000
+MAP_FIXED_NOREPLACE = 0x100000
+
+
+@dataclass(frozen=True)
+class Create:
+    """struct mshare_create: map an object at `region_offset`; bytes throughout."""
+
+    region_offset: int
+    size: int
+    offset: int
+    prot: int
+    flags: int
+    fd: int = -1
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Create:
+        """Decodes the ioctl's argument."""
+        raw = ffi.from_buffer("struct mshare_create *", data)
+        return cls(raw.region_offset, raw.size, raw.offset, raw.prot, raw.flags, raw.fd)
+
+    @property
+    def end(self) -> int:
+        """Region offset of the end, rounded up to a page."""
+        return self.region_offset + page_up(self.size)
+
+
+def page_up(size: int) -> int:
+    """`size` rounded up to pages, modulo 2**64."""
+    return (size + PAGE - 1) & ~(PAGE - 1) & _WRAP
+
+
+def check_create(create: Create, region_size: int) -> None:
+    """Raises OSError if the series would refuse `create` before it looks at the object."""
+    if create.region_offset >= region_size:
+        _refuse(errno.EINVAL, f"region_offset {create.region_offset:#x} is not below {region_size:#x}")
+    kind = create.flags & MAP_TYPE
+    if kind not in (MAP_SHARED, MAP_SHARED_VALIDATE) or not create.flags & MAP_FIXED:
+        _refuse(errno.EINVAL, f"flags {create.flags:#x}: MAP_SHARED and MAP_FIXED are required")
+
+
+def check_create_range(create: Create, region_size: int) -> None:
+    """The checks that come after the object's: the range, then those of mmap(2) itself."""
+    end = (create.region_offset + create.size) & _WRAP
+    if end > region_size:
+        _refuse(errno.EINVAL, f"the mapping ends at {end:#x}, the region at {region_size:#x}")
+    if not create.size:
+        _refuse(errno.EINVAL, "size 0: map at least a byte")
+    length = page_up(create.size)
+    host_start = lib.HOST_BASE + create.region_offset
+    if not length or length > _TASK_SIZE or host_start > _TASK_SIZE - length:
+        _refuse(errno.ENOMEM, f"size {create.size:#x} does not fit a host mm")
+    if create.region_offset % PAGE:
+        _refuse(errno.EINVAL, f"region_offset {create.region_offset:#x} is not a multiple of {PAGE}")
+    if create.flags & MAP_ANONYMOUS and (
+        create.flags & MAP_TYPE != MAP_SHARED or create.flags & MAP_GROWSDOWN
+    ):
+        _refuse(errno.EINVAL, f"flags {create.flags:#x}: anonymous memory is plain MAP_SHARED")
+
+
+def check_unmap(offset: int, size: int, region_size: int) -> int:
+    """Raises OSError if the series would refuse; else the end of the range, rounded up to a page."""
+    if size > region_size or offset >= region_size or offset + size > region_size:
+        _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}) is not inside the region of {region_size:#x}")
+    if offset % PAGE or not size:
+        _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}): a page-aligned offset and a size are needed")
+    end = offset + page_up(size)
+    if lib.HOST_BASE + end > _TASK_SIZE:
+        _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}) passes the end of the host mm")
+    return end
+
+
+def _refuse(code: int, sentence: str) -> None:
+    raise OSError(code, sentence)
