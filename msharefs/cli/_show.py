@@ -26,16 +26,6 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-def size(count: int) -> str:
-    """A number of bytes for people: 512 GiB, 528 KiB, 1.5 MiB."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} EiB"
-
-
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """A plain table; the columns named in right hold numbers."""
     made = Table(box=None, pad_edge=False, header_style="bold")

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from msharefs import units
+
 from . import _region, _show
 
 NUMBERS = ("pid", "size", "links", "faults", "materialised", "segv")
@@ -18,7 +20,7 @@ def row(client: dict[str, Any]) -> list[str]:
         _show.printable(client["comm"]),
         client["kind"],
         f"{client['base']:#x}",
-        _show.size(client["size"]),
+        units.size(client["size"]),
         str(client["prot"]),
         str(client["links"]),
         str(client["faults"]),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from msharefs import units
+
 from . import _region, _show
 
 if TYPE_CHECKING:
@@ -56,13 +58,13 @@ def row(region: dict[str, Any]) -> list[str]:
     if region["size_bytes"] == 0:
         return [name, "unsized"]
     if "error" in region:
-        return [name, _show.size(region["size_bytes"]), "", "", "", "", region["error"]]
+        return [name, units.size(region["size_bytes"]), "", "", "", "", region["error"]]
     return [
         name,
-        _show.size(region["size_bytes"]),
+        units.size(region["size_bytes"]),
         str(region["vmas"]),
-        _show.size(region["rss_bytes"]),
-        _show.size(region["page_table_bytes"]),
+        units.size(region["rss_bytes"]),
+        units.size(region["page_table_bytes"]),
         str(region["clients"]),
         f"pid {region['owner']['pid']}",
     ]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from msharefs import units
+
 from . import _region, _show
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def lines(pagetable: dict[str, Any], every: bool) -> Iterator[str]:
     for level in pagetable["levels"]:
         tables = level["tables"]
         count = f"{len(tables)} table{'' if len(tables) == 1 else 's'}"
-        yield f"{level['level']:<4} {count}, {_show.size(len(tables) * TABLE_BYTES)}"
+        yield f"{level['level']:<4} {count}, {units.size(len(tables) * TABLE_BYTES)}"
         for run in ([table] for table in tables) if every else runs(tables):
             each = "" if len(run) == 1 else " each"
             span = f"{run[0]['start']:012x}-{run[-1]['end']:012x}"

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from msharefs import units
+
 from . import _region, _show
 
 
@@ -15,11 +17,11 @@ def rows(stat: dict[str, Any]) -> list[tuple[str, str]]:
     frames = ", ".join(f"{level} {count}" for level, count in stat["table_frames"].items())
     return [
         ("name", _show.printable(stat["name"])),
-        ("size", f"{_show.size(stat['size_bytes'])} ({stat['size_bytes']} bytes)"),
-        ("quantum", _show.size(stat["quantum_bytes"])),
+        ("size", f"{units.size(stat['size_bytes'])} ({stat['size_bytes']} bytes)"),
+        ("quantum", units.size(stat["quantum_bytes"])),
         ("mappings", str(stat["vmas"])),
-        ("resident", _show.size(stat["rss_bytes"])),
-        ("page tables", f"{_show.size(stat['page_table_bytes'])} ({frames})"),
+        ("resident", units.size(stat["rss_bytes"])),
+        ("page tables", f"{units.size(stat['page_table_bytes'])} ({frames})"),
         ("clients", str(stat["clients"])),
         ("owner", f"pid {owner['pid']}, cgroup {owner['cgroup']}"),
         *((name.replace("_", " "), str(count)) for name, count in counters.items()),

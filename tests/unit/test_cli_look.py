@@ -201,17 +201,6 @@ def test_ls_of_an_empty_directory_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"), (4096, "4 KiB"), (536576, "524 KiB"), (3 << 19, "1.5 MiB"),
-        (QUANTUM, "512 GiB"), (1 << 62, "4 EiB"), (1023, "1023 B"),
-    ],
-)  # fmt: skip
-def test_size(count: int, text: str) -> None:
-    assert _show.size(count) == text
-
-
-@pytest.mark.parametrize(
     ("name", "text"),
     [("plain", "plain"), ("ü €", "ü €"), ("a\x1b[31m", r"a\x1b[31m"), ("x\udcff", r"x\udcff")],
 )
