@@ -1,0 +1,38 @@
+"""``msharefs mount``: mount, and detach when the mount works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from msharefs import mountpoint, server
+from msharefs.options import BadOptionError, parse
+
+
+@click.command()
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
+@click.option(
+    "-o",
+    "options",
+    metavar="OPTS",
+    multiple=True,
+    help="quantum=512G|1G|2M, state=DIR (on tmpfs), owner=file|process|thread, quirks=v3; "
+    "separated by commas.",
+)
+@click.option("--debug", is_flag=True, help="Log every request that fails, and more.")
+@click.argument("directory", type=click.Path(path_type=Path))
+def command(foreground: bool, options: tuple[str, ...], debug: bool, directory: Path) -> None:
+    """Mount msharefs on DIRECTORY.
+
+    Region files are then made with open(2), sized with ftruncate(2), filled by ioctl(2) and
+    attached. The command returns when the mount works; the server stays in the background until
+    `msharefs umount DIRECTORY`, umount(8) or SIGTERM.
+    """
+    resolved = mountpoint.resolve(directory)
+    try:
+        chosen = parse(options, resolved, foreground=foreground, debug=debug)
+    except BadOptionError as error:
+        raise click.UsageError(str(error)) from None
+    mountpoint.make_free(resolved)
+    server.start(chosen)

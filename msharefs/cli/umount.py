@@ -1,0 +1,61 @@
+"""``msharefs umount``: unmount, and come back when the server is gone."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import click
+
+from msharefs import mountpoint
+
+# A server ends within a second of the unmount; it may have many regions to free.
+WAIT_SECONDS = 20.0
+
+
+@click.command()
+@click.option(
+    "-l",
+    "--lazy",
+    is_flag=True,
+    help="Detach now, even if files on it are open; the server ends with the last.",
+)
+@click.argument("directory", type=click.Path(path_type=Path))
+def command(lazy: bool, directory: Path) -> None:
+    """Unmount the msharefs on DIRECTORY and wait until its server has ended."""
+    resolved = mountpoint.resolve(directory)
+    mount = mountpoint.covering(resolved)
+    if mount is None or mount.fstype != mountpoint.FSTYPE:
+        raise OSError(
+            errno.EINVAL,
+            "no msharefs is mounted here (see `findmnt -t fuse.msharefs`)",
+            str(directory),
+        )
+    if mountpoint.probe(resolved) != "alive":  # nobody to ask or to wait for
+        mountpoint.take_away(resolved, mount, lazy=lazy)
+        return
+    server = mountpoint.open_server(resolved)
+    try:
+        if server.attached and not lazy:
+            raise OSError(
+                errno.EBUSY,
+                f"in use: {server.attached} attachments to its regions; see `msharefs clients`, "
+                "or unmount with --lazy: they then wait for the next mount",
+                str(directory),
+            )
+        mountpoint.take_away(resolved, mount, lazy=lazy)
+        if (
+            server.pidfd >= 0
+            and not lazy
+            and not mountpoint.wait_for_end(server.pidfd, WAIT_SECONDS)
+        ):
+            raise OSError(
+                errno.ETIMEDOUT,
+                f"unmounted, but its server (process {server.pid}) has not ended after "
+                f"{WAIT_SECONDS:.0f} s: kill it if it does not end by itself",
+                str(directory),
+            )
+    finally:
+        if server.pidfd >= 0:
+            os.close(server.pidfd)

@@ -1,0 +1,233 @@
+"""Mount points: what is mounted where, whether its server still lives, taking it away.
+
+The questions are answered from /proc/self/mountinfo first. Looking at a mounted directory itself
+asks its server, and one that hangs would hang us too; only a child process of ours does that, for a
+bounded time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import select
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .processes import start_time
+
+FSTYPE = "fuse.msharefs"
+MNT_DETACH = 2
+
+# Ours, beside the series' numbers: ioctl on the root directory that tells who serves it, as pid (in
+# the server's pid namespace), start time in clock ticks after boot, and how many attachments there
+# are.
+SERVER_STRUCT = struct.Struct("=QQQ")
+SERVER_COMMAND = 2 << 30 | SERVER_STRUCT.size << 16 | ord("x") << 8 | 0x1F  # _IOR('x', 0x1f, ...)
+
+# A live server answers in well under a millisecond; this is for a machine that swaps.
+_PROBE_SECONDS = 5.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of /proc/self/mountinfo, as far as we use it."""
+
+    directory: Path
+    fstype: str
+    device: int
+    """st_dev of the files on it."""
+    uid: int
+    """Who mounted it, for FUSE; 0 otherwise."""
+
+
+def mounts() -> list[Mount]:
+    """All mounts of this mount namespace; of two on one directory the later covers the earlier."""
+    return [_parse(line) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+
+
+def _parse(line: str) -> Mount:
+    # proc_pid_mountinfo(5): id parent major:minor root mount-point options [optional fields] - type
+    # source super-options
+    left, right = line.split(" - ", 1)
+    major, minor = left.split()[2].split(":")
+    fields = right.split(" ")
+    user = re.search(r"\buser_id=(\d+)", fields[-1])
+    return Mount(
+        directory=Path(_unescape(left.split()[4])),
+        fstype=fields[0],
+        device=os.makedev(int(major), int(minor)),
+        uid=int(user[1]) if user else 0,
+    )
+
+
+def _unescape(text: str) -> str:
+    """Undo the octal escapes of blanks and backslashes."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def covering(directory: Path) -> Mount | None:
+    """What is mounted right on `directory`, on top."""
+    return next((mount for mount in reversed(mounts()) if mount.directory == directory), None)
+
+
+def fstype(path: Path) -> str:
+    """Type of the file system `path` is on, by its device number."""
+    device = path.stat().st_dev
+    return next((mount.fstype for mount in mounts() if mount.device == device), "unknown")
+
+
+def resolve(given: Path) -> Path:
+    """The absolute name of a mount point, without symbolic links.
+
+    Does not ask its server, which may be dead. FileNotFoundError, NotADirectoryError.
+    """
+    absolute = Path(os.path.abspath(given))  # must not look at the last part
+    candidate = absolute.parent.resolve() / absolute.name
+    if covering(candidate) is not None:
+        return candidate
+    try:
+        resolved = candidate.resolve(strict=True)
+        if covering(resolved) is None and not resolved.is_dir():
+            raise NotADirectoryError(
+                errno.ENOTDIR, "is not a directory: mount on a directory", str(given)
+            )
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            errno.ENOENT, "there is no such directory: make it first (mkdir -p)", str(given)
+        ) from None
+    return resolved
+
+
+def probe(directory: Path) -> Literal["alive", "dead", "silent"]:
+    """Whether the FUSE server behind `directory` answers."""
+    # stat(1) reports the errno in words of the locale: C has the ones we look for.
+    child = subprocess.Popen(
+        ["stat", "--format=%i", str(directory)],
+        env={**os.environ, "LC_ALL": "C"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, errors = child.communicate(timeout=_PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()  # ends it once the server answers or dies, if not at once
+        return "silent"
+    return "dead" if "not connected" in errors else "alive"
+
+
+def make_free(directory: Path) -> None:
+    """See that msharefs can be mounted on `directory`.
+
+    A stale mount of ours is taken away; a live one, or a stale one of somebody else, is an OSError.
+    """
+    while (mount := covering(directory)) is not None and mount.fstype == FSTYPE:
+        match probe(directory):
+            case "alive":
+                raise OSError(
+                    errno.EBUSY,
+                    "msharefs is mounted here already: use it, or end it with "
+                    f"`msharefs umount {directory}`",
+                    str(directory),
+                )
+            case "silent":
+                raise OSError(
+                    errno.EBUSY,
+                    "the msharefs mounted here does not answer: is its server stopped? "
+                    "Kill it, then mount again",
+                    str(directory),
+                )
+            case "dead":
+                take_away(directory, mount, lazy=True)
+    if mount is not None and mount.fstype.startswith("fuse") and probe(directory) == "dead":
+        raise OSError(
+            errno.ENOTCONN,
+            f"a dead mount of type {mount.fstype} covers this directory: "
+            f"take it away first (umount {directory})",
+            str(directory),
+        )
+
+
+def take_away(directory: Path, mount: Mount, *, lazy: bool = False) -> None:
+    """Unmount the msharefs on `directory`.
+
+    EBUSY while somebody uses a file of it, unless `lazy`.
+    """
+    if os.geteuid() == 0:
+        failed = _libc.umount2(os.fsencode(directory), MNT_DETACH if lazy else 0)
+        code = ctypes.get_errno() if failed else 0
+    else:
+        code = _fusermount(directory, lazy=lazy)
+    if code == errno.EBUSY:
+        raise OSError(
+            code,
+            "in use: close the files and leave the directories on it, or unmount with --lazy",
+            str(directory),
+        )
+    if code == errno.EPERM:
+        raise OSError(
+            code, f"only root and user {mount.uid}, who mounted it, may unmount it", str(directory)
+        )
+    if code:
+        raise OSError(code, os.strerror(code), str(directory))
+
+
+def _fusermount(directory: Path, *, lazy: bool) -> int:
+    """Unmount through the set-uid helper of libfuse; an errno, or 0."""
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(directory)]
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            errno.ENOENT, "is missing: install the package fuse3, or unmount as root", "fusermount3"
+        ) from None
+    if done.returncode == 0:
+        return 0
+    return errno.EBUSY if "busy" in done.stderr.lower() else errno.EPERM
+
+
+@dataclass(frozen=True)
+class Server:
+    """Who serves a mount; `pidfd` is -1 if it is not to be seen from here (pid namespace)."""
+
+    pid: int
+    pidfd: int
+    attached: int
+    """Attachments of processes to its regions."""
+
+
+def open_server(directory: Path) -> Server:
+    """Ask the live mount on `directory` for its server; the caller closes the pidfd."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        pid, started, attached = SERVER_STRUCT.unpack(
+            fcntl.ioctl(fd, SERVER_COMMAND, bytes(SERVER_STRUCT.size))
+        )
+    finally:
+        os.close(fd)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return Server(pid, -1, attached)
+    # After pidfd_open, which pins the process: the number may be another's by now, or here.
+    if start_time(pid) != started:
+        os.close(pidfd)
+        pidfd = -1
+    return Server(pid, pidfd, attached)
+
+
+def wait_for_end(pidfd: int, seconds: float) -> bool:
+    """Wait until the process behind `pidfd` has ended; whether it has."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

@@ -1,0 +1,102 @@
+"""What a mount was asked for: the values of ``-o``, checked, and where its state lives."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Owner = Literal["file", "process", "thread"]
+Quirks = Literal["", "v3"]
+
+# The level of the x86-64 page table that is shared decides: a PUD page, a PMD page or a PTE page.
+QUANTA = {"512G": 512 << 30, "1G": 1 << 30, "2M": 2 << 20}
+KEYS = {
+    "quantum": "/".join(QUANTA),
+    "state": "DIR",
+    "owner": "/".join(get_args(Owner)),
+    "quirks": "v3",
+}
+
+
+class BadOptionError(ValueError):
+    """A value of -o that means nothing; the text says what would."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MountOptions:
+    """One mount. `quantum` is in bytes; both paths are absolute and free of symbolic links."""
+
+    directory: Path
+    state: Path
+    quantum: int = QUANTA["512G"]
+    owner: Owner = "file"
+    """What a region's life ends with: the file, or the process or thread that created it."""
+    quirks: Quirks = ""
+    """"v3": the series to the letter, its harmless defects included."""
+    foreground: bool = False
+    debug: bool = False
+
+
+def default_state(directory: Path) -> Path:
+    """Where the state of a mount on `directory` lives by default: one a user and directory."""
+    ident = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    # No temporary file of a guessable name: StateDirectory takes no directory of somebody else.
+    return Path(f"/dev/shm/msharefs-{os.geteuid()}-{ident}")  # noqa: S108
+
+
+def parse(
+    given: Iterable[str], directory: Path, *, foreground: bool = False, debug: bool = False
+) -> MountOptions:
+    """Options from the arguments of ``-o``, each a comma-separated list.
+
+    The last of equal keys counts. Raises BadOptionError.
+    """
+    values: dict[str, str] = {}
+    for item in ",".join(given).split(","):
+        if not item:
+            continue
+        key, _, value = item.partition("=")
+        if key not in KEYS:
+            known = ", ".join(f"{name}={what}" for name, what in KEYS.items())
+            raise BadOptionError(f"-o {item}: there is no such option; there are {known}")
+        values[key] = value
+
+    quirks = _choice(values, "quirks", get_args(Quirks)[1:], "")
+    # The series knows no owner but the creating thread.
+    owner = _choice(values, "owner", get_args(Owner), "thread" if quirks else "file")
+    quantum = QUANTA[_choice(values, "quantum", tuple(QUANTA), "512G")]
+    return MountOptions(
+        directory=directory,
+        state=_state(values, directory),
+        quantum=quantum,
+        owner=owner,  # type: ignore[arg-type]  # _choice has checked it
+        quirks=quirks,  # type: ignore[arg-type]
+        foreground=foreground,
+        debug=debug,
+    )
+
+
+def _choice(values: dict[str, str], key: str, choices: tuple[str, ...], default: str) -> str:
+    value = values.get(key, default)
+    if value != default and value not in choices:
+        raise BadOptionError(f"-o {key}={value}: must be one of {', '.join(choices)}")
+    return value
+
+
+def _state(values: dict[str, str], directory: Path) -> Path:
+    if "state" not in values:
+        return default_state(directory)
+    if not values["state"]:
+        raise BadOptionError(
+            "-o state=: name a directory on tmpfs, for example state=/dev/shm/msharefs"
+        )
+    state = Path(values["state"]).resolve()
+    if state == directory or directory in state.parents:
+        raise BadOptionError(f"-o state={state}: must not be inside the mount point {directory}")
+    return state
