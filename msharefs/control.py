@@ -298,12 +298,16 @@ _HANDLERS: dict[int, Any] = {
 
 
 class Control:
-    """The connections of a mount. `userfaultfd` is an open /dev/userfaultfd, passed to clients."""
+    """The connections of a mount.
 
-    def __init__(self, regions: Regions, state: Path, userfaultfd: int) -> None:
+    They pass clients a descriptor of /dev/userfaultfd: only root may open it, but whoever gets it
+    makes a userfaultfd of its own from it.
+    """
+
+    def __init__(self, regions: Regions, state: Path) -> None:
         self.regions = regions
         self.path = state / "control"
-        self.userfaultfd = userfaultfd
+        self.userfaultfd = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
         self._nursery: trio.Nursery | None = None
         self._tokens: dict[bytes, tuple[Region, int]] = {}
         regions.connect = self.connect

@@ -96,6 +96,11 @@ class HostMM:
         return self._mm.size
 
     @property
+    def quantum(self) -> int:
+        """Bytes that attach addresses are multiples of."""
+        return self._mm.quantum
+
+    @property
     def fd(self) -> int:
         """Descriptor of the `.mm` object."""
         return self._mm.fd
@@ -133,12 +138,16 @@ class HostMM:
         self.clients.pop(slot, None)
         check(lib.slot_reap(self._mm, slot), f"{self.name}: slot {slot}")
 
-    def reap_dead(self) -> None:
-        """Frees the slots of processes that are gone without a word."""
+    def reap_dead(self, *, connected: bool = False) -> None:
+        """Frees the slots of processes that are gone without a word.
+
+        Those with a connection free theirs when it ends; `connected` takes them too.
+        """
         count = self.attached()
         clients = ffi.new("struct mm_client[]", count)
         for client in clients[0 : min(count, lib.mm_clients(self._mm, clients, count))]:
-            if client.slot not in self.clients and not is_alive(client.pid, client.start_time):
+            unwatched = connected or client.slot not in self.clients
+            if unwatched and not is_alive(client.pid, client.start_time):
                 self.reap(client.slot)
 
     def close(self) -> None:

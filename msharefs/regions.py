@@ -206,10 +206,10 @@ class Regions:
         return None
 
     def attached(self) -> int:
-        """Attachments of all regions, without those of dead processes."""
+        """Attachments of all regions, once connections have ended; dead processes do not count."""
         hosts = [region.host for region in self._regions.values() if region.host]
         for host in hosts:
-            host.reap_dead()
+            host.reap_dead(connected=True)
         return sum(host.attached() for host in hosts)
 
     def reap_dead(self) -> None:

@@ -44,8 +44,8 @@ static int geometry(uint64_t size, uint64_t quantum, struct mm_header *h)
 int mm_format(int fd, uint64_t region, uint64_t size, uint64_t quantum)
 {
     struct mm_header header = {.region = region, .epoch = 2};
-    /* Frame 0 is the PGD; it is there from the start. */
-    const uint64_t word = frame_word(FRAME_TABLE, 3, 0, 0);
+    /* Frame 0 is the PGD; it is there from the start, also as bytes of the file. */
+    const uint64_t word = frame_word(FRAME_TABLE, 3, 0, 0), pgd[512] = {0};
     int err = geometry(size, quantum, &header);
 
     if (err)
@@ -55,7 +55,7 @@ int mm_format(int fd, uint64_t region, uint64_t size, uint64_t quantum)
     if (ftruncate(fd, (off_t)header.file_size))
         return -errno;
     if (pwrite(fd, &word, sizeof word, (off_t)header.words_at) != sizeof word ||
-        fallocate(fd, 0, (off_t)header.frames_at, PAGE_SIZE) ||
+        pwrite(fd, pgd, sizeof pgd, (off_t)header.frames_at) != sizeof pgd ||
         pwrite(fd, &header, sizeof header, 0) != sizeof header)
         return errno ? -errno : -EIO;
     return 0;
