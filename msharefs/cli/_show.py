@@ -10,6 +10,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from msharefs import units
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 # rich folds a table into 80 columns where there is no terminal; a pipe or a file gets whole lines.
@@ -24,6 +26,11 @@ def print_json(value: Any) -> None:
 def printable(name: str) -> str:
     """A file name as one harmless line: what is not printable becomes a backslash escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def region_size(count: int) -> str:
+    """A region's size for people; until it is sized it has none."""
+    return units.size(count) if count else "unsized"
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -36,10 +36,8 @@ def regions(directory: str, recursive: bool) -> Iterator[tuple[str, os.stat_resu
 def entry(path: str, name: str, status: os.stat_result) -> dict[str, Any] | None:
     """A region's stat under the name it has here; None if it was unlinked meanwhile.
 
-    Only name and size where it is unsized, and the reason beside them where it may not be opened.
+    Only name, size and the reason where it may not be opened.
     """
-    if status.st_size == 0:
-        return {"name": name, "size_bytes": 0}
     try:
         return {**_region.ask(path, "stat"), "name": name}
     except FileNotFoundError:
@@ -55,13 +53,12 @@ def entry(path: str, name: str, status: os.stat_result) -> dict[str, Any] | None
 def row(region: dict[str, Any]) -> list[str]:
     """One region as the cells of the table for people."""
     name = _show.printable(region["name"])
-    if region["size_bytes"] == 0:
-        return [name, "unsized"]
+    size = _show.region_size(region["size_bytes"])
     if "error" in region:
-        return [name, units.size(region["size_bytes"]), "", "", "", "", region["error"]]
+        return [name, size, "", "", "", "", region["error"]]
     return [
         name,
-        units.size(region["size_bytes"]),
+        size,
         str(region["vmas"]),
         units.size(region["rss_bytes"]),
         units.size(region["page_table_bytes"]),

@@ -17,7 +17,7 @@ def rows(stat: dict[str, Any]) -> list[tuple[str, str]]:
     frames = ", ".join(f"{level} {count}" for level, count in stat["table_frames"].items())
     return [
         ("name", _show.printable(stat["name"])),
-        ("size", f"{units.size(stat['size_bytes'])} ({stat['size_bytes']} bytes)"),
+        ("size", f"{_show.region_size(stat['size_bytes'])} ({stat['size_bytes']} bytes)"),
         ("quantum", units.size(stat["quantum_bytes"])),
         ("mappings", str(stat["vmas"])),
         ("resident", units.size(stat["rss_bytes"])),

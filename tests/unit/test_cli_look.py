@@ -103,6 +103,10 @@ def test_stat_shows_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+def test_stat_of_an_unsized_region_says_so() -> None:
+    assert ("size", "unsized (0 bytes)") in stat.rows(STAT | {"size_bytes": 0})
+
+
 def test_maps_has_the_columns_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = answer(monkeypatch, maps.command, "r").output.splitlines()
     assert first == "000000000000-000010000000 rw-s 00000000 00:00 0".ljust(73) + "[anon]"
@@ -164,7 +168,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise PermissionError(13, "region locked: not for you")
         if path.endswith("gone"):
             raise FileNotFoundError(2, "No such file")
-        return copy.deepcopy(STAT) | {"name": os.path.basename(path)}
+        stat = copy.deepcopy(STAT) | {"name": os.path.basename(path)}
+        return stat | {"size_bytes": 0} if path.endswith("unsized") else stat
 
     monkeypatch.setattr(_region, "ask", ask)
     monkeypatch.setattr(_region, "look", os.stat)
@@ -176,7 +181,7 @@ def test_ls_json_lists_regions_by_name(directory: Path) -> None:
     assert json.loads(result.output) == [
         {"name": "locked", "size_bytes": QUANTUM, "error": "Permission denied"},
         STAT | {"name": "sized"},
-        {"name": "unsized", "size_bytes": 0},
+        STAT | {"name": "unsized", "size_bytes": 0},
     ]
 
 
@@ -190,7 +195,7 @@ def test_ls_recursive_names_regions_below(directory: Path) -> None:
 def test_ls_shows_unsized_and_locked_regions_as_such(directory: Path) -> None:
     lines = CliRunner().invoke(ls.command, [str(directory)]).output.splitlines()
     by_name = {line.split()[0]: line.split()[1:] for line in lines}
-    assert by_name["unsized"] == ["unsized"]
+    assert by_name["unsized"][0] == "unsized"
     assert by_name["locked"] == ["512", "GiB", "Permission", "denied"]
     assert by_name["sized"] == ["512", "GiB", "2", "256", "MiB", "524", "KiB", "32", "pid", "4711"]
 
@@ -234,7 +239,7 @@ def test_what_is_no_region(
 def test_an_unsized_region_has_nothing_to_describe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_region, "look", lambda _path: os.stat_result((0o100600, *[0] * 9)))
     with pytest.raises(OSError, match=r"r has no size yet.*truncate -s SIZE /mnt/r"):
-        _region.describe("/mnt/r", "stat")
+        _region.describe("/mnt/r", "maps")
 
 
 def test_fstype_is_the_kernels(tmp_path: Path) -> None:
