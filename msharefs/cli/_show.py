@@ -43,5 +43,12 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 def show(thing: Any) -> None:
     """Print a rich renderable as it is: no markup, no emoji and no colouring inside its strings."""
-    width = None if sys.stdout.isatty() else WIDE
-    Console(width=width, markup=False, emoji=False, highlight=False).print(thing)
+    if sys.stdout.isatty():
+        Console(markup=False, emoji=False, highlight=False).print(thing)
+        return
+    console = Console(width=WIDE, markup=False, emoji=False, highlight=False)
+    with console.capture() as captured:
+        console.print(thing)
+    # Columns are padded to the right: nobody wants that in a file.
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())

@@ -18,7 +18,7 @@ TABLE_BYTES = 4096
 
 
 def runs(tables: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Group tables that follow each other in the region and are equally full."""
+    """Group tables that follow each other and are equally full."""
     run: list[dict[str, Any]] = []
     for table in tables:
         if run and (table["start"] != run[-1]["end"] or table["present"] != run[-1]["present"]):
@@ -40,7 +40,7 @@ def frames(run: list[dict[str, Any]]) -> str:
 
 
 def lines(pagetable: dict[str, Any], every: bool) -> Iterator[str]:
-    """The tree for people: a heading for each level, under it its tables in the region's order."""
+    """The tree for people: a heading for each level, under it its tables by address."""
     for level in pagetable["levels"]:
         tables = level["tables"]
         count = f"{len(tables)} table{'' if len(tables) == 1 else 's'}"
@@ -58,7 +58,11 @@ def lines(pagetable: dict[str, Any], every: bool) -> Iterator[str]:
 )
 @_show.json_option
 def command(region: str, every: bool, as_json: bool) -> None:
-    """Show a region's page tables, level by level."""
+    """Show a region's page tables, level by level.
+
+    Addresses are those of the host mm, as the tables have them. Tables that follow each other and
+    are equally full share a line.
+    """
     pagetable = _region.describe(region, "pagetable")
     if as_json:
         _show.print_json(pagetable)
