@@ -10,7 +10,7 @@ import errno
 import json
 import mmap
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from . import verbs
 from .native import check, check_errno, ffi, lib
@@ -46,7 +46,7 @@ class Region:
             raise ValueError("a path holds no NUL")
         self.stat()  # ENOTTY here, where the path is known, and not at the first use
 
-    def __enter__(self) -> Region:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -86,7 +86,9 @@ class Region:
         failed = lib.mshare_unmap(self.fd, offset, size)
         check_errno(failed, f"{self.path}: unmapping {size} bytes at {offset:#x} of the region")
 
-    def attach(self, addr: int = 0, prot: int = READ_WRITE, flags: int = mmap.MAP_SHARED) -> memoryview:
+    def attach(
+        self, addr: int = 0, prot: int = READ_WRITE, flags: int = mmap.MAP_SHARED
+    ) -> memoryview:
         """Attaches the region; all of it, holes included, as a view of bytes.
 
         The view is writable if `prot` has PROT_WRITE. Touching a hole is SIGSEGV, as in C.

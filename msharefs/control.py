@@ -16,7 +16,6 @@ import os
 import secrets
 import socket
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -25,6 +24,8 @@ from . import processes, verbs
 from .native import ffi, lib
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .regions import Region, Regions
 
 log = logging.getLogger(__name__)
@@ -63,12 +64,16 @@ class Request:
 class Connection:
     """A client's connection: to one region, with the rights of `flags` (O_RDONLY, O_RDWR)."""
 
-    def __init__(self, control: Control, sock: socket.socket, region: Region | None, flags: int) -> None:
+    def __init__(
+        self, control: Control, sock: socket.socket, region: Region | None, flags: int
+    ) -> None:
         self._control = control
         self._sock = trio.socket.from_stdlib_socket(sock)
         self.region = region
         self.flags = flags
-        self.pid, *_ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self.pid, *_ = struct.unpack(
+            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        )
         self.slot: int | None = None
         self.uffd = -1
         self._answers: dict[int, trio.Event] = {}
@@ -120,7 +125,9 @@ class Connection:
             if handler is None:
                 raise OSError(errno.EPROTO, f"process {self.pid} sent message {request.op}")
             if self.region is None and request.op not in (lib.MSG_TOKEN, lib.MSG_REJOIN):
-                raise OSError(errno.EPERM, f"process {self.pid} has not shown a right to any region")
+                raise OSError(
+                    errno.EPERM, f"process {self.pid} has not shown a right to any region"
+                )
             reply = await handler(self, request) or Reply()
         except OSError as error:
             log.debug("process %d, message %d: %s", self.pid, request.op, error)
@@ -142,7 +149,9 @@ class Connection:
         host = self._region.sized()
         writes = request.arguments[0] & lib.VMA_WRITE
         if writes and self.flags & os.O_ACCMODE == os.O_RDONLY:
-            raise OSError(errno.EACCES, f"{self._region.name}: a read-only descriptor, attach PROT_READ")
+            raise OSError(
+                errno.EACCES, f"{self._region.name}: a read-only descriptor, attach PROT_READ"
+            )
         return Reply(
             arguments=(host.size, host.quantum),
             text=os.fsencode(self._control.path),
@@ -155,9 +164,9 @@ class Connection:
     async def _forked(self, request: Request) -> Reply:
         sock = socket.socket(fileno=request.take_fd())
         child = Connection(self._control, sock, self.region, self.flags)
-        child._settle(request.arguments[0], request.take_fd())  # noqa: SLF001  # one of us
+        child._settle(request.arguments[0], request.take_fd())  # one of us
         self._control.serve(child)
-        await child._send(lib.MSG_REPLY, 0, request.seq)  # noqa: SLF001
+        await child._send(lib.MSG_REPLY, 0, request.seq)
         return _NO_REPLY
 
     async def _rejoin(self, request: Request) -> None:
@@ -317,7 +326,7 @@ class Control:
         with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             self.path.unlink(missing_ok=True)
             await listener.bind(os.fspath(self.path))
-            os.chmod(self.path, 0o666)  # a descriptor or token is the permission, not the path
+            os.chmod(self.path, 0o666)  # noqa: S103  a descriptor or token is the permission, not the path
             listener.listen(4096)
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._reap)

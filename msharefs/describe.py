@@ -42,7 +42,9 @@ def _stat(raw: Any, cgroup: str) -> dict[str, Any]:
         "vmas": raw.vmas,
         "rss_bytes": raw.rss,
         "page_table_bytes": raw.page_table_bytes,
-        "table_frames": {name: raw.table_frames[level] for level, name in reversed(list(enumerate(LEVELS)))},
+        "table_frames": {
+            name: raw.table_frames[level] for level, name in reversed(list(enumerate(LEVELS)))
+        },
         "clients": raw.clients,
         "owner": {"pid": raw.owner_pid, "start_time": raw.owner_start_time, "cgroup": cgroup},
         "counters": {
@@ -78,7 +80,7 @@ def _prot(flags: int) -> str:
 
 
 def pagetable(host: HostMM) -> dict[str, Any]:
-    """The tree of tables, level by level from the top. Spans are host addresses, as in the entries."""
+    """The tree of tables, level by level from the top; spans are host addresses."""
     count = check(lib.mm_tables(host.mm, ffi.NULL, 0), f"{host.name}: walking its page tables")
     tables = ffi.new("struct mm_table[]", count)
     # Clients may have added tables since: those wait for the next look.

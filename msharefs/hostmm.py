@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -20,6 +19,7 @@ from .processes import Process, is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class HostMM:
         vma.flags = prot & lib.VMA_PROT
         async with self._lock:
             if not replace and lib.hostmm_mapped(self._mm, start, end):
-                raise OSError(errno.EEXIST, f"{self.name}: something is mapped in [{start:#x}, {end:#x})")
+                raise OSError(errno.EEXIST, f"{self.name}: [{start:#x}, {end:#x}) is not free")
             await self._change(lambda: lib.hostmm_map(self._mm, vma[0]))
             await self._rearm(start, end)
 

@@ -1,4 +1,4 @@
-"""What the server needs to know of other processes: who they are, whether they live, their descriptors.
+"""What the server needs to know of other processes: identity, life, descriptors.
 
 Sources: proc(5), pidfd_getfd(2).
 """
@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process; the start time (clock ticks since boot) tells it from a later one of its number."""
+    """A process; the start time (ticks since boot) tells it from a later one of its number."""
 
     pid: int
     start_time: int

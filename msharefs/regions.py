@@ -10,8 +10,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import describe, processes, verbs
@@ -20,6 +19,8 @@ from .native import ffi, lib
 from .processes import Process
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .options import MountOptions
 
 log = logging.getLogger(__name__)
@@ -81,13 +82,15 @@ class Region:
             "audit": describe.audit,
         }
         if what not in looks:
-            raise OSError(errno.EINVAL, f"there is no {what!r} of a region; there are {', '.join(looks)}")
+            raise OSError(
+                errno.EINVAL, f"there is no {what!r} of a region; there are {', '.join(looks)}"
+            )
         host = self.sized()
         host.reap_dead()
         return looks[what](host)
 
     def stat(self) -> bytes:
-        """struct mshare_stat."""
+        """Struct mshare_stat."""
         if self.host is None:
             raw = ffi.new("struct mshare_stat *", {"quantum": self.quantum})
             raw.owner_pid, raw.owner_start_time = self.owner.pid, self.owner.start_time
@@ -125,7 +128,9 @@ class Regions:
         for path in self._directory.glob("*.mm"):
             ident = int(path.stem)
             if ident not in self._regions:
-                region = self._regions[ident] = Region(ident, Process(0, 0, ""), self._options.quantum)
+                region = self._regions[ident] = Region(
+                    ident, Process(0, 0, ""), self._options.quantum
+                )
                 await self._adopt_host(region)
                 await self.evict(ident)
 
@@ -162,7 +167,7 @@ class Regions:
     async def ioctl(
         self, ident: int, command: int, data: bytes, flags: int, tid: int
     ) -> tuple[int, bytes]:
-        """ioctl(2) by thread `tid` on a descriptor open with `flags`: result and output."""
+        """The ioctl(2) of thread `tid` on a descriptor open with `flags`: result and output."""
         region = self._find(ident)
         caller = processes.process_of(tid)
         if command == lib.MSHAREFS_CONNECT:  # ours: also before the region is sized
@@ -248,5 +253,3 @@ class Regions:
 def _no_connections(region: Region, flags: int, data: bytes, caller: int) -> tuple[int, bytes]:
     del flags, data, caller
     raise OSError(errno.ENOTCONN, f"{region.name}: the control socket is not open yet")
-
-

@@ -58,7 +58,9 @@ def page_up(size: int) -> int:
 def check_create(create: Create, region_size: int) -> None:
     """Raises OSError if the series would refuse `create` before it looks at the object."""
     if create.region_offset >= region_size:
-        _refuse(errno.EINVAL, f"region_offset {create.region_offset:#x} is not below {region_size:#x}")
+        _refuse(
+            errno.EINVAL, f"region_offset {create.region_offset:#x} is not below {region_size:#x}"
+        )
     kind = create.flags & MAP_TYPE
     if kind not in (MAP_SHARED, MAP_SHARED_VALIDATE) or not create.flags & MAP_FIXED:
         _refuse(errno.EINVAL, f"flags {create.flags:#x}: MAP_SHARED and MAP_FIXED are required")
@@ -76,7 +78,9 @@ def check_create_range(create: Create, region_size: int) -> None:
     if not length or length > _TASK_SIZE or host_start > _TASK_SIZE - length:
         _refuse(errno.ENOMEM, f"size {create.size:#x} does not fit a host mm")
     if create.region_offset % PAGE:
-        _refuse(errno.EINVAL, f"region_offset {create.region_offset:#x} is not a multiple of {PAGE}")
+        _refuse(
+            errno.EINVAL, f"region_offset {create.region_offset:#x} is not a multiple of {PAGE}"
+        )
     if create.flags & MAP_ANONYMOUS and (
         create.flags & MAP_TYPE != MAP_SHARED or create.flags & MAP_GROWSDOWN
     ):
@@ -86,9 +90,11 @@ def check_create_range(create: Create, region_size: int) -> None:
 def check_unmap(offset: int, size: int, region_size: int) -> int:
     """Raises OSError if the series would refuse; else the end of the range, rounded up to a page."""
     if size > region_size or offset >= region_size or offset + size > region_size:
-        _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}) is not inside the region of {region_size:#x}")
+        _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}) is not inside {region_size:#x}")
     if offset % PAGE or not size:
-        _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}): a page-aligned offset and a size are needed")
+        _refuse(
+            errno.EINVAL, f"[{offset:#x}, +{size:#x}): a page-aligned offset and a size are needed"
+        )
     end = offset + page_up(size)
     if lib.HOST_BASE + end > _TASK_SIZE:
         _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}) passes the end of the host mm")
