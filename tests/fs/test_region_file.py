@@ -1,0 +1,239 @@
+"""The descriptor of a region file: what the kernel series answers to each call on it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import select
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.calls import in_child, mmap_refused, refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.server import Mount
+
+CREATE_MAPPING, UNMAP = 0x40287800, 0x40107801
+UNKNOWN = 0x40047863  # _IOW('x', 99, int)
+pytestmark = pytest.mark.mount("quantum=2M")
+
+
+@pytest.fixture
+def path(mount: Mount) -> Path:
+    path = mount.path / "r"
+    path.touch(0o600)
+    return path
+
+
+@pytest.fixture
+def fd(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture(params=["unsized", "sized"])
+def either(request: pytest.FixtureRequest, fd: int) -> int:
+    """A descriptor of an unsized region, then of a sized one."""
+    if request.param == "sized":
+        os.ftruncate(fd, 2 << 20)
+    return fd
+
+
+def test_read_and_write(either: int) -> None:
+    with refused(errno.EINVAL):
+        os.read(either, 10)
+    with refused(errno.EINVAL):
+        os.write(either, b"x")
+    with refused(errno.EINVAL):
+        os.readv(either, [bytearray(5), bytearray(5)])
+    with refused(errno.EINVAL):
+        os.writev(either, [b"a", b"b"])
+
+
+def test_read_and_write_at_an_offset_fail(either: int) -> None:
+    """EINVAL in the series. FUSE can have either that or ESPIPE for lseek, not both."""
+    with refused(errno.ESPIPE):
+        os.pread(either, 10, 0)
+    with refused(errno.ESPIPE):
+        os.pwrite(either, b"x", 0)
+
+
+@pytest.mark.parametrize(
+    "whence", [os.SEEK_SET, os.SEEK_CUR, os.SEEK_END, os.SEEK_DATA, os.SEEK_HOLE]
+)
+def test_lseek(either: int, whence: int) -> None:
+    with refused(errno.ESPIPE):
+        os.lseek(either, 0, whence)
+
+
+def test_sendfile_splice_copy(either: int, tmp_path: Path) -> None:
+    out = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
+    receiver, sender = os.pipe()
+    try:
+        with refused(errno.EINVAL):
+            os.sendfile(out, either, None, 100)
+        os.write(sender, b"data")
+        with refused(errno.EINVAL):
+            os.splice(receiver, either, 4)
+        if os.fstat(either).st_size:
+            with refused(errno.EINVAL):
+                os.splice(either, sender, 4)
+        else:  # FUSE sees the end of the file and does not ask us
+            assert os.splice(either, sender, 4) == 0
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            os.copy_file_range(either, out, 100)
+        assert caught.value.errno in (errno.EINVAL, errno.EXDEV)
+    finally:
+        for each in (out, receiver, sender):
+            os.close(each)
+
+
+def test_sync(either: int) -> None:
+    with refused(errno.EINVAL):
+        os.fsync(either)
+    with refused(errno.EINVAL):
+        os.fdatasync(either)
+
+
+def test_append_is_no_way_in(path: Path) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        with refused(errno.EINVAL):
+            os.write(fd, b"x")
+    finally:
+        os.close(fd)
+
+
+def test_mmap_without_the_library(either: int) -> None:
+    for size in (mmap.PAGESIZE, 2 << 20):
+        for prot in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE):
+            mmap_refused(either, size, prot, mmap.MAP_SHARED, errno.ENODEV)
+
+
+def test_o_direct(mount: Mount, path: Path) -> None:
+    with refused(errno.EINVAL):
+        os.open(path, os.O_RDWR | os.O_DIRECT)
+    # As in the kernel the file is made before its flags are looked at.
+    with refused(errno.EINVAL):
+        os.open(mount.path / "new", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+    (mount.path / "new").unlink()
+
+
+def test_o_tmpfile(mount: Mount) -> None:
+    with refused(errno.EOPNOTSUPP):
+        os.open(mount.path, os.O_RDWR | os.O_TMPFILE)
+
+
+def test_extended_attributes(path: Path) -> None:
+    assert os.listxattr(path) == []
+    for name in ("user.x", "trusted.x", "security.x"):
+        with refused(errno.EOPNOTSUPP):
+            os.setxattr(path, name, b"1")
+        with refused(errno.EOPNOTSUPP):
+            os.setxattr(path, name, b"1", os.XATTR_CREATE)
+        with refused(errno.EOPNOTSUPP):
+            os.getxattr(path, name)
+        with refused(errno.EOPNOTSUPP):
+            os.removexattr(path, name)
+
+
+def test_other_kinds_of_files(mount: Mount) -> None:
+    with refused(errno.EPERM):
+        (mount.path / "s").symlink_to("r")
+    for kind in (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
+        with refused(errno.EPERM):
+            os.mknod(mount.path / "n", kind | 0o600, os.makedev(1, 3))
+    with socket.socket(socket.AF_UNIX) as sock, refused(errno.EPERM):
+        sock.bind(str(mount.path / "sock"))
+    assert os.listdir(mount.path) == ["mshare_info"]
+
+
+def test_mknod_makes_a_region(mount: Mount) -> None:
+    os.mknod(mount.path / "r", stat.S_IFREG | 0o640)
+    with refused(errno.EEXIST):
+        os.mknod(mount.path / "r", stat.S_IFREG | 0o640)
+    os.truncate(mount.path / "r", 2 << 20)
+    assert (mount.path / "r").stat().st_size == 2 << 20
+
+
+def test_poll_and_locks(either: int) -> None:
+    poll = select.poll()
+    poll.register(either, select.POLLIN | select.POLLOUT)
+    assert poll.poll(0) == [(either, 5)]
+    fcntl.flock(either, fcntl.LOCK_EX)
+    fcntl.lockf(either, fcntl.LOCK_EX)
+    fcntl.lockf(either, fcntl.LOCK_UN)
+
+
+def test_a_lock_excludes_others(path: Path, fd: int) -> None:
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+    def work() -> None:
+        other = os.open(path, os.O_RDWR)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    with refused(errno.EAGAIN):
+        in_child(work)
+
+
+def test_o_path_descriptor(path: Path) -> None:
+    fd = os.open(path, os.O_PATH)
+    try:
+        for refuse in (
+            lambda: os.ftruncate(fd, 2 << 20),
+            lambda: fcntl.ioctl(fd, UNKNOWN, bytes(4)),
+            lambda: os.fchmod(fd, 0o600),
+        ):
+            with refused(errno.EBADF):
+                refuse()
+        mmap_refused(fd, 2 << 20, mmap.PROT_READ, mmap.MAP_SHARED, errno.EBADF)
+    finally:
+        os.close(fd)
+
+
+def test_ioctl_of_an_unsized_region(fd: int) -> None:
+    for command in (CREATE_MAPPING, UNMAP, UNKNOWN):
+        with refused(errno.EINVAL):
+            fcntl.ioctl(fd, command, bytes(64))
+
+
+def test_ioctl_of_a_sized_region(fd: int) -> None:
+    os.ftruncate(fd, 2 << 20)
+    with refused(errno.ENOTTY):
+        fcntl.ioctl(fd, UNKNOWN, bytes(4))
+    with refused(errno.EINVAL):
+        fcntl.ioctl(fd, UNMAP, bytes(16))  # size 0
+    with refused(errno.EFAULT):
+        fcntl.ioctl(fd, UNMAP, 8)  # an address nobody has
+
+
+def test_ioctl_of_a_directory(mount: Mount) -> None:
+    fd = os.open(mount.path, os.O_RDONLY)
+    try:
+        for command in (CREATE_MAPPING, UNMAP, UNKNOWN):
+            with refused(errno.ENOTTY):
+                fcntl.ioctl(fd, command, bytes(64))
+        with refused(errno.EINVAL):
+            os.ftruncate(fd, 2 << 20)
+    finally:
+        os.close(fd)
+
+
+def test_descriptors_of_an_open_file_are_one(path: Path, fd: int) -> None:
+    """dup, fork and a second open see the same region; each close is its own."""
+    second = os.dup(fd)
+    os.close(second)
+    third = os.open(path, os.O_RDONLY)
+    os.ftruncate(fd, 2 << 20)
+    assert os.fstat(third).st_size == 2 << 20
+    os.close(third)
+    assert in_child(lambda: os.fstat(fd).st_size) == 2 << 20

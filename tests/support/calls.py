@@ -1,0 +1,99 @@
+"""System calls as the tests make them: expected errnos, other users, what Python's os lacks."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import pickle
+import signal
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+T = TypeVar("T")
+
+NOBODY = 65534
+AT_FDCWD = -100
+RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def refused(number: int) -> Iterator[None]:
+    """The block must fail with this errno."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011  # the errno is compared below
+        yield
+    found = caught.value.errno
+    assert found == number, (
+        f"{errno.errorcode.get(found or 0, found)}, not {errno.errorcode[number]}"
+    )
+
+
+def renameat2(old: Path, new: Path, flags: int) -> None:
+    """renameat2(2)."""
+    _check(_libc.renameat2(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2); posix_fallocate(3) hides modes and errnos."""
+    signed = ctypes.c_int64
+    _check(_libc.fallocate(fd, mode, signed(offset), signed(length)))
+
+
+def mmap_refused(fd: int, length: int, prot: int, flags: int, number: int) -> None:
+    """mmap(2) must fail with that errno. Python's own mmap has checks of its own before."""
+    _libc.mmap.restype = ctypes.c_size_t
+    _libc.mmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+    with refused(number):
+        address = _libc.mmap(0, length, prot, flags, fd, 0)
+        _check(-1 if address == ctypes.c_size_t(-1).value else 0)
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def in_child(work: Callable[[], T], *, uid: int = 0, gid: int = 0, umask: int = 0o022) -> T:
+    """The result of `work` in a child process of that user, with no other groups.
+
+    OSError is raised here as it was there; any other end of the child fails the test.
+    """
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(receiver)
+            os.umask(umask)
+            os.setgroups([])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            try:
+                answer: object = (True, work())
+            except OSError as error:
+                answer = (False, (error.errno, error.strerror))
+            os.write(sender, pickle.dumps(answer))
+        finally:
+            os._exit(0)
+    os.close(sender)
+    with os.fdopen(receiver, "rb") as pipe:
+        data = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if not data:
+        raise AssertionError(f"the child ended with status {status} ({_signal(status)})")
+    succeeded, value = pickle.loads(data)  # noqa: S301  # our own child's
+    if not succeeded:
+        raise OSError(*value)
+    return value
+
+
+def _signal(status: int) -> str:
+    return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "no signal"
