@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import select
@@ -136,13 +137,24 @@ class Mount:
             poll.register(pidfd, select.POLLIN)
             while True:
                 mount = namespace.at(self.path)
-                if mount and mount != before:
+                # Minor and mount id of a stale mount may be given again to the one in its place.
+                if mount and (before is None or self._answers()):
                     return mount.minor
                 events = poll.poll(START_LIMIT * 1000)
                 if not events:
                     raise self._failed(f"no mount after {START_LIMIT:g} s")
                 if any(fd == pidfd for fd, _ in events):
                     raise self._failed("the server ended before it had mounted")
+
+    def _answers(self) -> bool:
+        """Whether a live server is behind the mount point."""
+        try:
+            self.path.stat()
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                return False
+            raise
+        return True
 
     def _end(self, number: signal.Signals) -> None:
         process = self.process
