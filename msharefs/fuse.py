@@ -84,13 +84,13 @@ class ExtraOperations(Protocol):
     async def ioctl(
         self, ino: int, fh: int, command: int, data: bytes, flags: int, caller: Caller
     ) -> tuple[int, bytes]:
-        """Do an ioctl(2): the result, and bytes for the caller's argument.
+        """Carry out a command: the result, and bytes for the argument.
 
         At most as many as the command's encoding says.
         """
 
     async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
-        """Size the file, as fallocate(2) does."""
+        """Size the file: to end at `offset` + `length`, in bytes."""
 
     async def seek_data(self, ino: int, fh: int, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE of lseek(2); the kernel does the other three itself."""
