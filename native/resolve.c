@@ -196,7 +196,7 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
 
     /* Sequential access earns a longer run, as readahead does; anything else
      * starts over, so that random access pays for what it touches only. */
-    if (fault.offset != att->next)
+    if (fault.offset != att->next || !att->window)
         att->window = 1;
     else if (att->window < WINDOW_MAX)
         att->window *= 2;
