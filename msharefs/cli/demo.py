@@ -1,0 +1,199 @@
+"""``msharefs demo``: page tables with and without sharing, measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+import click
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from msharefs import units
+
+from . import _show, _types
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from msharefs.workers import Notify
+
+PAGE_BYTES = 4096
+# Less than a worker takes by itself: stack, libraries, kernel's part. Only to refuse the hopeless.
+PROCESS_BYTES = 256 * 1024
+
+
+class Bar:
+    """One progress bar a step; where there is no terminal, none."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def step(self, title: str, total: int) -> Notify:
+        """Show a new bar below those that are done."""
+        task = self._progress.add_task(title, total=total)
+        return lambda amount: self._progress.advance(task, amount)
+
+
+def check_memory(processes: int, size: int) -> None:
+    """Usage error if there is not the memory: a machine that swaps or kills measures nothing."""
+    # The plain half is the larger: each process has its own page tables, 8 bytes a page.
+    need = size + processes * (size // PAGE_BYTES * 8 + PROCESS_BYTES)
+    available = psutil.virtual_memory().available
+    if need > available:
+        raise click.UsageError(
+            f"{processes} processes over {units.size(size)} need {units.size(need)} of memory "
+            f"and {units.size(available)} is available: give a smaller --size or fewer --processes"
+        )
+    free = shutil.disk_usage("/dev/shm").free  # noqa: S108  # where regions are, not a file of ours
+    if size > free:
+        raise click.UsageError(
+            f"--size {units.size(size)} is more than the {units.size(free)} free in /dev/shm: "
+            "give a smaller --size or a larger /dev/shm (mount -o remount,size=)"
+        )
+
+
+def ratio(plain: float, shared: float) -> str:
+    """How many times less, for people."""
+    if shared == 0:
+        return "all" if plain else "-"
+    return f"{plain / shared:.3g}x" if plain / shared < 100 else f"{plain / shared:,.0f}x"
+
+
+def savings(found: dict[str, Any]) -> Table:
+    """What is paid for page tables, and in faults."""
+    plain, shared, others = found["plain"], found["mshare"], found["processes"] - 1
+    lines = _show.table(
+        "", "plain memfd", "msharefs", "saved", right=("plain memfd", "msharefs", "saved")
+    )
+    for title, key, shared_key in (
+        ("page tables", "vmpte_growth_bytes", "page_table_bytes"),
+        (
+            f"  of that for the {others} that verify",
+            "vmpte_growth_bytes_verifiers",
+            "page_table_bytes_verifiers",
+        ),
+    ):
+        mine, theirs = shared[shared_key], plain[key]
+        lines.add_row(title, units.size(theirs), units.size(mine), ratio(theirs, mine))
+    for title, key in (
+        ("faults", "faults"),
+        (f"  of that for the {others} that verify", "faults_verifiers"),
+    ):
+        mine, theirs = shared[key], plain[key]
+        lines.add_row(title, f"{theirs:,}", f"{mine:,}", ratio(theirs, mine))
+    return lines
+
+
+def emulation(found: dict[str, Any]) -> Table:
+    """What the emulator itself costs on a kernel that knows no shared page tables."""
+    plain, emulator = found["plain"], found["mshare"]["emulator"]
+    others = found["processes"] - 1
+    lines = _show.table(
+        "", "plain memfd", "emulator", "cost", right=("plain memfd", "emulator", "cost")
+    )
+
+    def seconds(title: str, key: str) -> None:
+        lines.add_row(
+            title, f"{plain[key]:.3f} s", f"{emulator[key]:.3f} s", ratio(emulator[key], plain[key])
+        )
+
+    lines.add_row(
+        "processes' own page tables (VmPTE)",
+        units.size(plain["vmpte_growth_bytes"]),
+        units.size(emulator["vmpte_growth_bytes"]),
+        ratio(emulator["vmpte_growth_bytes"], plain["vmpte_growth_bytes"]),
+    )
+    lines.add_row(
+        "processes' own faults (getrusage)",
+        f"{plain['faults']:,}",
+        f"{emulator['faults']:,}",
+        ratio(emulator["faults"], plain["faults"]),
+    )
+    seconds(f"attach or map, {found['processes']} at once", "attach_seconds")
+    seconds("fill, one process", "fill_seconds")
+    seconds(f"verify, {others} at once", "verify_seconds")
+    seconds("CPU time of all", "cpu_seconds")
+    lines.add_row(
+        "host mm: tables, slots, mappings", "", units.size(found["mshare"]["host_mm_bytes"]), ""
+    )
+    return lines
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the result for people."""
+    processes, size, machine = found["processes"], found["size_bytes"], found["machine"]
+    emulator, counters = found["mshare"]["emulator"], found["mshare"]["counters"]
+    print(
+        f"{processes} processes, {units.size(size)} in {size // PAGE_BYTES:,} pages; "
+        f"Linux {machine['kernel']}, {machine['cpus']} CPUs\n"
+    )
+    _show.show(savings(found))
+    print(
+        "\nplain memfd: growth of all processes' VmPTE, and the faults they took (getrusage).\n"
+        f"msharefs:    table frames of the region; {counters['faults']:,} first touches "
+        f"and {counters['links']:,} links.\n"
+        f"Verified:    {emulator['verified_pages']:,} pages of the region and "
+        f"{found['plain']['verified_pages']:,} of the memfd, "
+        f"{emulator['wrong_pages'] + found['plain']['wrong_pages']:,} wrong.\n\n"
+        "What the emulator itself costs today, on a kernel without shared page tables:\n"
+    )
+    _show.show(emulation(found))
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    """End by a signal as by an error: with all clean-up done."""
+    del frame
+    sys.exit(128 + number)
+
+
+@click.command()
+@click.option(
+    "--processes",
+    type=click.IntRange(min=2),
+    default=32,
+    show_default=True,
+    help="How many processes; the first fills, the others verify.",
+)
+@click.option(
+    "--size",
+    type=_types.Size(of=PAGE_BYTES),
+    default="256M",
+    show_default=True,
+    help="Memory they share, a multiple of 4096 bytes; K, M, G are understood.",
+)
+@click.option(
+    "--json",
+    "output",
+    type=click.File("w", lazy=False),
+    help="Write all figures to this file; - is standard output, without the tables then.",
+)
+def command(processes: int, size: int, output: IO[str] | None) -> None:
+    """Measure page tables with and without sharing, with real processes.
+
+    Mounts msharefs on a directory of its own, and takes everything away at the end. Exit status 1
+    if a page was wrong or a process did not share.
+    """
+    check_memory(processes, size)
+    from msharefs import demo
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    columns = (TextColumn("{task.description:24}"), BarColumn(), TaskProgressColumn(),
+               TimeElapsedColumn())  # fmt: skip
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        found = demo.run(processes, size, Bar(progress))
+    if output is not None:
+        json.dump(found, output, indent=2)
+        output.write("\n")
+        output.flush()
+    if output is None or output.fileno() != sys.stdout.fileno():
+        show(found)
+    for problem in found["problems"]:
+        click.echo(f"msharefs: {problem}", err=True)
+    sys.exit(1 if found["problems"] else 0)
