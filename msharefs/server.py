@@ -10,6 +10,7 @@ touches a file of its mount: that would wait for its own answer.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
 import logging
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_READY = b"ready"
+_READY = "ready"
 _USERFAULTFD_REMEDY = (
     "it needs Linux 6.1 or later with CONFIG_USERFAULTFD, and root or read and write permission; "
     "a container needs --device /dev/userfaultfd"
@@ -50,10 +51,7 @@ def start(options: MountOptions) -> None:
         return
     said = _detach(options)
     if said != _READY:
-        text = (
-            said.decode(errors="replace")
-            or "the server ended before the mount worked; try again with -f to see why"
-        )
+        text = said or "the server ended before the mount worked; try again with -f to see why"
         raise OSError(errno.EIO, text)
     if mountpoint.probe(options.directory) != "alive":
         raise OSError(
@@ -139,7 +137,7 @@ def _set_up_log(stream: TextIO, *, debug: bool) -> None:
     faulthandler.register(signal.SIGUSR1, stream, all_threads=True)
 
 
-def _detach(options: MountOptions) -> bytes:
+def _detach(options: MountOptions) -> str:
     """Start the server as a grandchild in its own session.
 
     Answers what it says: `_READY`, a sentence, or nothing if it died.
@@ -156,31 +154,40 @@ def _detach(options: MountOptions) -> bytes:
         _serve_detached(options, sender)
     os.close(sender)
     os.waitpid(child, 0)
-    with open(receiver, "rb") as pipe:
+    with open(receiver, encoding="utf-8", errors="replace") as pipe:
         return pipe.read()
 
 
 def _serve_detached(options: MountOptions, sender: int) -> NoReturn:
-    """The grandchild: `sender` gets one message and is closed."""
+    """The grandchild: the first thing to say goes to `sender`, the rest to the log."""
+
+    def tell(message: str) -> None:
+        # A command that was interrupted reads no more; the mount works all the same.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(sender, message.encode())
+        os.close(sender)
+
     told = False
 
-    def tell(message: bytes) -> None:
+    def ready() -> None:
         nonlocal told
-        if not told:
-            told = True
-            os.write(sender, message)
-            os.close(sender)
+        told = True
+        tell(_READY)
 
     status = 1
     try:
-        run(options, lambda: tell(_READY))
+        run(options, ready)
         status = 0
     except OSError as error:
-        name = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        tell(f"{name}{error.strerror or error}".encode())
-        log.error("%s", error)  # noqa: TRY400  # a sentence for people, as on the terminal
+        if told:
+            log.error("%s", error)  # noqa: TRY400  # a sentence, as on the terminal
+        else:
+            name = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+            tell(f"{name}{error.strerror or error}")
     except BaseException:
-        tell(f"the server failed: {traceback.format_exc()}".encode())
-        log.exception("the server failed")
+        if told:
+            log.exception("the server failed")
+        else:
+            tell(f"the server failed: {traceback.format_exc()}")
     finally:
         os._exit(status)

@@ -21,7 +21,7 @@ from msharefs.options import BadOptionError, parse
     "separated by commas.",
 )
 @click.option("--debug", is_flag=True, help="Log every request that fails, and more.")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=Path)  # not click.Path, whose stat(2) a dead server can hang
 def command(foreground: bool, options: tuple[str, ...], debug: bool, directory: Path) -> None:
     """Mount msharefs on DIRECTORY.
 

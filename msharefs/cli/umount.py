@@ -21,7 +21,7 @@ WAIT_SECONDS = 20.0
     is_flag=True,
     help="Detach now, even if files on it are open; the server ends with the last.",
 )
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=Path)  # not click.Path, whose stat(2) a dead server can hang
 def command(lazy: bool, directory: Path) -> None:
     """Unmount the msharefs on DIRECTORY and wait until its server has ended."""
     resolved = mountpoint.resolve(directory)
