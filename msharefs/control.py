@@ -96,7 +96,10 @@ class Connection:
             log.exception("connection of process %d failed; it is closed", self.pid)
         finally:
             self._sock.close()
-        self._leave()
+        try:
+            self._leave()
+        except Exception:
+            log.exception("letting go of process %d failed", self.pid)
 
     async def rearm(self, start: int, end: int) -> None:
         """Asks the client to let pages of [start, end) fault to us again; waits, bounded."""
@@ -216,9 +219,13 @@ class Connection:
     def _settle(self, slot: int, uffd: int) -> None:
         """The client is attached: from now on its death frees `slot`."""
         host = self._region.sized()
-        if slot >= lib.MM_SLOTS:
+        claimer = lib.mm_client_pid(host.mm, min(slot, lib.MM_SLOTS))
+        # A child may have died, and its slot gone to another, before we read its message.
+        if claimer != self.pid and not processes.in_other_pid_namespace(self.pid):
             os.close(uffd)
-            raise OSError(errno.EPROTO, f"process {self.pid} names slot {slot}")
+            raise OSError(
+                errno.EPROTO, f"process {self.pid} names slot {slot} of process {claimer}"
+            )
         self.slot, self.uffd = slot, uffd
         host.clients[slot] = self
         # As we see it: the client may live in another pid namespace.
@@ -230,7 +237,7 @@ class Connection:
         slot, self.slot = self.slot, None
         os.close(self.uffd)
         region = self._region
-        if region.host is not None:
+        if region.host is not None and region.host.clients.get(slot) is self:
             region.host.reap(slot)
         self._control.regions.drop_unused(region.ident)
 

@@ -179,12 +179,13 @@ class HostMM:
 
     async def _rearm(self, start: int, end: int) -> None:
         """Pages that clients made to fault natively must reach us again: there is memory now."""
-        slot = lib.mm_poisoned(self._mm, 0)
-        while slot >= 0:
-            client = self.clients.get(slot)
-            if client is not None:
-                await client.rearm(start, end)
-            slot = lib.mm_poisoned(self._mm, slot + 1)
+        async with trio.open_nursery() as nursery:
+            slot = lib.mm_poisoned(self._mm, 0)
+            while slot >= 0:
+                client = self.clients.get(slot)
+                if client is not None:
+                    nursery.start_soon(client.rearm, start, end)
+                slot = lib.mm_poisoned(self._mm, slot + 1)
 
     def _client_name(self, slot: int) -> str:
         client = self.clients.get(slot)

@@ -52,6 +52,14 @@ def is_alive(pid: int, started: int) -> bool:
     return started in (0, int(fields[19]))
 
 
+def in_other_pid_namespace(pid: int) -> bool:
+    """Whether process `pid` lives, and calls itself by another number than we do."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return False
+
+
 def command(pid: int) -> str:
     """The name of process `pid`, empty if it is gone."""
     try:

@@ -167,7 +167,7 @@ class Regions:
     async def ioctl(
         self, ident: int, command: int, data: bytes, flags: int, tid: int
     ) -> tuple[int, bytes]:
-        """The ioctl(2) of thread `tid` on a descriptor open with `flags`: result and output."""
+        """Result and output of an ioctl(2) by thread `tid`, on a descriptor open with `flags`."""
         region = self._find(ident)
         caller = processes.process_of(tid)
         if command == lib.MSHAREFS_CONNECT:  # ours: also before the region is sized
@@ -190,14 +190,15 @@ class Regions:
 
     def drop_unused(self, ident: int) -> None:
         """Ends an evicted region with no attachment left: its memory goes back."""
-        region = self._find(ident)
-        if not region.evicted:
+        region = self._regions.get(ident)
+        if region is None or not region.evicted:
             return
         if region.host is not None:
             region.host.reap_dead()
             if region.host.attached():
                 return
             region.host.close()
+            region.host = None
         remove_objects(self._directory, ident)
         del self._regions[ident]
 

@@ -157,6 +157,11 @@ int mm_poisoned(const struct mm *mm, unsigned from)
     return -1;
 }
 
+uint32_t mm_client_pid(const struct mm *mm, unsigned slot)
+{
+    return slot < MM_SLOTS ? atomic_load(&mm->slots[slot].state) : SLOT_FREE;
+}
+
 void mm_set_client(struct mm *mm, unsigned slot, uint32_t pid, uint64_t start_time)
 {
     if (slot >= MM_SLOTS)
