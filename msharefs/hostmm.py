@@ -126,7 +126,7 @@ class HostMM:
             lib.mm_count_unmap(self._mm)
 
     async def recover(self) -> None:
-        """Finishes what a server that died had begun, and lets go of clients that died meanwhile."""
+        """Finishes what a dead server had begun, and lets go of clients that died meanwhile."""
         async with self._lock:
             self.reap_dead()
             check(lib.mm_sweep(self._mm), f"{self.name}: its page tables")
