@@ -11,6 +11,7 @@ raise `FUSEError` and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -39,7 +40,7 @@ import pyfuse3  # noqa: E402  # after the hook: see above
 from pyfuse3 import FUSEError  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
 __all__ = [
@@ -104,6 +105,8 @@ class _Server:
 
     operations: ExtraOperations | None = None
     nursery: trio.Nursery | None = None
+    last_message = ""
+    """Of libfuse."""
     waiting: dict[Any, _Request] = {}  # noqa: RUF012  # by libfuse's handle
 
 
@@ -115,14 +118,21 @@ def libfuse_version() -> str:
 def mount(operations: pyfuse3.Operations, directory: Path, options: set[str]) -> None:
     """Mount `operations` on `directory` with libfuse's mount options; `serve` then answers.
 
-    Raises OSError if libfuse could not mount; its reason has been logged by then.
+    Raises OSError with the last words of libfuse or its helper fusermount3 if it could not mount.
     """
     _lib.hook_take_log()
+    _Server.last_message = ""
     before = _lib.hook_sessions()
-    try:
-        pyfuse3.init(operations, os.fspath(directory), options)
-    except RuntimeError as error:
-        raise OSError(errno.EIO, f"libfuse cannot mount ({error})", os.fspath(directory)) from None
+    with os.fdopen(os.memfd_create("stderr"), "w+", errors="replace") as written:
+        try:
+            with _stderr_into(written.fileno()):
+                pyfuse3.init(operations, os.fspath(directory), options)
+        except RuntimeError as error:
+            written.seek(0)
+            lines = written.read().splitlines()
+            reason = lines[-1] if lines else _Server.last_message or str(error)
+            text = f"libfuse cannot mount here: {reason}"
+            raise OSError(errno.EIO, text, os.fspath(directory)) from None
     if _lib.hook_sessions() != before + 1:
         pyfuse3.close(unmount=True)
         raise OSError(
@@ -133,6 +143,18 @@ def mount(operations: pyfuse3.Operations, directory: Path, options: set[str]) ->
         )
     # A program the server starts must not keep the mount alive.
     os.set_inheritable(_lib.hook_session_fd(), False)
+
+
+@contextlib.contextmanager
+def _stderr_into(fd: int) -> Iterator[None]:
+    """Let what is written to standard error go to `fd`: fusermount3 has no other way to explain."""
+    before = os.dup(2)
+    os.dup2(fd, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 async def serve(operations: ExtraOperations) -> None:
@@ -292,4 +314,5 @@ def hook_on_interrupt(handle: Any) -> None:
 @_ffi.def_extern(onerror=_callback_failed)
 def hook_on_log(level: int, text: Any) -> None:
     """Pass a message of libfuse on to logging."""
-    log.log(_LOG_LEVELS[level], "libfuse: %s", _ffi.string(text).decode(errors="replace").rstrip())
+    _Server.last_message = _ffi.string(text).decode(errors="replace").strip()
+    log.log(_LOG_LEVELS[level], "libfuse: %s", _Server.last_message)

@@ -19,6 +19,7 @@ import resource
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from . import mountpoint
@@ -26,7 +27,6 @@ from .state import StateDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from .options import MountOptions
 
@@ -80,11 +80,7 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
 
     Calls `ready` when the kernel has shaken hands. Needs a main thread.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (hard, hard)
-        )  # one descriptor an inode, and those of clients
+    _raise_descriptor_limit()
     os.umask(0)  # the kernel has applied the caller's
     os.chdir("/")
     state = StateDirectory(options)
@@ -105,6 +101,19 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
     finally:
         faulthandler.unregister(signal.SIGUSR1)
         state.release(clear=clear)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the system does, or at least as this user may have.
+
+    The server needs one for each inode the kernel knows, two a region, two an attached process.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(hard, int(Path("/proc/sys/fs/nr_open").read_text()))
+    for limit in (most, hard):
+        with contextlib.suppress(ValueError):  # only root may go beyond its hard limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return
 
 
 def _become_daemon(path: Path) -> TextIO:

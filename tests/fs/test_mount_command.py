@@ -425,6 +425,17 @@ def test_no_devices(tmp_path: Path) -> None:
     assert "--device /dev/userfaultfd" in second
 
 
+def test_the_kernel_refuses_to_mount(tmp_path: Path) -> None:
+    """A container without CAP_SYS_ADMIN: what libfuse says is passed on."""
+    command = f"setpriv --bounding-set=-sys_admin {' '.join(MSHAREFS)} mount {tmp_path}"
+    done = in_bare_dev(f"""set +e
+        mknod /dev/fuse c 10 229; mknod /dev/userfaultfd c 10 257
+        {command}; echo $?; ls /dev/shm""")
+    assert done.stdout == "1\n", done.stderr
+    assert done.stderr.startswith(f"msharefs: {tmp_path}: libfuse cannot mount here: fusermount3: ")
+    assert done.stderr.rstrip().endswith("Operation not permitted")
+
+
 def test_devices_that_may_not_be_opened(tmp_path: Path) -> None:
     done = in_bare_dev(f"""set +e
         mknod -m 600 /dev/fuse c 10 229
