@@ -150,6 +150,19 @@ static void remember(struct attachment *att, struct poison poison)
     atomic_store(&att->mm.slots[att->slot].poisoned, att->poisons_used);
 }
 
+/* A guard marker: SIGSEGV, SEGV_MAPERR. */
+static bool guard(const struct attachment *att, uint8_t *page)
+{
+    struct uffdio_writeprotect off = {.range = {(uintptr_t)page, PAGE_SIZE}};
+
+    /* Punching a write-protected page out of the file leaves a marker of that,
+     * which madvise() cannot replace: it would try again for ever. */
+    ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off);
+    /* A locked mapping (mlockall) takes no guard. */
+    return !madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL) ||
+           (!munlock(page, PAGE_SIZE) && !madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL));
+}
+
 /* Past the end of an empty file: SIGBUS, BUS_ADRERR. */
 static bool map_nothing(const struct attachment *att, uint8_t *page)
 {
@@ -168,9 +181,7 @@ static void poison(struct attachment *att, const struct fault *fault, enum fault
     struct poison made = {fault->offset, POISON_PROT};
 
     if (verdict == FAULT_MAPERR) {
-        /* A locked mapping (mlockall) takes no guard. */
-        if (!madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL) ||
-            (!munlock(page, PAGE_SIZE) && !madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL)))
+        if (guard(att, page))
             made.kind = POISON_GUARD;
     } else if (verdict == FAULT_BROKEN) {
         if (map_nothing(att, page))
