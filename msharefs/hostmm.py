@@ -124,6 +124,7 @@ class HostMM:
         async with self._lock:
             await self._change(lambda: lib.hostmm_unmap(self._mm, start, end))
             lib.mm_count_unmap(self._mm)
+            await self._rearm(start, end)
 
     async def recover(self) -> None:
         """Finishes what a dead server had begun, and lets go of clients that died meanwhile."""
@@ -178,7 +179,10 @@ class HostMM:
             await trio.sleep(GRACE_POLL_SECONDS)
 
     async def _rearm(self, start: int, end: int) -> None:
-        """Pages that clients made to fault natively must reach us again: there is memory now."""
+        """Pages that clients made to fault natively must reach us again.
+
+        There is memory now; or none any more, and the signal has another code.
+        """
         async with trio.open_nursery() as nursery:
             slot = lib.mm_poisoned(self._mm, 0)
             while slot >= 0:
