@@ -8,6 +8,7 @@ nothing it started may be left: no process, no mount, no state.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -18,10 +19,13 @@ import hypothesis
 import pytest
 
 from support import leftovers, namespace
-from support.server import Mount
+from support.actor import Actor, build
+from support.server import mounting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from support.server import Mount
 
 NEEDS_ROOT = pytest.StashKey[str]()
 
@@ -54,10 +58,23 @@ def nothing_left() -> Iterator[None]:
 @pytest.fixture
 def public_tmp() -> Iterator[Path]:
     """A directory on tmpfs that other users may enter, unlike tmp_path."""
+    with _public_directory() as path:
+        yield path
+
+
+@contextlib.contextmanager
+def _public_directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(dir=namespace.SHM, prefix="test-"))
     path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def _need_root(request: pytest.FixtureRequest) -> None:
+    if NEEDS_ROOT in request.config.stash:
+        pytest.fail(request.config.stash[NEEDS_ROOT], pytrace=False)
 
 
 @pytest.fixture
@@ -66,31 +83,31 @@ def mounts(request: pytest.FixtureRequest, public_tmp: Path) -> Iterator[Callabl
 
     With `start=False` it is started later.
     """
-    if NEEDS_ROOT in request.config.stash:
-        pytest.fail(request.config.stash[NEEDS_ROOT], pytrace=False)
-    made: list[Mount] = []
+    _need_root(request)
+    with mounting(public_tmp) as make:
+        yield make
 
-    def make(*options: str, limit: float = 60.0, start: bool = True) -> Mount:
-        mount = Mount(public_tmp / f"mount{len(made)}", options, limit)
-        made.append(mount)
-        if start:
-            mount.start()
-        return mount
 
-    yield make
-    problems: list[str] = []
-    for mount in made:
-        try:
-            if mount.process is not None:
-                mount.stop()
-            problems += mount.problems()
-        except AssertionError as error:
-            problems.append(str(error))
-        finally:
-            # Shown by pytest beside a failure of the test or of this clean-up.
-            print(f"--- {mount.log}\n{mount.text()}")
-            mount.clean_up()
-    assert not problems, "\n".join(problems)
+@pytest.fixture(scope="module")
+def shared_mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
+    """One mount, quantum 2M, for all tests of a file that make regions of their own names."""
+    _need_root(request)
+    with _public_directory() as base, mounting(base) as make:
+        yield make("quantum=2M", limit=300)
+
+
+@pytest.fixture(scope="session")
+def actor_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled tests/programs/actor.c; other users may start it."""
+    directory = tmp_path_factory.mktemp("actor")
+    return build(directory)
+
+
+@pytest.fixture
+def actors(actor_program: Path) -> Iterator[Callable[[], Actor]]:
+    """Start processes of tests/programs/actor.c; they end with the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(Actor.launch(actor_program))
 
 
 @pytest.fixture

@@ -13,8 +13,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 HERE = Path(__file__).parent
 START_LIMIT = 30.0  # seconds: a slow machine imports for a while
@@ -183,6 +187,34 @@ class Mount:
         if self._watchdog is not None:
             self._watchdog.communicate(b"!")
             self._watchdog = None
+
+
+@contextlib.contextmanager
+def mounting(base: Path) -> Iterator[Callable[..., Mount]]:
+    """Gives a function that makes mounts below `base`; at the end all must have been well."""
+    made: list[Mount] = []
+
+    def make(*options: str, limit: float = 60.0, start: bool = True) -> Mount:
+        mount = Mount(base / f"mount{len(made)}", options, limit)
+        made.append(mount)
+        if start:
+            mount.start()
+        return mount
+
+    yield make
+    problems: list[str] = []
+    for mount in made:
+        try:
+            if mount.process is not None:
+                mount.stop()
+            problems += mount.problems()
+        except AssertionError as error:
+            problems.append(str(error))
+        finally:
+            # Shown by pytest beside a failure of the test or of this clean-up.
+            print(f"--- {mount.log}\n{mount.text()}")
+            mount.clean_up()
+    assert not problems, "\n".join(problems)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,23 @@
+/* actor.h - the parts of the actor; see actor.c. */
+#ifndef ACTOR_H
+#define ACTOR_H
+
+#include <stdint.h>
+
+#include "trap.h"
+
+#define PAGE 4096ul
+#define WORDS (PAGE / sizeof(uint64_t))
+
+/* Answers the command at hand; `fd` (-1: none) goes along. */
+void reply(int fd, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void reply_errno(void);
+void reply_signal(const struct trap *trap);
+
+/* crowd.c: threads that run until they are told to stop. */
+void crowd_hammer(const uint64_t *arg);
+void crowd_flood(const uint64_t *arg);
+void crowd_holes(const uint64_t *arg);
+void crowd_join(const uint64_t *arg);
+
+#endif

@@ -1,0 +1,179 @@
+/*
+ * crowd.c - the actor's threads that touch memory all the time.
+ *
+ * They share a page of plain memory with the test, struct board below: what the test says is the
+ * case now, and what each actor has seen. A store that began and ended within one phase must have
+ * had that phase's outcome, whatever the scheduler did.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "actor.h"
+
+#define BOARD_BYTES (64 * 1024)
+#define THREADS_MAX 64
+
+/* Each phase has a number of its own; its last two bits tell what is the case. */
+enum phase { STOP = 0, CHANGING = 1, THERE = 2, GONE = 3 };
+
+struct seen {
+    _Atomic uint64_t stored;  /* stores that went through */
+    _Atomic uint64_t refused; /* stores that ended in SIGSEGV, SEGV_MAPERR */
+    _Atomic uint64_t wrong;   /* went through though gone, refused though there, or another signal */
+    uint64_t pad[5];
+};
+
+struct board {
+    _Alignas(64) _Atomic uint64_t phase;
+    struct seen seen[];
+};
+
+struct job {
+    struct board *board;
+    struct seen *seen;
+    uintptr_t start;
+    uint64_t pages, stride, seed;
+    uint64_t exact; /* holes: signals that were right in every field */
+};
+
+static struct job jobs[THREADS_MAX];
+static pthread_t threads[THREADS_MAX];
+static unsigned running;
+
+static void start(unsigned count, void *(*work)(void *), const struct job *job)
+{
+    for (unsigned i = 0; i < count && running < THREADS_MAX; i++, running++) {
+        jobs[running] = *job;
+        jobs[running].seed += i;
+        if (pthread_create(&threads[running], NULL, work, &jobs[running]))
+            abort();
+    }
+}
+
+static void join(void)
+{
+    while (running)
+        pthread_join(threads[--running], NULL);
+}
+
+static struct board *board_at(int fd)
+{
+    struct board *board = mmap(NULL, BOARD_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+    if (board == MAP_FAILED)
+        abort();
+    return board;
+}
+
+static void *hammer(void *arg)
+{
+    struct job *job = arg;
+    struct trap trap;
+
+    for (volatile uint64_t i = job->seed;; i++) {
+        volatile uint64_t *at = (volatile uint64_t *)(job->start + i % job->pages * PAGE);
+        volatile uint64_t before = atomic_load(&job->board->phase);
+        volatile bool stored = false;
+
+        if (before % 4 == STOP)
+            return NULL;
+        if (TRY(trap)) {
+            *at = i;
+            stored = true;
+        }
+        trap_current = NULL;
+        bool maperr = !stored && trap.signo == SIGSEGV && trap.code == SEGV_MAPERR &&
+                      trap.addr == (uintptr_t)at;
+        bool same = atomic_load(&job->board->phase) == before;
+        atomic_fetch_add(stored ? &job->seen->stored : &job->seen->refused, 1);
+        if ((!stored && !maperr) || (same && stored && before % 4 == GONE) ||
+            (same && !stored && before % 4 == THERE))
+            atomic_fetch_add(&job->seen->wrong, 1);
+    }
+}
+
+/* Stores to [address, +pages) in each of some threads, until the board says stop. */
+void crowd_hammer(const uint64_t *arg) /* board fd, number on it, address, pages, threads */
+{
+    struct board *board = board_at((int)arg[0]);
+    struct job job = {.board = board, .seen = &board->seen[arg[1]], .start = arg[2],
+                      .pages = arg[3]};
+
+    start((unsigned)arg[4], hammer, &job);
+    reply(-1, "ok");
+}
+
+static uint64_t next_random(uint64_t *state) /* xorshift64 */
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    return *state ^= *state << 17;
+}
+
+static void *flood(void *arg)
+{
+    struct job *job = arg;
+    uint64_t state = job->seed * 0x9e3779b97f4a7c15ull | 1;
+
+    while (atomic_load_explicit(&job->board->phase, memory_order_relaxed) % 4 != STOP) {
+        uintptr_t page = job->start + next_random(&state) % job->pages * job->stride;
+
+        *(volatile uint64_t *)page = state;
+        atomic_fetch_add_explicit(&job->seen->stored, 1, memory_order_relaxed);
+    }
+    return NULL;
+}
+
+/* Touches pages of a large range in random order: nearly each is a fault, many need a table. */
+void crowd_flood(const uint64_t *arg) /* board fd, number, address, pages, stride, threads, seed */
+{
+    struct board *board = board_at((int)arg[0]);
+    struct job job = {.board = board, .seen = &board->seen[arg[1]], .start = arg[2],
+                      .pages = arg[3], .stride = arg[4], .seed = arg[6] * THREADS_MAX};
+
+    start((unsigned)arg[5], flood, &job);
+    reply(-1, "ok");
+}
+
+static void *holes(void *arg)
+{
+    struct job *job = arg;
+    struct trap trap;
+
+    for (volatile uint64_t i = 0; i < job->pages; i++) {
+        uintptr_t at = job->start + (job->seed * job->pages + i) * job->stride + job->seed;
+
+        if (TRY(trap))
+            *(volatile uint8_t *)at = 1;
+        else
+            job->exact += trap.signo == SIGSEGV && trap.code == SEGV_MAPERR && trap.addr == at;
+        trap_current = NULL;
+    }
+    return NULL;
+}
+
+/* Each thread stores to holes of its own, all at once; ok: how many signals came to the thread that
+ * had made the access, with its exact address. */
+void crowd_holes(const uint64_t *arg) /* address, holes a thread, stride, threads */
+{
+    struct job job = {.start = arg[0], .pages = arg[1], .stride = arg[2]};
+    uint64_t exact = 0;
+
+    running = 0;
+    start((unsigned)arg[3], holes, &job);
+    join();
+    for (unsigned i = 0; i < arg[3]; i++)
+        exact += jobs[i].exact;
+    reply(-1, "ok %lu", exact);
+}
+
+void crowd_join(const uint64_t *arg)
+{
+    (void)arg;
+    join();
+    reply(-1, "ok");
+}
