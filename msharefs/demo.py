@@ -42,6 +42,7 @@ class Side:
     attach_seconds: float
     fill_seconds: float
     verify_seconds: float
+    detach_seconds: float
     verified: list[Answer]
 
     @property
@@ -58,65 +59,75 @@ class Side:
             "attach_seconds": self.attach_seconds,
             "fill_seconds": self.fill_seconds,
             "verify_seconds": self.verify_seconds,
+            "detach_seconds": self.detach_seconds,
             "verified_pages": sum(answer.pages for answer in self.verified),
             "wrong_pages": sum(answer.wrong for answer in self.verified),
         }
 
 
-class _Workload:
-    """Both halves of the run, step by step."""
+class _Half:
+    """One half of the run, over one kind of memory; call the steps in the order they stand here."""
 
-    def __init__(self, workers: Workers, size: int, observer: Observer) -> None:
+    def __init__(self, title: str, workers: Workers, size: int, observer: Observer) -> None:
+        self._title = title
         self._workers = workers
         self._size = size
         self._observer = observer
+        self._seed = secrets.randbits(63)  # pages of the other half would be found wrong
         self._verifiers = range(CREATOR + 1, len(workers))
+        self._seconds: dict[str, float] = {}
 
-    def attach(self, command: str, title: str) -> tuple[list[Answer], float]:
-        notify = self._observer.step(f"{title}: attaching", len(self._workers))
-        started = time.monotonic()
-        answers = self._workers.ask(command, answered=notify)
-        return answers, time.monotonic() - started
+    def attach(self, command: str) -> None:
+        """All attach, or map what they are to compare with, by this command."""
+        self._first = self._step("attach", command, range(len(self._workers)))
 
-    def fill(self, seed: int, title: str) -> tuple[list[Answer], float]:
-        notify = self._observer.step(f"{title}: filling", self._size)
-        started = time.monotonic()
-        answers = self._workers.ask(f"fill {seed} {self._size}", [CREATOR], visited=notify)
-        return answers, time.monotonic() - started
+    def fill(self) -> None:
+        """The creator writes every page."""
+        command = f"fill {self._seed} {self._size}"
+        self._filled = self._step("fill", command, [CREATOR], size=self._size)
 
-    def verify(self, seed: int, title: str) -> tuple[list[Answer], float]:
-        notify = self._observer.step(f"{title}: verifying", self._size * len(self._verifiers))
-        started = time.monotonic()
-        answers = self._workers.ask(f"verify {seed} {self._size}", self._verifiers, visited=notify)
-        return answers, time.monotonic() - started
+    def verify(self) -> None:
+        """All the others read every page."""
+        command = f"verify {self._seed} {self._size}"
+        self._verified = self._step("verify", command, self._verifiers, size=self._size)
 
     def detach(self) -> None:
-        self._workers.ask("detach")
+        """All let go."""
+        self._step("detach", "detach", range(len(self._workers)))
 
+    def result(self) -> Side:
+        """From each worker's figures before it attached and before it detached."""
+        pairs = list(zip(self._first, self._filled + self._verified, strict=True))
+        micros = 1e-6
+        return Side(
+            vmpte_bytes=[last.vmpte_bytes.after - at.vmpte_bytes.before for at, last in pairs],
+            faults=[
+                last.minor_faults.after - at.minor_faults.before
+                + last.major_faults.after - at.major_faults.before
+                for at, last in pairs
+            ],
+            cpu_seconds=micros * sum(
+                last.user_microseconds.after - at.user_microseconds.before
+                + last.system_microseconds.after - at.system_microseconds.before
+                for at, last in pairs
+            ),
+            attach_seconds=self._seconds["attach"],
+            fill_seconds=self._seconds["fill"],
+            verify_seconds=self._seconds["verify"],
+            detach_seconds=self._seconds["detach"],
+            verified=self._verified,
+        )  # fmt: skip
 
-def _side(
-    attached: tuple[list[Answer], float],
-    filled: tuple[list[Answer], float],
-    verified: tuple[list[Answer], float],
-) -> Side:
-    pairs = list(zip(attached[0], filled[0] + verified[0], strict=True))
-    return Side(
-        vmpte_bytes=[last.vmpte_bytes.after - first.vmpte_bytes.before for first, last in pairs],
-        faults=[
-            last.minor_faults.after - first.minor_faults.before
-            + last.major_faults.after - first.major_faults.before
-            for first, last in pairs
-        ],
-        cpu_seconds=sum(
-            last.user_microseconds.after - first.user_microseconds.before
-            + last.system_microseconds.after - first.system_microseconds.before
-            for first, last in pairs
-        ) / 1e6,
-        attach_seconds=attached[1],
-        fill_seconds=filled[1],
-        verify_seconds=verified[1],
-        verified=verified[0],
-    )  # fmt: skip
+    def _step(self, name: str, command: str, who: Sequence[int], *, size: int = 0) -> list[Answer]:
+        """Do and time a command; progress by bytes if each worker visits `size`, else by workers."""
+        notify = self._observer.step(f"{self._title}: {name}", len(who) * (size or 1))
+        started = time.monotonic()
+        if size:
+            answers = self._workers.ask(command, who, visited=notify)
+        else:
+            answers = self._workers.ask(command, who, answered=notify)
+        self._seconds[name] = time.monotonic() - started
+        return answers
 
 
 def run(processes: int, size: int, observer: Observer) -> dict[str, Any]:
@@ -132,14 +143,13 @@ def run(processes: int, size: int, observer: Observer) -> dict[str, Any]:
         os.ftruncate(plain, size)
         notify = observer.step("starting processes", processes)
         workers = stack.enter_context(Workers(processes, [plain], notify))
-        workload = _Workload(workers, size, observer)
-        region, problems = _over_a_region(workload, mount, workers, size)
-        seed = secrets.randbits(63)
-        baseline = _side(
-            workload.attach(f"map {size} /proc/self/fd/{plain}", "plain memfd"),
-            workload.fill(seed, "plain memfd"),
-            workload.verify(seed, "plain memfd"),
-        )
+        region, problems = _over_a_region(mount, workers, size, observer)
+        half = _Half("plain memfd", workers, size, observer)
+        half.attach(f"map {size} /proc/self/fd/{plain}")
+        half.fill()
+        half.verify()
+        half.detach()
+        baseline = half.result()
         problems += _wrong("plain memfd", baseline, workers)
     plain_document = baseline.document
     return {
@@ -158,24 +168,24 @@ def run(processes: int, size: int, observer: Observer) -> dict[str, Any]:
 
 
 def _over_a_region(
-    workload: _Workload, mount: PrivateMount, workers: Workers, size: int
+    mount: PrivateMount, workers: Workers, size: int, observer: Observer
 ) -> tuple[dict[str, Any], list[str]]:
     """The half with a region: what it held, what the emulator itself cost, and what was wrong."""
     path = mount.directory / "demo"
-    seed = secrets.randbits(63)
+    half = _Half("msharefs", workers, size, observer)
     with client.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as region:
         quantum = region.stat()["quantum_bytes"]
         region.truncate((size + quantum - 1) // quantum * quantum)
         region.map(0, size)
-        attached = workload.attach(f"attach {path}", "msharefs")
-        filled = workload.fill(seed, "msharefs")
+        half.attach(f"attach {path}")
+        half.fill()
         first = region.stat()
-        verified = workload.verify(seed, "msharefs")
+        half.verify()
         last, clients, audit = region.stat(), region.describe("clients"), region.describe("audit")
         host_mm_bytes = mount.host_mm_bytes()
-        workload.detach()
+        half.detach()
         region.unmap(0, size)  # the other half shall find as much memory free
-    emulator = _side(attached, filled, verified)
+    emulator = half.result()
     problems = _wrong("msharefs", emulator, workers)
     problems += _unshared(last, clients, audit, workers)
     return {

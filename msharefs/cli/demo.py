@@ -117,7 +117,8 @@ def emulation(found: dict[str, Any]) -> Table:
     seconds(f"attach or map, {found['processes']} at once", "attach_seconds")
     seconds("fill, one process", "fill_seconds")
     seconds(f"verify, {others} at once", "verify_seconds")
-    seconds("CPU time of all", "cpu_seconds")
+    seconds(f"detach, {found['processes']} at once", "detach_seconds")
+    seconds("CPU time of all, until they detach", "cpu_seconds")
     lines.add_row(
         "host mm: tables, slots, mappings", "", units.size(found["mshare"]["host_mm_bytes"]), ""
     )

@@ -44,8 +44,8 @@ def check(found: dict[str, Any], processes: int, size: int) -> None:
     assert shared["table_frames"] == frames
     assert shared["page_table_bytes"] == sum(frames.values()) * PAGE
     assert shared["page_table_bytes_verifiers"] == 0
-    # Without sharing: the PTE pages again in each process.
-    assert plain["vmpte_growth_bytes"] >= processes * frames["pte"] * PAGE
+    # Without sharing: the PTE pages again in each process; one may be there, for a neighbour.
+    assert plain["vmpte_growth_bytes"] >= processes * (frames["pte"] - 1) * PAGE
     # Faults: one a page for the first, one link for each.
     assert shared["counters"]["faults"] == pages
     assert shared["links"] == processes

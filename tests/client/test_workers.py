@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 PAGES = 3000  # more than one page table holds
 SIZE = PAGES * PAGE_BYTES
+# Wherever the kernel puts them: page tables that hold nothing else. The first and the last may be
+# there already, for a neighbour.
+WHOLE_TABLES = -(-(PAGES - 2 * 511) // 512)
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def test_what_one_fills_all_verify(mapped: Workers) -> None:
     (filled,) = mapped.ask(f"fill 7 {SIZE}", [0])
     assert filled.pages == PAGES
     assert filled.minor_faults.growth >= PAGES  # a shmem page a fault: no huge pages in the tests
-    assert filled.vmpte_bytes.growth >= PAGES * 8
+    assert filled.vmpte_bytes.growth >= WHOLE_TABLES * PAGE_BYTES
     assert filled.nanoseconds > 0
     for answer in mapped.ask(f"verify 7 {SIZE}"):
         assert (answer.pages, answer.wrong) == (PAGES, 0)
