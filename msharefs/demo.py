@@ -119,7 +119,7 @@ class _Half:
         )  # fmt: skip
 
     def _step(self, name: str, command: str, who: Sequence[int], *, size: int = 0) -> list[Answer]:
-        """Do and time a command; progress by bytes if each worker visits `size`, else by workers."""
+        """Do and time a command; progress by bytes if each visits `size`, else by workers."""
         notify = self._observer.step(f"{self._title}: {name}", len(who) * (size or 1))
         started = time.monotonic()
         if size:
