@@ -84,7 +84,7 @@ def parse(
 
 def _choice(values: dict[str, str], key: str, choices: tuple[str, ...], default: str) -> str:
     value = values.get(key, default)
-    if value != default and value not in choices:
+    if key in values and value not in choices:
         raise BadOptionError(f"-o {key}={value}: must be one of {', '.join(choices)}")
     return value
 

@@ -1,0 +1,57 @@
+"""Values of -o."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from msharefs.options import BadOptionError, default_state, parse
+
+MNT = Path("/mnt/m")
+
+
+def test_defaults() -> None:
+    options = parse([], MNT)
+    assert (options.quantum, options.owner, options.quirks) == (512 << 30, "file", "")
+    assert options.state == default_state(MNT)
+    assert not options.foreground
+
+
+def test_the_default_state_tells_mount_points_and_users_apart() -> None:
+    assert default_state(MNT) != default_state(MNT.parent)
+    assert f"-{os.geteuid()}-" in default_state(MNT).name
+    assert default_state(MNT) == default_state(Path("/mnt/m"))
+
+
+@pytest.mark.parametrize(
+    ("given", "quantum"), [("512G", 1 << 39), ("1G", 1 << 30), ("2M", 1 << 21)]
+)
+def test_quantum(given: str, quantum: int) -> None:
+    assert parse([f"quantum={given}"], MNT).quantum == quantum
+
+
+def test_lists_and_repeats(tmp_path: Path) -> None:
+    options = parse(["quantum=1G,,owner=process", f"state={tmp_path},", "quantum=2M"], MNT)
+    assert (options.quantum, options.owner, options.state) == (2 << 20, "process", tmp_path)
+
+
+def test_quirks_mean_the_owner_of_the_series() -> None:
+    assert parse(["quirks=v3"], MNT).owner == "thread"
+    assert parse(["quirks=v3,owner=file"], MNT).owner == "file"
+
+
+def test_state_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse(["state=here"], MNT).state == tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["quantum=512g", "quantum=", "owner=", "owner=File", "quirks=", "quirks=v4", "state=",
+     "state=/mnt/m", "state=/mnt/m/deep/er", "=", "x", "Quantum=2M"],
+)  # fmt: skip
+def test_wrong(given: str) -> None:
+    with pytest.raises(BadOptionError, match=r"^-o "):
+        parse([given], MNT)
