@@ -146,6 +146,51 @@ static int fetch(struct attachment *att, int fd)
     return err;
 }
 
+/* The server takes the slot back and counts what it did; without it we do. */
+static void say_goodbye(struct attachment *att)
+{
+    struct msg msg = {.op = MSG_DETACH}, reply;
+    int fds[MSG_FDS];
+    int err = att->ctl < 0 ? -EPIPE : control_send(att->ctl, &msg, NULL, 0);
+
+    do
+        err = err ? err : control_recv(att->ctl, &reply, fds, CONTROL_TIMEOUT_MS);
+    while (!err && reply.op != MSG_REPLY); /* it may have asked for something meanwhile */
+    if (err)
+        slot_reap(&att->mm, att->slot);
+}
+
+/* Ends an attachment; `unmap` is false when something else takes its window. */
+static void retire(struct attachment *att, bool unmap)
+{
+    pthread_mutex_lock(&att->lock);
+    service_unwatch(att);
+    if (unmap)
+        munmap(att->base, att->mm.size);
+    say_goodbye(att);
+    drop(att, false, false);
+    pthread_mutex_unlock(&att->lock);
+}
+
+/* What MAP_FIXED is about to replace. As in the series an attachment goes whole
+ * or not at all: EINVAL. */
+static int replace_attachments(const struct attachment *by)
+{
+    uint8_t *end = by->base + by->mm.size;
+
+    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++) {
+        const struct attachment *att = &attachments[i];
+
+        if (att->live && att->base < end && att->base + att->mm.size > by->base &&
+            (att->base < by->base || att->base + att->mm.size > end))
+            return -EINVAL;
+    }
+    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++)
+        if (attachments[i].live && attachments[i].base >= by->base && attachments[i].base < end)
+            retire(&attachments[i], false);
+    return 0;
+}
+
 static int attach(struct attachment *att, int fd, void *addr, int flags)
 {
     struct msg ready = {.op = MSG_READY};
@@ -158,6 +203,8 @@ static int attach(struct attachment *att, int fd, void *addr, int flags)
     att->linked = err ? NULL : calloc(att->mm.size / att->mm.quantum / 64 + 1, sizeof(uint64_t));
     if (!err && !att->linked)
         err = -ENOMEM;
+    if (!err && flags & MAP_FIXED)
+        err = replace_attachments(att);
     if (!err)
         err = claim(att);
     claimed = !err;
@@ -306,32 +353,12 @@ void *mshare_attach(int fd, void *addr, int prot, int flags)
     return base;
 }
 
-/* The server takes the slot back and counts what it did; without it we do. */
-static void say_goodbye(struct attachment *att)
-{
-    struct msg msg = {.op = MSG_DETACH}, reply;
-    int fds[MSG_FDS];
-    int err = att->ctl < 0 ? -EPIPE : control_send(att->ctl, &msg, NULL, 0);
-
-    do
-        err = err ? err : control_recv(att->ctl, &reply, fds, CONTROL_TIMEOUT_MS);
-    while (!err && reply.op != MSG_REPLY); /* it may have asked for something meanwhile */
-    if (err)
-        slot_reap(&att->mm, att->slot);
-}
-
 int mshare_detach(void *addr)
 {
     pthread_mutex_lock(&attach_lock);
     struct attachment *att = find(addr);
-    if (att) {
-        pthread_mutex_lock(&att->lock);
-        service_unwatch(att);
-        munmap(att->base, att->mm.size);
-        say_goodbye(att);
-        drop(att, false, false);
-        pthread_mutex_unlock(&att->lock);
-    }
+    if (att)
+        retire(att, true);
     pthread_mutex_unlock(&attach_lock);
     if (att)
         return 0;

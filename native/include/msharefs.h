@@ -79,7 +79,8 @@ struct mshare_connect {
  *   prot   PROT_READ, PROT_WRITE: at most what the descriptor allows
  *   flags  MAP_SHARED, and the two above
  *
- * EINVAL  region not sized, MAP_PRIVATE, misaligned fixed address
+ * EINVAL  region not sized, MAP_PRIVATE, misaligned fixed address, MAP_FIXED over
+ *         a part of another attachment (over all of it: that one is detached)
  * EACCES  descriptor not open for what `prot` asks
  * EEXIST  MAP_FIXED_NOREPLACE and something is there
  * ENOMEM  no aligned hole of that size in the address space
