@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.actor import PAGE, Actor, accerr, maperr
+from support.actor import PAGE, accerr, maperr
 from support.calls import refused
 
 if TYPE_CHECKING:
-    from client.conftest import Memory
+    from support.memory import Memory
 
 PIECE = 64 * PAGE
 READ, NONE, WRITE = mmap.PROT_READ, 0, mmap.PROT_WRITE

@@ -1,0 +1,80 @@
+"""Where the same accesses must have the same outcome: Linux's own memory and a region."""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING
+
+from .actor import MAP_FIXED, PAGE, READ_WRITE, Actor, Fault
+
+if TYPE_CHECKING:
+    import msharefs
+
+QUANTUM = 2 << 20
+"""Of the mount that the tests of a file share."""
+
+
+class Memory:
+    """A range of an actor's addresses where memory is mapped and unmapped; offsets in bytes."""
+
+    size = 2 * QUANTUM
+
+    def __init__(self, actor: Actor, base: int, fd: int) -> None:
+        self.actor = actor
+        self.base = base
+        self.fd = fd
+        """The region's descriptor in the actor; -1: plain memory."""
+
+    def map(self, offset: int, size: int = PAGE, prot: int = READ_WRITE) -> None:
+        """New memory, zero, in the place of what was there."""
+        raise NotImplementedError
+
+    def unmap(self, offset: int, size: int = PAGE) -> None:
+        """A hole."""
+        raise NotImplementedError
+
+    def load(self, offset: int) -> list[int] | Fault:
+        """Load a byte."""
+        return self.actor.call("load", self.base + offset)
+
+    def store(self, offset: int, value: int = 1) -> list[int] | Fault:
+        """Store a byte."""
+        return self.actor.call("store", self.base + offset, value)
+
+    def read(self, offset: int, size: int) -> int:
+        """read(2) of bytes 0x5a."""
+        return self.actor.number("read", self.base + offset, size)
+
+    def write(self, offset: int, size: int) -> list[int] | Fault:
+        """write(2): how many bytes were written, and their sum."""
+        return self.actor.call("write", self.base + offset, size)
+
+
+class KernelMemory(Memory):
+    """Shared memory of Linux itself, mapped with mmap(2) piece by piece."""
+
+    BASE = 1 << 44  # where nothing is, and nothing comes unasked
+
+    def __init__(self, actor: Actor) -> None:
+        super().__init__(actor, self.BASE, -1)
+
+    def map(self, offset: int, size: int = PAGE, prot: int = READ_WRITE) -> None:
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_FIXED
+        self.actor.call("plain-map", self.base + offset, size, prot, flags, -1, 0)
+
+    def unmap(self, offset: int, size: int = PAGE) -> None:
+        self.actor.call("plain-unmap", self.base + offset, size)
+
+
+class RegionMemory(Memory):
+    """A region, attached."""
+
+    def __init__(self, actor: Actor, region: msharefs.Region) -> None:
+        fd = actor.give(region.fd)
+        super().__init__(actor, actor.attach(fd), fd)
+
+    def map(self, offset: int, size: int = PAGE, prot: int = READ_WRITE) -> None:
+        self.actor.call("map", self.fd, offset, size, prot)
+
+    def unmap(self, offset: int, size: int = PAGE) -> None:
+        self.actor.call("unmap", self.fd, offset, size)
