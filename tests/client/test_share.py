@@ -1,0 +1,134 @@
+"""What one process writes, the others read; and what they take to do so."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+import msharefs
+
+from support.actor import MAP_FIXED, PAGE
+from support.audit import assert_whole
+from support.memory import QUANTUM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.actor import Actor
+    from support.server import Mount
+
+    Actors = Callable[[], Actor]
+    Regions = Callable[..., msharefs.Region]
+
+SIZE = 2 * QUANTUM
+PAGES = SIZE // PAGE
+
+
+@pytest.mark.parametrize("count", [2, 8, pytest.param(64, marks=pytest.mark.slow)])
+def test_all_see_what_one_wrote(actors: Actors, make_region: Regions, count: int) -> None:
+    region = make_region(SIZE)
+    crowd = [actors() for _ in range(count)]
+    fds = [actor.give(region.fd) for actor in crowd]
+    bases = [actor.attach(fd) for actor, fd in zip(crowd, fds, strict=True)]
+    writer, *readers = zip(crowd, bases, strict=True)
+    assert writer[0].call("fill", writer[1], SIZE, 1, 0) == []
+    for actor, base in readers:
+        actor.start("check", base, SIZE, 1, 0)
+    assert [actor.finish() for actor, _ in readers] == [[0]] * (count - 1)
+
+    stat = region.stat()
+    assert stat["clients"] == count
+    assert stat["rss_bytes"] == SIZE
+    assert stat["counters"]["faults"] == PAGES, "each page is filled once, for all"
+    assert stat["counters"]["links"] == 2 * count, "one for each process and quantum"
+    assert stat["counters"]["segv"] == 0
+    for client in region.describe("clients"):
+        wrote = client["pid"] == writer[0].pid
+        assert client["faults"] == (PAGES if wrote else 0)
+        assert client["links"] == 2
+        assert client["materialised_pages"] == PAGES
+    assert_whole(region)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_all_write_at_once(actors: Actors, make_region: Regions, count: int) -> None:
+    """Each its share of every page table, so that they race for the frames."""
+    region = make_region(SIZE)
+    crowd = [actors() for _ in range(count)]
+    bases = [actor.attach(actor.give(region.fd)) for actor in crowd]
+    share = PAGES // count * PAGE
+    for number, (actor, base) in enumerate(zip(crowd, bases, strict=True)):
+        actor.start("fill", base + number * share, share, 3, number * share // PAGE)
+    assert [actor.finish() for actor in crowd] == [[]] * count
+    for actor, base in zip(crowd, bases, strict=True):
+        actor.start("check", base, SIZE, 3, 0)
+    assert [actor.finish() for actor in crowd] == [[0]] * count
+    stat = region.stat()
+    assert stat["counters"]["faults"] == PAGES
+    assert stat["table_frames"] == {"pgd": 1, "pud": 1, "pmd": 1, "pte": 2}
+    assert_whole(region)
+
+
+def test_all_fault_on_the_same_pages_at_once(actors: Actors, make_region: Regions) -> None:
+    """A page is filled once, whoever is first."""
+    region = make_region(SIZE)
+    crowd = [actors() for _ in range(4)]
+    bases = [actor.attach(actor.give(region.fd)) for actor in crowd]
+    for actor, base in zip(crowd, bases, strict=True):
+        actor.start("fill", base, SIZE, 9, 0)  # the same words
+    assert [actor.finish() for actor in crowd] == [[]] * len(crowd)
+    assert crowd[0].call("check", bases[0], SIZE, 9, 0) == [0]
+    assert region.stat()["counters"]["faults"] == PAGES
+    assert_whole(region)
+
+
+def test_python_reads_what_c_wrote(actors: Actors, make_region: Regions) -> None:
+    region = make_region(SIZE)
+    actor = actors()
+    base = actor.attach(actor.give(region.fd))
+    actor.call("store", base + PAGE + 5, 0xC3)
+    view = region.attach()
+    assert (view[PAGE + 5], view[PAGE + 6], len(view)) == (0xC3, 0, SIZE)
+    view[7:10] = b"abc"
+    assert actor.call("load", base + 9) == [ord("c")]
+    region.detach(view)
+
+
+@pytest.mark.mount("quantum=512G")
+def test_a_quantum_of_the_kernels(mount: Mount, actors: Actors) -> None:
+    """512 GiB: pages at both ends and in the middle, attached at other addresses by each."""
+    quantum = 512 << 30
+    offsets = [0, 1 << 30, quantum - PAGE, quantum, 2 * quantum - PAGE]
+    with msharefs.open(mount.path / "r", os.O_RDWR | os.O_CREAT) as region:
+        region.truncate(2 * quantum)
+        for offset in offsets:
+            region.map(offset, PAGE)
+        crowd = [(actors(), place * quantum) for place in (20, 30, 40)]
+        for number, (actor, base) in enumerate(crowd):
+            fd = actor.give(region.fd)
+            flags = mmap.MAP_SHARED | MAP_FIXED
+            assert actor.attach(fd, base, flags=flags) == base
+            assert actor.call("store", base + offsets[number], number + 1) == []
+        for actor, base in crowd:
+            values = [actor.call("load", base + offset) for offset in offsets]
+            assert values == [[1], [2], [3], [0], [0]]
+        stat = region.stat()
+        assert stat["counters"]["links"] == 2 * len(crowd), "one for each process and quantum"
+        assert stat["counters"]["faults"] == len(offsets)
+        assert stat["table_frames"] == {"pgd": 1, "pud": 2, "pmd": 5, "pte": 5}
+        assert_whole(region)
+
+
+def test_page_tables_are_paid_once(actors: Actors, make_region: Regions) -> None:
+    """The figure of it all: more processes, no more tables."""
+    region = make_region(8 * QUANTUM)
+    sizes = []
+    for _ in range(4):
+        actor = actors()
+        base = actor.attach(actor.give(region.fd))
+        assert actor.call("fill", base, 8 * QUANTUM, 1, 0) == []
+        sizes.append(region.stat()["page_table_bytes"])
+    assert sizes == [PAGE * (3 + 8)] * 4

@@ -1,0 +1,22 @@
+"""Nothing may be lost: the invariants of a region, asked of its server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .actor import PAGE
+
+if TYPE_CHECKING:
+    import msharefs
+
+
+def assert_whole(region: msharefs.Region) -> None:
+    """The audit finds nothing wrong, and all figures of page tables agree. Nobody may be faulting."""
+    audit = region.describe("audit")
+    frames = sum(audit["tables"].values())
+    problems = {name: audit[name] for name in ("held", "lost", "stray", "bad", "vmas")}
+    assert not any(problems.values()), problems
+    assert audit["frame_bytes"] == PAGE * frames
+    stat = region.stat()
+    assert stat["page_table_bytes"] == PAGE * frames
+    assert stat["table_frames"] == audit["tables"]
