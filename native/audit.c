@@ -27,21 +27,22 @@ static int count_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level
     if (!value)
         return 0;
     audit->found->leaves++;
-    if (!vma_find(walk->mm, offset, &vma) || offset + entry_span(level) > vma.end)
+    if (vma_find(walk->mm, offset, &vma) || offset + entry_span(level) > vma.end)
         audit->found->stray++;
     else if (!(value & ENTRY_PRESENT) || !(value & ENTRY_USER) ||
              (!vma.object && (value & ENTRY_ADDR) != DATA_BASE + offset) ||
-             ((value & ENTRY_RW) && !(vma.flags & VMA_WRITE)))
+             ((value & ENTRY_RW) && !(vma.flags & VMA_WRITE)) ||
+             (!(value & ENTRY_NX) && !(vma.flags & VMA_EXEC)))
         audit->found->bad++;
     return 0;
 }
 
-static int count_table(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+static int count_table(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame, unsigned level,
+                       uint64_t addr)
 {
     struct audit *audit = walk->arg;
-    uint64_t frame = entry_frame(atomic_load(entry));
 
-    (void)addr;
+    (void)entry, (void)addr;
     audit->found->tables[level]++;
     audit->reached[frame / 8] |= (uint8_t)(1u << frame % 8);
     return 0;

@@ -28,9 +28,15 @@ static int fill_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level,
         value |= ENTRY_NX;
     if (fault->access == ACCESS_WRITE)
         value |= ENTRY_DIRTY;
-    if (atomic_compare_exchange_strong(entry, &old, value))
+    if (atomic_compare_exchange_strong(entry, &old, value)) {
         fault->first = true;
-    else if (fault->access == ACCESS_WRITE && !(old & ENTRY_DIRTY))
+        return 0;
+    }
+    /* Whoever was faster is of the same VMA: accessed and dirty are all in which
+     * two sane entries can differ. */
+    if ((old ^ value) & ~(ENTRY_ACCESSED | ENTRY_DIRTY))
+        return -EUCLEAN;
+    if (fault->access == ACCESS_WRITE && !(old & ENTRY_DIRTY))
         atomic_fetch_or(entry, ENTRY_DIRTY | ENTRY_ACCESSED);
     return 0;
 }
@@ -62,8 +68,9 @@ enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault)
     struct walk fill = {.mm = mm, .leaf = fill_leaf, .alloc = true, .slot = slot, .arg = fault};
     struct walk around = {.mm = mm, .leaf = count_present, .arg = fault};
 
-    if (!vma_find(mm, fault->offset, &fault->vma))
-        return FAULT_MAPERR;
+    int err = vma_find(mm, fault->offset, &fault->vma);
+    if (err)
+        return err == -ENOENT ? FAULT_MAPERR : FAULT_BROKEN;
     if (fault->vma.flags & VMA_BUSY)
         return FAULT_WAIT;
     if (!permitted(fault))

@@ -29,13 +29,14 @@ static int zap_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, 
     return 0;
 }
 
-static int zap_table(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+static int zap_table(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame, unsigned level,
+                     uint64_t addr)
 {
     const struct zap *zap = walk->arg;
 
     if (addr < zap->floor || addr + entry_span(level + 1) > zap->ceiling)
         return 0;
-    uint64_t frame = entry_frame(atomic_exchange(entry, 0));
+    atomic_store(entry, 0);
     return frame_free(walk->mm, frame);
 }
 

@@ -104,9 +104,11 @@ static void list(struct listing *listing, const struct mm *mm, uint64_t frame, u
     listing->used++;
 }
 
-static int list_table(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+static int list_table(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame, unsigned level,
+                      uint64_t addr)
 {
-    list(walk->arg, walk->mm, entry_frame(atomic_load(entry)), level, addr);
+    (void)entry;
+    list(walk->arg, walk->mm, frame, level, addr);
     return 0;
 }
 

@@ -79,9 +79,10 @@ static inline uint64_t entry_frame(uint64_t entry)
 
 /* vma.c: sets of VMAs are sorted arrays without overlap. */
 
-/* The VMA that holds `offset` in the current snapshot, copied to `vma`. False:
- * none. Call inside an epoch, or as the only writer. */
-bool vma_find(const struct mm *mm, uint64_t offset, struct mm_vma *vma);
+/* The VMA that holds `offset` in the current snapshot, copied to `vma`. ENOENT:
+ * none. EUCLEAN: the snapshot is not sane there. Call inside an epoch, or as the
+ * only writer. */
+int vma_find(const struct mm *mm, uint64_t offset, struct mm_vma *vma);
 /* The current snapshot, checked; count in *used. NULL: it is not sane. */
 const struct mm_vma *vma_snapshot(const struct mm *mm, uint64_t epoch, uint64_t *used);
 /* Writes to `to` the set `from` with [start, end) taken out and `insert` (may be

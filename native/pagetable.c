@@ -62,7 +62,7 @@ static int walk_table(struct walk *walk, _Atomic uint64_t *table, unsigned level
         }
         err = walk_table(walk, below, level - 1, addr, next);
         if (!err && walk->table)
-            err = walk->table(walk, entry, level - 1, base);
+            err = walk->table(walk, entry, entry_frame(value), level - 1, base);
         if (err)
             return err;
     }

@@ -19,8 +19,10 @@ struct walk {
      * span begins. Absent ones are shown only in tables that exist. A result
      * other than 0 ends the walk and is returned by it. */
     int (*leaf)(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr);
-    /* After the entries of a table; `entry` points to it. May be NULL. */
-    int (*table)(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr);
+    /* After the entries of a table; `entry` pointed to it. Use `frame`, which was
+     * checked: the entry may change under our eyes. May be NULL. */
+    int (*table)(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame, unsigned level,
+                 uint64_t addr);
     /* An entry that is not sane. NULL: the walk ends with -EUCLEAN. */
     int (*bad)(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr);
     /* Add the tables that are missing, as the client of this slot. */

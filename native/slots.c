@@ -76,12 +76,13 @@ struct link_check {
     bool linked;
 };
 
-static int check_link(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+static int check_link(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame, unsigned level,
+                      uint64_t addr)
 {
     struct link_check *check = walk->arg;
 
-    (void)addr;
-    if (level == check->level && entry_frame(atomic_load(entry)) == check->frame)
+    (void)entry, (void)addr;
+    if (level == check->level && frame == check->frame)
         check->linked = true;
     return 0;
 }

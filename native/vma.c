@@ -23,14 +23,15 @@ const struct mm_vma *vma_snapshot(const struct mm *mm, uint64_t epoch, uint64_t 
     return mm->vmas[epoch & 1];
 }
 
-bool vma_find(const struct mm *mm, uint64_t offset, struct mm_vma *vma)
+int vma_find(const struct mm *mm, uint64_t offset, struct mm_vma *vma)
 {
     uint64_t epoch = atomic_load_explicit(&mm->header->epoch, memory_order_acquire);
-    uint64_t low = 0, high;
-    const struct mm_vma *set = vma_snapshot(mm, epoch, &high);
+    uint64_t low = 0, used;
+    const struct mm_vma *set = vma_snapshot(mm, epoch, &used);
 
     if (!set)
-        return false;
+        return -EUCLEAN;
+    uint64_t high = used;
     while (low < high) { /* the first that ends above offset */
         uint64_t middle = low + (high - low) / 2;
 
@@ -39,10 +40,13 @@ bool vma_find(const struct mm *mm, uint64_t offset, struct mm_vma *vma)
         else
             low = middle + 1;
     }
-    if (low == mm->header->vmas_used[epoch & 1] || low >= MM_VMAS)
-        return false;
+    if (low == used)
+        return -ENOENT;
     *vma = set[low];
-    return vma->start <= offset && offset < vma->end && vma->end <= mm->size;
+    if (offset >= vma->end || vma->end > mm->size || vma->start >= vma->end ||
+        (vma->start | vma->end) % PAGE_SIZE)
+        return -EUCLEAN;
+    return offset < vma->start ? -ENOENT : 0;
 }
 
 /* Two VMAs that are one mapping seen in two parts: same object, same rights. */

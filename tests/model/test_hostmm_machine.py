@@ -1,0 +1,271 @@
+"""The core against a model: any order of changes, faults, deaths and restarts.
+
+After each step the whole state is compared: what the core's audit says, and what a decoder of our
+own reads from the bytes of the `.mm` object.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from msharefs.native import lib
+
+from support.core import GIB1, GIB512, MIB2, PAGE, Core, check
+from support.model import PROTECTIONS, Model
+from support.rawmm import RW, US, A, P
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CLIENTS = 4
+
+# Without "explain": it traces every line, and the failing steps speak for themselves.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+
+picks = st.integers(0, 1 << 16)
+"""Chooses one of what there is when the step runs."""
+
+
+class Region(RuleBasedStateMachine):
+    """One region, its writer and up to four clients."""
+
+    size: ClassVar[int]
+    quantum: ClassVar[int]
+    cuts: ClassVar[tuple[int, ...]]
+
+    @initialize()
+    def format(self) -> None:
+        self.core = Core(self.size, self.quantum)
+        self.model = Model(self.cuts)
+        self.written: set[int] = set()
+
+    def teardown(self) -> None:
+        self.core.close()
+
+    # Clients
+
+    @precondition(lambda self: len(self.model.inside) < CLIENTS)
+    @rule()
+    def attach(self) -> None:
+        slot = self.core.claim()
+        assert slot == min(set(range(CLIENTS)) - set(self.model.inside)), "not the first free slot"
+        self.model.inside[slot] = 0
+
+    @precondition(lambda self: self.model.inside)
+    @rule(who=picks, cell=picks, page=st.sampled_from([0, 1, -1]), write=st.booleans(),
+          ahead=st.sampled_from([1, 2, 3, 512, 1 << 52]))  # fmt: skip
+    def touch(self, who: int, cell: int, page: int, write: bool, ahead: int) -> None:
+        """A fault; of a client that is inside an epoch already, within that epoch."""
+        slot = self._client(who)
+        offset = self._page(cell, page)
+        fault = self.core.fault if self.model.inside[slot] else self.core.touch
+        said = fault(slot, offset, write=write, ahead=ahead)
+        assert said == self.model.fault(offset, write=write, ahead=ahead)
+        if said.verdict == "MAP":
+            # What a client would do next, by another way.
+            os.pwrite(self.core.mem_fd, b"\xa5" * PAGE, offset)
+            self.written.add(offset)
+
+    @precondition(lambda self: 0 in self.model.inside.values())
+    @rule(who=picks)
+    def enter(self, who: int) -> None:
+        """A client that takes its time."""
+        slot = self._client(who, inside=False)
+        lib.slot_enter(self.core.mm, slot)
+        self.model.inside[slot] = self.model.epoch
+
+    @precondition(lambda self: any(self.model.inside.values()))
+    @rule(who=picks)
+    def leave(self, who: int) -> None:
+        slot = self._client(who, inside=True)
+        lib.slot_leave(self.core.mm, slot)
+        self.model.inside[slot] = 0
+
+    @precondition(lambda self: self.model.inside)
+    @rule(who=picks)
+    def die(self, who: int) -> None:
+        """It detaches, or is killed inside a fault: the server takes its slot back."""
+        slot = self._client(who)
+        check(lib.slot_reap(self.core.mm, slot))
+        del self.model.inside[slot]
+
+    # The writer
+
+    @precondition(lambda self: self.model.pending is None)
+    @rule(first=picks, count=picks, prot=st.sampled_from([*PROTECTIONS, None]))
+    def begin(self, first: int, count: int, prot: int | None) -> None:
+        """Publishes; what follows may come in between."""
+        first, last = self._range(first, count)
+        start, end = self.cuts[first], self.cuts[last]
+        if prot is None:
+            said = self.core.begin_unmap(start, end)
+        else:
+            said = self.core.begin_map(start, end, prot)
+        if self.model.stragglers():
+            assert said == -errno.EBUSY
+            # A serial number is spent on the attempt; nothing else happens.
+            self.model.serial += prot is not None
+        else:
+            assert said == 0
+            self.model.begin(first, last, prot)
+
+    @precondition(lambda self: self.model.pending is None and not self.model.stragglers())
+    @rule(first=picks, count=picks, prot=st.sampled_from([*PROTECTIONS, None]))
+    def change(self, first: int, count: int, prot: int | None) -> None:
+        """Everything at once, unless somebody is inside a fault."""
+        self.begin(first, count, prot)
+        if not self.model.stragglers():
+            self.finish()
+
+    @precondition(lambda self: self.model.pending and not self.model.stragglers())
+    @rule()
+    def finish(self) -> None:
+        change = self.model.pending
+        assert change is not None
+        assert self.core.finish() == 0
+        self._forget_pages(change.start, change.end)
+        self.model.finish()
+
+    @precondition(lambda self: self.model.pending)
+    @rule()
+    def abort(self) -> None:
+        self.core.abort()
+        self.model.abort()
+
+    @precondition(lambda self: not self.model.stragglers())
+    @rule()
+    def restart(self) -> None:
+        """The server dies here; the next one finishes what it began."""
+        change = self.model.pending
+        self.core.reopen()
+        self.core.recover()
+        if change is not None:
+            self._forget_pages(change.start, change.end)
+            self.model.finish()
+
+    # What must be so after each step
+
+    @invariant()
+    def audit_is_clean(self) -> None:
+        audit = self.core.audit()
+        levels = [level for level, _ in self.model.tables]
+        assert audit.tables == (levels.count(0), levels.count(1), levels.count(2), 1)
+        assert audit.leaves == len(self.model.leaves)
+        in_flight = {"stray": self.model.stray(), "bad": self.model.too_permissive()}
+        if self.model.pending is None:
+            assert not any(in_flight.values()), "the model itself is wrong"
+        assert audit.problems() == {name: count for name, count in in_flight.items() if count}
+
+    @invariant()
+    def vmas_are_the_models(self) -> None:
+        vmas = self.model.vmas()
+        assert self.core.vmas() == vmas
+        assert [(v[0], v[1], v[3], v[5]) for v in self.core.raw.vmas()] == vmas
+        for index, (start, end) in enumerate(itertools.pairwise(self.cuts)):
+            mapped = self.model.cells[index] is not None
+            assert lib.hostmm_mapped(self.core.mm, start, end) == mapped
+
+    @invariant()
+    def bytes_are_the_models(self) -> None:
+        tree = self.core.raw.tree()
+        assert not tree.wrong
+        assert tree.spans() == self.model.tables
+        assert {leaf.offset: leaf.flags for leaf in tree.leaves.values()} == self.model.leaves
+        assert all(leaf.target == leaf.offset for leaf in tree.leaves.values())
+        assert all(table.flags == P | RW | US | A for table in tree.tables[1:])
+        assert self.core.raw.header("epoch") == self.model.epoch
+
+    @invariant()
+    def looks_agree(self) -> None:
+        stat = self.core.stat()
+        levels = [level for level, _ in self.model.tables]
+        assert list(stat.table_frames) == [levels.count(0), levels.count(1), levels.count(2), 1]
+        assert stat.page_table_bytes == PAGE * (len(levels) + 1)
+        assert stat.vmas == len(self.model.vmas())
+        assert stat.clients == len(self.model.inside)
+        assert stat.rss == PAGE * len(self.written)
+        tree = self.core.raw.tree()
+        assert self.core.tables() == {
+            (t.level, t.start - lib.HOST_BASE, sum(1 for _ in self.core.raw.entries(t.frame)))
+            for t in tree.tables[1:]
+        }
+
+    @invariant()
+    def grace_waits_for_the_right_ones(self) -> None:
+        stragglers = self.model.stragglers()
+        assert self.core.straggler() == (min(stragglers) if stragglers else None)
+
+    # Choices
+
+    def _client(self, who: int, *, inside: bool | None = None) -> int:
+        slots = [
+            slot
+            for slot, epoch in sorted(self.model.inside.items())
+            if inside is None or bool(epoch) == inside
+        ]
+        return slots[who % len(slots)]
+
+    def _range(self, first: int, count: int) -> tuple[int, int]:
+        cells = len(self.cuts) - 1
+        first %= cells
+        return first, first + 1 + count % (cells - first)
+
+    def _page(self, cell: int, page: int) -> int:
+        cell %= len(self.cuts) - 1
+        start, end = self.cuts[cell], self.cuts[cell + 1]
+        pages = (end - start) // PAGE
+        return start + page % pages * PAGE
+
+    def _forget_pages(self, start: int, end: int) -> None:
+        self.written = {at for at in self.written if not start <= at < end}
+
+
+def around(edges: Iterable[int], end: int) -> tuple[int, ...]:
+    """Cut points next to table edges, and a few pages in a row to map together."""
+    cuts = {0, PAGE, 2 * PAGE, 3 * PAGE, end}
+    for edge in edges:
+        cuts |= {edge - 2 * PAGE, edge - PAGE, edge, edge + PAGE}
+    return tuple(sorted(cut for cut in cuts if 0 <= cut <= end))
+
+
+class SmallRegion(Region):
+    """Quantum 2 MiB: PTE pages come and go."""
+
+    size, quantum = 4 * MIB2, MIB2
+    cuts = around([MIB2, 2 * MIB2, 3 * MIB2], size)
+
+
+class MiddleRegion(Region):
+    """Quantum 1 GiB: edges of PMD pages."""
+
+    size, quantum = 3 * GIB1, GIB1
+    cuts = around([MIB2, GIB1, GIB1 + MIB2, 2 * GIB1], size)
+
+
+class LargeRegion(Region):
+    """Quantum 512 GiB: edges of all levels."""
+
+    size, quantum = 2 * GIB512, GIB512
+    cuts = around([MIB2, GIB1, GIB512 - GIB1, GIB512, GIB512 + MIB2], size)
+
+
+class TopRegion(Region):
+    """A region larger than a host mm: the last page there is."""
+
+    size, quantum = 256 * GIB512, GIB512
+    cuts = around([GIB512, 254 * GIB512, 255 * GIB512 - MIB2], lib.HOST_END - lib.HOST_BASE)
+
+
+@pytest.mark.parametrize("region", [SmallRegion, MiddleRegion, LargeRegion, TopRegion])
+def test_any_order_of_steps(region: type[Region]) -> None:
+    run = region.TestCase()
+    run.settings = settings(max_examples=60, stateful_step_count=40, phases=PHASES)
+    run.runTest()

@@ -1,0 +1,220 @@
+"""One host mm with no server and no memory behind it: the core alone, as tests drive it.
+
+`.mm` and `.mem` are memfds. A test may run the steps of a change one by one, which a server does in
+one go, and let faults, deaths and restarts come in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+from msharefs.native import ffi, lib
+
+from .rawmm import GIB1, GIB512, MIB2, PAGE, RawMM
+
+READ, WRITE, EXEC = lib.VMA_READ, lib.VMA_WRITE, lib.VMA_EXEC
+MAP, WAIT, MAPERR, ACCERR, BROKEN = (
+    lib.FAULT_MAP, lib.FAULT_WAIT, lib.FAULT_MAPERR, lib.FAULT_ACCERR, lib.FAULT_BROKEN,
+)  # fmt: skip
+
+VERDICTS = {MAP: "MAP", WAIT: "WAIT", MAPERR: "MAPERR", ACCERR: "ACCERR", BROKEN: "BROKEN"}
+
+__all__ = ["GIB1", "GIB512", "MIB2", "PAGE"]
+
+
+class Vma(NamedTuple):
+    """One VMA of the current snapshot; bytes."""
+
+    start: int
+    end: int
+    flags: int
+    serial: int
+
+
+class Fault(NamedTuple):
+    """What mm_fault() said."""
+
+    verdict: str
+    pages: int = 0
+    first: bool = False
+    protect: bool = False
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What mm_audit() found."""
+
+    tables: tuple[int, int, int, int]
+    leaves: int
+    frame_bytes: int
+    held: int
+    lost: int
+    stray: int
+    bad: int
+    vmas: int
+
+    def problems(self) -> dict[str, int]:
+        """What is not as it must be in a quiescent region."""
+        found = {
+            name: getattr(self, name)
+            for name in ("held", "lost", "stray", "bad", "vmas")
+            if getattr(self, name)
+        }
+        if self.frame_bytes != PAGE * sum(self.tables):
+            found["bytes not of tables"] = self.frame_bytes - PAGE * sum(self.tables)
+        return found
+
+
+def memfd(name: str, size: int = 0) -> int:
+    """A new memfd of `size` bytes."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.ftruncate(fd, size)
+    return fd
+
+
+class Core:
+    """A formatted and open host mm."""
+
+    def __init__(self, size: int = GIB512, quantum: int = GIB512) -> None:
+        self.size, self.quantum = size, quantum
+        self.fd = memfd("mm")
+        self.mem_fd = memfd("mem", size)
+        self.mm: Any = ffi.new("struct mm *")
+        check(lib.mm_format(self.fd, 1, size, quantum))
+        check(self.open())
+        self.raw = RawMM(self.fd)
+
+    def open(self) -> int:
+        """Maps and checks the `.mm` object, as every process does; 0 or -errno."""
+        fd = os.dup(self.fd)
+        result = lib.mm_open(self.mm, fd)
+        if result:
+            os.close(fd)
+        return result
+
+    def reopen(self) -> None:
+        """A new view of the object, as a restarted server has."""
+        lib.mm_close(self.mm)
+        check(self.open())
+
+    def close(self) -> None:
+        """Gives everything back."""
+        lib.mm_close(self.mm)
+        self.raw.close()
+        os.close(self.fd)
+        os.close(self.mem_fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # The writer
+
+    def begin_map(self, start: int, end: int, prot: int) -> int:
+        """Publishes a mapping that faults still wait for; 0 or -errno."""
+        vma = ffi.new("struct mm_vma *", {"start": start, "end": end, "flags": prot})
+        return lib.hostmm_map(self.mm, vma[0])
+
+    def begin_unmap(self, start: int, end: int) -> int:
+        """Publishes a hole that still has entries; 0 or -errno."""
+        return lib.hostmm_unmap(self.mm, start, end)
+
+    def straggler(self) -> int | None:
+        """The slot whose fault is not over yet, None: the grace period is."""
+        slot = ffi.new("unsigned *")
+        return slot[0] if lib.slot_grace(self.mm, slot) else None
+
+    def finish(self) -> int:
+        """Takes entries, tables and pages away; 0 or -errno."""
+        return lib.hostmm_finish(self.mm, self.mem_fd)
+
+    def abort(self) -> None:
+        """Goes back to the snapshot before."""
+        lib.hostmm_abort(self.mm)
+
+    def map(self, start: int, end: int, prot: int = READ | WRITE) -> None:
+        """A whole change, with nobody inside a fault."""
+        check(self.begin_map(start, end, prot))
+        assert self.straggler() is None
+        check(self.finish())
+
+    def unmap(self, start: int, end: int) -> None:
+        """A whole change, with nobody inside a fault."""
+        check(self.begin_unmap(start, end))
+        assert self.straggler() is None
+        check(self.finish())
+
+    def recover(self, dead: tuple[int, ...] = ()) -> None:
+        """What a restarted server does; `dead` are the slots whose process is gone."""
+        for slot in dead:
+            check(lib.slot_reap(self.mm, slot))
+        check(lib.mm_sweep(self.mm))
+        assert self.straggler() is None
+        check(self.finish())
+
+    # Clients
+
+    def claim(self, pid: int = 1, started: int = 1) -> int:
+        """The number of a new slot."""
+        return check(lib.slot_claim(self.mm, pid, started))
+
+    def fault(self, slot: int, offset: int, *, write: bool = False, ahead: int = 1) -> Fault:
+        """A fault by a client that is inside an epoch."""
+        fault = ffi.new("struct fault *")
+        fault.offset = offset
+        fault.access = lib.ACCESS_WRITE if write else lib.ACCESS_READ
+        fault.ahead = ahead
+        verdict = lib.mm_fault(self.mm, slot, fault)
+        if verdict != MAP:
+            return Fault(VERDICTS[verdict])
+        return Fault("MAP", fault.pages, fault.first, fault.protect)
+
+    def touch(self, slot: int, offset: int, *, write: bool = False, ahead: int = 1) -> Fault:
+        """A whole fault: enter, fault, leave."""
+        lib.slot_enter(self.mm, slot)
+        fault = self.fault(slot, offset, write=write, ahead=ahead)
+        lib.slot_leave(self.mm, slot)
+        return fault
+
+    # Looks
+
+    def audit(self) -> Audit:
+        """The core's own look at everything."""
+        found = ffi.new("struct mm_audit *")
+        check(lib.mm_audit(self.mm, found))
+        return Audit(
+            tuple(found.tables), found.leaves, found.frame_bytes,
+            found.held, found.lost, found.stray, found.bad, found.vmas,
+        )  # fmt: skip
+
+    def vmas(self) -> list[Vma]:
+        """The current snapshot."""
+        count = check(lib.mm_vmas(self.mm, ffi.NULL, 0))
+        found = ffi.new("struct mm_vma[]", count)
+        check(lib.mm_vmas(self.mm, found, count))
+        return [Vma(vma.start, vma.end, vma.flags, vma.serial) for vma in found]
+
+    def tables(self) -> set[tuple[int, int, int]]:
+        """The core's list: level, region offset and present entries of each table but the PGD."""
+        count = check(lib.mm_tables(self.mm, ffi.NULL, 0))
+        found = ffi.new("struct mm_table[]", count)
+        check(lib.mm_tables(self.mm, found, count))
+        return {(t.level, t.start - lib.HOST_BASE, t.present) for t in found if t.level < 3}
+
+    def stat(self) -> Any:
+        """Struct mshare_stat."""
+        stat = ffi.new("struct mshare_stat *")
+        check(lib.mm_stat(self.mm, self.mem_fd, stat))
+        return stat
+
+
+def check(result: int) -> int:
+    """`result` of the core, if it is no error."""
+    if result < 0:
+        raise OSError(-result, f"the core said {errno.errorcode.get(-result, result)}")
+    return result
