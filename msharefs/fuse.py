@@ -157,10 +157,11 @@ def _stderr_into(fd: int) -> Iterator[None]:
         os.close(before)
 
 
-async def serve(operations: ExtraOperations) -> None:
-    """Answer requests until the file system is unmounted or `pyfuse3.terminate` is called."""
+async def serve(operations: ExtraOperations, end: trio.Event) -> None:
+    """Answer requests until the file system is unmounted or `end` is set."""
     async with trio.open_nursery() as nursery:
         _Server.operations, _Server.nursery = operations, nursery
+        nursery.start_soon(_terminate, end)
         try:
             await pyfuse3.main()
         finally:
@@ -173,6 +174,11 @@ async def serve(operations: ExtraOperations) -> None:
 def unmount() -> None:
     """End the session; takes the mount off the directory if it is still there."""
     pyfuse3.close(unmount=True)
+
+
+async def _terminate(end: trio.Event) -> None:
+    await end.wait()
+    pyfuse3.terminate()
 
 
 class _Request:

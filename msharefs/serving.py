@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Nobody waits for this: it only decides how long memory stays after its last user.
+_ATTACHED_POLL_SECONDS = 0.5
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -52,33 +54,47 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
         async with trio.open_nursery() as nursery:
             # Clients that an earlier server left come back as soon as there is a socket.
             await nursery.start(Control(regions, state.path).run)
-            await nursery.start(_end_on_signal)
+            end = await nursery.start(_end_on_signal)
             filesystem = Filesystem(tree, regions, options, ready)
             fuse.mount(filesystem, options.directory, _mount_options())
             log.info("mounted on %s, state in %s", options.directory, state.path)
             try:
-                await fuse.serve(filesystem)
+                await fuse.serve(filesystem, end)
             finally:
                 fuse.unmount()
             log.info("unmounted from %s", options.directory)
             await filesystem.shut_down()
+            if not end.is_set() and regions.attached():
+                await _outlive_mount(regions, state, end)
             attached = regions.attached()
             if attached:
-                log.warning(
-                    "%d attachments live on; the next server on %s takes them over",
-                    attached,
-                    state.path,
-                )
+                log.warning("the next server on %s takes over %d attachments", state.path, attached)
             nursery.cancel_scope.cancel()
         return attached == 0
 
 
-async def _end_on_signal(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def _outlive_mount(regions: Regions, state: StateDirectory, end: trio.Event) -> None:
+    """The mount is gone, attached processes are not: serve them until they are.
+
+    As in the kernel, where a mapping keeps its memory after umount(2), which then goes back. A
+    signal ends this earlier.
+    """
+    log.info("%d attachments keep this server", regions.attached())
+    state.say_unmounted()
+    while regions.attached() and not end.is_set():
+        with trio.move_on_after(_ATTACHED_POLL_SECONDS):
+            await end.wait()
+
+
+async def _end_on_signal(
+    task_status: trio.TaskStatus[trio.Event] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    end = trio.Event()
     with trio.open_signal_receiver(*END_SIGNALS) as signals:
-        task_status.started()
+        task_status.started(end)
         async for number in signals:
-            log.info("%s: unmounting", signal.Signals(number).name)
-            pyfuse3.terminate()
+            log.info("%s: ending", signal.Signals(number).name)
+            end.set()
 
 
 def _mount_options() -> set[str]:

@@ -4,10 +4,12 @@
                 inside are for the users of the mount
     regions/    the host mms and memory of the regions
     control     the control socket
-    lock        locked by the running server; names its process and its mount point
+    lock        locked by the running server; says who that is and what it does (`Holder`)
     log         what the server says, unless it runs in the foreground
 
-A directory that a crashed server left is adopted.
+A directory that a crashed server left is adopted by the next one. So is that of a server which was
+unmounted while processes are attached: it stays, for them, until they are gone or somebody mounts
+with the same state directory.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import stat
-from typing import TYPE_CHECKING
+from dataclasses import astuple, dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from . import mountpoint
-from .options import MountOptions, default_state
+from .options import QUANTA, MountOptions, default_state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +33,36 @@ if TYPE_CHECKING:
 # Clients reach the control socket by path and need nothing else in here.
 _MODE = 0o711
 _SOCKET_PATH_MAX = 107  # sockaddr_un.sun_path, with a final NUL
+_LEAVE_SECONDS = 10.0
 _ENTRIES = {"tree", "regions", "control", "lock", "log"}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The present or last server of a state directory, as the lock file names it."""
+
+    pid: int
+    doing: Literal["mounted", "unmounted"]
+    """ "unmounted": it stays only for the processes that are attached."""
+    quantum: int
+    directory: str
+
+    def write(self, fd: int) -> None:
+        """Put this into the lock file."""
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, "\n".join(map(str, astuple(self))).encode(), 0)
+
+    @classmethod
+    def read(cls, fd: int) -> Holder | None:
+        """What the lock file says; None if that is nothing, or no sense."""
+        fields = os.pread(fd, 8192, 0).decode(errors="replace").split("\n", 3)
+        try:
+            pid, doing, quantum, directory = fields
+            if doing not in ("mounted", "unmounted"):
+                return None
+            return cls(int(pid), doing, int(quantum), directory)  # type: ignore[arg-type]
+        except ValueError:
+            return None
 
 
 class StateDirectory:
@@ -43,15 +76,15 @@ class StateDirectory:
         self.path = options.state
         self._is_default = self.path == default_state(options.directory)
         self._made = False
+        self._holder = Holder(os.getpid(), "mounted", options.quantum, str(options.directory))
         try:
             self._lock = self._take()
             try:
-                os.ftruncate(self._lock, 0)
-                os.pwrite(
-                    self._lock, f"process {os.getpid()}, mounted on {options.directory}".encode(), 0
-                )
                 self.fresh = not self.tree.exists()
                 """Nothing was here: no server ran on this directory before."""
+                if not self.fresh:
+                    self._check_quantum()
+                self._holder.write(self._lock)
                 for name in ("tree", "regions"):
                     (self.path / name).mkdir(mode=0o700, exist_ok=True)
                 self.tree.mkdir(mode=0o777, exist_ok=True)
@@ -87,11 +120,24 @@ class StateDirectory:
                     entry.unlink(missing_ok=True)
             (self.path / "lock").unlink(missing_ok=True)
             if self._made or self._is_default:
-                with contextlib.suppress(
-                    OSError
-                ):  # somebody put a file there: it is not ours to remove
+                with contextlib.suppress(OSError):  # somebody's file in it is not ours to remove
                     self.path.rmdir()
         os.close(self._lock)
+
+    def say_unmounted(self) -> None:
+        """From now on another server may end this one and take over."""
+        replace(self._holder, doing="unmounted").write(self._lock)
+
+    def _check_quantum(self) -> None:
+        last = Holder.read(self._lock)
+        if last is not None and last.quantum != self._holder.quantum:
+            name = next((n for n, size in QUANTA.items() if size == last.quantum), last.quantum)
+            raise OSError(
+                errno.EINVAL,
+                f"holds regions of quantum {name}: mount with -o quantum={name}, "
+                "or use another (-o state=DIR)",
+                str(self.path),
+            )
 
     def _make(self) -> None:
         parent = self.path.parent
@@ -158,12 +204,37 @@ class StateDirectory:
             except FileNotFoundError:
                 pass  # ... or the file between our open and our lock
             except BlockingIOError:
-                who = os.pread(fd, 4096, 0).decode(errors="replace") or "another process"
-                os.close(fd)
-                raise OSError(
-                    errno.EBUSY,
-                    f"is the state directory of a running server ({who}): "
-                    "unmount that, or use another (-o state=DIR)",
-                    str(self.path),
-                ) from None
+                try:
+                    self._ask_to_leave(Holder.read(fd))
+                finally:
+                    os.close(fd)
+                continue
             os.close(fd)
+
+    def _ask_to_leave(self, running: Holder | None) -> None:
+        """End a server that is unmounted, and come back when it has; EBUSY for any other."""
+        if running is None or running.doing == "mounted":
+            who = f"process {running.pid}, mounted on {running.directory}" if running else "unknown"
+            raise OSError(
+                errno.EBUSY,
+                f"is the state directory of a running server ({who}): "
+                "unmount that, or use another (-o state=DIR)",
+                str(self.path),
+            )
+        try:
+            pidfd = os.pidfd_open(running.pid)
+        except ProcessLookupError:
+            return  # it has just ended
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            if mountpoint.wait_for_end(pidfd, _LEAVE_SECONDS):
+                return
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(pidfd)
+        raise OSError(
+            errno.EBUSY,
+            f"the server that had it before (process {running.pid}) does not end: kill it",
+            str(self.path),
+        )
