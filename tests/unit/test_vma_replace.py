@@ -128,7 +128,7 @@ CASES = [
     ("AAAAAAAA", "       -", "AAAAAAA."),
     # parts of one mapping that lie together again become one VMA, wherever the change is
     ("AA|AA...", "      -", "AAAA...."),
-    ("A|A|A|A.B", "        -", "AAAA....."),
+    ("A|A|A|A.B", "     -", "AAAA.."),
     ("AA..AA", "  AA", "AAAAAA"),
     ("AA|AA", "  A", "AAAA"),
     # but not with other rights, or across a hole
