@@ -1,11 +1,10 @@
 /*
- * attach.c - attach, detach, fork.
+ * attach.c - attach, detach.
  *
  *   attach   server: .mm, .mem, userfaultfd device
  *            window of .mem, a slot, a userfaultfd over the window
  *            server: READY with the userfaultfd; the service thread takes over
- *   fork     the child's mapping has lost its registration: the child makes a
- *            slot, a userfaultfd and a connection of its own before fork() returns
+ *   detach   window gone, slot given back
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -26,9 +25,6 @@
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
-
-struct attachment attachments[ATTACHMENTS_MAX];
-static pthread_mutex_t attach_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Field 22 of /proc/self/stat, in clock ticks: tells a process from a later one
  * with the same number. No stdio: also runs in the child of a fork. */
@@ -60,31 +56,49 @@ int attach_register(const struct attachment *att, uint8_t *start, uint64_t size)
     return ioctl(att->uffd, UFFDIO_REGISTER, &range) ? -errno : 0;
 }
 
-/* Maps the window over whatever reserved it and puts it under our watch. */
-static int map_window(struct attachment *att)
+int attach_map(const struct attachment *att)
+{
+    /* After mlockall(MCL_FUTURE) a mapping is filled as it is made: not this one. */
+    void *got = mmap(att->base, att->length, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
+                     att->mem_fd, 0);
+
+    if (got == MAP_FAILED)
+        return -errno;
+    munlock(att->base, att->length);
+    if (mprotect(att->base, att->length, att->prot))
+        return -errno;
+    /* A core dump would walk the whole window page by page. */
+    if (!att->adopted)
+        madvise(att->base, att->length, MADV_DONTDUMP);
+    return 0;
+}
+
+int attach_watch(struct attachment *att)
 {
     struct uffdio_api api = {
         .api = UFFD_API,
         .features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
                     UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
     };
-    void *got = mmap(att->base, att->mm.size, att->prot, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
-                     att->mem_fd, 0);
+    int err = 0;
 
-    if (got == MAP_FAILED)
-        return -errno;
-    /* A core dump would walk the whole window page by page. */
-    madvise(att->base, att->mm.size, MADV_DONTDUMP);
     att->uffd = ioctl(att->dev_fd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
     if (att->uffd < 0)
         return -errno;
     att->uffd = control_hide_fd(att->uffd);
     if (ioctl(att->uffd, UFFDIO_API, &api))
         return errno == EINVAL ? -ENOSYS : -errno;
-    return attach_register(att, att->base, att->mm.size);
+    if (!att->adopted)
+        return attach_register(att, att->base, att->length);
+    for (unsigned i = 0; i < att->pieces.count && !err; i++) {
+        const struct piece *piece = &att->pieces.list[i];
+
+        err = attach_register(att, (uint8_t *)piece->start, piece->end - piece->start);
+    }
+    return err;
 }
 
-static int claim(struct attachment *att)
+int attach_claim(struct attachment *att)
 {
     int slot = slot_claim(&att->mm, (uint32_t)getpid(), own_start_time());
 
@@ -102,12 +116,8 @@ static void close_if(int fd)
         close(fd);
 }
 
-/* Undoes a half-made or whole attachment; the window goes first, so that no
- * thread of ours can be needed any more. */
-static void drop(struct attachment *att, bool mapped, bool claimed)
+void attach_drop(struct attachment *att, bool claimed)
 {
-    if (mapped)
-        munmap(att->base, att->mm.size);
     if (claimed)
         slot_reap(&att->mm, att->slot);
     close_if(att->uffd);
@@ -116,21 +126,20 @@ static void drop(struct attachment *att, bool mapped, bool claimed)
     close_if(att->dev_fd);
     free(att->linked);
     att->linked = NULL;
+    pieces_free(&att->pieces);
     mm_close(&att->mm);
     att->live = false;
 }
 
-/* Asks for the region's objects. */
-static int fetch(struct attachment *att, int fd)
+/* Asks for the region's objects. What the descriptor does not allow is not asked
+ * for: check_attach() refuses it in its turn. */
+static int fetch(struct attachment *att, int mode)
 {
-    struct msg msg = {.op = MSG_ATTACH, .arg = {(uint64_t)att->prot}};
+    const int prot = mode == O_RDONLY ? att->prot & ~PROT_WRITE : att->prot;
+    struct msg msg = {.op = MSG_ATTACH, .arg = {(uint64_t)prot}};
     int fds[MSG_FDS] = {-1, -1, -1};
-    int err;
+    int err = control_call(att->ctl, &msg, NULL, 0, fds);
 
-    att->ctl = control_connect(fd);
-    if (att->ctl < 0)
-        return att->ctl;
-    err = control_call(att->ctl, &msg, NULL, 0, fds);
     att->mem_fd = fds[1] < 0 ? -1 : control_hide_fd(fds[1]);
     att->dev_fd = fds[2] < 0 ? -1 : control_hide_fd(fds[2]);
     if (err) {
@@ -144,6 +153,43 @@ static int fetch(struct attachment *att, int fd)
     if (err)
         close_if(fds[0]);
     return err;
+}
+
+static int set_length(struct attachment *att, const struct attach_request *request)
+{
+    const uint64_t length = (request->length + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
+
+    att->length = request->length ? length : att->mm.size;
+    att->adopted = request->adopt;
+    if (att->length > att->mm.size || (att->length < att->mm.size && !att->adopted))
+        return -EINVAL;
+    att->linked = calloc(att->mm.size / att->mm.quantum / 64 + 1, sizeof(uint64_t));
+    return att->linked ? 0 : -ENOMEM;
+}
+
+static int map_over(void *arg) { return attach_map(arg); }
+
+/* The window, where the request wants it, under our watch. *mapped: it is there,
+ * or a part of the address space is reserved for it. */
+static int make_window(struct attachment *att, int fd, int mode,
+                       const struct attach_request *request, bool *mapped)
+{
+    const bool replace = request->flags & MAP_FIXED && !(request->flags & MAP_FIXED_NOREPLACE);
+    int err = window_reserve(request->addr, att->length, att->mm.quantum, request->flags,
+                             &att->base);
+
+    *mapped = !err && !replace;
+    if (!err)
+        err = check_attach(fd, mode, request, att->length);
+    if (!err && att->adopted)
+        err = pieces_init(&att->pieces, (uintptr_t)att->base, attachment_end(att));
+    if (err)
+        return err;
+    attachments_cover(att);
+    err = replace ? attachments_replace((uintptr_t)att->base, attachment_end(att), map_over, att)
+                  : attach_map(att);
+    *mapped = *mapped || !err;
+    return err ? err : attach_watch(att);
 }
 
 /* The server takes the slot back and counts what it did; without it we do. */
@@ -160,58 +206,27 @@ static void say_goodbye(struct attachment *att)
         slot_reap(&att->mm, att->slot);
 }
 
-/* Ends an attachment; `unmap` is false when something else takes its window. */
-static void retire(struct attachment *att, bool unmap)
-{
-    pthread_mutex_lock(&att->lock);
-    service_unwatch(att);
-    if (unmap)
-        munmap(att->base, att->mm.size);
-    say_goodbye(att);
-    drop(att, false, false);
-    pthread_mutex_unlock(&att->lock);
-}
-
-/* What MAP_FIXED is about to replace. As in the series an attachment goes whole
- * or not at all: EINVAL. */
-static int replace_attachments(const struct attachment *by)
-{
-    uint8_t *end = by->base + by->mm.size;
-
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++) {
-        const struct attachment *att = &attachments[i];
-
-        if (att->live && att->base < end && att->base + att->mm.size > by->base &&
-            (att->base < by->base || att->base + att->mm.size > end))
-            return -EINVAL;
-    }
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++)
-        if (attachments[i].live && attachments[i].base >= by->base && attachments[i].base < end)
-            retire(&attachments[i], false);
-    return 0;
-}
-
-static int attach(struct attachment *att, int fd, void *addr, int flags)
+static int attach(struct attachment *att, int fd, const struct attach_request *request)
 {
     struct msg ready = {.op = MSG_READY};
+    const int type = request->flags & MAP_TYPE, mode = fcntl(fd, F_GETFL) & O_ACCMODE;
     bool mapped = false, claimed = false;
-    int err = fetch(att, fd);
+    int err = 0;
 
+    att->ctl = control_connect(fd);
+    if (att->ctl < 0)
+        return att->ctl;
+    if (type != MAP_SHARED && type != MAP_SHARED_VALIDATE)
+        err = -EINVAL;
     if (!err)
-        err = window_reserve(addr, att->mm.size, att->mm.quantum, flags, &att->base);
-    mapped = !err && !(flags & MAP_FIXED);
-    att->linked = err ? NULL : calloc(att->mm.size / att->mm.quantum / 64 + 1, sizeof(uint64_t));
-    if (!err && !att->linked)
-        err = -ENOMEM;
-    if (!err && flags & MAP_FIXED)
-        err = replace_attachments(att);
+        err = fetch(att, mode);
     if (!err)
-        err = claim(att);
+        err = set_length(att, request);
+    if (!err)
+        err = make_window(att, fd, mode, request, &mapped);
+    if (!err)
+        err = attach_claim(att);
     claimed = !err;
-    if (!err) {
-        mapped = true; /* also with MAP_FIXED: what was there is gone */
-        err = map_window(att);
-    }
     ready.arg[0] = att->slot;
     if (!err)
         err = control_call(att->ctl, &ready, &att->uffd, 1, NULL);
@@ -220,74 +235,15 @@ static int attach(struct attachment *att, int fd, void *addr, int flags)
     pthread_mutex_lock(&att->lock);
     if (!err)
         err = service_watch(att);
+    /* The window goes first: then no thread of ours can be needed any more. */
+    if (err && mapped)
+        munmap(att->base, att->length);
     if (err)
-        drop(att, mapped, claimed);
+        attach_drop(att, claimed);
     else
         att->live = true;
     pthread_mutex_unlock(&att->lock);
     return err;
-}
-
-/* The child's own slot, window and connection. The server hears of the child on
- * the parent's connection; the answer comes to the child's service thread. */
-static int attach_child(struct attachment *att)
-{
-    struct msg forked = {.op = MSG_FORKED};
-    int parent = att->ctl, pair[2], err;
-
-    att->poisons_used = 0;
-    att->next = 0;
-    att->ctl = -1;
-    close_if(att->uffd); /* the parent's */
-    att->uffd = -1;
-    memset(att->linked, 0, (att->mm.size / att->mm.quantum / 64 + 1) * sizeof(uint64_t));
-    err = claim(att);
-    if (!err)
-        err = map_window(att);
-    if (!err && parent >= 0 && !socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
-        forked.arg[0] = att->slot;
-        if (!control_send(parent, &forked, (int[]){pair[1], att->uffd}, 2))
-            att->ctl = control_hide_fd(pair[0]);
-        else
-            close(pair[0]); /* the server is away: the service thread rejoins */
-        close(pair[1]);
-    }
-    close_if(parent);
-    return err ? err : service_watch(att);
-}
-
-static void before_fork(void) { pthread_mutex_lock(&attach_lock); }
-
-static void after_fork(void) { pthread_mutex_unlock(&attach_lock); }
-
-static void in_child(void)
-{
-    int err;
-
-    service_forget();
-    err = service_start();
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++) {
-        struct attachment *att = &attachments[i];
-
-        pthread_mutex_init(&att->lock, NULL);
-        if (!att->live)
-            continue;
-        if (!err && !attach_child(att))
-            continue;
-        /* fork() cannot fail any more. A window that works without us would
-         * show memory the region does not have: let it fault instead. */
-        mmap(att->base, att->mm.size, PROT_NONE,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-        drop(att, false, false);
-    }
-    pthread_mutex_unlock(&attach_lock);
-}
-
-static void prepare_process(void)
-{
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++)
-        pthread_mutex_init(&attachments[i].lock, NULL);
-    pthread_atfork(before_fork, after_fork, in_child);
 }
 
 /* All but the lock, which the service thread may be holding for a look. */
@@ -298,71 +254,65 @@ static void reset(struct attachment *att, int prot)
     att->prot = prot & (PROT_READ | PROT_WRITE);
 }
 
-static struct attachment *find(const void *addr)
+int attach_request(int fd, const struct attach_request *request, void **base)
 {
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++)
-        if (attachments[i].live && attachments[i].base == addr)
-            return &attachments[i];
-    return NULL;
-}
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    int err;
 
-static struct attachment *unused(void)
-{
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++)
-        if (!attachments[i].live)
-            return &attachments[i];
-    return NULL;
-}
-
-static int check_arguments(int fd, int prot, int flags)
-{
-    int type = flags & MAP_TYPE, mode = fcntl(fd, F_GETFL);
-
-    if (mode < 0)
+    if (fcntl(fd, F_GETFD) < 0)
         return -errno;
-    if (type != MAP_SHARED && type != MAP_SHARED_VALIDATE)
-        return -EINVAL;
-    mode &= O_ACCMODE;
-    if (mode == O_WRONLY || (mode == O_RDONLY && prot & PROT_WRITE))
-        return -EACCES;
-    return 0;
+    pthread_once(&once, fork_prepare);
+    attachments_lock();
+    struct attachment *att = attachment_unused();
+    if (att) {
+        reset(att, request->prot);
+        err = attach(att, fd, request);
+        *base = att->base;
+    } else {
+        err = -ENOMEM;
+    }
+    attachments_unlock();
+    return err;
 }
 
 void *mshare_attach(int fd, void *addr, int prot, int flags)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    struct attachment *att;
-    void *base = MAP_FAILED;
-    int err;
+    const struct attach_request request = {.addr = addr, .prot = prot, .flags = flags};
+    void *base;
+    int err = attach_request(fd, &request, &base);
 
-    pthread_once(&once, prepare_process);
-    pthread_mutex_lock(&attach_lock);
-    err = check_arguments(fd, prot, flags);
-    att = unused();
-    if (!err && !att)
-        err = -ENOMEM;
-    if (!err) {
-        reset(att, prot);
-        err = attach(att, fd, addr, flags);
-    }
     if (!err)
-        base = att->base;
-    pthread_mutex_unlock(&attach_lock);
-    if (err)
-        errno = -err;
-    return base;
+        return base;
+    errno = -err;
+    return MAP_FAILED;
+}
+
+void attach_end(struct attachment *att)
+{
+    service_unwatch(att);
+    say_goodbye(att);
+    attach_drop(att, false);
+}
+
+static int unmap(void *arg)
+{
+    const struct attachment *att = arg;
+
+    return munmap(att->base, att->length) ? -errno : 0;
 }
 
 int mshare_detach(void *addr)
 {
-    pthread_mutex_lock(&attach_lock);
-    struct attachment *att = find(addr);
-    if (att)
-        retire(att, true);
-    pthread_mutex_unlock(&attach_lock);
-    if (att)
+    int err = -EINVAL;
+
+    attachments_lock();
+    struct attachment *att = attachment_over((uintptr_t)addr, (uintptr_t)addr + 1);
+    if (att && att->base == addr)
+        err = attachments_replace((uintptr_t)addr, attachment_end(att), unmap, att);
+    attachments_unlock();
+    if (!err)
         return 0;
-    errno = EINVAL;
+    errno = -err;
     return -1;
 }
 

@@ -1,13 +1,15 @@
 /*
  * attachment.h - one attached region of this process. Internal to the client
- * library: attach.c makes and ends them, service.c waits for their events,
- * resolve.c answers the faults.
+ * library: attach.c makes and ends them, attachments.c finds them, fork.c takes
+ * them into a child, service.c waits for their events, resolve.c answers the
+ * faults.
  *
  * Locks, all private to the process, outermost first:
- *   attach_lock   the table of attachments; attach, detach and fork hold it
- *   att->lock     the attachment while an event of it is handled
- * The service thread never takes attach_lock, so fork() may hold it while other
- * threads fault.
+ *   attachments_lock   the table; attach, detach, fork and every change of the
+ *                      address space that concerns a window hold it
+ *   att->lock          the attachment while an event of it is handled
+ * The service thread never takes the first, so fork() may hold it while other
+ * threads fault. Several att->lock are taken in the order of the table.
  */
 #ifndef MSHARE_ATTACHMENT_H
 #define MSHARE_ATTACHMENT_H
@@ -15,6 +17,7 @@
 #include <pthread.h>
 
 #include "mm.h"
+#include "pieces.h"
 #include "protocol.h"
 
 /* About 250 windows of 512 GiB fit an address space. */
@@ -30,6 +33,16 @@ struct poison {
     enum poison_kind kind;
 };
 
+/* What madvise(2) has set on a window, as it would on the kernel's VMA. */
+enum advice {
+    ADVICE_RANDOM = 1,
+    ADVICE_SEQUENTIAL = 2,
+    ADVICE_DONTFORK = 4,
+    ADVICE_DONTDUMP = 8,
+    ADVICE_HUGEPAGE = 16,
+    ADVICE_NOHUGEPAGE = 32,
+};
+
 struct attachment {
     pthread_mutex_t lock;
     bool live;
@@ -39,6 +52,7 @@ struct attachment {
     int uffd;
     int ctl;     /* control connection; -1: the server is away */
     uint8_t *base;
+    uint64_t length; /* of the window, bytes: the region's size, less if adopted */
     int prot;
     unsigned slot;
     uint64_t *linked;    /* a bit a quantum */
@@ -46,14 +60,83 @@ struct attachment {
     uint64_t window;     /* pages to map together then */
     struct poison poisons[POISONS_MAX]; /* a ring */
     unsigned poisons_at, poisons_used;
+    unsigned advice; /* enum advice: what madvise(2) was told (preload library) */
+    /* Shared memory the program made itself: it may unmap and protect parts of
+     * the window as it likes, and `pieces` are what is left. */
+    bool adopted;
+    struct pieces pieces;
     char path[MSG_TEXT]; /* of the server's socket */
 };
 
 extern struct attachment attachments[ATTACHMENTS_MAX];
 
+/* The arguments of mmap(2). */
+struct attach_request {
+    void *addr;
+    uint64_t length; /* bytes; rounded up to a page it must be the region's size. 0: whatever it is */
+    uint64_t offset; /* into the file: without effect, but checked as by the kernel */
+    int prot, flags;
+    bool adopt; /* `length` may be less than the region's size */
+};
+
+/* attachments.c */
+
+/* The table's lock. No signal handler runs and no cancellation acts meanwhile in
+ * the thread that holds it; it may take it again. */
+void attachments_lock(void);
+void attachments_unlock(void);
+/* In a forked child, whose only thread holds the lock. */
+void attachments_relock(void);
+/* The attachment with the lowest window that overlaps [start, end), or NULL. */
+struct attachment *attachment_over(uint64_t start, uint64_t end);
+struct attachment *attachment_unused(void);
+/* Whether [start, end) comes near any window: without a lock, to rule it out. */
+bool attachments_near(uint64_t start, uint64_t end);
+/* The window of `att` is about to be: from now on it is near. */
+void attachments_cover(const struct attachment *att);
+/*
+ * Changes the mappings of [start, end) by `change`, which returns 0 or -errno,
+ * and ends the attachments whose windows that takes away. -EINVAL: it would take
+ * a part of one; nothing is changed. Needs the table's lock.
+ */
+int attachments_replace(uint64_t start, uint64_t end, int (*change)(void *), void *arg);
+
+static inline uint64_t attachment_end(const struct attachment *att)
+{
+    return (uintptr_t)att->base + att->length;
+}
+
+/* attach.c */
+
+/* As mshare_attach(), returns 0 or -errno. -ENOTTY: `fd` is not a region. */
+int attach_request(int fd, const struct attach_request *request, void **base);
+/* Ends an attachment whose window is no longer there. Call with both locks held. */
+void attach_end(struct attachment *att);
+/* Lets go of all that `att` holds, but its window. */
+void attach_drop(struct attachment *att, bool claimed);
+/* A slot of our own in the region. */
+int attach_claim(struct attachment *att);
+/* Maps the window over whatever reserved it. */
+int attach_map(const struct attachment *att);
+/* A userfaultfd of our own, over the window. */
+int attach_watch(struct attachment *att);
+/* Registers [start, start+size) with att->uffd for every event we answer. */
+int attach_register(const struct attachment *att, uint8_t *start, uint64_t size);
+
+/* check.c */
+
+/* What mmap(2) checks after it has found a place, in its order. `mode` is that of
+ * the descriptor (O_ACCMODE), `length` the window's. Returns 0 or -errno. */
+int check_attach(int fd, int mode, const struct attach_request *request, uint64_t length);
+
+/* fork.c */
+
+/* Has fork() call us; once a process. */
+void fork_prepare(void);
+
 /* service.c */
 
-/* Starts the thread if need be. Call with attach_lock held. */
+/* Starts the thread if need be. Call with the table's lock held. */
 int service_start(void);
 /* Forgets the thread: it did not survive fork(). */
 void service_forget(void);
@@ -66,10 +149,5 @@ void service_unwatch(struct attachment *att);
 void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags);
 /* Lets pages of region offsets [start, end) reach us again. */
 void resolve_rearm(struct attachment *att, uint64_t start, uint64_t end);
-
-/* attach.c */
-
-/* Registers [base, base+size) with att->uffd for every event we answer. */
-int attach_register(const struct attachment *att, uint8_t *start, uint64_t size);
 
 #endif

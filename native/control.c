@@ -11,6 +11,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "hidden.h"
 #include "msharefs.h"
 
 /* Programs expect the lowest free number from open(2); ours live up here. */
@@ -20,9 +21,13 @@ int control_hide_fd(int fd)
 {
     int hidden = fcntl(fd, F_DUPFD_CLOEXEC, HIDDEN_FD_MIN);
 
-    if (hidden < 0) /* a low RLIMIT_NOFILE: stay where we are */
-        return fcntl(fd, F_SETFD, FD_CLOEXEC) ? -errno : fd;
-    close(fd);
+    if (hidden >= 0)
+        close(fd);
+    else if (fcntl(fd, F_SETFD, FD_CLOEXEC)) /* a low RLIMIT_NOFILE: stay where we are */
+        return -errno;
+    else
+        hidden = fd;
+    hidden_add(hidden);
     return hidden;
 }
 

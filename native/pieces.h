@@ -1,0 +1,37 @@
+/*
+ * pieces.h - what is left of a window that the program may unmap bit by bit: a
+ * sorted list of address ranges without overlap.
+ *
+ *   AAAAAAAA    cut [2, 4)  ->    AA..AAAA     two pieces
+ *
+ * For adopted shared memory (attachment.h). Functions return 0 or -errno.
+ */
+#ifndef MSHARE_PIECES_H
+#define MSHARE_PIECES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct piece {
+    uint64_t start, end; /* addresses, page aligned */
+    bool stays;          /* not for children of fork(): MADV_DONTFORK */
+};
+
+struct pieces {
+    struct piece *list;
+    unsigned count, room;
+};
+
+/* One piece. -ENOMEM. */
+int pieces_init(struct pieces *pieces, uint64_t start, uint64_t end);
+void pieces_free(struct pieces *pieces);
+/* Makes room for a cut or a mark, which then cannot fail. -ENOMEM. */
+int pieces_reserve(struct pieces *pieces);
+/* Takes [start, end) out. */
+void pieces_cut(struct pieces *pieces, uint64_t start, uint64_t end);
+/* Sets `stays` of what there is in [start, end). */
+void pieces_mark(struct pieces *pieces, uint64_t start, uint64_t end, bool stays);
+/* What a child of fork() has. */
+void pieces_fork(struct pieces *pieces);
+
+#endif
