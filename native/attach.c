@@ -161,10 +161,15 @@ static int set_length(struct attachment *att, const struct attach_request *reque
 
     att->length = request->length ? length : att->mm.size;
     att->adopted = request->adopt;
-    if (att->length > att->mm.size || (att->length < att->mm.size && !att->adopted))
-        return -EINVAL;
+    return att->length == att->mm.size || (att->adopted && att->length < att->mm.size) ? 0 : -EINVAL;
+}
+
+static int allocate(struct attachment *att)
+{
     att->linked = calloc(att->mm.size / att->mm.quantum / 64 + 1, sizeof(uint64_t));
-    return att->linked ? 0 : -ENOMEM;
+    if (!att->linked)
+        return -ENOMEM;
+    return att->adopted ? pieces_init(&att->pieces, (uintptr_t)att->base, attachment_end(att)) : 0;
 }
 
 static int map_over(void *arg) { return attach_map(arg); }
@@ -181,8 +186,8 @@ static int make_window(struct attachment *att, int fd, int mode,
     *mapped = !err && !replace;
     if (!err)
         err = check_attach(fd, mode, request, att->length);
-    if (!err && att->adopted)
-        err = pieces_init(&att->pieces, (uintptr_t)att->base, attachment_end(att));
+    if (!err)
+        err = allocate(att);
     if (err)
         return err;
     attachments_cover(att);
