@@ -29,7 +29,7 @@ struct seen {
 
 struct board {
     _Alignas(64) _Atomic uint64_t phase;
-    struct seen seen[];
+    _Alignas(64) struct seen seen[];
 };
 
 struct job {

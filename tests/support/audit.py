@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def assert_whole(region: msharefs.Region) -> None:
-    """The audit finds nothing wrong, and all figures of page tables agree. Nobody may be faulting."""
+    """The audit finds nothing wrong, and the figures of page tables agree; with nobody faulting."""
     audit = region.describe("audit")
     frames = sum(audit["tables"].values())
     problems = {name: audit[name] for name in ("held", "lost", "stray", "bad", "vmas")}

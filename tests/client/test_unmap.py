@@ -1,0 +1,212 @@
+"""UNMAP is in force in every attached process before it returns, whatever they do meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support import namespace
+from support.actor import PAGE, Board, maperr
+from support.audit import assert_whole
+from support.calls import refused
+from support.memory import QUANTUM
+from support.wait import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import msharefs
+
+    from support.actor import Actor
+
+    Actors = Callable[[], Actor]
+    Regions = Callable[..., msharefs.Region]
+
+RANGE = 32 * PAGE
+ENOUGH = 20  # accesses by each process in each phase
+
+
+def wait_for(board: Board, counts: range, what: int) -> None:
+    """Every process has got on: `what` is the index of a count in `Board.seen`."""
+    before = [board.seen(number)[what] for number in counts]
+    for number in counts:
+        until(
+            lambda number=number: board.seen(number)[what] >= before[number] + ENOUGH,
+            f"process {number} goes on",
+        )
+
+
+@pytest.mark.parametrize(
+    ("processes", "threads"), [(1, 1), (2, 2), pytest.param(8, 2, marks=pytest.mark.slow)]
+)
+def test_while_all_hammer_the_range(
+    actors: Actors, make_region: Regions, processes: int, threads: int
+) -> None:
+    """From the return of UNMAP to the next CREATE_MAPPING not one store goes through."""
+    region = make_region(QUANTUM)
+    crowd = [actors() for _ in range(processes)]
+    numbers = range(processes)
+    with Board() as board:
+        board.phase(Board.THERE)
+        for number, actor in enumerate(crowd):
+            base = actor.attach(actor.give(region.fd))
+            fd = actor.give(board.fd)
+            actor.call("hammer", fd, number, base + 4 * PAGE, RANGE // PAGE, threads)
+        for _ in range(5):
+            wait_for(board, numbers, 0)
+            board.phase(Board.CHANGING)
+            region.unmap(4 * PAGE, RANGE)
+            board.phase(Board.GONE)
+            assert region.stat()["rss_bytes"] == 0
+            wait_for(board, numbers, 1)
+            assert region.stat()["rss_bytes"] == 0, "nobody brought a page back"
+            board.phase(Board.CHANGING)
+            region.map(4 * PAGE, RANGE)
+            board.phase(Board.THERE)
+        wait_for(board, numbers, 0)
+        # In one step: memory is exchanged for other memory, and nobody may notice but by its zeros.
+        for _ in range(5):
+            region.map(4 * PAGE, RANGE)
+            wait_for(board, numbers, 0)
+        board.phase(Board.STOP)
+        for actor in crowd:
+            actor.call("join")
+        assert [board.seen(number)[2] for number in numbers] == [0] * processes
+    assert_whole(region)
+
+
+def test_memory_goes_back(actors: Actors, make_region: Regions) -> None:
+    size = 8 * QUANTUM
+    region = make_region(size)
+    actor, other = actors(), actors()
+    base, view = (who.attach(who.give(region.fd)) for who in (actor, other))
+    before = shmem()
+    assert actor.call("fill", base, size, 1, 0) == []
+    assert other.call("check", view, size, 1, 0) == [0]
+    assert region.stat()["rss_bytes"] == size
+    assert shmem() - before >= size
+    region.unmap(0, size // 2)
+    assert region.stat()["rss_bytes"] == size // 2
+    region.unmap(size // 2, size // 2)
+    stat = region.stat()
+    assert stat["rss_bytes"] == 0
+    assert stat["table_frames"] == {"pgd": 1, "pud": 0, "pmd": 0, "pte": 0}
+    assert stat["vmas"] == 0
+    assert stat["counters"]["unmaps"] == 2
+    assert shmem() - before < 0.1 * size
+    # Of the real page tables nothing maps it either.
+    for who, start in ((actor, base), (other, view)):
+        assert resident(who.pid, start) == 0
+        assert who.call("load", start) == maperr(start)
+    assert_whole(region)
+
+
+def shmem() -> int:
+    """Bytes of memory that the files of our tmpfs take, the regions' among them."""
+    found = os.statvfs(namespace.SHM)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def resident(pid: int, base: int) -> int:
+    """Bytes of the mapping at `base` that a process has in its page tables."""
+    text = Path(f"/proc/{pid}/smaps").read_text()
+    _, _, entry = text.partition(f"\n{base:x}-")
+    assert entry
+    sizes = (line.split()[1] for line in entry.splitlines() if line.startswith("Rss:"))
+    return int(next(sizes)) * 1024
+
+
+def test_a_part_in_the_middle(actors: Actors, make_region: Regions) -> None:
+    region = make_region(2 * QUANTUM)
+    crowd = [actors() for _ in range(2)]
+    bases = [actor.attach(actor.give(region.fd)) for actor in crowd]
+    crowd[0].call("fill", bases[0], 2 * QUANTUM, 1, 0)
+    start, size = QUANTUM - 3 * PAGE, 6 * PAGE  # in two page tables
+    region.unmap(start, size)
+    assert region.stat()["rss_bytes"] == 2 * QUANTUM - size
+    after = start + size
+    for actor, base in zip(crowd, bases, strict=True):
+        assert actor.call("check", base, start, 1, 0) == [0]
+        rest = 2 * QUANTUM - after
+        assert actor.call("check", base + after, rest, 1, after // PAGE) == [0]
+        for at in (base + start, base + after - 1):
+            assert actor.call("load", at) == maperr(at)
+    assert [(vma["start"], vma["end"]) for vma in region.maps()] == [
+        (0, start),
+        (after, 2 * QUANTUM),
+    ]
+    assert_whole(region)
+
+
+def test_the_end_of_a_page_counts_as_the_page(actors: Actors, make_region: Regions) -> None:
+    region = make_region(QUANTUM)
+    actor = actors()
+    base = actor.attach(actor.give(region.fd))
+    region.unmap(0, PAGE + 1)
+    assert actor.call("load", base + 2 * PAGE - 1) == maperr(base + 2 * PAGE - 1)
+    assert actor.call("load", base + 2 * PAGE) == [0]
+    region.map(0, 1)
+    assert actor.call("load", base + PAGE - 1) == [0]
+    assert actor.call("load", base + PAGE) == maperr(base + PAGE)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"),
+    [
+        (0, 0),
+        (1, PAGE),
+        (QUANTUM, PAGE),
+        (0, QUANTUM + 1),
+        (QUANTUM - PAGE, 2 * PAGE),
+        (0, 2**64 - 1),
+    ],
+)
+def test_what_is_refused_changes_nothing(
+    actors: Actors, make_region: Regions, offset: int, size: int
+) -> None:
+    region = make_region(QUANTUM)
+    actor = actors()
+    base = actor.attach(actor.give(region.fd))
+    actor.call("fill", base, QUANTUM, 1, 0)
+    with refused(errno.EINVAL):
+        region.unmap(offset, size)
+    assert actor.call("check", base, QUANTUM, 1, 0) == [0]
+
+
+def test_a_hole_may_be_unmapped(make_region: Regions) -> None:
+    region = make_region(QUANTUM, mapped=False)
+    region.unmap(PAGE, PAGE)
+    assert region.maps() == []
+
+
+def test_a_stopped_process_holds_nobody_up(actors: Actors, make_region: Regions) -> None:
+    """One that is stopped outside of a fault: the range is gone, for it as well."""
+    region = make_region(QUANTUM)
+    stopped, other = actors(), actors()
+    bases = [actor.attach(actor.give(region.fd)) for actor in (stopped, other)]
+    stopped.call("fill", bases[0], QUANTUM, 1, 0)
+    stop(stopped)
+    region.unmap(0, QUANTUM // 2)
+    assert other.call("load", bases[1]) == maperr(bases[1])
+    assert region.stat()["rss_bytes"] == QUANTUM // 2
+    assert resident(stopped.pid, bases[0]) == QUANTUM // 2
+    stopped.process.send_signal(signal.SIGCONT)
+    assert stopped.call("load", bases[0]) == maperr(bases[0])
+    assert stopped.call("check", bases[0] + QUANTUM // 2, PAGE, 1, QUANTUM // 2 // PAGE) == [0]
+
+
+def stop(actor: Actor) -> None:
+    """SIGSTOP; waits until all threads stand."""
+    actor.process.send_signal(signal.SIGSTOP)
+    tasks = Path(f"/proc/{actor.pid}/task")
+    until(
+        lambda: all(
+            (task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in tasks.iterdir()
+        ),
+        "the process stands",
+    )
