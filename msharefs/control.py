@@ -131,6 +131,8 @@ class Connection:
                 raise OSError(
                     errno.EPERM, f"process {self.pid} has not shown a right to any region"
                 )
+            if self.region is not None:
+                await self.region.settle()
             reply = await handler(self, request) or Reply()
         except OSError as error:
             log.debug("process %d, message %d: %s", self.pid, request.op, error)
@@ -150,13 +152,21 @@ class Connection:
 
     async def _attach(self, request: Request) -> Reply:
         host = self._region.sized()
+        if self._region.ended:
+            raise OSError(
+                errno.EINVAL, f"{self._region.name} has ended with its owner; make a new one"
+            )
         writes = request.arguments[0] & lib.VMA_WRITE
         if writes and self.flags & os.O_ACCMODE == os.O_RDONLY:
             raise OSError(
                 errno.EACCES, f"{self._region.name}: a read-only descriptor, attach PROT_READ"
             )
         return Reply(
-            arguments=(host.size, host.quantum),
+            arguments=(
+                host.size,
+                host.quantum,
+                lib.ATTACH_ANY_PROT if self._region.quirks else 0,
+            ),
             text=os.fsencode(self._control.path),
             fds=[host.fd, host.mem_fd, self._control.userfaultfd],
         )
@@ -199,7 +209,7 @@ class Connection:
 
     async def _stat(self, request: Request) -> Reply:
         del request
-        return Reply(text=self._region.stat())
+        return Reply(text=bytes(ffi.buffer(self._region.raw_stat())))
 
     async def _describe(self, request: Request) -> Reply:
         what = request.text.rstrip(b"\0").decode()

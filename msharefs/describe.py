@@ -13,19 +13,7 @@ from .native import LEVELS, check, ffi, lib
 
 if TYPE_CHECKING:
     from .hostmm import HostMM
-    from .processes import Process
-
-
-def unsized(quantum: int, owner: Process) -> dict[str, Any]:
-    """`stat` of a region that has no size yet, and so no host mm."""
-    raw = ffi.new("struct mshare_stat *", {"quantum": quantum, "owner_pid": owner.pid})
-    raw.owner_start_time = owner.start_time
-    return _stat(raw, owner.cgroup)
-
-
-def stat(host: HostMM) -> dict[str, Any]:
-    """The figures of a region."""
-    return _stat(raw_stat(host), ffi.string(lib.mm_owner_cgroup(host.mm)).decode(errors="replace"))
+    from .owners import Owner
 
 
 def raw_stat(host: HostMM) -> Any:
@@ -35,7 +23,11 @@ def raw_stat(host: HostMM) -> Any:
     return raw
 
 
-def _stat(raw: Any, cgroup: str) -> dict[str, Any]:
+def stat(raw: Any, owner: Owner) -> dict[str, Any]:
+    """`struct mshare_stat` and the owner as a dict.
+
+    What the owner's memory cgroup would be charged in the kernel is told apart: data and tables.
+    """
     return {
         "size_bytes": raw.size,
         "quantum_bytes": raw.quantum,
@@ -46,7 +38,14 @@ def _stat(raw: Any, cgroup: str) -> dict[str, Any]:
             name: raw.table_frames[level] for level, name in reversed(list(enumerate(LEVELS)))
         },
         "clients": raw.clients,
-        "owner": {"pid": raw.owner_pid, "start_time": raw.owner_start_time, "cgroup": cgroup},
+        "owner": {
+            "kind": owner.kind,
+            "pid": owner.pid,
+            "start_time": owner.start_time,
+            "cgroup": owner.cgroup,
+            "charged_data_bytes": raw.rss,
+            "charged_table_bytes": raw.page_table_bytes,
+        },
         "counters": {
             "faults": raw.faults,
             "links": raw.links,

@@ -363,6 +363,7 @@ class Filesystem(pyfuse3.Operations):
         if flags & os.O_DIRECT:
             raise OSError(errno.EINVAL, "O_DIRECT means nothing for a region: open it without")
         if node.is_region:
+            await self._regions.settle(node.ident)
             self._regions.check_open(node.ident, flags)
         if flags & os.O_TRUNC:
             await self._resize(node, 0)

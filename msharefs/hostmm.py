@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from .native import check, ffi, lib
-from .processes import Process, is_alive
+from .owners import KINDS, Owner
+from .processes import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +60,7 @@ class HostMM:
 
     @classmethod
     def make(
-        cls, name: str, directory: Path, ident: int, size: int, quantum: int, owner: Process
+        cls, name: str, directory: Path, ident: int, size: int, quantum: int, owner: Owner
     ) -> HostMM:
         """A new host mm of `size` bytes. EINVAL: `size` is not a positive multiple of `quantum`."""
         paths = object_paths(directory, ident)
@@ -82,7 +83,8 @@ class HostMM:
         except BaseException:
             remove_objects(directory, ident)
             raise
-        lib.mm_set_owner(made.mm, owner.pid, owner.start_time, owner.cgroup.encode())
+        cgroup = os.fsencode(owner.cgroup)
+        lib.mm_set_owner(made.mm, owner.pid, owner.start_time, cgroup, KINDS[owner.kind])
         return made
 
     @property
@@ -109,6 +111,10 @@ class HostMM:
         """How many attachments there are, connected or not."""
         return lib.mm_clients(self._mm, ffi.NULL, 0)
 
+    def changing(self) -> bool:
+        """A change of its VMAs is under way."""
+        return self._lock.locked()
+
     async def map(self, start: int, end: int, prot: int, *, replace: bool = True) -> None:
         """Maps anonymous memory at [start, end); what was there goes, if `replace`, else EEXIST."""
         vma = ffi.new("struct mm_vma *", {"start": start, "end": end, "offset": 0})
@@ -125,6 +131,22 @@ class HostMM:
             await self._change(lambda: lib.hostmm_unmap(self._mm, start, end))
             lib.mm_count_unmap(self._mm)
             await self._rearm(start, end)
+
+    def owner(self) -> Owner:
+        """Who made the region, as recorded."""
+        raw = ffi.new("struct mshare_stat *")
+        check(lib.mm_stat(self._mm, self.mem_fd, raw), f"{self.name}: reading its owner")
+        kinds = {number: kind for kind, number in KINDS.items()}
+        return Owner(
+            raw.owner_pid,
+            raw.owner_start_time,
+            os.fsdecode(ffi.string(lib.mm_owner_cgroup(self._mm))),
+            kinds[lib.mm_owner_kind(self._mm)],
+        )
+
+    def end(self) -> None:
+        """Records that the owner is gone."""
+        lib.mm_end(self._mm)
 
     async def recover(self) -> None:
         """Finishes what a dead server had begun, and lets go of clients that died meanwhile."""

@@ -7,26 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .native import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process; the start time (ticks since boot) tells it from a later one of its number."""
-
-    pid: int
-    start_time: int
-    cgroup: str
-
-    def alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
-        return is_alive(self.pid, self.start_time)
 
 
 def _stat_fields(pid: int) -> list[bytes] | None:
@@ -45,9 +31,12 @@ def start_time(pid: int) -> int:
 
 
 def is_alive(pid: int, started: int) -> bool:
-    """Whether process `pid` that started at `started` (0: unknown) still runs."""
+    """Whether process `pid` that started at `started` (0: unknown) still runs.
+
+    It does while any of its threads does: the first, whose state is the one shown, may have ended.
+    """
     fields = _stat_fields(pid)
-    if fields is None or fields[0] in (b"Z", b"X"):
+    if fields is None or (fields[0] in (b"Z", b"X") and int(fields[17]) <= 1):
         return False
     return started in (0, int(fields[19]))
 
@@ -58,6 +47,12 @@ def in_other_pid_namespace(pid: int) -> bool:
         return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
     except OSError:
         return False
+
+
+def thread_runs(tid: int) -> bool:
+    """Whether thread `tid` has not ended, whatever the rest of its process does."""
+    fields = _stat_fields(tid)
+    return fields is not None and fields[0] not in (b"Z", b"X")
 
 
 def command(pid: int) -> str:
@@ -95,11 +90,6 @@ def process_of(tid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         pass
     return 0
-
-
-def describe(pid: int) -> Process:
-    """Who process `pid` is now."""
-    return Process(pid, start_time(pid), cgroup(pid))
 
 
 def fetch_descriptor(pid: int, number: int) -> int:

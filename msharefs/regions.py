@@ -7,21 +7,24 @@ control socket (control.py) say what to map. A region has a host mm from the mom
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import describe, processes, verbs
+import trio
+
+from . import describe, owners, processes, verbs
 from .hostmm import HostMM, object_paths, remove_objects
 from .native import ffi, lib
-from .processes import Process
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .options import MountOptions
+    from .owners import Owner
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +34,20 @@ Connect = Callable[["Region", int, bytes, int], tuple[int, bytes]]
 class Region:
     """One region file: its owner and, once sized, its host mm."""
 
-    def __init__(self, ident: int, owner: Process, quantum: int) -> None:
+    def __init__(self, ident: int, owner: Owner, options: MountOptions) -> None:
         self.ident = ident
         self.owner = owner
-        self.quantum = quantum
+        self.quantum = options.quantum
+        self.quirks = options.quirks == "v3"
+        """The series to the letter."""
         self.host: HostMM | None = None
         self.frozen = False
         """Sized 0 for ever: a quirk of v3."""
         self.evicted = False
         """No name and no descriptor is left; attachments keep it."""
+        self.watch: owners.Watch | None = None
+        """On the owner, if the region ends with it."""
+        self._ending = trio.Lock()
 
     @property
     def name(self) -> str:
@@ -52,10 +60,36 @@ class Region:
             raise OSError(errno.EINVAL, f"{self.name} has no size yet: ftruncate it first")
         return self.host
 
+    @property
+    def ended(self) -> bool:
+        """Its owner is gone, and with it what was mapped; it cannot be attached any more."""
+        return self.owner.kind == "gone"
+
+    async def settle(self) -> None:
+        """Ends the region if its owner has ended: what any request on it must see.
+
+        EBUSY: an attached process does not leave its page fault.
+        """
+        if self.watch is not None and self.watch.gone():
+            await self.end()
+
+    async def end(self) -> None:
+        """The owner is gone: takes everything out of the region, for all who are attached."""
+        async with self._ending:
+            if self.ended:
+                return
+            if self.host is not None:
+                await self.host.unmap(0, self.host.size)
+                self.host.end()
+            self.owner = dataclasses.replace(self.owner, kind="gone")
+            self.watch = None
+
     async def create_mapping(self, create: verbs.Create, flags: int, caller: int) -> None:
         """MSHAREFS_CREATE_MAPPING, by a descriptor open with `flags`, for process `caller`."""
         host = self.sized()
         self._check_writable(flags)
+        if self.ended and not self.quirks:
+            raise OSError(errno.EINVAL, f"{self.name} has ended with its owner; make a new one")
         verbs.check_create(create, host.size)
         if not create.flags & verbs.MAP_ANONYMOUS:
             os.close(processes.fetch_descriptor(caller, create.fd))
@@ -72,10 +106,9 @@ class Region:
 
     def describe(self, what: str) -> Any:
         """One of the look verbs' dicts."""
-        if what == "stat" and self.host is None:
-            return describe.unsized(self.quantum, self.owner)
+        if what == "stat":
+            return describe.stat(self.raw_stat(), self.owner)
         looks = {
-            "stat": describe.stat,
             "maps": describe.maps,
             "pagetable": describe.pagetable,
             "clients": describe.clients,
@@ -83,23 +116,24 @@ class Region:
         }
         if what not in looks:
             raise OSError(
-                errno.EINVAL, f"there is no {what!r} of a region; there are {', '.join(looks)}"
+                errno.EINVAL,
+                f"there is no {what!r} of a region; there are stat, {', '.join(looks)}",
             )
         host = self.sized()
         host.reap_dead()
         return looks[what](host)
 
-    def stat(self) -> bytes:
-        """Struct mshare_stat."""
-        if self.host is None:
-            raw = ffi.new("struct mshare_stat *", {"quantum": self.quantum})
-            raw.owner_pid, raw.owner_start_time = self.owner.pid, self.owner.start_time
-        else:
-            raw = describe.raw_stat(self.host)
-        return bytes(ffi.buffer(raw))
+    def raw_stat(self) -> Any:
+        """The figures, as struct mshare_stat."""
+        if self.host is not None:
+            self.host.reap_dead()
+            return describe.raw_stat(self.host)
+        raw = ffi.new("struct mshare_stat *", {"quantum": self.quantum})
+        raw.owner_pid, raw.owner_start_time = self.owner.pid, self.owner.start_time
+        return raw
 
     def _check_writable(self, flags: int) -> None:
-        if flags & os.O_ACCMODE == os.O_RDONLY:
+        if flags & os.O_ACCMODE == os.O_RDONLY and not self.quirks:
             raise OSError(errno.EACCES, f"{self.name}: the descriptor is read-only; open it O_RDWR")
 
 
@@ -113,6 +147,7 @@ class Regions:
         self._regions: dict[int, Region] = {}
         self.connect: Connect = _no_connections
         """Makes a control connection of a client's socket; control.py puts itself here."""
+        self.owners = owners.Owners()
 
     async def adopt(self, sizes: dict[int, int]) -> None:
         """Takes over what an earlier server left; `sizes` has the region files by number.
@@ -120,27 +155,31 @@ class Regions:
         A region without a name stays as long as a process is attached to it.
         """
         for ident, size in sizes.items():
-            region = self._regions[ident] = Region(ident, Process(0, 0, ""), self._options.quantum)
             if size:
-                await self._adopt_host(region)
-            else:  # the server died while it was being sized: nobody has seen a host mm
-                remove_objects(self._directory, ident)
+                await self._adopt_host(ident)
+            else:
+                self._adopt_unsized(ident)
         for path in self._directory.glob("*.mm"):
             ident = int(path.stem)
             if ident not in self._regions:
-                region = self._regions[ident] = Region(
-                    ident, Process(0, 0, ""), self._options.quantum
-                )
-                await self._adopt_host(region)
+                await self._adopt_host(ident)
                 await self.evict(ident)
+        for path in self._directory.glob("*.unsized"):
+            if int(path.stem) not in self._regions:
+                path.unlink()
 
     def create(self, ident: int, ctx_pid: int) -> None:
         """A region file was made by thread `ctx_pid`."""
-        owner = processes.describe(processes.process_of(ctx_pid))
-        self._regions[ident] = Region(ident, owner, self._options.quantum)
+        owner = owners.Owner.of(ctx_pid, self._options.owner)
+        self._add(Region(ident, owner, self._options))
+        owners.save_unsized(self._directory, ident, owner, frozen=False)
 
     def check_open(self, ident: int, flags: int) -> None:
         """Whether the file may be opened; v3 has no reason to refuse."""
+
+    async def settle(self, ident: int) -> None:
+        """Somebody asks for the region: ends it first if its owner has ended."""
+        await self._find(ident).settle()
 
     def size(self, ident: int) -> int:
         """Bytes, 0 before it is set."""
@@ -159,16 +198,19 @@ class Regions:
             )
         if size == 0:
             region.frozen = True
+            owners.save_unsized(self._directory, ident, region.owner, frozen=True)
             return
         region.host = HostMM.make(
             region.name, self._directory, ident, size, region.quantum, region.owner
         )
+        owners.forget_unsized(self._directory, ident)
 
     async def ioctl(
         self, ident: int, command: int, data: bytes, flags: int, tid: int
     ) -> tuple[int, bytes]:
         """Result and output of an ioctl(2) by thread `tid`, on a descriptor open with `flags`."""
         region = self._find(ident)
+        await region.settle()
         caller = processes.process_of(tid)
         if command == lib.MSHAREFS_CONNECT:  # ours: also before the region is sized
             return self.connect(region, flags, data, caller)
@@ -194,12 +236,17 @@ class Regions:
         if region is None or not region.evicted:
             return
         if region.host is not None:
+            if region.host.changing():
+                return  # by its owner's end; `reap_dead` comes back to it
             region.host.reap_dead()
             if region.host.attached():
                 return
             region.host.close()
             region.host = None
         remove_objects(self._directory, ident)
+        owners.forget_unsized(self._directory, ident)
+        if region.watch is not None:
+            self.owners.forget(region.watch, ident)
         del self._regions[ident]
 
     def by_host(self, device: int, inode: int) -> Region | None:
@@ -231,18 +278,34 @@ class Regions:
             if region.host is not None:
                 region.host.close()
         self._regions.clear()
+        self.owners.close()
 
-    async def _adopt_host(self, region: Region) -> None:
+    def _add(self, region: Region) -> None:
+        self._regions[region.ident] = region
+        region.watch = self.owners.watch(region.owner, region.ident, region.end)
+
+    async def _adopt_host(self, ident: int) -> None:
+        region = Region(ident, owners.Owner(0, 0, ""), self._options)
         try:
-            host = HostMM(region.name, self._directory, region.ident)
+            host = HostMM(region.name, self._directory, ident)
             await host.recover()
         except OSError:
             log.exception("%s cannot be taken over; it is unsized now", region.name)
             with contextlib.suppress(OSError):
-                for path in object_paths(self._directory, region.ident):
+                for path in object_paths(self._directory, ident):
                     path.rename(path.with_suffix(path.suffix + ".broken"))
-            return
-        region.host = host
+        else:
+            region.host = host
+            region.owner = host.owner()
+        self._add(region)
+
+    def _adopt_unsized(self, ident: int) -> None:
+        # The server may have died while it was being sized: nobody has seen a host mm.
+        remove_objects(self._directory, ident)
+        owner, frozen = owners.load_unsized(self._directory, ident)
+        region = Region(ident, owner, self._options)
+        region.frozen = frozen
+        self._add(region)
 
     def _find(self, ident: int) -> Region:
         try:

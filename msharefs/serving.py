@@ -54,6 +54,7 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
         async with trio.open_nursery() as nursery:
             # Clients that an earlier server left come back as soon as there is a socket.
             await nursery.start(Control(regions, state.path).run)
+            await nursery.start(regions.owners.run)
             end = await nursery.start(_end_on_signal)
             filesystem = Filesystem(tree, regions, options, ready)
             fuse.mount(filesystem, options.directory, _mount_options())

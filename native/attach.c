@@ -106,7 +106,7 @@ int attach_claim(struct attachment *att)
         return slot;
     att->slot = (unsigned)slot;
     att->mm.slots[slot].base = (uintptr_t)att->base;
-    att->mm.slots[slot].prot = (uint32_t)att->prot;
+    att->mm.slots[slot].prot = (uint32_t)att->asked;
     return 0;
 }
 
@@ -135,7 +135,7 @@ void attach_drop(struct attachment *att, bool claimed)
  * for: check_attach() refuses it in its turn. */
 static int fetch(struct attachment *att, int mode)
 {
-    const int prot = mode == O_RDONLY ? att->prot & ~PROT_WRITE : att->prot;
+    const int prot = mode == O_RDONLY ? att->asked & ~PROT_WRITE : att->asked;
     struct msg msg = {.op = MSG_ATTACH, .arg = {(uint64_t)prot}};
     int fds[MSG_FDS] = {-1, -1, -1};
     int err = control_call(att->ctl, &msg, NULL, 0, fds);
@@ -146,6 +146,7 @@ static int fetch(struct attachment *att, int mode)
         close_if(fds[0]);
         return err;
     }
+    att->prot = msg.arg[2] & ATTACH_ANY_PROT ? PROT_READ | PROT_WRITE : att->asked;
     memcpy(att->path, msg.text, sizeof att->path);
     att->path[sizeof att->path - 1] = 0;
     fds[0] = fds[0] < 0 ? -1 : control_hide_fd(fds[0]);
@@ -256,7 +257,7 @@ static void reset(struct attachment *att, int prot)
 {
     memset((char *)att + sizeof att->lock, 0, sizeof *att - sizeof att->lock);
     att->mm.fd = att->mem_fd = att->dev_fd = att->uffd = att->ctl = -1;
-    att->prot = prot & (PROT_READ | PROT_WRITE);
+    att->asked = prot & (PROT_READ | PROT_WRITE);
 }
 
 int attach_request(int fd, const struct attach_request *request, void **base)

@@ -53,7 +53,8 @@ struct attachment {
     int ctl;     /* control connection; -1: the server is away */
     uint8_t *base;
     uint64_t length; /* of the window, bytes: the region's size, less if adopted */
-    int prot;
+    int asked; /* PROT_* of the attachment */
+    int prot;  /* PROT_* of the window: the same, or all with -o quirks=v3 */
     unsigned slot;
     uint64_t *linked;    /* a bit a quantum */
     uint64_t next;       /* region offset that would be sequential */

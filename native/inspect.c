@@ -7,8 +7,10 @@
 
 #include "pagetable.h"
 
-void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup)
+void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup,
+                  enum mm_owner_kind kind)
 {
+    mm->header->owner_kind = kind;
     mm->header->owner_pid = pid;
     mm->header->owner_start_time = start_time;
     strncpy(mm->header->owner_cgroup, cgroup, MM_CGROUP_LEN - 1);
@@ -20,6 +22,13 @@ const char *mm_owner_cgroup(const struct mm *mm)
     mm->header->owner_cgroup[MM_CGROUP_LEN - 1] = 0;
     return mm->header->owner_cgroup;
 }
+
+enum mm_owner_kind mm_owner_kind(const struct mm *mm)
+{
+    return mm->header->owner_kind > OWNER_GONE ? OWNER_FILE : mm->header->owner_kind;
+}
+
+void mm_end(struct mm *mm) { mm->header->owner_kind = OWNER_GONE; }
 
 void mm_count_unmap(struct mm *mm) { mm->header->unmaps++; }
 

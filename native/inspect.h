@@ -8,9 +8,13 @@
 #include "mm.h"
 #include "msharefs.h"
 
-/* Who made the region, for accounting. `cgroup` is cut at MM_CGROUP_LEN - 1. */
-void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup);
+/* Who made the region. `cgroup` is cut at MM_CGROUP_LEN - 1. */
+void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup,
+                  enum mm_owner_kind kind);
 const char *mm_owner_cgroup(const struct mm *mm);
+enum mm_owner_kind mm_owner_kind(const struct mm *mm);
+/* The owner is gone. */
+void mm_end(struct mm *mm);
 
 /* Everything of struct mshare_stat. `mem_fd` holds the pages. 0 or -errno. */
 int mm_stat(const struct mm *mm, int mem_fd, struct mshare_stat *st);

@@ -16,6 +16,7 @@
  *
  *   field                 who   when
  *   header, geometry      S     once, before the region can be attached
+ *   owner_kind            S     also when the owner is gone
  *   epoch                 S     publishing a VMA snapshot (release)
  *   intent                S     before the publish it describes, and when done
  *   frames_hint           any   a hint only, any value is harmless
@@ -64,6 +65,14 @@ enum mm_intent_op {
     INTENT_ZAP = 1, /* remove entries and pages of [start, end), clear VMA_BUSY */
 };
 
+/* What the region's life ends with. */
+enum mm_owner_kind {
+    OWNER_FILE = 0,    /* its last name, descriptor and attachment */
+    OWNER_PROCESS = 1, /* that, or the process that made it */
+    OWNER_THREAD = 2,  /* that, or the thread: owner_pid is a thread's number */
+    OWNER_GONE = 3,    /* it has ended: emptied, and not to be attached again */
+};
+
 /* What the server is about to publish, so that a successor can finish it. It
  * counts only if `epoch` is the header's epoch: the publish is the commit. */
 struct mm_intent {
@@ -90,8 +99,8 @@ struct mm_header {
     uint32_t slots_max, vmas_max;
     uint64_t frames_max;
 
-    int32_t owner_pid; /* as the server sees it; 0: none */
-    uint32_t owner_pad;
+    int32_t owner_pid;   /* as the server sees it; 0: none */
+    uint32_t owner_kind; /* enum mm_owner_kind */
     uint64_t owner_start_time; /* clock ticks since boot */
     char owner_cgroup[MM_CGROUP_LEN];
 

@@ -7,8 +7,9 @@
  *
  *   op          from    arg                             descriptors    reply
  *   TOKEN       client  (token in `text`)                              result
- *   ATTACH      client  prot                                           size, quantum; text: socket path;
- *                                                                      .mm, .mem, userfaultfd device
+ *   ATTACH      client  prot                                           size, quantum, attach_flags;
+ *                                                                      text: socket path; .mm, .mem,
+ *                                                                      userfaultfd device
  *   READY       client  slot                            uffd           result
  *   FORKED      child   slot                            socket, uffd   result, on that socket
  *   REJOIN      client  slot                            .mm, uffd      result
@@ -39,6 +40,11 @@ enum msg_op {
     MSG_STAT,
     MSG_DESCRIBE,
     MSG_REARM,
+};
+
+/* In the reply to ATTACH. */
+enum attach_flags {
+    ATTACH_ANY_PROT = 1, /* the mappings in the region alone say what is permitted (-o quirks=v3) */
 };
 
 #define MSG_TEXT 192

@@ -23,9 +23,26 @@ def rows(stat: dict[str, Any]) -> list[tuple[str, str]]:
         ("resident", units.size(stat["rss_bytes"])),
         ("page tables", f"{units.size(stat['page_table_bytes'])} ({frames})"),
         ("clients", str(stat["clients"])),
-        ("owner", f"pid {owner['pid']}, cgroup {owner['cgroup']}"),
+        ("owner", _owner(owner)),
+        ("charged to it", _charges(owner)),
         *((name.replace("_", " "), str(count)) for name, count in counters.items()),
     ]
+
+
+def _owner(owner: dict[str, Any]) -> str:
+    maker = "thread" if owner["kind"] == "thread" else "pid"
+    fate = {
+        "file": "",
+        "process": "; the region ends with it",
+        "thread": "; the region ends with it",
+        "gone": "; gone, and the region has ended",
+    }[owner["kind"]]
+    return f"{maker} {owner['pid']}, cgroup {owner['cgroup']}{fate}"
+
+
+def _charges(owner: dict[str, Any]) -> str:
+    data, tables = owner["charged_data_bytes"], owner["charged_table_bytes"]
+    return f"{units.size(data)} of data, {units.size(tables)} of page tables"
 
 
 @click.command()

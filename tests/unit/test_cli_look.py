@@ -28,7 +28,10 @@ STAT: dict[str, Any] = {
     "page_table_bytes": 131 * 4096,
     "table_frames": {"pgd": 1, "pud": 1, "pmd": 1, "pte": 128},
     "clients": 32,
-    "owner": {"pid": 4711, "start_time": 99, "cgroup": "/user.slice"},
+    "owner": {
+        "kind": "process", "pid": 4711, "start_time": 99, "cgroup": "/user.slice",
+        "charged_data_bytes": 256 << 20, "charged_table_bytes": 131 * 4096,
+    },
     "counters": {
         "faults": 65536, "links": 31, "materialised_pages": 7, "unmaps": 3, "segv": 1,
     },
@@ -94,7 +97,8 @@ def test_stat_shows_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
         "resident": "256 MiB",
         "page tables": "524 KiB (pgd 1, pud 1, pmd 1, pte 128)",
         "clients": "32",
-        "owner": "pid 4711, cgroup /user.slice",
+        "owner": "pid 4711, cgroup /user.slice; the region ends with it",
+        "charged to it": "256 MiB of data, 524 KiB of page tables",
         "faults": "65536",
         "links": "31",
         "materialised pages": "7",
