@@ -90,10 +90,15 @@ def mounts(request: pytest.FixtureRequest, public_tmp: Path) -> Iterator[Callabl
 
 @pytest.fixture(scope="module")
 def shared_mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
-    """One mount, quantum 2M, for all tests of a file that make regions of their own names."""
+    """One mount for all tests of a file, which make regions of their own names.
+
+    Quantum 2M, or with the options of the file's mark `mount`.
+    """
     _need_root(request)
+    marker = request.node.get_closest_marker("mount")
+    options = marker.args if marker else ["quantum=2M"]
     with _public_directory() as base, mounting(base) as make:
-        yield make("quantum=2M", limit=300)
+        yield make(*options, limit=600)
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,16 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from support.server import Mount
+
 
 @pytest.fixture(params=["tmpfs", "msharefs"])
-def place(request: pytest.FixtureRequest, public_tmp: Path) -> Path:
-    """A directory for everybody: on tmpfs, then the root of a mount."""
-    if request.param == "msharefs":
-        return request.getfixturevalue("mount").path
-    path = public_tmp / "plain"
+def place(request: pytest.FixtureRequest, shared_mount: Mount, public_tmp: Path) -> Path:
+    """An empty directory for everybody: on tmpfs, then on a mount."""
+    if request.param == "tmpfs":
+        path = public_tmp / "plain"
+    else:
+        path = shared_mount.path / public_tmp.name
     path.mkdir()
     path.chmod(0o777)
     return path

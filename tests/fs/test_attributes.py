@@ -213,9 +213,9 @@ def test_root_directory(mount: Mount) -> None:
     assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o755, NOBODY)
 
 
-def test_new_region(mount: Mount) -> None:
-    make(mount.path / "r", 0o600)
-    status = (mount.path / "r").stat()
+def test_new_region(shared_mount: Mount) -> None:
+    make(shared_mount.path / "r", 0o600)
+    status = (shared_mount.path / "r").stat()
     assert (status.st_size, status.st_blocks, status.st_blksize) == (
         0,
         0,
@@ -224,15 +224,15 @@ def test_new_region(mount: Mount) -> None:
     assert (status.st_nlink, stat.filemode(status.st_mode)) == (1, "-rw-------")
 
 
-def test_statfs(mount: Mount) -> None:
-    found = os.statvfs(mount.path)
+def test_statfs(shared_mount: Mount) -> None:
+    found = os.statvfs(shared_mount.path)
     assert (found.f_bsize, found.f_namemax) == (os.sysconf("SC_PAGESIZE"), 255)
     assert (found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree) == (0,) * 5
 
 
-def test_type_in_proc_mounts(mount: Mount) -> None:
+def test_type_in_proc_mounts(shared_mount: Mount) -> None:
     lines = Path("/proc/mounts").read_text().splitlines()
-    line = next(line for line in lines if line.split()[1] == str(mount.path))
+    line = next(line for line in lines if line.split()[1] == str(shared_mount.path))
     source, _, fstype, options, *_ = line.split()
     assert (source, fstype) == ("msharefs", "fuse.msharefs")
     assert {"rw", "nosuid", "nodev", "default_permissions", "allow_other"} <= set(

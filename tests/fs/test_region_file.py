@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 
 CREATE_MAPPING, UNMAP = 0x40287800, 0x40107801
 UNKNOWN = 0x40047863  # _IOW('x', 99, int)
-pytestmark = pytest.mark.mount("quantum=2M")
 
 
 @pytest.fixture
-def path(mount: Mount) -> Path:
-    path = mount.path / "r"
+def path(shared_mount: Mount, public_tmp: Path) -> Path:
+    path = shared_mount.path / public_tmp.name
     path.touch(0o600)
     return path
 
@@ -119,18 +118,18 @@ def test_mmap_without_the_library(either: int) -> None:
             mmap_refused(either, size, prot, mmap.MAP_SHARED, errno.ENODEV)
 
 
-def test_o_direct(mount: Mount, path: Path) -> None:
+def test_o_direct(shared_mount: Mount, path: Path) -> None:
     with refused(errno.EINVAL):
         os.open(path, os.O_RDWR | os.O_DIRECT)
     # As in the kernel the file is made before its flags are looked at.
     with refused(errno.EINVAL):
-        os.open(mount.path / "new", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
-    (mount.path / "new").unlink()
+        os.open(shared_mount.path / "new", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+    (shared_mount.path / "new").unlink()
 
 
-def test_o_tmpfile(mount: Mount) -> None:
+def test_o_tmpfile(shared_mount: Mount) -> None:
     with refused(errno.EOPNOTSUPP):
-        os.open(mount.path, os.O_RDWR | os.O_TMPFILE)
+        os.open(shared_mount.path, os.O_RDWR | os.O_TMPFILE)
 
 
 def test_extended_attributes(path: Path) -> None:
@@ -157,12 +156,13 @@ def test_other_kinds_of_files(mount: Mount) -> None:
     assert os.listdir(mount.path) == ["mshare_info"]
 
 
-def test_mknod_makes_a_region(mount: Mount) -> None:
-    os.mknod(mount.path / "r", stat.S_IFREG | 0o640)
+def test_mknod_makes_a_region(shared_mount: Mount) -> None:
+    path = shared_mount.path / "r"
+    os.mknod(path, stat.S_IFREG | 0o640)
     with refused(errno.EEXIST):
-        os.mknod(mount.path / "r", stat.S_IFREG | 0o640)
-    os.truncate(mount.path / "r", 2 << 20)
-    assert (mount.path / "r").stat().st_size == 2 << 20
+        os.mknod(path, stat.S_IFREG | 0o640)
+    os.truncate(path, 2 << 20)
+    assert path.stat().st_size == 2 << 20
 
 
 def test_poll_and_locks(either: int) -> None:
@@ -216,8 +216,8 @@ def test_ioctl_of_a_sized_region(fd: int) -> None:
         fcntl.ioctl(fd, UNMAP, 8)  # an address nobody has
 
 
-def test_ioctl_of_a_directory(mount: Mount) -> None:
-    fd = os.open(mount.path, os.O_RDONLY)
+def test_ioctl_of_a_directory(shared_mount: Mount) -> None:
+    fd = os.open(shared_mount.path, os.O_RDONLY)
     try:
         for command in (CREATE_MAPPING, UNMAP, UNKNOWN):
             with refused(errno.ENOTTY):

@@ -22,9 +22,12 @@ Q = 512 << 30
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO = 1, 2, 8, 16
 
 
+pytestmark = pytest.mark.mount("quantum=512G")
+
+
 @pytest.fixture
-def path(mount: Mount) -> Path:
-    path = mount.path / "r"
+def path(shared_mount: Mount, public_tmp: Path) -> Path:
+    path = shared_mount.path / public_tmp.name
     path.touch(0o666)
     path.chmod(0o666)
     return path
