@@ -52,6 +52,7 @@ def stat(raw: Any, owner: Owner) -> dict[str, Any]:
             "materialised_pages": raw.materialised_pages,
             "unmaps": raw.unmaps,
             "segv": raw.segv,
+            "prefaulted": raw.prefaulted,
         },
     }
 

@@ -21,7 +21,11 @@ KEYS = {
     "state": "DIR",
     "owner": "/".join(get_args(Owner)),
     "quirks": "v3",
+    "fault_around": "PAGES",
 }
+# The kernel's own fault-around, in pages; and what one PTE page holds.
+FAULT_AROUND = 16
+FAULT_AROUND_MAX = 512
 
 
 class BadOptionError(ValueError):
@@ -39,6 +43,8 @@ class MountOptions:
     """What a region's life ends with: the file, or the process or thread that created it."""
     quirks: Quirks = ""
     """"v3": the series to the letter, its harmless defects included."""
+    fault_around: int = FAULT_AROUND
+    """Pages that a sequential first touch may fill together; 1: only what is touched."""
     foreground: bool = False
     debug: bool = False
 
@@ -77,6 +83,7 @@ def parse(
         quantum=quantum,
         owner=owner,  # type: ignore[arg-type]  # _choice has checked it
         quirks=quirks,  # type: ignore[arg-type]
+        fault_around=_pages(values),
         foreground=foreground,
         debug=debug,
     )
@@ -87,6 +94,13 @@ def _choice(values: dict[str, str], key: str, choices: tuple[str, ...], default:
     if key in values and value not in choices:
         raise BadOptionError(f"-o {key}={value}: must be one of {', '.join(choices)}")
     return value
+
+
+def _pages(values: dict[str, str]) -> int:
+    value = values.get("fault_around", str(FAULT_AROUND))
+    if not value.isdecimal() or not 1 <= int(value) <= FAULT_AROUND_MAX:
+        raise BadOptionError(f"-o fault_around={value}: must be 1 to {FAULT_AROUND_MAX} pages")
+    return int(value)
 
 
 def _state(values: dict[str, str], directory: Path) -> Path:

@@ -204,6 +204,7 @@ class Regions:
             region.name, self._directory, ident, size, region.quantum, region.owner
         )
         owners.forget_unsized(self._directory, ident)
+        lib.mm_set_fault_around(region.host.mm, self._options.fault_around)
 
     async def ioctl(
         self, ident: int, command: int, data: bytes, flags: int, tid: int

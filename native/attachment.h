@@ -43,6 +43,28 @@ enum advice {
     ADVICE_NOHUGEPAGE = 32,
 };
 
+/* around.c: how far a fault should look beyond its page. */
+
+#define AROUND_SPANS 64
+
+struct around {
+    uint64_t next;  /* region offset that would be sequential */
+    uint64_t pages; /* length of the next sequential run */
+    /* Random access: recent 2 MiB spans, by number modulo AROUND_SPANS. */
+    struct recent {
+        uint64_t span; /* region offset */
+        unsigned faults;
+    } recent[AROUND_SPANS];
+};
+
+struct fault;
+
+/* Sets fault->start, end and fill from the faults before. `present`: the page is
+ * there already; `fault_around`: the region's limit for pages nobody touched.
+ * Then tell around->next where the run ended. */
+void around_choose(struct around *around, struct fault *fault, bool present,
+                   uint64_t fault_around);
+
 struct attachment {
     pthread_mutex_t lock;
     bool live;
@@ -57,8 +79,7 @@ struct attachment {
     int prot;  /* PROT_* of the window: the same, or all with -o quirks=v3 */
     unsigned slot;
     uint64_t *linked;    /* a bit a quantum */
-    uint64_t next;       /* region offset that would be sequential */
-    uint64_t window;     /* pages to map together then */
+    struct around around; /* what to map beside a page that faults */
     struct poison poisons[POISONS_MAX]; /* a ring */
     unsigned poisons_at, poisons_used;
     unsigned advice; /* enum advice: what madvise(2) was told (preload library) */

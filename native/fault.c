@@ -12,45 +12,76 @@
 #include "fault.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "pagetable.h"
 
-static int fill_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+static void see(struct fault *fault, uint64_t offset)
 {
-    struct fault *fault = walk->arg;
-    uint64_t value = (DATA_BASE + (addr - HOST_BASE)) | ENTRY_PRESENT | ENTRY_USER | ENTRY_ACCESSED;
-    uint64_t old = 0;
+    uint64_t page = (offset - fault->start) / PAGE_SIZE;
 
-    (void)level;
+    fault->present[page / 64] |= 1ull << page % 64;
+}
+
+static uint64_t new_leaf(const struct fault *fault, uint64_t offset)
+{
+    uint64_t value = (DATA_BASE + offset) | ENTRY_PRESENT | ENTRY_USER;
+
     if (fault->vma.flags & VMA_WRITE)
         value |= ENTRY_RW;
     if (!(fault->vma.flags & VMA_EXEC))
         value |= ENTRY_NX;
-    if (fault->access == ACCESS_WRITE)
-        value |= ENTRY_DIRTY;
-    if (atomic_compare_exchange_strong(entry, &old, value)) {
-        fault->first = true;
-        return 0;
-    }
-    /* Whoever was faster is of the same VMA: accessed and dirty are all in which
-     * two sane entries can differ. */
-    if ((old ^ value) & ~(ENTRY_ACCESSED | ENTRY_DIRTY))
+    return value;
+}
+
+/* What the MMU would set in the entry for this access. */
+static uint64_t touched(const struct fault *fault)
+{
+    return fault->access == ACCESS_WRITE ? ENTRY_ACCESSED | ENTRY_DIRTY : ENTRY_ACCESSED;
+}
+
+/* Whoever filled an entry did it for the same VMA: accessed and dirty are all in
+ * which two sane ones can differ. */
+static bool sane_leaf(const struct fault *fault, uint64_t value, uint64_t offset)
+{
+    return !((value ^ new_leaf(fault, offset)) & ~(ENTRY_ACCESSED | ENTRY_DIRTY));
+}
+
+static int touch_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    struct fault *fault = walk->arg;
+    uint64_t offset = addr - HOST_BASE, old = 0;
+
+    if (level)
         return -EUCLEAN;
-    if (fault->access == ACCESS_WRITE && !(old & ENTRY_DIRTY))
-        atomic_fetch_or(entry, ENTRY_DIRTY | ENTRY_ACCESSED);
+    if (atomic_compare_exchange_strong(entry, &old, new_leaf(fault, offset) | touched(fault)))
+        fault->filled = 1;
+    else if (!sane_leaf(fault, old, offset))
+        return -EUCLEAN;
+    else if ((old & touched(fault)) != touched(fault))
+        atomic_fetch_or(entry, touched(fault));
+    see(fault, offset);
     return 0;
 }
 
-static int count_present(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+/* Sees what is there. Right behind a first touch it fills what is not, as far as
+ * it may; those pages nobody touched yet, and their entries say so. */
+static int look_around(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
 {
     struct fault *fault = walk->arg;
+    uint64_t offset = addr - HOST_BASE;
+    uint64_t old = atomic_load_explicit(entry, memory_order_relaxed);
 
-    (void)level;
-    /* A table that is missing shows as a jump of the address. */
-    if (addr - HOST_BASE != fault->offset + fault->pages * PAGE_SIZE ||
-        !(atomic_load_explicit(entry, memory_order_relaxed) & ENTRY_PRESENT))
-        return 1;
-    fault->pages++;
+    if (level)
+        return -EUCLEAN;
+    if (!old && fault->filled && fault->filled < fault->fill &&
+        offset == fault->offset + fault->filled * PAGE_SIZE &&
+        atomic_compare_exchange_strong(entry, &old, new_leaf(fault, offset))) {
+        fault->filled++;
+        old = ENTRY_PRESENT;
+    }
+    if (old & ENTRY_PRESENT)
+        see(fault, offset);
     return 0;
 }
 
@@ -62,11 +93,20 @@ static bool permitted(const struct fault *fault)
     return fault->access == ACCESS_WRITE ? prot & VMA_WRITE : prot != 0;
 }
 
+/* The pages to look at, cut to the VMA. */
+static void clip(struct fault *fault)
+{
+    if (fault->start < fault->vma.start)
+        fault->start = fault->vma.start;
+    if (fault->end > fault->vma.end)
+        fault->end = fault->vma.end;
+}
+
 enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault)
 {
     uint64_t addr = HOST_BASE + fault->offset;
-    struct walk fill = {.mm = mm, .leaf = fill_leaf, .alloc = true, .slot = slot, .arg = fault};
-    struct walk around = {.mm = mm, .leaf = count_present, .arg = fault};
+    struct walk touch = {.mm = mm, .leaf = touch_leaf, .alloc = true, .slot = slot, .arg = fault};
+    struct walk around = {.mm = mm, .leaf = look_around, .arg = fault};
 
     int err = vma_find(mm, fault->offset, &fault->vma);
     if (err)
@@ -76,16 +116,14 @@ enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault)
     if (!permitted(fault))
         return FAULT_ACCERR;
 
-    fault->first = false;
+    clip(fault);
+    fault->filled = 0;
     fault->protect = !(fault->vma.flags & VMA_WRITE);
-    if (walk_range(&fill, addr, addr + PAGE_SIZE))
+    memset(fault->present, 0, sizeof fault->present);
+    if (walk_range(&touch, addr, addr + PAGE_SIZE))
         return FAULT_BROKEN;
-
-    uint64_t room = (fault->vma.end - fault->offset) / PAGE_SIZE;
-    uint64_t pages = fault->ahead < room ? fault->ahead : room;
-
-    fault->pages = 1;
-    if (pages > 1 && walk_range(&around, addr + PAGE_SIZE, addr + pages * PAGE_SIZE) < 0)
+    if (fault->end - fault->start > PAGE_SIZE &&
+        walk_range(&around, HOST_BASE + fault->start, HOST_BASE + fault->end))
         return FAULT_BROKEN;
     return FAULT_MAP;
 }

@@ -9,7 +9,7 @@
 enum fault_access { ACCESS_READ, ACCESS_WRITE };
 
 enum fault_verdict {
-    FAULT_MAP,    /* make `pages` from `offset` reachable */
+    FAULT_MAP,    /* make the page at `offset` reachable, and what is `present` */
     FAULT_WAIT,   /* the VMA is being replaced: leave the epoch, come again */
     FAULT_MAPERR, /* no VMA: SIGSEGV, SEGV_MAPERR */
     FAULT_ACCERR, /* not permitted: SIGSEGV, SEGV_ACCERR */
@@ -19,11 +19,14 @@ enum fault_verdict {
 struct fault {
     uint64_t offset; /* in: region offset of the page */
     enum fault_access access;
-    uint64_t ahead; /* in: most pages to map together, >= 1 */
+    /* in: the pages to look at for what else can be mapped now, region offsets
+     * inside one 2 MiB span; holds `offset` */
+    uint64_t start, end;
+    uint64_t fill; /* in: if this is a first touch, entries to fill from `offset` on, >= 1 */
     /* out, with FAULT_MAP */
-    uint64_t pages;  /* how many have entries, from `offset` on, <= ahead */
-    bool first;      /* this fault filled the entry */
-    bool protect;    /* the VMA is not writable */
+    uint64_t present[SPAN_PAGES / 64]; /* a bit a page from `start` on: it has an entry */
+    uint64_t filled;                   /* entries this fault filled, from `offset` on */
+    bool protect;                      /* the VMA is not writable */
     struct mm_vma vma;
 };
 

@@ -35,7 +35,7 @@ static int attach_child(struct attachment *att)
     int parent = att->ctl, err;
 
     att->poisons_used = 0;
-    att->next = 0;
+    att->around = (struct around){0};
     att->ctl = -1;
     close(att->uffd); /* the parent's */
     att->uffd = -1;

@@ -17,6 +17,14 @@ void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *c
     mm->header->owner_cgroup[MM_CGROUP_LEN - 1] = 0;
 }
 
+int mm_set_fault_around(struct mm *mm, uint32_t pages)
+{
+    if (pages < 1 || pages > SPAN_PAGES)
+        return -EINVAL;
+    mm->header->fault_around = pages;
+    return 0;
+}
+
 const char *mm_owner_cgroup(const struct mm *mm)
 {
     mm->header->owner_cgroup[MM_CGROUP_LEN - 1] = 0;
@@ -38,6 +46,7 @@ static void add_counters(struct mshare_stat *st, const struct mm_counters *count
     st->links += atomic_load(&counters->links);
     st->materialised_pages += atomic_load(&counters->materialised);
     st->segv += atomic_load(&counters->segv);
+    st->prefaulted += atomic_load(&counters->prefaulted);
 }
 
 int mm_stat(const struct mm *mm, int mem_fd, struct mshare_stat *st)

@@ -11,6 +11,9 @@
 /* Who made the region. `cgroup` is cut at MM_CGROUP_LEN - 1. */
 void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup,
                   enum mm_owner_kind kind);
+/* Pages that a sequential first touch may fill together, for those who attach
+ * from now on. 1: only what is touched. EINVAL: not 1 to 512. */
+int mm_set_fault_around(struct mm *mm, uint32_t pages);
 const char *mm_owner_cgroup(const struct mm *mm);
 enum mm_owner_kind mm_owner_kind(const struct mm *mm);
 /* The owner is gone. */

@@ -58,6 +58,9 @@
 #define MM_VMAS 65530u                 /* vm.max_map_count's default, the kernel's limit */
 #define MM_FRAMES_SPARE 4096u          /* table frames in hand at one instant */
 #define MM_CGROUP_LEN 256u
+#define FAULT_AROUND 16u /* pages; the kernel's fault_around_bytes is 64 KiB, too */
+/* A 2 MiB span has as many pages as a PTE page has entries. */
+#define SPAN_PAGES 512u
 
 /* mm_header.intent.op */
 enum mm_intent_op {
@@ -86,6 +89,7 @@ struct mm_counters {
     _Atomic uint64_t links;        /* quanta linked */
     _Atomic uint64_t materialised; /* pages made reachable in a client's real MMU */
     _Atomic uint64_t segv;         /* accesses refused */
+    _Atomic uint64_t prefaulted;   /* leaf entries filled ahead of a sequential first touch */
 };
 
 struct mm_header {
@@ -115,6 +119,7 @@ struct mm_header {
     _Alignas(64) struct mm_counters retired; /* of clients that are gone */
     uint64_t unmaps;
     uint64_t serial; /* of the last mapping made */
+    uint64_t fault_around; /* pages a sequential first touch may fill together; 1: strict */
 };
 
 enum vma_flags {

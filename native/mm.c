@@ -43,7 +43,7 @@ static int geometry(uint64_t size, uint64_t quantum, struct mm_header *h)
 
 int mm_format(int fd, uint64_t region, uint64_t size, uint64_t quantum)
 {
-    struct mm_header header = {.region = region, .epoch = 2};
+    struct mm_header header = {.region = region, .epoch = 2, .fault_around = FAULT_AROUND};
     /* Frame 0 is the PGD; it is there from the start, also as bytes of the file. */
     const uint64_t word = frame_word(FRAME_TABLE, 3, 0, 0), pgd[512] = {0};
     int err = geometry(size, quantum, &header);
@@ -105,6 +105,9 @@ int mm_open(struct mm *mm, int fd)
         .frames_max = own.frames_max,
         .frames_at = own.frames_at,
         .map_size = own.file_size,
+        .fault_around = found.fault_around >= 1 && found.fault_around <= SPAN_PAGES
+                            ? found.fault_around
+                            : 1,
         .fd = fd,
     };
     return 0;

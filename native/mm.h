@@ -29,6 +29,7 @@ struct mm {
     uint64_t frames_max;
     uint64_t frames_at;
     uint64_t map_size;
+    uint64_t fault_around; /* pages, 1 to 512 */
     int fd;
 };
 

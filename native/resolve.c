@@ -36,9 +36,6 @@
 #define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
 #endif
 
-/* Entries of one shared PTE page: no run needs to be longer. */
-#define WINDOW_MAX 512
-
 static void add(_Atomic uint64_t *counter, uint64_t n)
 {
     /* One writer: a plain load and store is enough, and readers see no tear. */
@@ -53,49 +50,79 @@ static void wake(const struct attachment *att, uint64_t offset)
     ioctl(att->uffd, UFFDIO_WAKE, &page);
 }
 
-/* Maps present pages of [offset, offset + bytes); the first must get there, the
- * rest may stop early. Returns the bytes covered or -errno. */
-static int64_t continue_run(struct attachment *att, uint64_t offset, uint64_t bytes, bool protect)
+/* Maps the pages of [start, end), which have entries. Passed over: a page that is
+ * absent (its filler died), mapped already, or not in the window any more. A
+ * poisoned page may have split the window, and a call fails over a split: then
+ * page by page. 0 or -errno. */
+static int continue_run(struct attachment *att, uint64_t start, uint64_t end, bool protect)
 {
-    uint64_t done = 0;
+    uint64_t mapped = 0, step = end - start;
 
-    while (done < bytes) {
+    while (start < end) {
         struct uffdio_continue run = {
-            .range = {(uintptr_t)att->base + offset + done, bytes - done},
+            .range = {(uintptr_t)att->base + start, step < end - start ? step : end - start},
             .mode = protect ? UFFDIO_CONTINUE_MODE_WP : 0,
         };
         int err = ioctl(att->uffd, UFFDIO_CONTINUE, &run) ? errno : 0;
 
         if (run.mapped > 0) {
-            add(&att->mm.slots[att->slot].counters.materialised, run.mapped / PAGE_SIZE);
-            done += run.mapped;
-        } else if (err == EEXIST) { /* another thread's fault was faster */
-            done += PAGE_SIZE;
-        } else if (err == EFAULT && done == 0) { /* no page yet */
-            if (fallocate(att->mem_fd, 0, (off_t)offset, PAGE_SIZE))
-                return -errno;
+            mapped += (uint64_t)run.mapped;
+            start += (uint64_t)run.mapped;
+        } else if (err == ENOENT && run.range.len > PAGE_SIZE) {
+            step = PAGE_SIZE;
+        } else if (err == EEXIST || err == EFAULT || err == ENOENT) {
+            start += PAGE_SIZE;
         } else if (err != EAGAIN) { /* EAGAIN: the mappings are changing, again */
-            return done ? (int64_t)done : -err;
+            return -err;
         }
     }
-    return (int64_t)done;
+    add(&att->mm.slots[att->slot].counters.materialised, mapped / PAGE_SIZE);
+    return 0;
+}
+
+/* The end of the run of equal bits that begins at page `from`. */
+static uint64_t run_end(const uint64_t *bits, uint64_t from, uint64_t pages)
+{
+    bool kind = bits[from / 64] >> from % 64 & 1;
+
+    do
+        from++;
+    while (from < pages && (bits[from / 64] >> from % 64 & 1) == kind);
+    return from;
+}
+
+static int map_present(struct attachment *att, const struct fault *fault)
+{
+    uint64_t pages = (fault->end - fault->start) / PAGE_SIZE;
+    uint64_t own = (fault->offset - fault->start) / PAGE_SIZE;
+    int err = 0;
+
+    for (uint64_t page = 0, end; !err && page < pages; page = end) {
+        end = run_end(fault->present, page, pages);
+        if (fault->present[page / 64] >> page % 64 & 1)
+            err = continue_run(att, fault->start + page * PAGE_SIZE,
+                               fault->start + end * PAGE_SIZE, fault->protect);
+        if (page <= own && own < end)
+            att->around.next = fault->start + end * PAGE_SIZE;
+    }
+    return err;
 }
 
 static int make_reachable(struct attachment *att, const struct fault *fault, uint64_t flags)
 {
+    uint64_t fresh = fault->filled > 1 ? fault->filled : 1;
+
     if (flags & UFFD_PAGEFAULT_FLAG_WP) {
         struct uffdio_writeprotect off = {
             .range = {(uintptr_t)att->base + fault->offset, PAGE_SIZE}};
         return ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off) ? -errno : 0;
     }
+    /* Memory for what was filled ahead may be short; for the page itself it must not. */
     if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR) &&
+        fallocate(att->mem_fd, 0, (off_t)fault->offset, (off_t)(fresh * PAGE_SIZE)) &&
         fallocate(att->mem_fd, 0, (off_t)fault->offset, PAGE_SIZE))
         return -errno;
-    int64_t done = continue_run(att, fault->offset, fault->pages * PAGE_SIZE, fault->protect);
-    if (done < 0)
-        return (int)done;
-    att->next = fault->offset + (uint64_t)done;
-    return 0;
+    return map_present(att, fault);
 }
 
 static void count(struct attachment *att, const struct fault *fault)
@@ -104,8 +131,10 @@ static void count(struct attachment *att, const struct fault *fault)
     uint64_t quantum = fault->offset / att->mm.quantum;
     uint64_t bit = 1ull << quantum % 64;
 
-    if (fault->first)
+    if (fault->filled) {
         add(&counters->faults, 1);
+        add(&counters->prefaulted, fault->filled - 1);
+    }
     if (!(att->linked[quantum / 64] & bit)) {
         att->linked[quantum / 64] |= bit;
         add(&counters->links, 1);
@@ -205,14 +234,7 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
     };
     enum fault_verdict verdict;
 
-    /* Sequential access earns a longer run, as readahead does; anything else
-     * starts over, so that random access pays for what it touches only. */
-    if (fault.offset != att->next || !att->window)
-        att->window = 1;
-    else if (att->window < WINDOW_MAX)
-        att->window *= 2;
-    fault.ahead = att->window;
-
+    around_choose(&att->around, &fault, flags & UFFD_PAGEFAULT_FLAG_MINOR, att->mm.fault_around);
     for (;;) {
         slot_enter(&att->mm, att->slot);
         verdict = mm_fault(&att->mm, att->slot, &fault);

@@ -126,6 +126,7 @@ int slot_reap(struct mm *mm, unsigned number)
     atomic_fetch_add(&kept->links, atomic_load(&slot->counters.links));
     atomic_fetch_add(&kept->materialised, atomic_load(&slot->counters.materialised));
     atomic_fetch_add(&kept->segv, atomic_load(&slot->counters.segv));
+    atomic_fetch_add(&kept->prefaulted, atomic_load(&slot->counters.prefaulted));
     memset((char *)slot + sizeof slot->state, 0, sizeof *slot - sizeof slot->state);
     atomic_store(&slot->state, SLOT_FREE);
     return 0;

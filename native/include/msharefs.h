@@ -133,7 +133,8 @@ struct mshare_stat {
     uint64_t links;              /* shared tables linked: one per client and quantum */
     uint64_t materialised_pages; /* the emulator's own work in the clients' real tables */
     uint64_t unmaps;
-    uint64_t segv; /* accesses answered with SIGSEGV */
+    uint64_t segv;       /* accesses answered with SIGSEGV */
+    uint64_t prefaulted; /* entries filled ahead of a sequential first touch */
     int32_t owner_pid;
     uint32_t pad;
     uint64_t owner_start_time; /* clock ticks since boot, /proc/PID/stat field 22 */

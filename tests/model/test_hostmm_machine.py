@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from msharefs.native import lib
 
-from support.core import GIB1, GIB512, MIB2, PAGE, Core, check
+from support.core import GIB1, GIB512, LOOKS, MIB2, PAGE, Core, Look, check
 from support.model import PROTECTIONS, Model
 from support.rawmm import RW, US, A, P
 
@@ -61,14 +61,16 @@ class Region(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.inside)
     @rule(who=picks, cell=picks, page=st.sampled_from([0, 1, -1]), write=st.booleans(),
-          ahead=st.sampled_from([1, 2, 3, 512, 1 << 52]))  # fmt: skip
-    def touch(self, who: int, cell: int, page: int, write: bool, ahead: int) -> None:
+          look=st.sampled_from(LOOKS), fill=st.sampled_from([1, 2, 16, 512]))  # fmt: skip
+    def touch(
+        self, who: int, cell: int, page: int, write: bool, look: Look, fill: int
+    ) -> None:
         """A fault; of a client that is inside an epoch already, within that epoch."""
         slot = self._client(who)
         offset = self._page(cell, page)
         fault = self.core.fault if self.model.inside[slot] else self.core.touch
-        said = fault(slot, offset, write=write, ahead=ahead)
-        assert said == self.model.fault(offset, write=write, ahead=ahead)
+        said = fault(slot, offset, write=write, look=look, fill=fill)
+        assert said == self.model.fault(offset, write=write, look=look, fill=fill)
         if said.verdict == "MAP":
             # What a client would do next, by another way.
             os.pwrite(self.core.mem_fd, b"\xa5" * PAGE, offset)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -34,12 +35,41 @@ class Vma(NamedTuple):
     serial: int
 
 
+Look = Callable[[int], tuple[int, int]]
+"""From the offset of a fault to the pages to look at, all in one 2 MiB span."""
+
+
+def page_only(offset: int) -> tuple[int, int]:
+    """The page."""
+    return offset, offset + PAGE
+
+
+def run(offset: int) -> tuple[int, int]:
+    """What follows in the span, as for sequential access."""
+    return offset, (offset & -MIB2) + MIB2
+
+
+def block(offset: int) -> tuple[int, int]:
+    """64 KiB around it."""
+    return offset & -(16 * PAGE), (offset & -(16 * PAGE)) + 16 * PAGE
+
+
+def span(offset: int) -> tuple[int, int]:
+    """All of the span."""
+    return offset & -MIB2, (offset & -MIB2) + MIB2
+
+
+LOOKS = (page_only, run, block, span)
+PAGE_ONLY = page_only
+
+
 class Fault(NamedTuple):
     """What mm_fault() said."""
 
     verdict: str
-    pages: int = 0
-    first: bool = False
+    present: frozenset[int] = frozenset()
+    """Offsets of the pages looked at that have an entry."""
+    filled: int = 0
     protect: bool = False
 
 
@@ -163,21 +193,31 @@ class Core:
         """The number of a new slot."""
         return check(lib.slot_claim(self.mm, pid, started))
 
-    def fault(self, slot: int, offset: int, *, write: bool = False, ahead: int = 1) -> Fault:
+    def fault(
+        self, slot: int, offset: int, *, write: bool = False, look: Look = PAGE_ONLY, fill: int = 1
+    ) -> Fault:
         """A fault by a client that is inside an epoch."""
         fault = ffi.new("struct fault *")
         fault.offset = offset
         fault.access = lib.ACCESS_WRITE if write else lib.ACCESS_READ
-        fault.ahead = ahead
+        start, end = look(offset)
+        fault.start, fault.end = start % (1 << 64), end % (1 << 64)
+        fault.fill = fill
         verdict = lib.mm_fault(self.mm, slot, fault)
         if verdict != MAP:
             return Fault(VERDICTS[verdict])
-        return Fault("MAP", fault.pages, fault.first, fault.protect)
+        bits = sum(word << 64 * at for at, word in enumerate(fault.present))
+        pages = (fault.end - fault.start) // PAGE
+        assert bits >> pages == 0, "a page outside what was looked at"
+        present = frozenset(fault.start + at * PAGE for at in range(pages) if bits >> at & 1)
+        return Fault("MAP", present, fault.filled, fault.protect)
 
-    def touch(self, slot: int, offset: int, *, write: bool = False, ahead: int = 1) -> Fault:
+    def touch(
+        self, slot: int, offset: int, *, write: bool = False, look: Look = PAGE_ONLY, fill: int = 1
+    ) -> Fault:
         """A whole fault: enter, fault, leave."""
         lib.slot_enter(self.mm, slot)
-        fault = self.fault(slot, offset, write=write, ahead=ahead)
+        fault = self.fault(slot, offset, write=write, look=look, fill=fill)
         lib.slot_leave(self.mm, slot)
         return fault
 

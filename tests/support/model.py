@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from .core import EXEC, READ, WRITE, Fault, Vma
+from .core import EXEC, READ, WRITE, Fault, Look, Vma
 from .rawmm import NX, PAGE, RW, US, A, D, P
 
 # What a table of each level spans: the reach of one entry of the level above.
@@ -117,8 +117,8 @@ class Model:
             for cell, (low, high) in zip(self.cells, itertools.pairwise(self.cuts), strict=True)
         )
 
-    def fault(self, offset: int, *, write: bool, ahead: int) -> Fault:
-        """The verdict, and the entry that it leaves."""
+    def fault(self, offset: int, *, write: bool, look: Look, fill: int) -> Fault:
+        """The verdict, and the entries that it leaves."""
         cell = self.cell_of(offset)
         if cell is None:
             return Fault("MAPERR")
@@ -126,17 +126,19 @@ class Model:
             return Fault("WAIT")
         if not cell.prot & WRITE if write else not cell.prot:
             return Fault("ACCERR")
-        first = offset not in self.leaves
-        bits = P | US | A | (RW if cell.prot & WRITE else 0) | (0 if cell.prot & EXEC else NX)
-        self.leaves[offset] = self.leaves.get(offset, bits) | (D if write else 0)
+        bits = P | US | (RW if cell.prot & WRITE else 0) | (0 if cell.prot & EXEC else NX)
+        filled = int(offset not in self.leaves)
+        self.leaves[offset] = self.leaves.get(offset, bits) | A | (D if write else 0)
         self.tables |= {(level, offset & -span) for level, span in TABLE_SPANS.items()}
-        end = next(vma.end for vma in self.vmas() if vma.start <= offset < vma.end)
-        pages = 1
-        while pages < ahead and offset + pages * PAGE < end:
-            if offset + pages * PAGE not in self.leaves:
-                break
-            pages += 1
-        return Fault("MAP", pages, first, not cell.prot & WRITE)
+        vma = next(vma for vma in self.vmas() if vma.start <= offset < vma.end)
+        start, end = look(offset)
+        pages = range(max(start, vma.start), min(end, vma.end), PAGE)
+        for at in pages:
+            if filled and filled < fill and at == offset + filled * PAGE and at not in self.leaves:
+                self.leaves[at] = bits
+                filled += 1
+        present = frozenset(at for at in pages if at in self.leaves)
+        return Fault("MAP", present, filled, not cell.prot & WRITE)
 
     def stray(self) -> int:
         """Entries that a change has cut off from their VMA and not yet cleared."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msharefs.native import ffi, lib
 
-from .core import GIB1, MIB2, PAGE, READ, WRITE, Core
+from .core import GIB1, LOOKS, MIB2, PAGE, READ, WRITE, Core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,10 +35,10 @@ def faults(core: Core, slot: int) -> None:
     """Faults all over the region, also outside every mapping and outside the region."""
     for at in (*PLACES, 5 * GIB1, core.size - PAGE, core.size, 1 << 47, (1 << 64) - PAGE):
         for write in (False, True):
-            for ahead in (1, 512, 1 << 52):
+            for look in LOOKS:
                 # A verdict that is none is a KeyError.
-                fault = core.touch(slot, at, write=write, ahead=ahead)
-                assert fault.verdict != "MAP" or 1 <= fault.pages <= ahead
+                fault = core.touch(slot, at, write=write, look=look, fill=16)
+                assert fault.verdict != "MAP" or at in fault.present
 
 
 def operations(core: Core, slot: int) -> list[Callable[[], Any]]:

@@ -13,7 +13,7 @@ import pytest
 
 from msharefs.native import ffi, lib
 
-from support.core import GIB1, GIB512, MIB2, PAGE, READ, Core, check, memfd
+from support.core import GIB1, GIB512, MIB2, PAGE, READ, Core, check, memfd, run
 from support.isolated import isolated
 from support.operations import PLACES, furnish, run_all
 from support.rawmm import (
@@ -452,7 +452,7 @@ def test_entries_that_change_under_the_reader() -> None:
                         say(f"turn {turn}")
                     lib.mm_audit(core.mm, audit)
                     lib.mm_tables(core.mm, tables, 16)
-                    core.touch(slot, 0, ahead=512)
+                    core.touch(slot, 0, look=run, fill=16)
             finally:
                 os.kill(flipper, signal.SIGKILL)
                 os.waitpid(flipper, 0)
