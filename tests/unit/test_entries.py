@@ -111,7 +111,7 @@ def test_a_later_write_makes_it_dirty_and_a_later_read_not_clean(core: Core) -> 
     file = File(core.fd)
     core.touch(one, 0)
     assert file.path(0).pte == DATA_BASE | READ_WRITE
-    assert not core.touch(other, 0, write=True).first
+    assert not core.touch(other, 0, write=True).filled
     assert file.path(0).pte == DATA_BASE | READ_WRITE | DIRTY
     core.touch(one, 0)
     assert file.path(0).pte == DATA_BASE | READ_WRITE | DIRTY
