@@ -66,6 +66,10 @@ class Answer:
     wrong: int
     """Pages that verify found to differ."""
     first_wrong: int
+    each_nanoseconds: dict[str, int]
+    """Of one round of a `repeat`: p50, p90, p99, max."""
+    value: int | None
+    """What the command found, if it looks for something."""
 
     @classmethod
     def read(cls, said: dict[str, Any]) -> Answer:
@@ -80,6 +84,8 @@ class Answer:
             pages=said["pages"],
             wrong=said["wrong"],
             first_wrong=said["first_wrong"],
+            each_nanoseconds=said.get("each_ns", {}),
+            value=said.get("value"),
         )
 
 
@@ -128,7 +134,7 @@ class Workers:
 
     def ask(
         self,
-        command: str,
+        command: str | Callable[[int], str],
         who: Iterable[int] | None = None,
         *,
         visited: Notify = _ignore,
@@ -136,17 +142,20 @@ class Workers:
     ) -> list[Answer]:
         """Give a command to workers, all of them or the numbers in `who`, at once; their answers.
 
+        A function gives each worker a command of its own, by number.
         `visited` is told of bytes as fill and verify get on, `answered` of each worker, with 1.
         OSError: a worker could not do it (its errno) or died; the first of all counts.
         """
         asked = list(range(len(self))) if who is None else list(who)
+        said_to = {number: command if isinstance(command, str) else command(number)
+                   for number in asked}  # fmt: skip
         answers: dict[int, Answer] = {}
         told = dict.fromkeys(asked, 0)
         with selectors.DefaultSelector() as selector:
             for number in asked:
                 selector.register(self._sockets[number], selectors.EVENT_READ, number)
             for number in asked:
-                self._send(number, command)
+                self._send(number, said_to[number])
             while len(answers) < len(asked):
                 ready = selector.select(STALL_SECONDS)
                 if not ready:
@@ -154,14 +163,15 @@ class Workers:
                     raise TimeoutError(
                         errno.ETIMEDOUT,
                         f"{self._name(missing)} and others have said nothing "
-                        f"for {STALL_SECONDS:g} seconds, asked to {command}",
+                        f"for {STALL_SECONDS:g} seconds, asked to {said_to[missing]}",
                     )
                 for key, _ in ready:
-                    for said in self._hear(key.data, command):
+                    for said in self._hear(key.data, said_to[key.data]):
                         if "progress" in said:
                             news = said["progress"]
                         else:
-                            answer = answers[key.data] = self._check(key.data, command, said)
+                            answer = self._check(key.data, said_to[key.data], said)
+                            answers[key.data] = answer
                             news = answer.pages * PAGE_BYTES - told[key.data]
                             answered(1)
                         told[key.data] += news

@@ -6,6 +6,7 @@
 #include "fault.h"
 #include "hostmm.h"
 #include "inspect.h"
+#include "prefill.h"
 #include "mm.h"
 #include "msharefs.h"
 #include "protocol.h"
