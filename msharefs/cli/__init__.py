@@ -25,6 +25,8 @@ VERBS = {
     "pagetable": "Show a region's page tables, level by level.",
     "clients": "Show the processes that are attached to a region.",
     "demo": "Measure page tables with and without sharing, with real processes.",
+    "bench": "Measure msharefs beside what programs use today.",
+    "plan": "Compute what page tables cost, shared and unshared.",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import IO, Any
 
 import click
 from rich.console import Console
@@ -21,6 +21,19 @@ WIDE = 100_000
 def print_json(value: Any) -> None:
     """Print a JSON document, indented."""
     click.echo(json.dumps(value, indent=2))
+
+
+def write_json(output: IO[str] | None, value: Any) -> bool:
+    """Write a document where ``--json FILE`` wants it; whether people still want their tables."""
+    if output is None:
+        return True
+    json.dump(value, output, indent=2)
+    output.write("\n")
+    output.flush()
+    try:
+        return output.fileno() != sys.stdout.fileno()
+    except OSError:  # a stream of a test has none
+        return output is not sys.stdout
 
 
 def printable(name: str) -> str:

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import sys
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 import psutil
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from msharefs import units
 
-from . import _show, _types
+from . import _progress, _show, _types
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from msharefs.workers import Notify
-
 PAGE_BYTES = 4096
 # Less than a worker takes by itself: stack, libraries, kernel's part. Only to refuse the hopeless.
 PROCESS_BYTES = 256 * 1024
-
-
-class Bar:
-    """One progress bar a step; where there is no terminal, none."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def step(self, title: str, total: int) -> Notify:
-        """Show a new bar below those that are done."""
-        task = self._progress.add_task(title, total=total)
-        return lambda amount: self._progress.advance(task, amount)
 
 
 def check_memory(processes: int, size: int) -> None:
@@ -146,12 +129,6 @@ def show(found: dict[str, Any]) -> None:
     _show.show(emulation(found))
 
 
-def _end(number: int, frame: object) -> NoReturn:
-    """End by a signal as by an error: with all clean-up done."""
-    del frame
-    sys.exit(128 + number)
-
-
 @click.command()
 @click.option(
     "--processes",
@@ -183,17 +160,10 @@ def command(processes: int, size: int, output: IO[str] | None) -> None:
     from msharefs import demo
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
-    columns = (TextColumn("{task.description:24}"), BarColumn(), TaskProgressColumn(),
-               TimeElapsedColumn())  # fmt: skip
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        found = demo.run(processes, size, Bar(progress))
-    if output is not None:
-        json.dump(found, output, indent=2)
-        output.write("\n")
-        output.flush()
-    if output is None or output.fileno() != sys.stdout.fileno():
+        signal.signal(number, _progress.end)
+    with _progress.Bars() as bars:
+        found = demo.run(processes, size, bars)
+    if _show.write_json(output, found):
         show(found)
     for problem in found["problems"]:
         click.echo(f"msharefs: {problem}", err=True)
