@@ -1,0 +1,107 @@
+"""Huge pages for a benchmark: a pool of 2 MiB pages, and shared memory that takes them if advised.
+
+Both change nothing for good: the pool is put back, the tmpfs is nowhere mounted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import psutil
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+HUGE_BYTES = 1 << 21
+_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+
+# linux/mount.h, fcntl.h
+_FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Pool:
+    """The kernel's pool of 2 MiB pages, grown while this context lives and restored at its end."""
+
+    def __enter__(self) -> Self:
+        self._before: int | None = None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._before is not None:
+            _write("nr_hugepages", self._before)
+
+    def provide(self, size: int) -> None:
+        """See to it that `size` bytes of huge pages are free. ENOMEM: the kernel has not so many.
+
+        OSError: there is no pool, or we may not change it.
+        """
+        wanted = -(-size // HUGE_BYTES)
+        total, free = _read("nr_hugepages"), _read("free_hugepages") - _read("resv_hugepages")
+        if free >= wanted:
+            return
+        short = (wanted - free) * HUGE_BYTES
+        available = psutil.virtual_memory().available
+        if short > available:
+            raise OSError(
+                errno.ENOMEM,
+                f"the pool of huge pages would need {short} bytes more and {available} are there",
+            )
+        if self._before is None:
+            self._before = total
+        _write("nr_hugepages", total + wanted - free)
+        got = _read("free_hugepages") - _read("resv_hugepages")
+        if got < wanted:
+            raise OSError(
+                errno.ENOMEM,
+                f"the kernel found {got} free huge pages of 2 MiB and {wanted} are needed: memory "
+                "is short or in pieces",
+            )
+
+
+def _read(name: str) -> int:
+    return int((_POOL / name).read_text())
+
+
+def _write(name: str, value: int) -> None:
+    (_POOL / name).write_text(str(value))
+
+
+def advised_tmpfs() -> int:
+    """Descriptor of a new tmpfs that gives huge pages where madvise(2) asks, mounted nowhere.
+
+    It is gone with its last open file. OSError: EPERM without CAP_SYS_ADMIN, EINVAL if the kernel
+    knows no huge=advise.
+    """
+    context = _call("fsopen", b"tmpfs", _FSOPEN_CLOEXEC)
+    try:
+        for key, value in ((b"huge", b"advise"), (b"mode", b"0700")):
+            _call("fsconfig", context, _FSCONFIG_SET_STRING, key, value, 0)
+        _call("fsconfig", context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return _call("fsmount", context, _FSMOUNT_CLOEXEC, 0)
+    finally:
+        os.close(context)
+
+
+def _call(name: str, *arguments: object) -> int:
+    function = getattr(_libc, name, None)  # glibc 2.36 has them
+    if function is None:
+        raise OSError(errno.ENOSYS, f"this C library has no {name}(): huge=advise needs it")
+    result: int = function(*arguments)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name} of a tmpfs with huge=advise: {os.strerror(number)}")
+    return result

@@ -1,0 +1,159 @@
+"""Running scenarios: every row of a case in turns, round by round, into one document."""
+
+from __future__ import annotations
+
+import datetime as dt
+import errno
+import os
+import platform
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import psutil
+
+from .backends import Backends
+from .figures import ratio, summary
+from .pagetables import meminfo
+from .scenario import Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .figures import Sample
+    from .scenario import Scenario
+
+KIND = "msharefs bench"
+VERSION = 1
+# How a kernel or an older part of us says that it has no such thing; the row is left out.
+_CANNOT = {errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOMEM}
+
+
+class Observer(Protocol):
+    """Whoever wants to see how far a run is."""
+
+    def step(self, title: str, total: int) -> Callable[[int], None]:
+        """A step begins; the result is to be called with amounts that add up to `total`."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user wants otherwise than the scenarios have it."""
+
+    processes: tuple[int, ...] = ()
+    size: int | None = None
+    rounds: int = 5
+    backends: tuple[str, ...] = ()
+    seed: int = 1
+
+
+def machine() -> dict[str, Any]:
+    """Where this was measured."""
+    models = {
+        line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    }
+    return {
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "cpu": ", ".join(sorted(models)),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "page_tables_bytes": meminfo("PageTables"),
+        "load": os.getloadavg()[0],
+    }
+
+
+def run(scenarios: Sequence[Scenario], wishes: Wishes, observer: Observer) -> dict[str, Any]:
+    """Play them all; the document of ``--json``. OSError: wrong, and not only missing."""
+    started = dt.datetime.now(dt.UTC)
+    notify = observer.step("looking what there is", 1)
+    with Backends(wishes.backends) if wishes.backends else Backends() as backends:
+        notify(1)
+        return {
+            "kind": KIND,
+            "version": VERSION,
+            "started": started.isoformat(timespec="seconds"),
+            "machine": machine(),
+            "rounds": wishes.rounds,
+            "backends": backends.document,
+            "scenarios": [play(scenario, wishes, backends, observer) for scenario in scenarios],
+        }
+
+
+def play(
+    scenario: Scenario, wishes: Wishes, backends: Backends, observer: Observer
+) -> dict[str, Any]:
+    """One scenario, all its cases."""
+    rows = scenario.available(backends)
+    rounds = scenario.rounds or wishes.rounds
+    counts = wishes.processes or scenario.processes
+    size = scenario.size if wishes.size is None else wishes.size
+    notify = observer.step(scenario.name, len(scenario.cases) * len(counts) * len(rows) * rounds)
+    missing: dict[str, str] = {}
+    return {
+        "name": scenario.name,
+        "title": scenario.title,
+        "about": " ".join((scenario.__doc__ or "").split()),
+        "size_bytes": size,
+        "headline": scenario.headline,
+        "baseline": scenario.rows[0],
+        "cases": [
+            _case(
+                scenario,
+                [Setting(backends, row, case, count, size, wishes.seed) for row in rows],
+                rounds,
+                missing,
+                notify,
+            )
+            for case in scenario.cases
+            for count in counts
+            if rows
+        ],
+        "missing": missing,
+    }
+
+
+def _case(
+    scenario: Scenario,
+    settings: Sequence[Setting],
+    rounds: int,
+    missing: dict[str, str],
+    notify: Callable[[int], None],
+) -> dict[str, Any]:
+    """All rows of one case; `missing` learns of those that turn out not to be there."""
+    samples: dict[str, list[Sample]] = {}
+    with ExitStack() as stack:
+        trials: dict[str, Callable[[], Sample]] = {}
+        for setting in settings:
+            try:
+                trials[setting.row] = stack.enter_context(scenario.stage(setting))
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+                missing[setting.row] = error.strerror or str(error)
+                notify(rounds)
+        names = list(trials)
+        for number in range(rounds):
+            turn = number % max(1, len(names))
+            # A B C, B C A, ...: nobody always plays after the same neighbour's mess.
+            for row in names[turn:] + names[:turn]:
+                samples.setdefault(row, []).append(trials[row]())
+                notify(1)
+    baseline = samples.get(scenario.rows[0])
+    return {
+        "case": settings[0].case,
+        "processes": settings[0].processes,
+        "rows": {
+            setting.row: {
+                "figures": summary(samples[setting.row]),
+                "ratio": ratio(samples[setting.row], baseline, scenario.headline)
+                if baseline
+                else None,
+            }
+            for setting in settings
+            if setting.row in samples
+        },
+    }

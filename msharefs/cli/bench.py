@@ -1,0 +1,243 @@
+"""``msharefs bench``: what msharefs costs and saves beside what programs use today."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from msharefs import units
+
+from . import _progress, _show, _types
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+# Here and not asked of msharefs.bench, so that --help loads none of it; a test compares them.
+SCENARIOS = (
+    "first-touch", "populated", "steady", "fork", "unmap", "protect", "attach", "ioctl",
+    "metadata", "pagetables",
+)  # fmt: skip
+PLAN_CHECK = "plan-check"
+BACKENDS = (
+    "memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-native",
+)  # fmt: skip
+PAGE_BYTES = 4096
+
+
+class Counts(click.ParamType):
+    """Numbers of processes, as 1,8,64."""
+
+    name = "N,N,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """In the order given, each above zero."""
+        try:
+            found = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            found = (0,)
+        if min(found) < 1:
+            self.fail(f"{value} is not a list of numbers above zero: write 1,8,64", param, ctx)
+        return found
+
+
+def _time(nanoseconds: float) -> str:
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:.3g} {unit}"
+    return f"{nanoseconds:.0f} ns"
+
+
+def _bytes(count: float) -> str:
+    return f"-{units.size(-count)}" if count < 0 else units.size(count)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def figure(key: str, value: float) -> str:
+    """A figure for people, by the unit in its name."""
+    if key.endswith("_bytes"):
+        return _bytes(value)
+    if "ns" in key.split("_"):
+        return f"{value:,.0f} ns" if key.endswith("_per_page") else _time(value)
+    return _number(value)
+
+
+def _spread(ratio: dict[str, float]) -> str:
+    return f"{ratio['low']:.3g}-{ratio['high']:.3g}"
+
+
+# Beside the headline, what each row shows where it has it.
+_ASIDE = (
+    ("faults_per_page", "faults a page"),
+    ("faults_per_fork", "faults a fork"),
+    ("cpu_ns_per_page", "CPU a page"),
+    ("vmpte_bytes", "VmPTE"),
+    ("added_page_table_bytes", "host mm"),
+    ("attach_ns", "attach"),
+    ("filled_per_touched", "filled/touched"),
+    ("p99_ns", "p99"),
+    ("per_second", "a second"),
+    ("meminfo_bytes", "PageTables"),
+    ("faults", "faults"),
+)
+_HEADLINES = {"ns_per_page": "a page", "p50_ns": "median", "ns": "time", "ns_per_fork": "a fork",
+              "tables_bytes": "page tables"}  # fmt: skip
+
+
+def table(scenario: dict[str, Any]) -> Table:
+    """One scenario, a line a row; the ratio first, then what it is made of."""
+    headline = scenario["headline"]
+    cases = scenario["cases"]
+    names = list(dict.fromkeys(key for case in cases for key in case["case"]))
+    present = {key for case in cases for row in case["rows"].values() for key in row["figures"]}
+    aside = [(key, title) for key, title in _ASIDE if key in present and key != headline]
+    several = len({case["processes"] for case in cases}) > 1
+    counted = ["processes"] if several else []
+    right = ["processes", "ratio", "spread", _HEADLINES[headline], *(title for _, title in aside)]
+    lines = _show.table(*names, *counted, "", *right[1:], right=tuple(right))
+    for case in cases:
+        lead = [case["case"][name] for name in names]
+        lead += [str(case["processes"])] if several else []
+        for row, found in case["rows"].items():
+            figures, ratio = found["figures"], found["ratio"]
+            lines.add_row(
+                *lead,
+                row,
+                f"{ratio['median']:.3g}x" if ratio else "-",
+                _spread(ratio) if ratio else "",
+                figure(headline, figures[headline]["median"]),
+                *(
+                    figure(key, figures[key]["median"]) if key in figures else ""
+                    for key, _ in aside
+                ),
+            )
+            lead = [""] * len(lead)
+    return lines
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print all scenarios for people."""
+    machine = found["machine"]
+    print(
+        f"{machine['cpu']}, {machine['cpus']} CPUs, {units.size(machine['memory_bytes'])}; "
+        f"Linux {machine['kernel']}; {found['rounds']} rounds"
+    )
+    for name, backend in found["backends"].items():
+        if not backend["available"]:
+            print(f"{name} ({backend['about']}): not available: {backend['why_not']}")
+    for scenario in found["scenarios"]:
+        size = f", {units.size(scenario['size_bytes'])}" if scenario["size_bytes"] else ""
+        print(f"\n{scenario['name']}: {scenario['title']}{size}")
+        print(f"ratios to {scenario['baseline']}, median of the rounds\n")
+        _show.show(table(scenario))
+        for row, reason in scenario["missing"].items():
+            print(f"{row}: not available: {reason}")
+
+
+def show_check(found: dict[str, Any]) -> None:
+    """Print what plan-check found."""
+    planned, built = found["planned"], found["built"]
+    lines = _show.table("", "planned", "built", right=("planned", "built"))
+    for level, count in planned["tables"].items():
+        lines.add_row(f"{level} tables", f"{count:,}", f"{built['tables'][level]:,}")
+    lines.add_row("bytes", f"{planned['bytes']:,}", f"{built['bytes']:,}")
+    print(
+        f"{units.size(found['size_bytes'])}, {built['entries']:,} entries filled in "
+        f"{found['seconds']:.1f} s, {found['ns_per_entry']:.0f} ns each\n"
+    )
+    _show.show(lines)
+    print(
+        f"\n{'equal to the byte' if found['equal'] else 'NOT equal'}: "
+        f"{units.size(built['bytes'])} of page tables; the whole object takes "
+        f"{units.size(built['whole_object_bytes'])}"
+    )
+
+
+def plan_check(size: int | None, output: IO[str] | None) -> None:
+    """Build the shared side of a plan and compare."""
+    from msharefs.bench import plan_check
+
+    size = size or plan_check.SIZE
+    with _progress.Bars() as bars:
+        found = plan_check.run(size, bars.step(PLAN_CHECK, size))
+    if _show.write_json(output, found):
+        show_check(found)
+    sys.exit(0 if found["equal"] else 1)
+
+
+@click.command()
+@click.argument(
+    "scenarios", nargs=-1, metavar="[SCENARIO]...", type=click.Choice([*SCENARIOS, PLAN_CHECK])
+)
+@click.option("--processes", type=Counts(), default=None, help="Numbers of processes, as 1,8,64.")
+@click.option("--size", type=_types.Size(of=PAGE_BYTES), help="Memory they share, as 256M.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=5, show_default=True,
+    help="How often each row is measured; medians are over these.",
+)  # fmt: skip
+@click.option(
+    "--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
+    help="Compare only this kind of memory; may be given several times.",
+)  # fmt: skip
+@click.option(
+    "--json", "output", type=click.File("w", lazy=False),
+    help="Write all figures to this file; - is standard output, without the tables then.",
+)  # fmt: skip
+@click.option("--plot", type=click.Path(file_okay=False), help="Draw pictures into this directory.")
+def command(
+    scenarios: Sequence[str],
+    processes: tuple[int, ...] | None,
+    size: int | None,
+    rounds: int,
+    backends: tuple[str, ...],
+    output: IO[str] | None,
+    plot: str | None,
+) -> None:
+    """Measure msharefs beside what programs use today.
+
+    Scenarios: first-touch, populated, steady, fork, unmap, protect, attach, ioctl, metadata,
+    pagetables; without a name all of them. Every row is measured in turns with the others; ratios
+    are to the first row. plan-check, alone, builds the page tables of `msharefs plan` for a window
+    of --size (300G) and compares them to the byte.
+    """
+    if PLAN_CHECK in scenarios:
+        if len(scenarios) > 1 or processes or backends or plot:
+            raise click.UsageError("plan-check stands alone, with --size and --json only")
+        plan_check(size, output)
+    from msharefs import bench
+    from msharefs.bench import run
+
+    plots = _pictures(plot)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _progress.end)
+    wishes = run.Wishes(processes or (), size, rounds, backends)
+    chosen = [bench.SCENARIOS[name] for name in dict.fromkeys(scenarios or SCENARIOS)]
+    with _progress.Bars() as bars:
+        found = run.run(chosen, wishes, bars)
+    if _show.write_json(output, found):
+        show(found)
+    if plots is not None:
+        for path in plots.draw_all(found, plot):
+            click.echo(f"msharefs: drew {path}", err=True)
+
+
+def _pictures(directory: str | None) -> Any:
+    """The module that draws, before anything is measured in vain."""
+    if directory is None:
+        return None
+    try:
+        from msharefs import plot
+    except ImportError as error:
+        raise click.UsageError(
+            f"--plot needs matplotlib ({error}): pip install 'msharefs[plot]'"
+        ) from None
+    return plot

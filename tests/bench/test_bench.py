@@ -1,0 +1,235 @@
+"""The benchmark in small: its document, figures that must be so, and what it says is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msharefs import bench
+from msharefs.bench import backends, figures, hugepages, run
+from msharefs.cli import bench as verb
+from msharefs.private_mount import PARENT
+
+SIZE = 4 << 20
+PAGES = SIZE // 4096
+POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+
+
+class Silent:
+    """An observer that checks that steps add up."""
+
+    def __init__(self) -> None:
+        self.left: dict[str, int] = {}
+
+    def step(self, title: str, total: int) -> Any:
+        self.left[title] = total
+
+        def notify(amount: int) -> None:
+            self.left[title] -= amount
+
+        return notify
+
+
+def play(names: list[str], **wishes: Any) -> dict[str, Any]:
+    observer = Silent()
+    scenarios = [bench.SCENARIOS[name] for name in names]
+    found = run.run(scenarios, run.Wishes(**{"rounds": 1, "size": SIZE, **wishes}), observer)
+    assert set(observer.left.values()) == {0}, observer.left
+    return json.loads(json.dumps(found))  # it must be JSON
+
+
+def rows(found: dict[str, Any], name: str, **case: str) -> dict[str, dict[str, float]]:
+    """Medians of the rows of one case."""
+    scenario = next(one for one in found["scenarios"] if one["name"] == name)
+    chosen = next(one for one in scenario["cases"] if case.items() <= one["case"].items())
+    return {
+        row: {key: spread["median"] for key, spread in of_row["figures"].items()}
+        for row, of_row in chosen["rows"].items()
+    }
+
+
+@pytest.fixture(scope="module")
+def everything() -> dict[str, Any]:
+    """Every scenario once, with two processes."""
+    return play(list(bench.SCENARIOS), processes=(2,))
+
+
+def test_the_verb_knows_what_there_is() -> None:
+    assert tuple(bench.SCENARIOS) == verb.SCENARIOS
+    assert verb.BACKENDS == backends.NAMES
+
+
+def test_the_document(everything: dict[str, Any]) -> None:
+    assert everything["kind"] == "msharefs bench"
+    assert [one["name"] for one in everything["scenarios"]] == list(bench.SCENARIOS)
+    for name, backend in everything["backends"].items():
+        assert backend["available"] or backend["why_not"], name
+    for scenario in everything["scenarios"]:
+        assert scenario["cases"], scenario["name"]
+        for case in scenario["cases"]:
+            played = case["rows"]
+            assert scenario["baseline"] in played
+            assert "msharefs" in played or "msharefs" in scenario["missing"], scenario["name"]
+            for row, found in played.items():
+                for key, spread in found["figures"].items():
+                    where = (scenario["name"], case["case"], row, key)
+                    assert spread["low"] <= spread["median"] <= spread["high"], where
+                    assert len(spread["rounds"]) == (scenario["name"] == "pagetables" or 1), where
+                assert found["figures"][scenario["headline"]]["median"] >= 0
+            ratio = played[scenario["baseline"]]["ratio"]
+            assert ratio is None or ratio["median"] == 1
+
+
+def test_memfd_and_regions_are_always_there(everything: dict[str, Any]) -> None:
+    for name in ("memfd", "sysv", "msharefs"):
+        assert everything["backends"][name]["available"], everything["backends"][name]
+
+
+@pytest.mark.parametrize("order", ["sequential", "random"])
+def test_first_touch(everything: dict[str, Any], order: str) -> None:
+    found = rows(everything, "first-touch", order=order)
+    assert found["memfd"]["faults_per_page"] == pytest.approx(1, abs=0.1)
+    for row in ("memfd", "msharefs"):
+        assert found[row]["ns_per_page"] > 0
+        # A page for each that was touched: random access fills no page that nobody touched.
+        assert found[row]["filled_per_touched"] == 1
+
+
+@pytest.mark.parametrize("access", ["read", "write"])
+@pytest.mark.parametrize("order", ["sequential", "random", "zipf"])
+def test_populated(everything: dict[str, Any], access: str, order: str) -> None:
+    found = rows(everything, "populated", access=access, order=order)
+    assert found["msharefs"]["added_table_frames"] == 0
+    assert found["msharefs"]["added_page_table_bytes"] == 0
+    assert found["memfd"]["vmpte_bytes"] >= PAGES * 8
+    if order == "sequential" and access == "write":
+        assert found["memfd"]["faults_per_page"] == pytest.approx(1, abs=0.1)
+
+
+def test_steady_state_takes_no_faults(everything: dict[str, Any]) -> None:
+    for access in ("read", "write"):
+        found = rows(everything, "steady", access=access, order="random")
+        for row, of_row in found.items():
+            assert of_row["faults_per_page"] < 0.01, row
+            assert of_row["vmpte_bytes"] == 0, row
+
+
+def test_a_child_that_writes_takes_faults_where_tables_are_its_own(
+    everything: dict[str, Any],
+) -> None:
+    found = rows(everything, "fork", child="write")
+    assert found["memfd"]["faults_per_fork"] >= PAGES
+    assert found["msharefs"]["faults_per_fork"] < PAGES
+
+
+def test_page_tables(everything: dict[str, Any]) -> None:
+    found = rows(everything, "pagetables")
+    # Two processes: two times PAGES/512 tables at least, and once with its upper tables.
+    assert found["memfd"]["tables_bytes"] >= 2 * PAGES * 8
+    assert found["memfd"]["tables_bytes"] == found["memfd"]["vmpte_bytes"]
+    assert found["msharefs"]["tables_bytes"] == (PAGES // 512 + 3) * 4096
+    assert found["msharefs"]["links"] == 2
+
+
+def test_host_mm_is_the_same_for_one_and_for_twenty() -> None:
+    found = play(["pagetables"], processes=(1, 20), backends=("memfd", "msharefs"))
+    one, twenty = (case["rows"] for case in found["scenarios"][0]["cases"])
+
+    def median(of_rows: dict[str, Any], row: str, key: str) -> float:
+        return of_rows[row]["figures"][key]["median"]
+
+    assert median(one, "msharefs", "tables_bytes") == median(twenty, "msharefs", "tables_bytes")
+    assert median(twenty, "memfd", "tables_bytes") > 15 * median(one, "memfd", "tables_bytes")
+    grown = median(twenty, "msharefs", "host_mm_bytes") - median(one, "msharefs", "host_mm_bytes")
+    assert grown <= 19 * 4608  # a further client: bookkeeping only
+
+
+def test_rows_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[str] = []
+    scenario = bench.SCENARIOS["first-touch"]
+    monkeypatch.setattr(
+        type(scenario), "_trial",
+        lambda _, setting: played.append(setting.row) or {"ns_per_page": float(len(played))},
+    )  # fmt: skip
+    found = run.run(
+        [scenario],
+        run.Wishes(rounds=3, size=SIZE, backends=("memfd", "sysv", "msharefs")),
+        Silent(),
+    )
+    one_case = ["memfd", "sysv", "msharefs", "sysv", "msharefs", "memfd", "msharefs", "memfd",
+                "sysv"]  # fmt: skip
+    assert played == one_case * len(scenario.cases)
+    first = found["scenarios"][0]["cases"][0]["rows"]
+    assert first["memfd"]["figures"]["ns_per_page"]["rounds"] == [1, 6, 8]
+    assert first["sysv"]["ratio"]["median"] == pytest.approx(9 / 8)  # of 2/1, 4/6, 9/8
+
+
+def test_a_ratio_without_a_baseline_is_none() -> None:
+    assert figures.ratio([{"x": 1.0}], [{"x": 0.0}], "x") is None
+
+
+def test_what_cannot_be_had_is_said_and_the_rest_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: object) -> None:
+        raise OSError(1, "not today")
+
+    monkeypatch.setattr(backends.Thp, "probe", refuse)
+    found = play(["attach", "first-touch"], backends=("memfd", "thp"))
+    assert found["backends"]["thp"] == {
+        "about": backends.Thp.about, "available": False, "why_not": "not today",
+    }  # fmt: skip
+    assert list(rows(found, "first-touch")) == ["memfd"]
+
+
+def test_the_pool_of_huge_pages_is_restored() -> None:
+    if not POOL.exists() or os.geteuid() != 0:
+        pytest.skip("no pool of huge pages that we may change")
+    before = POOL.read_text()
+    with hugepages.Pool() as pool:
+        pool.provide(int(before) * hugepages.HUGE_BYTES + SIZE)
+        assert int(POOL.read_text()) >= int(before) + 2
+        with pytest.raises(OSError, match="huge pages"):
+            pool.provide(1 << 45)
+    assert POOL.read_text() == before
+
+
+def verb_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "msharefs", "bench", *arguments],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+
+
+def test_the_verb_prints_ratios_first_and_leaves_nothing(tmp_path: Path) -> None:
+    before = set(os.listdir(PARENT))
+    output = tmp_path / "bench.json"
+    result = verb_run(
+        "first-touch", "ioctl", "--rounds", "1", "--size", "4M", "--backend", "memfd",
+        "--backend", "msharefs", "--json", str(output),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    found = json.loads(output.read_text())
+    ratio = found["scenarios"][0]["cases"][0]["rows"]["msharefs"]["ratio"]["median"]
+    heading = next(line for line in result.stdout.splitlines() if line.startswith("access"))
+    assert heading.split()[:3] == ["access", "order", "ratio"]
+    assert f"{ratio:.3g}x" in result.stdout
+    assert set(os.listdir(PARENT)) <= before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nosuch"], ["--processes", "0"], ["--processes", "1,x"], ["--size", "1"],
+        ["plan-check", "unmap"], ["plan-check", "--processes", "2"],
+    ],
+)  # fmt: skip
+def test_wrong_usage(arguments: list[str]) -> None:
+    assert verb_run(*arguments).returncode == 2
