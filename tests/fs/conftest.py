@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 @pytest.fixture(params=["tmpfs", "msharefs"])
 def place(request: pytest.FixtureRequest, shared_mount: Mount, public_tmp: Path) -> Path:
     """An empty directory for everybody: on tmpfs, then on a mount."""
-    if request.param == "tmpfs":
-        path = public_tmp / "plain"
-    else:
-        path = shared_mount.path / public_tmp.name
+    parents = {"tmpfs": public_tmp, "msharefs": shared_mount.path}
+    path = parents[request.param] / public_tmp.name
     path.mkdir()
     path.chmod(0o777)
     return path

@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import stat
+import termios
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,6 +119,13 @@ def test_mmap_without_the_library(either: int) -> None:
             mmap_refused(either, size, prot, mmap.MAP_SHARED, errno.ENODEV)
 
 
+def test_a_private_mapping_shows_nothing(fd: int) -> None:
+    """EINVAL in the series. FUSE maps without asking us, but a touch finds no page cache."""
+    os.ftruncate(fd, 2 << 20)
+    with pytest.raises(AssertionError, match="SIGBUS"):
+        in_child(lambda: mmap.mmap(fd, 2 << 20, mmap.MAP_PRIVATE)[0])
+
+
 def test_o_direct(shared_mount: Mount, path: Path) -> None:
     with refused(errno.EINVAL):
         os.open(path, os.O_RDWR | os.O_DIRECT)
@@ -183,6 +191,26 @@ def test_a_lock_excludes_others(path: Path, fd: int) -> None:
 
     with refused(errno.EAGAIN):
         in_child(work)
+
+
+def test_lease(fd: int, path: Path) -> None:
+    reader = os.open(path, os.O_RDONLY)
+    os.close(reader)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def test_ioctls_of_the_vfs(fd: int, path: Path) -> None:
+    """Some numbers never reach a file system; those that do mean nothing to a region."""
+    answer = bytearray(4)
+    fcntl.ioctl(fd, termios.FIONREAD, answer)
+    assert answer == bytes(4)
+    getflags = 0x80086601  # FS_IOC_GETFLAGS
+    with refused(errno.EINVAL):  # unsized: whatever else
+        fcntl.ioctl(fd, getflags, bytearray(8))
+    os.truncate(path, 2 << 20)
+    with refused(errno.ENOTTY):
+        fcntl.ioctl(fd, getflags, bytearray(8))
 
 
 def test_o_path_descriptor(path: Path) -> None:

@@ -173,7 +173,6 @@ def test_file_size_limit(fd: int, way: Callable[[int, int], None]) -> None:
 
     def dying() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (Q, Q))
         way(fd, 2 * Q)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import faulthandler
 import os
 import pickle
+import resource
 import signal
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,6 +74,8 @@ def in_child(work: Callable[[], T], *, uid: int = 0, gid: int = 0, umask: int = 
     if child == 0:
         try:
             os.close(receiver)
+            faulthandler.disable()  # a signal here is what the test wants to see
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             os.umask(umask)
             os.setgroups([])
             os.setresgid(gid, gid, gid)
