@@ -162,9 +162,11 @@ int hostmm_finish(struct mm *mm, int mem_fd)
 
 void hostmm_abort(struct mm *mm)
 {
-    /* The other area still holds the set of before: one more epoch shows it. */
-    mm->header->intent.op = INTENT_NONE;
+    /* The other area still holds the set of before: one more epoch shows it. Its
+     * publish is the commit; cleared earlier, the intent would leave a successor
+     * with a change that is begun and that nobody finishes. */
     atomic_fetch_add(&mm->header->epoch, 1);
+    mm->header->intent.op = INTENT_NONE;
 }
 
 bool hostmm_mapped(struct mm *mm, uint64_t start, uint64_t end)

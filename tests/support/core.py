@@ -10,11 +10,14 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from msharefs.native import ffi, lib
 
 from .rawmm import GIB1, GIB512, MIB2, PAGE, RawMM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 READ, WRITE, EXEC = lib.VMA_READ, lib.VMA_WRITE, lib.VMA_EXEC
 MAP, WAIT, MAPERR, ACCERR, BROKEN = (
@@ -105,6 +108,20 @@ def memfd(name: str, size: int = 0) -> int:
     return fd
 
 
+def extents(fd: int) -> Iterator[tuple[int, int]]:
+    """Where a sparse file has memory: start and end of each piece, bytes."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
+
+
 class Core:
     """A formatted and open host mm."""
 
@@ -142,6 +159,14 @@ class Core:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def clone(self) -> Core:
+        """A copy of both objects as they are now."""
+        copy = Core(self.size, self.quantum)
+        for source, target in ((self.fd, copy.fd), (self.mem_fd, copy.mem_fd)):
+            for start, end in extents(source):
+                os.pwrite(target, os.pread(source, end - start, start), start)
+        return copy
 
     # The writer
 

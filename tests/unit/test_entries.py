@@ -169,13 +169,7 @@ def test_unmap_leaves_zeroes(core: Core) -> None:
         core.touch(slot, page * PAGE)
     core.unmap(PAGE, 3 * PAGE)
     file = File(core.fd)
-    assert [bool(file.path(page * PAGE).pte) for page in range(5)] == [
-        True,
-        False,
-        False,
-        True,
-        False,
-    ]
+    assert [page for page in range(5) if file.path(page * PAGE).pte] == [0, 3]
     core.unmap(0, MIB2)
     assert file.path(0) == (0, 0, 0, 0)
     assert os.pread(core.fd, 4 * PAGE, core.raw.frames_at) == bytes(4 * PAGE)

@@ -1,0 +1,131 @@
+"""Operations of the core in a child process, one instruction at a time (ptrace(2)) or in a loop.
+
+Memory after the death of a process is memory as it was at its last instruction. So to step through
+an operation once, and to look at each new state of shared memory on the way, is to kill a process
+at every instruction of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from msharefs.native import ffi
+
+from .rawmm import PAGE, VMA
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .core import Core
+
+PTRACE_TRACEME, PTRACE_CONT, PTRACE_SINGLESTEP = 0, 7, 9
+
+_SOURCES = ("mm", "frames", "pagetable", "vma", "slots", "fault", "hostmm", "audit")
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.restype = ctypes.c_long
+_libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+def build(directory: Path) -> ctypes.CDLL:
+    """Compiles steps.c with the core, as the core is compiled; loads it."""
+    here = Path(__file__).parent
+    native = here.parents[1] / "native"
+    library = directory / "steps.so"
+    subprocess.run(
+        ["cc", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
+         f"-I{native}", f"-I{native / 'include'}", "-o", library, here / "steps.c",
+         *(native / f"{name}.c" for name in _SOURCES)],
+        check=True,
+    )  # fmt: skip
+    steps = ctypes.CDLL(os.fspath(library))
+    steps.hammer.argtypes = [
+        ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p,
+        ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64,
+    ]  # fmt: skip
+    return steps
+
+
+def address(pointer: Any) -> ctypes.c_void_p:
+    """A cffi pointer for a function of steps.c."""
+    return ctypes.c_void_p(int(ffi.cast("uintptr_t", pointer)))
+
+
+class Stepped:
+    """A child at the first instruction of one of the stop_...() functions."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _libc.ptrace(PTRACE_TRACEME, 0, None, None)
+                function(*arguments)
+            finally:
+                os._exit(0)
+        self._wait()
+        assert self._signal == signal.SIGSTOP
+
+    def step(self) -> bool:
+        """One instruction; False: the operation is over."""
+        return self._go(PTRACE_SINGLESTEP) == signal.SIGTRAP
+
+    def finish(self) -> None:
+        """The rest of the operation, at full speed."""
+        assert self._go(PTRACE_CONT) == signal.SIGSTOP
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def _go(self, request: int) -> int:
+        if _libc.ptrace(request, self.pid, None, None):
+            raise OSError(ctypes.get_errno(), f"ptrace: {os.strerror(ctypes.get_errno())}")
+        self._wait()
+        return self._signal
+
+    def _wait(self) -> None:
+        _, status = os.waitpid(self.pid, 0)
+        assert os.WIFSTOPPED(status), f"the child ended with status {status:#x}"
+        self._signal = os.WSTOPSIG(status)
+
+
+def states(core: Core, function: Any, *arguments: Any) -> Iterator[int]:
+    """Steps through an operation and yields at each new state of shared memory.
+
+    Yields the number of the instruction: the first state is that before the operation, the last
+    that after it.
+    """
+    last = b""
+    with Stepped(function, *arguments) as child:
+        count = 0
+        going = True
+        while going:
+            now = fingerprint(core)
+            if now != last:
+                yield count
+                last = now
+            going = child.step()
+            count += 1
+
+
+def fingerprint(core: Core) -> bytes:
+    """All that an operation on a small region can have changed."""
+    raw = core.raw
+    pieces = [
+        (0, PAGE),
+        (raw.slot_at(0), raw.slot_at(4)),
+        (raw.vma_at(0, 0), raw.vma_at(0, 0) + 8 * VMA.size),
+        (raw.vma_at(0, 1), raw.vma_at(0, 1) + 8 * VMA.size),
+        (raw.word_at(0), raw.word_at(24)),
+        (raw.frame_at(0), raw.frame_at(min(raw.header("frames_high"), 24))),
+    ]
+    # Not through the mapping: that would give memory to frames that have none.
+    parts = [os.pread(core.fd, end - start, start) for start, end in pieces]
+    return b"".join(parts) + os.fstat(core.mem_fd).st_blocks.to_bytes(8, "little")
