@@ -1,11 +1,12 @@
 /*
  * hostmm.c - change a host mm: publish, wait, take away.
  *
- *   UNMAP      AAAA    publish ->    A..A    zap ->   A..A
+ *   UNMAP      AAAA    publish ->    AaaA    zap ->   AaaA   publish ->   A..A
  *   replace    AAAA    publish ->    AbbA    zap ->   AbbA   publish ->   ABBA
  *
- * `b` is B while VMA_BUSY: a fault there waits, so that nobody takes a signal
- * for memory that is only being exchanged.
+ * A small letter is VMA_BUSY: a fault there waits, so that nobody takes a signal
+ * for memory that is only being exchanged, or for an UNMAP that is taken back
+ * because a client does not leave its fault.
  */
 #define _GNU_SOURCE
 #include "hostmm.h"
@@ -99,10 +100,12 @@ static int change(struct mm *mm, uint64_t start, uint64_t end, const struct mm_v
         return -EUCLEAN;
     if (slot_grace(mm, &straggler))
         return -EBUSY;
-    int64_t count = vma_replace(set, used, start, end, vma, area, MM_VMAS);
+    int64_t count = vma ? vma_replace(set, used, start, end, vma, area, MM_VMAS)
+                        : vma_mark_busy(set, used, start, end, area, MM_VMAS);
     if (count < 0)
         return (int)count;
-    mm->header->intent = (struct mm_intent){INTENT_ZAP, start, end, epoch};
+    mm->header->intent =
+        (struct mm_intent){vma ? INTENT_MAP : INTENT_UNMAP, start, end, epoch};
     atomic_thread_fence(memory_order_release);
     publish(mm, epoch, (uint64_t)count);
     return 0;
@@ -120,10 +123,10 @@ int hostmm_unmap(struct mm *mm, uint64_t start, uint64_t end)
     return change(mm, start, end, NULL);
 }
 
-/* The second publish of a replacement: the new mapping is open for business. */
-static int open_busy(struct mm *mm)
+/* The second publish: what was busy is open for business, or gone. */
+static int end_busy(struct mm *mm, enum mm_intent_op op)
 {
-    uint64_t epoch, used;
+    uint64_t epoch, used, count = 0;
     const struct mm_vma *set;
     struct mm_vma *area = next_area(mm, &epoch, &set, &used);
     bool busy = false;
@@ -131,12 +134,14 @@ static int open_busy(struct mm *mm)
     if (!set)
         return -EUCLEAN;
     for (uint64_t i = 0; i < used; i++) {
-        area[i] = set[i];
-        busy |= area[i].flags & VMA_BUSY;
-        area[i].flags &= ~(uint32_t)VMA_BUSY;
+        busy |= set[i].flags & VMA_BUSY;
+        if (op == INTENT_UNMAP && set[i].flags & VMA_BUSY)
+            continue;
+        area[count] = set[i];
+        area[count++].flags &= ~(uint32_t)VMA_BUSY;
     }
     if (busy)
-        publish(mm, epoch, used);
+        publish(mm, epoch, count);
     return 0;
 }
 
@@ -145,7 +150,8 @@ int hostmm_finish(struct mm *mm, int mem_fd)
     struct mm_intent *intent = &mm->header->intent;
     int err;
 
-    if (intent->op != INTENT_ZAP || intent->epoch != atomic_load(&mm->header->epoch))
+    if ((intent->op != INTENT_MAP && intent->op != INTENT_UNMAP) ||
+        intent->epoch != atomic_load(&mm->header->epoch))
         return 0;
     if (intent->start > intent->end || intent->end > mm->size)
         return -EUCLEAN;
@@ -154,7 +160,7 @@ int hostmm_finish(struct mm *mm, int mem_fd)
                           (off_t)intent->start, (off_t)(intent->end - intent->start)))
         err = -errno;
     if (!err)
-        err = open_busy(mm);
+        err = end_busy(mm, intent->op);
     if (!err)
         intent->op = INTENT_NONE;
     return err;

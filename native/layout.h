@@ -65,7 +65,8 @@
 /* mm_header.intent.op */
 enum mm_intent_op {
     INTENT_NONE = 0,
-    INTENT_ZAP = 1, /* remove entries and pages of [start, end), clear VMA_BUSY */
+    INTENT_MAP = 1,   /* remove entries and pages of [start, end), clear VMA_BUSY */
+    INTENT_UNMAP = 2, /* remove them, then the VMAs that are VMA_BUSY */
 };
 
 /* What the region's life ends with. */

@@ -91,6 +91,9 @@ const struct mm_vma *vma_snapshot(const struct mm *mm, uint64_t epoch, uint64_t 
  * or -ENOMEM when it would pass `max`. */
 int64_t vma_replace(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
                     const struct mm_vma *insert, struct mm_vma *to, uint64_t max);
+/* The same for the set with VMA_BUSY on all that lies in [start, end). */
+int64_t vma_mark_busy(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
+                      struct mm_vma *to, uint64_t max);
 
 /* slots.c */
 

@@ -86,6 +86,23 @@ static struct mm_vma part(const struct mm_vma *vma, uint64_t start, uint64_t end
     return cut;
 }
 
+int64_t vma_mark_busy(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
+                      struct mm_vma *to, uint64_t max)
+{
+    struct set set = {.vmas = to, .max = max};
+    int err = 0;
+
+    for (uint64_t i = 0; !err && i < used; i++) {
+        struct mm_vma inside = part(&from[i], start, end);
+
+        inside.flags |= VMA_BUSY;
+        err = append(&set, part(&from[i], 0, start));
+        err = err ? err : append(&set, inside);
+        err = err ? err : append(&set, part(&from[i], end, UINT64_MAX));
+    }
+    return err ? err : (int64_t)set.used;
+}
+
 int64_t vma_replace(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
                     const struct mm_vma *insert, struct mm_vma *to, uint64_t max)
 {

@@ -7,7 +7,7 @@ those of a page. A cell is in one mapping or in none; faults fill entries of sin
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .core import EXEC, READ, WRITE, Fault, Look, Vma
 from .rawmm import NX, PAGE, RW, US, A, D, P
@@ -33,6 +33,7 @@ class Change:
     start: int
     end: int
     before: tuple[Mapping | None, ...]
+    unmaps: bool
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Model:
             if cell is None:
                 continue
             flags = cell.prot | (BUSY if cell.busy else 0)
-            if found and found[-1].end == start and found[-1].serial == cell.serial:
+            if found and (found[-1].end, *found[-1][2:]) == (start, flags, cell.serial):
                 start = found.pop().start  # noqa: PLW2901  # the VMA goes on
             found.append(Vma(start, end, flags, cell.serial))
         return found
@@ -79,13 +80,15 @@ class Model:
         return {slot for slot, epoch in self.inside.items() if epoch and epoch < self.epoch}
 
     def begin(self, first: int, last: int, prot: int | None) -> None:
-        """Publishes a mapping of cells [first, last), or a hole if `prot` is None."""
-        self.pending = Change(self.cuts[first], self.cuts[last], tuple(self.cells))
-        mapping = None
-        if prot is not None:
+        """Publishes a mapping of cells [first, last), or their end if `prot` is None."""
+        start, end = self.cuts[first], self.cuts[last]
+        self.pending = Change(start, end, tuple(self.cells), unmaps=prot is None)
+        if prot is None:
+            busy = [cell and replace(cell, busy=True) for cell in self.cells[first:last]]
+        else:
             self.serial += 1
-            mapping = Mapping(self.serial, prot, busy=True)
-        self.cells[first:last] = [mapping] * (last - first)
+            busy = [Mapping(self.serial, prot, busy=True)] * (last - first)
+        self.cells[first:last] = busy
         self.epoch += 1
 
     def abort(self) -> None:
@@ -98,7 +101,7 @@ class Model:
     def finish(self) -> None:
         """Pages, their entries and the tables that no VMA needs any more are gone."""
         assert self.pending is not None
-        start, end = self.pending.start, self.pending.end
+        start, end, unmaps = self.pending.start, self.pending.end, self.pending.unmaps
         self.pending = None
         self.leaves = {at: bits for at, bits in self.leaves.items() if not start <= at < end}
         self.tables = {
@@ -109,7 +112,10 @@ class Model:
         }
         if any(cell is not None and cell.busy for cell in self.cells):
             self.epoch += 1
-            self.cells = [cell and Mapping(cell.serial, cell.prot) for cell in self.cells]
+            self.cells = [
+                None if cell is None or (unmaps and cell.busy) else replace(cell, busy=False)
+                for cell in self.cells
+            ]
 
     def _needed(self, start: int, end: int) -> bool:
         return any(
