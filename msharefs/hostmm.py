@@ -180,7 +180,9 @@ class HostMM:
 
     async def _change(self, publish: Callable[[], int]) -> None:
         await self._grace()
-        check(publish(), f"{self.name}: changing its VMAs")
+        while (published := publish()) == -errno.EBUSY:
+            await self._grace()  # a fault that had read the old epoch announced itself since
+        check(published, f"{self.name}: changing its VMAs")
         try:
             await self._grace()
         except BaseException:
