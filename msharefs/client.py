@@ -79,12 +79,21 @@ class Region:
     ) -> None:
         """Maps memory at region offset `offset` (bytes), as MSHAREFS_CREATE_MAPPING does."""
         failed = lib.mshare_map(self.fd, offset, size, prot, flags, fd, fd_offset)
-        check_errno(failed, f"{self.path}: mapping {size} bytes at {offset:#x} of the region")
+        self._check_change(failed, f"mapping {size} bytes at {offset:#x} of the region")
 
     def unmap(self, offset: int, size: int) -> None:
         """Takes a range out of the region, everywhere at once; bytes."""
         failed = lib.mshare_unmap(self.fd, offset, size)
-        check_errno(failed, f"{self.path}: unmapping {size} bytes at {offset:#x} of the region")
+        self._check_change(failed, f"unmapping {size} bytes at {offset:#x} of the region")
+
+    def _check_change(self, failed: bool, what: str) -> None:
+        if failed and ffi.errno == errno.EBUSY:
+            raise OSError(
+                errno.EBUSY,
+                f"{self.path}: {what}: nothing is changed, for an attached process does not leave "
+                "a page fault; let it go on (is it stopped, or in a debugger?) and try again",
+            )
+        check_errno(failed, f"{self.path}: {what}")
 
     def attach(
         self, addr: int = 0, prot: int = READ_WRITE, flags: int = mmap.MAP_SHARED

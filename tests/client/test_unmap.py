@@ -48,7 +48,8 @@ def test_while_all_hammer_the_range(
     actors: Actors, make_region: Regions, processes: int, threads: int
 ) -> None:
     """From the return of UNMAP to the next CREATE_MAPPING not one store goes through."""
-    region = make_region(QUANTUM)
+    region = make_region(QUANTUM, mapped=False)
+    region.map(4 * PAGE, RANGE)
     crowd = [actors() for _ in range(processes)]
     numbers = range(processes)
     with Board() as board:

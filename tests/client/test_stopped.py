@@ -1,0 +1,136 @@
+"""Processes that do not answer: stopped, as in a debugger, in the worst places."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.actor import PAGE, Board, maperr
+from support.audit import assert_whole
+from support.hostview import inside_faults
+from support.memory import QUANTUM
+from support.wait import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import msharefs
+
+    from support.actor import Actor
+    from support.server import Mount
+
+    Actors = Callable[[], Actor]
+    Regions = Callable[..., msharefs.Region]
+
+SIZE = 64 * QUANTUM
+
+
+def stop(actor: Actor) -> None:
+    """SIGSTOP; waits until all threads stand."""
+    actor.process.send_signal(signal.SIGSTOP)
+    tasks = Path(f"/proc/{actor.pid}/task")
+    until(
+        lambda: all(
+            (task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in tasks.iterdir()
+        ),
+        "the process stands",
+    )
+
+
+def go_on(actor: Actor) -> None:
+    actor.process.send_signal(signal.SIGCONT)
+
+
+def flood(actor: Actor, region: msharefs.Region, board: Board, number: int, start: int) -> None:
+    """Let threads of the process touch all pages from `start` on for the first time."""
+    base = actor.attach(actor.give(region.fd))
+    pages = (SIZE - start) // PAGE
+    actor.call("flood", actor.give(board.fd), number, base + start, pages, PAGE, 4, number)
+
+
+def stop_inside_a_fault(actor: Actor, region: msharefs.Region, mount: Mount) -> None:
+    """Stop a process that faults all the time, again until it stands in the middle of it."""
+    for _ in range(200):
+        stop(actor)
+        if actor.pid in inside_faults(mount, region.path):
+            return
+        go_on(actor)
+    pytest.fail("it was never stopped inside a fault")
+
+
+def test_outside_of_a_fault_it_holds_nobody_up(actors: Actors, make_region: Regions) -> None:
+    region = make_region(QUANTUM)
+    stopped, other = actors(), actors()
+    bases = [actor.attach(actor.give(region.fd)) for actor in (stopped, other)]
+    stopped.call("fill", bases[0], QUANTUM, 1, 0)
+    stop(stopped)
+    region.unmap(0, QUANTUM // 2)
+    assert other.call("load", bases[1]) == maperr(bases[1])
+    assert region.stat()["rss_bytes"] == QUANTUM // 2
+    region.map(0, PAGE)
+    assert other.call("store", bases[1], 1) == []
+    go_on(stopped)
+    assert stopped.call("load", bases[0]) == [1]
+    assert stopped.call("load", bases[0] + PAGE) == maperr(bases[0] + PAGE)
+    assert stopped.call("check", bases[0] + QUANTUM // 2, PAGE, 1, QUANTUM // 2 // PAGE) == [0]
+
+
+@pytest.mark.slow
+def test_inside_a_fault_changes_are_refused_and_nothing_is_changed(
+    actors: Actors, make_region: Regions, shared_mount: Mount
+) -> None:
+    region = make_region(SIZE)
+    stopped, writer, toucher = actors(), actors(), actors()
+    base = writer.attach(writer.give(region.fd))
+    writer.call("fill", base, QUANTUM, 1, 0)
+    before = region.maps()
+    with Board() as board:
+        board.phase(Board.THERE)
+        flood(stopped, region, board, 0, QUANTUM)
+        stop_inside_a_fault(stopped, region, shared_mount)
+        # Others go on, also with first touches in the very range: none may see a signal.
+        view = toucher.attach(toucher.give(region.fd))
+        toucher.call("hammer", toucher.give(board.fd), 1, view, SIZE // PAGE, 1)
+        with pytest.raises(OSError, match="is it stopped, or in a debugger") as caught:
+            region.unmap(0, SIZE)
+        assert caught.value.errno == errno.EBUSY
+        assert region.maps() == before
+        assert writer.call("check", base + PAGE, PAGE, 1, 1) != maperr(base + PAGE)
+        with pytest.raises(OSError, match="is it stopped, or in a debugger"):
+            region.map(0, QUANTUM)
+        assert region.maps() == before
+        stored = board.seen(1)[0]
+        until(lambda: board.seen(1)[0] > stored, "the other goes on")
+        assert board.seen(1)[2] == 0, "an access was refused, though nothing was unmapped"
+
+        board.phase(Board.CHANGING)
+        go_on(stopped)
+        board.phase(Board.STOP)
+        stopped.call("join")
+        toucher.call("join")
+    region.unmap(0, SIZE)
+    for actor, address in ((writer, base), (toucher, view)):
+        assert actor.call("load", address) == maperr(address)
+    region.map(0, SIZE)
+    assert writer.call("fill", base, QUANTUM, 2, 0) == []
+    assert toucher.call("check", view, QUANTUM, 2, 0) == [0]
+    assert_whole(region)
+
+
+def test_what_is_killed_inside_a_fault_holds_nobody_up(
+    actors: Actors, make_region: Regions, shared_mount: Mount
+) -> None:
+    region = make_region(SIZE)
+    with Board() as board:
+        board.phase(Board.THERE)
+        victim = actors()
+        flood(victim, region, board, 0, 0)
+        stop_inside_a_fault(victim, region, shared_mount)
+        victim.kill()
+        region.unmap(0, SIZE)
+        assert region.describe("clients") == []
+    assert_whole(region)
