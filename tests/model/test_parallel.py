@@ -1,0 +1,165 @@
+"""Several processes in the core at the same time, and some of them killed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import random
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from msharefs.native import lib
+
+from support.core import (
+    ACCERR,
+    BROKEN,
+    GIB1,
+    MAP,
+    MAPERR,
+    MIB2,
+    PAGE,
+    READ,
+    WAIT,
+    WRITE,
+    Core,
+    check,
+)
+from support.hammer import PR_SET_PDEATHSIG, Hammer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Pages in a few tables, where processes meet; and each in a table of its own, which takes frames.
+NEAR = [at * PAGE for at in range(64)] + [MIB2 + at * PAGE for at in range(64)]
+FAR = [at * MIB2 + at % 512 * PAGE for at in range(1200)]
+END = 4 * GIB1
+GRACE_SECONDS = 20
+MET = {MAP, MAPERR, ACCERR, WAIT}
+
+
+@contextlib.contextmanager
+def hammers(core: Core, steps: ctypes.CDLL, count: int, pages: list[int]) -> Iterator[list[Hammer]]:
+    """Clients that fault all the time; none may ever find anything broken."""
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(Hammer(core, steps, pages, seed)) for seed in range(count)]
+        yield made
+        for one in made:
+            assert BROKEN not in one.seen
+            one.stop()
+
+
+def wait_for_grace(core: Core) -> None:
+    """Bounded, as the server's; but a loaded machine may take its time."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while core.straggler() is not None:
+        assert time.monotonic() < deadline, "a client does not leave its fault"
+        os.sched_yield()
+
+
+def change(core: Core, chance: random.Random, edges: list[int]) -> None:
+    """One random change, as the server makes it while clients fault."""
+    start, end = sorted(chance.sample(edges, 2))
+    prot = chance.choice([READ | WRITE, READ | WRITE, READ, 0, None])
+    wait_for_grace(core)
+    check(core.begin_unmap(start, end) if prot is None else core.begin_map(start, end, prot))
+    wait_for_grace(core)
+    if chance.random() < 0.1:
+        core.abort()
+    else:
+        check(core.finish())
+
+
+@pytest.mark.parametrize("pages", [NEAR, FAR], ids=["near", "far"])
+def test_four_clients_and_a_writer(pages: list[int], steps: ctypes.CDLL) -> None:
+    chance = random.Random(1)
+    edges = [0, PAGE, 5 * PAGE, 40 * PAGE, MIB2, MIB2 + 9 * PAGE, 2 * MIB2, GIB1, GIB1 + MIB2, END]
+    seen: set[int] = set()
+    with Core() as core:
+        core.map(0, END)
+        with hammers(core, steps, 4, pages) as clients:
+            changes = 0
+            deadline = time.monotonic() + GRACE_SECONDS
+            # Until the clients have met changes: else the test would prove nothing.
+            while changes < 300 or (not seen >= MET and time.monotonic() < deadline):
+                change(core, chance, edges)
+                changes += 1
+                # True at any moment: only inside a VMA, and with its rights, can an entry come.
+                audit = core.audit()
+                assert (audit.stray, audit.bad, audit.vmas) == (0, 0, 0)
+                seen = set().union(*(client.seen for client in clients))
+        assert core.audit().problems() == {}
+        assert core.raw.tree().wrong == []
+        core.unmap(0, core.size)
+        assert core.audit().problems() == {}
+        assert core.audit().tables == (0, 0, 0, 1)
+    assert seen >= MET
+
+
+def test_clients_killed_in_their_faults(steps: ctypes.CDLL) -> None:
+    """200 of them, two at a time, where each fault takes frames."""
+    chance = random.Random(2)
+    with Core() as core:
+        for _ in range(100):
+            core.map(0, END)
+            with Hammer(core, steps, FAR, 1) as one, Hammer(core, steps, FAR, 2) as other:
+                wanted = chance.randrange(1, 600)
+                deadline = time.monotonic() + GRACE_SECONDS
+                # Frames are taken in order: so many tables are there, or about to be.
+                while core.raw.header("frames_high") < wanted and time.monotonic() < deadline:
+                    os.sched_yield()
+                one.kill_and_reap()
+                other.kill_and_reap()
+            assert core.audit().problems() == {}
+            assert core.straggler() is None
+            assert core.stat().clients == 0
+            core.unmap(0, END)
+            assert core.audit().tables == (0, 0, 0, 1)
+            assert core.audit().problems() == {}
+
+
+def test_servers_killed_in_their_changes(steps: ctypes.CDLL) -> None:
+    """The clients go on meanwhile, and the next server finishes what was begun under their eyes."""
+    chance = random.Random(3)
+    edges = [0, MIB2, 20 * MIB2, GIB1, GIB1 + MIB2, END]
+    with Core() as core:
+        core.map(0, END)
+        with hammers(core, steps, 2, FAR):
+            for seed in range(30):
+                epoch = core.raw.header("epoch")
+                server = os.fork()
+                if server == 0:
+                    run_server(core, seed, edges)
+                deadline = time.monotonic() + GRACE_SECONDS
+                wanted = epoch + chance.randrange(1, 20)
+                while core.raw.header("epoch") < wanted and time.monotonic() < deadline:
+                    os.sched_yield()
+                os.kill(server, signal.SIGKILL)
+                os.waitpid(server, 0)
+
+                core.reopen()
+                check(lib.mm_sweep(core.mm))
+                wait_for_grace(core)
+                check(core.finish())
+                audit = core.audit()
+                assert (audit.stray, audit.bad, audit.vmas) == (0, 0, 0)
+                assert not any(vma.flags & lib.VMA_BUSY for vma in core.vmas())
+        assert core.audit().problems() == {}
+        core.unmap(0, END)
+        assert core.audit().tables == (0, 0, 0, 1)
+        assert core.audit().problems() == {}
+
+
+def run_server(core: Core, seed: int, edges: list[int]) -> None:
+    """Changes until it is killed."""
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        core.reopen()
+        chance = random.Random(seed)
+        while True:
+            change(core, chance, edges)
+    finally:
+        os._exit(1)
