@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from msharefs import client, ptmap
 from msharefs.workers import Workers
 
 from .scenario import Scenario, Setting
@@ -14,6 +15,7 @@ from .scenario import Scenario, Setting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .backends import Backends
     from .figures import Sample
 
 
@@ -22,6 +24,39 @@ def meminfo(name: str) -> int:
     found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     assert found is not None, f"/proc/meminfo has no {name}"
     return int(found[1]) * 1024
+
+
+MAP_BYTES = 1 << 30
+# Who touches what of the region of which a map is drawn, one after the other: the worker, the first
+# page, pages from there, how many of them, in which order. Something that all have, something that
+# two have, three that only one has: full, half full, sparse; and holes.
+_MAP_WORKERS = 4
+_MAP_VISITS = (
+    (0, 0, 98304, 98304, "sequential"),
+    (1, 0, 8192, 8192, "sequential"),
+    (2, 0, 8192, 8192, "sequential"),
+    (3, 0, 8192, 8192, "sequential"),
+    (1, 32768, 49152, 16000, "zipf"),
+    (2, 98304, 49152, 24576, "random"),
+    (3, 163840, 40960, 40960, "sequential"),
+    (2, 180224, 24576, 6000, "random"),
+    (1, 212992, 32768, 1200, "random"),
+)
+
+
+def sample_map(backends: Backends) -> dict[str, Any] | None:
+    """The map of a region that some processes fill and use in different ways; None without one."""
+    kind = backends.region()
+    if kind is None:
+        return None
+    with kind.memory(MAP_BYTES) as memory, Workers(_MAP_WORKERS) as workers:
+        for command in memory.take:
+            workers.ask(command)
+        for number, first, pages, count, order in _MAP_VISITS:
+            workers.ask(f"order 1 {first} {pages} {count} {order}", [number])
+            workers.ask("touch 1 write", [number])
+        with client.open(memory.path) as region:
+            return ptmap.look(region)
 
 
 class PageTables(Scenario):

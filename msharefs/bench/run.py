@@ -15,7 +15,7 @@ import psutil
 
 from .backends import Backends
 from .figures import ratio, summary
-from .pagetables import meminfo
+from .pagetables import meminfo, sample_map
 from .scenario import Setting
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Wishes:
     rounds: int = 5
     backends: tuple[str, ...] = ()
     seed: int = 1
+    with_map: bool = False
+    """Also take a page-table map of a region that several processes use differently."""
 
 
 def machine() -> dict[str, Any]:
@@ -80,6 +82,7 @@ def run(scenarios: Sequence[Scenario], wishes: Wishes, observer: Observer) -> di
             "rounds": wishes.rounds,
             "backends": backends.document,
             "scenarios": [play(scenario, wishes, backends, observer) for scenario in scenarios],
+            **({"map": sample_map(backends)} if wishes.with_map else {}),
         }
 
 

@@ -6,7 +6,10 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from msharefs.client import Region
 
 FSTYPE = "fuse.msharefs"
 INFO_NAME = "mshare_info"  # the one regular file of a mount that is no region
@@ -69,20 +72,29 @@ def describe(path: str, kind: str) -> Any:
 
     An unsized region has a stat, but nothing else.
     """
-    status = check_region(path)
-    if status.st_size == 0 and kind != "stat":
+    if kind == "stat":
+        check_region(path)
+        return ask(path, kind)
+    with opened(path) as region:
+        return region.describe(kind)
+
+
+def opened(path: str) -> Region:
+    """A region that has a host mm, open to be looked at."""
+    import msharefs
+
+    if check_region(path).st_size == 0:
         raise OSError(
             errno.EINVAL,
             f"{path} has no size yet, so it has no host mm; give it one with "
             f"`truncate -s SIZE {path}` (SIZE a multiple of the quantum in mshare_info)",
         )
-    return ask(path, kind)
+    return msharefs.open(path, os.O_RDONLY)  # looking needs no right to write
 
 
 def ask(path: str, kind: str) -> Any:
     """`describe`, without the checks: the caller knows that this is a region."""
     import msharefs
 
-    # Looking needs no right to write.
     with msharefs.open(path, os.O_RDONLY) as region:
         return region.stat() if kind == "stat" else region.describe(kind)

@@ -10,7 +10,7 @@ import click
 
 from msharefs import units
 
-from . import _progress, _show, _types
+from . import _plot, _progress, _show, _types
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -216,28 +216,15 @@ def command(
     from msharefs import bench
     from msharefs.bench import run
 
-    plots = _pictures(plot)
+    draw = _plot.module() if plot else None
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _progress.end)
-    wishes = run.Wishes(processes or (), size, rounds, backends)
+    wishes = run.Wishes(processes or (), size, rounds, backends, with_map=draw is not None)
     chosen = [bench.SCENARIOS[name] for name in dict.fromkeys(scenarios or SCENARIOS)]
     with _progress.Bars() as bars:
         found = run.run(chosen, wishes, bars)
     if _show.write_json(output, found):
         show(found)
-    if plots is not None:
-        for path in plots.draw_all(found, plot):
+    if draw is not None:
+        for path in draw.draw_bench(found, plot):
             click.echo(f"msharefs: drew {path}", err=True)
-
-
-def _pictures(directory: str | None) -> Any:
-    """The module that draws, before anything is measured in vain."""
-    if directory is None:
-        return None
-    try:
-        from msharefs import plot
-    except ImportError as error:
-        raise click.UsageError(
-            f"--plot needs matplotlib ({error}): pip install 'msharefs[plot]'"
-        ) from None
-    return plot

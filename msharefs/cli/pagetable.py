@@ -51,18 +51,46 @@ def lines(pagetable: dict[str, Any], every: bool) -> Iterator[str]:
             yield f"  {span}  {run[0]['present']:>3}/{ENTRIES} present{each}  {frames(run)}"
 
 
+def show_map(path: str, plot: str | None, as_json: bool) -> None:
+    """The region's map, in the terminal, as a picture or as JSON."""
+    from msharefs import ptmap
+
+    from . import _map, _plot
+
+    draw = _plot.module() if plot else None
+    with _region.opened(path) as region:
+        found = ptmap.look(region)
+    if draw is not None:
+        draw.draw_map(found, plot)
+    elif as_json:
+        _show.print_json(found)
+    else:
+        for line in _map.lines(found):
+            _show.show(line)
+
+
 @click.command()
 @click.argument("region", type=click.Path())
 @click.option(
     "--all", "every", is_flag=True, help="One line for every table, also where they are alike."
 )
+@click.option(
+    "--map", "as_map", is_flag=True,
+    help="Draw a map: a cell for 2 MiB, shaded by entries present, coloured by who has it.",
+)  # fmt: skip
+@click.option(
+    "--plot", type=click.Path(dir_okay=False), help="Write the map as a picture to this PNG file."
+)
 @_show.json_option
-def command(region: str, every: bool, as_json: bool) -> None:
+def command(region: str, every: bool, as_map: bool, plot: str | None, as_json: bool) -> None:
     """Show a region's page tables, level by level.
 
     Addresses are those of the host mm, as the tables have them. Tables that follow each other and
-    are equally full share a line.
+    are equally full share a line. With --map, offsets are the region's, and --json is the map's.
     """
+    if as_map or plot:
+        show_map(region, plot, as_json)
+        return
     pagetable = _region.describe(region, "pagetable")
     if as_json:
         _show.print_json(pagetable)

@@ -1,0 +1,150 @@
+"""Maps and pictures: that they show what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from matplotlib.image import imread
+
+from msharefs import client, plot, ptmap
+from msharefs.bench import backends, pagetables
+from msharefs.cli import _map
+from msharefs.cli import pagetable as verb
+from msharefs.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.server import Mount
+
+CELL = 2 << 20
+PAGES = 512  # of a cell
+
+
+def pixels(path: Path) -> tuple[int, int, set[bytes]]:
+    """Width, height and colours of a PNG."""
+    picture = (imread(path)[:, :, :3] * 255).round().astype("uint8")
+    height, width, _ = picture.shape
+    return width, height, {bytes(colour) for colour in np.unique(picture.reshape(-1, 3), axis=0)}
+
+
+def rgb(colour: str) -> bytes:
+    return bytes.fromhex(colour.removeprefix("#"))
+
+
+@pytest.fixture
+def region(mount: Mount) -> Iterator[client.Region]:
+    """8 MiB at the start and 4 MiB at 1 GiB; three clients: full, shared, sparse, untouched."""
+    path = mount.path / "r"
+    with client.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as region, Workers(3) as workers:
+        region.truncate(512 << 30)
+        region.map(0, 4 * CELL)
+        region.map(1 << 30, 2 * CELL)
+        workers.ask(f"attach {path}")
+        for number, first, count in ((0, 0, 2 * PAGES), (1, PAGES, PAGES), (2, 3 * PAGES, 5)):
+            workers.ask(f"order 0 {first} {count} {count} sequential", [number])
+            workers.ask("touch 1 write", [number])
+        yield region
+
+
+def test_the_map_knows_how_full_and_whose(region: client.Region) -> None:
+    found = json.loads(json.dumps(ptmap.look(region)))
+    first, second = found["ranges"]
+    assert (first["start"], second["start"]) == (0, 1 << 30)
+    assert first["present"][:3] == [PAGES, PAGES, 0]
+    assert 5 <= first["present"][3] < PAGES // 4
+    assert second["present"] == [0, 0]
+    whose = [{found["clients"][n]["pid"] for n in found["groups"][g]} for g in first["who"]]
+    assert [len(group) for group in whose] == [1, 2, 0, 1]
+    assert whose[0] < whose[1]
+    assert not whose[3] & whose[1]
+    assert found["unseen"] == []
+
+
+def test_the_map_in_the_terminal(region: client.Region) -> None:
+    result = CliRunner().invoke(verb.command, [region.path, "--map"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[1].split()[:2] == ["000000000000", "██·░"]
+    assert "0-2 clients" in lines[1]
+    assert lines[2].split()[:2] == ["000040000000", "··"]
+    assert "several" in lines[4]
+
+
+def test_a_picture_of_it(region: client.Region, tmp_path: Path) -> None:
+    path = tmp_path / "map.png"
+    result = CliRunner().invoke(verb.command, [region.path, "--plot", str(path)])
+    assert result.exit_code == 0, result.output
+    *_, colours = pixels(path)
+    assert rgb(plot.MANY["several"]) in colours  # a full cell has its colour undiluted
+    owner = next(n for n in (0, 1, 2) if [n] in ptmap.look(region)["groups"])
+    assert any(rgb(colour) in colours for colour in plot.ONE), owner
+    assert rgb(plot.MANY["all"]) not in colours
+
+
+def test_lines_that_are_alike_are_told_once() -> None:
+    found = {
+        "cell_bytes": CELL, "clients": [], "unseen": [], "groups": [[]],
+        "ranges": [{"start": 0, "present": [0] * 64 * 100, "who": [0] * 64 * 100}],
+    }  # fmt: skip
+    lines = [line.plain.strip() for line in _map.lines(found)]
+    assert lines[2] == "99 more lines like this"
+    assert len(lines) == 5
+
+
+def test_the_sample_has_everything_a_map_can_show() -> None:
+    with backends.Backends(("msharefs",)) as kinds:
+        found = pagetables.sample_map(kinds)
+    assert found is not None
+    words = {ptmap.holder(group, len(found["clients"])) for group in found["groups"]}
+    assert words == {"nobody", "all", "several", "0", "1", "2", "3"}
+
+
+def spread(value: float) -> dict[str, float]:
+    return {"median": value, "low": value * 0.9, "high": value * 1.2}
+
+
+def bench_document() -> dict[str, Any]:
+    def row(**keys: float) -> dict[str, Any]:
+        return {"figures": {key: spread(value) for key, value in keys.items()},
+                "ratio": spread(0.5)}  # fmt: skip
+
+    tables = [
+        {"case": {}, "processes": count, "rows": {
+            "memfd": row(tables_bytes=count << 17, vmpte_bytes=count << 17),
+            "thp": row(tables_bytes=0, vmpte_bytes=0),
+            "msharefs": row(tables_bytes=1 << 17, vmpte_bytes=count << 17)}}
+        for count in (1, 10, 100)
+    ]  # fmt: skip
+    touch = {"case": {"access": "write"}, "processes": 1,
+             "rows": {"memfd": row(ns_per_page=900), "msharefs": row(ns_per_page=450)}}  # fmt: skip
+    return {"scenarios": [
+        {"name": "pagetables", "size_bytes": 64 << 20, "baseline": "memfd", "cases": tables},
+        {"name": "populated", "size_bytes": 64 << 20, "baseline": "memfd", "cases": [touch]},
+    ]}  # fmt: skip
+
+
+def test_pictures_of_a_benchmark(tmp_path: Path) -> None:
+    drawn = plot.draw_bench(bench_document(), str(tmp_path / "new"))
+    assert [path.name for path in drawn] == ["pagetables.png", "cost.png"]
+    for path in drawn:
+        width, height, colours = pixels(path)
+        assert width > 600
+        assert height > 150
+        for row in ("memfd", "msharefs"):
+            assert rgb(plot.COLOURS[row]) in colours, (path.name, row)
+        assert rgb(plot.COLOURS["thp"]) not in colours  # nothing to show of it
+
+
+def test_lines_without_zeros() -> None:
+    lines = {name: list(zip(counts, sizes, strict=True))
+             for name, counts, sizes in plot._lines(bench_document()["scenarios"][0])}  # fmt: skip
+    assert set(lines) == {"memfd", "msharefs", "msharefs, own tables today"}
+    assert lines["memfd"][-1] == (100, 100 << 17)
+    assert [size for _, size in lines["msharefs"]] == [1 << 17] * 3
