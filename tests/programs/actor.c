@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -321,6 +322,14 @@ static void leave_namespace(const uint64_t *arg) /* CLONE_NEW* */
     reply_result(unshare((int)arg[0]));
 }
 
+/* In a mount namespace of its own: nothing of the test's files is reachable by path. */
+static void hide_shm(const uint64_t *arg)
+{
+    (void)arg;
+    reply_result(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+                 mount("tmpfs", "/dev/shm", "tmpfs", 0, NULL));
+}
+
 static void take(const uint64_t *arg)
 {
     (void)arg;
@@ -342,7 +351,7 @@ static const struct {
     {"store-with-repair", store_with_repair}, {"fill", fill}, {"check", check},
     {"read", read_into}, {"write", write_from},
     {"fork", fork_child}, {"spawn", spawn}, {"wait", wait_child}, {"exec", exec_again},
-    {"setuser", set_user}, {"unshare", leave_namespace},
+    {"setuser", set_user}, {"unshare", leave_namespace}, {"hide-shm", hide_shm},
     {"take", take}, {"close", close_fd}, {"exit", leave},
     {"hammer", crowd_hammer}, {"flood", crowd_flood}, {"holes", crowd_holes}, {"join", crowd_join},
 };
