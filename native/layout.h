@@ -58,7 +58,6 @@
 #define MM_VMAS 65530u                 /* vm.max_map_count's default, the kernel's limit */
 #define MM_FRAMES_SPARE 4096u          /* table frames in hand at one instant */
 #define MM_CGROUP_LEN 256u
-#define FAULT_AROUND 16u /* pages; the kernel's fault_around_bytes is 64 KiB, too */
 /* A 2 MiB span has as many pages as a PTE page has entries. */
 #define SPAN_PAGES 512u
 

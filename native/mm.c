@@ -43,7 +43,7 @@ static int geometry(uint64_t size, uint64_t quantum, struct mm_header *h)
 
 int mm_format(int fd, uint64_t region, uint64_t size, uint64_t quantum)
 {
-    struct mm_header header = {.region = region, .epoch = 2, .fault_around = FAULT_AROUND};
+    struct mm_header header = {.region = region, .epoch = 2, .fault_around = 1};
     /* Frame 0 is the PGD; it is there from the start, also as bytes of the file. */
     const uint64_t word = frame_word(FRAME_TABLE, 3, 0, 0), pgd[512] = {0};
     int err = geometry(size, quantum, &header);
