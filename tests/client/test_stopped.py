@@ -11,7 +11,7 @@ import pytest
 
 from support.actor import PAGE, Board, maperr
 from support.audit import assert_whole
-from support.hostview import inside_faults
+from support.hostview import inside_faults, number_of
 from support.memory import QUANTUM
 from support.wait import until
 
@@ -56,7 +56,7 @@ def stop_inside_a_fault(actor: Actor, region: msharefs.Region, mount: Mount) -> 
     """Stop a process that faults all the time, again until it stands in the middle of it."""
     for _ in range(200):
         stop(actor)
-        if actor.pid in inside_faults(mount, region.path):
+        if actor.pid in inside_faults(mount, number_of(region.path)):
             return
         go_on(actor)
     pytest.fail("it was never stopped inside a fault")

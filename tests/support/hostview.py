@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     from .server import Mount
 
 
-def inside_faults(mount: Mount, path: str) -> set[int]:
-    """Processes that are inside a page fault of the region, by its path."""
-    ident = os.stat(path).st_ino - 2  # FUSE's inode number, see tree.py
+def number_of(path: str) -> int:
+    """A region's number in its mount, by its path; needs the server."""
+    return os.stat(path).st_ino - 2  # FUSE's inode number, see tree.py
+
+
+def inside_faults(mount: Mount, ident: int) -> set[int]:
+    """Processes that are inside a page fault of region number `ident`, dead ones among them."""
     mm = ffi.new("struct mm *")
     fd = os.open(mount.state / "regions" / f"{ident}.mm", os.O_RDWR)
-    check(lib.mm_open(mm, fd), path)
+    check(lib.mm_open(mm, fd), f"region {ident}")
     try:
         count = lib.mm_clients(mm, ffi.NULL, 0)
         clients = ffi.new("struct mm_client[]", count)
