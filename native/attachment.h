@@ -109,6 +109,9 @@ void attachments_lock(void);
 void attachments_unlock(void);
 /* In a forked child, whose only thread holds the lock. */
 void attachments_relock(void);
+/* Whether the attachments are this process's: a child of vfork(2) runs in its parent's
+ * memory, but the descriptors it changes are its own. */
+bool attachments_own(void);
 /* The attachment with the lowest window that overlaps [start, end), or NULL. */
 struct attachment *attachment_over(uint64_t start, uint64_t end);
 struct attachment *attachment_unused(void);
@@ -164,6 +167,9 @@ int service_start(void);
 void service_forget(void);
 int service_watch(struct attachment *att);
 void service_unwatch(struct attachment *att);
+/* Gives up the number `fd`, one of ours: the program wants it. Call with the table's
+ * lock held. Returns 0 or -errno. */
+int service_move_fd(int fd);
 
 /* resolve.c: call with att->lock held. */
 

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include "attachment.h"
 
@@ -12,6 +13,7 @@ static _Thread_local unsigned depth; /* how often this thread has the lock */
 /* Of the thread that has the lock; protected by it. */
 static sigset_t holder_mask;
 static int holder_cancel;
+static pid_t owner; /* of the attachments; protected by the lock */
 
 /* Every window there was since none was attached lies in [low, high). */
 static _Atomic uint64_t low = UINT64_MAX, high;
@@ -46,9 +48,12 @@ void attachments_unlock(void)
 
 void attachments_relock(void)
 {
+    owner = getpid();
     pthread_mutex_init(&table_lock, NULL);
     pthread_mutex_lock(&table_lock);
 }
+
+bool attachments_own(void) { return getpid() == owner; }
 
 static bool overlaps(const struct attachment *att, uint64_t start, uint64_t end)
 {
@@ -84,6 +89,7 @@ void attachments_cover(const struct attachment *att)
 {
     uint64_t start = (uintptr_t)att->base, end = attachment_end(att);
 
+    owner = getpid();
     if (!attachment_over(0, UINT64_MAX)) {
         atomic_store(&low, start);
         atomic_store(&high, end);
@@ -98,9 +104,14 @@ void attachments_cover(const struct attachment *att)
 /* Whether the window, or what is left of it, may go in part or goes whole. */
 static int check_replaced(struct attachment *att, uint64_t start, uint64_t end)
 {
-    if (att->adopted)
-        return pieces_reserve(&att->pieces);
-    return start <= (uintptr_t)att->base && attachment_end(att) <= end ? 0 : -EINVAL;
+    int err;
+
+    if (!att->adopted)
+        return start <= (uintptr_t)att->base && attachment_end(att) <= end ? 0 : -EINVAL;
+    pthread_mutex_lock(&att->lock);
+    err = pieces_reserve(&att->pieces);
+    pthread_mutex_unlock(&att->lock);
+    return err;
 }
 
 int attachments_replace(uint64_t start, uint64_t end, int (*change)(void *), void *arg)

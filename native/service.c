@@ -190,3 +190,59 @@ void service_unwatch(struct attachment *att)
     else
         epoll_ctl(epoll, EPOLL_CTL_DEL, att->ctl, NULL);
 }
+
+/* The same object under another number, for epoll too. */
+static int move_watched(struct attachment *att, int *fd, enum source source)
+{
+    int moved;
+
+    epoll_ctl(epoll, EPOLL_CTL_DEL, *fd, NULL);
+    moved = control_hide_fd(*fd);
+    if (moved < 0)
+        return moved;
+    *fd = moved;
+    return watch_fd(att, moved, source);
+}
+
+static int move(int *fd)
+{
+    int moved = control_hide_fd(*fd);
+
+    if (moved < 0)
+        return moved;
+    *fd = moved;
+    return 0;
+}
+
+static int move_of(struct attachment *att, int fd)
+{
+    if (fd == att->uffd)
+        return move_watched(att, &att->uffd, SOURCE_UFFD);
+    if (fd == att->ctl)
+        return move_watched(att, &att->ctl, SOURCE_CTL);
+    for (unsigned i = 0; i < 3; i++) {
+        int *held = (int *[]){&att->mem_fd, &att->dev_fd, &att->mm.fd}[i];
+
+        if (fd == *held)
+            return move(held);
+    }
+    return 0;
+}
+
+int service_move_fd(int fd)
+{
+    int err = 0;
+
+    if (fd == epoll)
+        return move(&epoll);
+    for (unsigned i = 0; i < ATTACHMENTS_MAX && !err; i++) {
+        struct attachment *att = &attachments[i];
+
+        if (!att->live)
+            continue;
+        pthread_mutex_lock(&att->lock);
+        err = move_of(att, fd);
+        pthread_mutex_unlock(&att->lock);
+    }
+    return err;
+}

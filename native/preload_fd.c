@@ -1,0 +1,70 @@
+/*
+ * preload_fd.c - close(2), dup2(2) and the like: the descriptors of attachments are
+ * not the program's. To it they are not open, and where it wants a number of ours, we
+ * move. No lock on the way of close(2): it is called from signal handlers and between
+ * vfork(2) and exec.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <limits.h>
+#include <unistd.h>
+
+#include "hidden.h"
+#include "preload.h"
+
+#ifndef CLOSE_RANGE_CLOEXEC
+#define CLOSE_RANGE_CLOEXEC 4u
+#endif
+
+MSHARE_API int close(int fd)
+{
+    pthread_testcancel();
+    return hidden_is(fd) ? preload_answer(-EBADF) : sys_close(fd);
+}
+
+MSHARE_API int close_range(unsigned first, unsigned last, int flags)
+{
+    int ours;
+
+    /* Ours are closed by exec anyway. */
+    while (!(flags & CLOSE_RANGE_CLOEXEC) && first <= last &&
+           (ours = hidden_next(first, last)) >= 0) {
+        if ((unsigned)ours > first && sys_close_range(first, (unsigned)ours - 1, flags))
+            return -1;
+        if ((unsigned)ours == last)
+            return 0;
+        first = (unsigned)ours + 1;
+    }
+    return sys_close_range(first, last, flags);
+}
+
+MSHARE_API void closefrom(int low) { close_range(low < 0 ? 0 : (unsigned)low, UINT_MAX, 0); }
+
+/* Makes the number `fd` free to be taken over. Returns 0 or -errno. */
+static int give_up(int fd)
+{
+    int err = 0;
+
+    /* A child of vfork(2) has descriptors of its own: ours stay what they are. */
+    if (!hidden_is(fd) || !attachments_own())
+        return 0;
+    attachments_lock();
+    if (hidden_is(fd))
+        err = service_move_fd(fd);
+    attachments_unlock();
+    return err;
+}
+
+MSHARE_API int dup2(int from, int to)
+{
+    int err = hidden_is(from) ? -EBADF : give_up(to);
+
+    return err ? preload_answer(err) : sys_dup2(from, to);
+}
+
+MSHARE_API int dup3(int from, int to, int flags)
+{
+    int err = hidden_is(from) ? -EBADF : give_up(to);
+
+    return err ? preload_answer(err) : sys_dup3(from, to, flags);
+}

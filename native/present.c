@@ -1,0 +1,60 @@
+/* present.c - see present.h. */
+#include "present.h"
+
+#include <string.h>
+
+#include "pagetable.h"
+
+struct presence {
+    uint64_t start, end; /* host addresses */
+    unsigned char *vec;
+    uint64_t pages;
+};
+
+static int note(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    struct presence *found = walk->arg;
+    uint64_t end = addr + entry_span(level);
+
+    if (!(atomic_load_explicit(entry, memory_order_relaxed) & ENTRY_PRESENT))
+        return 0;
+    if (addr < found->start)
+        addr = found->start;
+    if (end > found->end)
+        end = found->end;
+    found->pages += (end - addr) / PAGE_SIZE;
+    if (found->vec)
+        memset(found->vec + (addr - found->start) / PAGE_SIZE, 1, (end - addr) / PAGE_SIZE);
+    return 0;
+}
+
+static int skip(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    (void)walk, (void)entry, (void)level, (void)addr;
+    return 0;
+}
+
+uint64_t present_pages(struct attachment *att, uint64_t start, uint64_t end, unsigned char *vec)
+{
+    const uint64_t quantum = att->mm.quantum;
+    struct presence found = {0};
+    struct walk walk = {.mm = &att->mm, .leaf = note, .bad = skip, .arg = &found};
+
+    if (vec)
+        memset(vec, 0, (end - start) / PAGE_SIZE);
+    slot_enter(&att->mm, att->slot);
+    for (uint64_t at = start, next; at < end; at = next) {
+        const uint64_t number = at / quantum;
+
+        next = (number + 1) * quantum < end ? (number + 1) * quantum : end;
+        if (!(att->linked[number / 64] & 1ull << number % 64))
+            continue;
+        found.start = HOST_BASE + at;
+        found.end = HOST_BASE + next < att->mm.host_end ? HOST_BASE + next : att->mm.host_end;
+        found.vec = vec ? vec + (at - start) / PAGE_SIZE : NULL;
+        if (found.start < found.end)
+            walk_range(&walk, found.start, found.end);
+    }
+    slot_leave(&att->mm, att->slot);
+    return found.pages;
+}
