@@ -32,6 +32,11 @@ def libdir() -> Path:
     return prefix() / "lib"
 
 
+def preload() -> Path:
+    """The library that `msharefs run` puts before a program."""
+    return libdir() / "libmsharefs-preload.so.1"
+
+
 def includedir() -> Path:
     """Directory of ``msharefs.h``."""
     return prefix() / "include"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # A server's state must be on tmpfs; the mount point may as well be beside it.
 PARENT = "/dev/shm"  # noqa: S108  # mkdtemp makes a name of our own
+PREFIX = "msharefs-private-"
 
 # `python -m msharefs mount`, and a SIGTERM when we die: a mount must not outlive us, however we
 # end. 1 is PR_SET_PDEATHSIG of prctl(2).
@@ -38,19 +39,22 @@ class PrivateMount:
     """A mounted msharefs, served by a child of ours; a context manager. Its `directory` is there.
 
     `options` are those of ``msharefs mount -o``. Entering raises OSError with the sentence of the
-    mount if it cannot be done. No other mount sees ours; other users cannot reach it.
+    mount if it cannot be done. Other users cannot reach it, unless `shared`.
     """
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, shared: bool = False) -> None:
         self._options = options
+        self._shared = shared
 
     def __enter__(self) -> Self:
-        self._base = Path(tempfile.mkdtemp(dir=PARENT, prefix="msharefs-private-")).resolve()
+        self._base = Path(tempfile.mkdtemp(dir=PARENT, prefix=PREFIX)).resolve()
         self._log = self._base / "log"
         self._server: subprocess.Popen[bytes] | None = None
         self.directory = self._base / "mount"
         try:
             self.directory.mkdir()
+            if self._shared:  # the way through; mount and state have modes of their own
+                self._base.chmod(0o711)
             self._start()
         except BaseException:
             self._clean_up()
@@ -71,6 +75,17 @@ class PrivateMount:
             raise OSError(
                 errno.EIO, f"the private server died (status {server.returncode}): {self._said}"
             ) from error
+
+    @property
+    def server_pid(self) -> int:
+        """The server's process, our child."""
+        assert self._server is not None
+        return self._server.pid
+
+    def note_end(self) -> None:
+        """The server has ended: wait(2) for it. For whoever waits for all children."""
+        assert self._server is not None
+        self._server.poll()
 
     def host_mm_bytes(self) -> int:
         """Memory that the host mms of all its regions take: page tables, slots, mappings."""

@@ -1,0 +1,47 @@
+"""``msharefs run``: unmodified programs."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+
+import click
+
+from msharefs import running
+
+from ._types import Size
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--mount",
+    "directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The mount to use; else $MSHAREFS_MOUNT, else the only one there is, else a private one "
+    "that lives as long as the program and its descendants.",
+)
+@click.option(
+    "--adopt-anon",
+    "adopt",
+    metavar="SIZE",
+    type=Size(),
+    help="Make a region of every anonymous shared mapping of at least SIZE, as 64M.",
+)
+@click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
+def command(directory: Path | None, adopt: int | None, program: tuple[str, ...]) -> None:
+    """Run PROGRAM so that its mmap(2) of a region file attaches the region.
+
+    Programs that it starts do so too. $MSHAREFS_MOUNT tells it where the mount is. The exit status
+    is the program's, 128+N if signal N ended it; 126 or 127 if it cannot be started.
+    """
+    chosen = running.choose_mount(directory)
+    try:
+        status = running.run(program, chosen, adopt)
+    except OSError as error:
+        if error.filename != program[0]:
+            raise
+        click.echo(f"msharefs: {program[0]}: {error.strerror}", err=True)
+        status = running.NOT_FOUND if error.errno == errno.ENOENT else running.NOT_EXECUTABLE
+    sys.exit(status)

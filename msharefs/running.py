@@ -1,0 +1,226 @@
+"""Running a program under the preload library, on a mount that is there or on one of its own.
+
+On a mount that is there the program takes our place (execve). With a mount of its own there are
+three of us: this process, which stands in for the program towards whoever started it; a keeper,
+which serves the mount as long as the program or any descendant lives, daemons included; and the
+mount's server::
+
+    stand-in        waits for the program's end, forwards signals, ends with its status
+      keeper        adopts orphans (PR_SET_CHILD_SUBREAPER), takes the mount away at the end
+        server
+        program
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import psutil
+
+from . import installed, mountpoint
+from .private_mount import PARENT, PREFIX, PrivateMount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# What env(1), nohup(1) and the shells answer for a program that cannot be started.
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+SIGNALLED = 128  # plus the signal's number
+
+MOUNT = "MSHAREFS_MOUNT"
+ADOPT = "MSHAREFS_ADOPT_ANON"
+PRELOAD = "LD_PRELOAD"
+
+_FORWARDED = {
+    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM,
+    signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGWINCH,
+}  # fmt: skip
+_FROM_KERNEL = 0x80  # siginfo_t.si_code SI_KERNEL: of a terminal, which tells the program itself
+_WORD_MAX = 1 << 16  # bytes: an OSError with its sentence
+_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+
+
+def choose_mount(given: Path | None) -> Path | None:
+    """The mount that a program should use: the one given, else $MSHAREFS_MOUNT, else the only one.
+
+    None: it needs its own. OSError with a sentence if what was given is no msharefs that works.
+    """
+    named = given or (Path(os.environ[MOUNT]) if os.environ.get(MOUNT) else None)
+    if named is not None:
+        directory = mountpoint.resolve(named)
+        mount = mountpoint.covering(directory)
+        if mount is None or mount.fstype != mountpoint.FSTYPE:
+            raise OSError(
+                errno.EINVAL,
+                "no msharefs is mounted here: mount one (`msharefs mount DIR`), or name none "
+                "to get one for the time of the program",
+                str(named),
+            )
+        if mountpoint.probe(directory) != "alive":
+            raise OSError(
+                errno.ENOTCONN,
+                f"its server does not answer; `msharefs mount {directory}` brings it back",
+                str(named),
+            )
+        return directory
+    own = f"{PARENT}/{PREFIX}"
+    found = {
+        mount.directory
+        for mount in mountpoint.mounts()
+        if mount.fstype == mountpoint.FSTYPE and not str(mount.directory).startswith(own)
+    }
+    alive = [directory for directory in found if mountpoint.probe(directory) == "alive"]
+    return alive[0] if len(alive) == 1 else None
+
+
+def environment(directory: Path, adopt: int | None) -> dict[str, str]:
+    """The environment of a program: `adopt` is the least size in bytes of what becomes a region."""
+    library = str(installed.preload())
+    if set(library) & set(" :"):
+        raise OSError(
+            errno.EINVAL,
+            "the dynamic linker takes no library with a blank or a colon in its path: "
+            "install msharefs elsewhere",
+            library,
+        )
+    # Ours comes last: it calls the kernel and nobody after it.
+    others = [name for name in os.environ.get(PRELOAD, "").split(":") if name not in ("", library)]
+    added = {PRELOAD: ":".join((*others, library)), MOUNT: str(directory)}
+    if adopt is not None:
+        added[ADOPT] = str(adopt)
+    return {**os.environ, **added}
+
+
+def run(arguments: Sequence[str], directory: Path | None, adopt: int | None) -> int:
+    """Run a program to its end; the exit status to end with.
+
+    With a mount that is there (`directory`) this process becomes the program and nothing returns.
+    OSError: the program cannot be started (its `filename` is the program's), or the mount.
+    """
+    if directory is not None:
+        _become(arguments, environment(directory, adopt))
+    # Its windows are rounded up to the quantum: a program's own shared memory needs a small one.
+    return _stand_in(arguments, ("quantum=2M",) if adopt is not None else (), adopt)
+
+
+def _become(arguments: Sequence[str], environ: dict[str, str]) -> NoReturn:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec keeps that
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvpe(arguments[0], arguments, environ)  # noqa: S606  # to run it is what we are for
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, arguments[0]) from None
+
+
+def _stand_in(arguments: Sequence[str], options: tuple[str, ...], adopt: int | None) -> int:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    if os.fork() == 0:
+        status = 1
+        try:
+            ours.close()
+            _Keeper(theirs, mask).keep(arguments, options, adopt)
+            status = 0
+        finally:
+            os._exit(status)
+    theirs.close()
+    with ours:
+        program = _hear(ours)
+        threading.Thread(target=_forward, args=(program,), daemon=True).start()
+        return _hear(ours)
+
+
+def _hear(channel: socket.socket) -> int:
+    """What the keeper says next: the program's pidfd, its exit status, or an OSError to raise."""
+    data, fds, _, _ = socket.recv_fds(channel, _WORD_MAX, 1)
+    if not data:
+        raise OSError(errno.ECHILD, "the keeper of the private mount was killed")
+    word = pickle.loads(data)  # noqa: S301  # our own child's words
+    if isinstance(word, OSError):
+        raise word
+    return fds[0] if fds else word
+
+
+def _forward(program: int) -> NoReturn:
+    """Pass on the signals that we get, but those of the terminal."""
+    while True:
+        info = signal.sigwaitinfo(_FORWARDED)
+        if info.si_code == _FROM_KERNEL:
+            continue
+        with contextlib.suppress(ProcessLookupError):  # ended; its status is on the way
+            signal.pidfd_send_signal(program, info.si_signo)
+
+
+class _Keeper:
+    """Serves the private mount while a descendant lives.
+
+    `mask` is the signal mask the program gets.
+    """
+
+    def __init__(self, channel: socket.socket, mask: set[signal.Signals]) -> None:
+        self._channel = channel
+        for number in _FORWARDED:  # a Ctrl-C goes to the whole process group
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)  # unlike SIG_IGN, not kept by exec
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def keep(self, arguments: Sequence[str], options: tuple[str, ...], adopt: int | None) -> None:
+        """From mount to unmount; tells the program's pidfd, then its exit status, or an OSError."""
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        try:
+            with PrivateMount(*options, shared=True) as mount:
+                self._wait(mount, self._start(arguments, environment(mount.directory, adopt)))
+        except OSError as error:
+            self._tell(error)
+
+    def _start(self, arguments: Sequence[str], environ: dict[str, str]) -> int:
+        try:
+            pid = subprocess.Popen(arguments, env=environ, close_fds=False).pid
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, arguments[0]) from None
+        pidfd = os.pidfd_open(pid)
+        self._tell(0, pidfd)
+        os.close(pidfd)
+        return pid
+
+    def _wait(self, mount: PrivateMount, program: int) -> None:
+        running = True
+        while running or self._descendants(mount):
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            assert ended is not None
+            if ended.si_pid == mount.server_pid:
+                mount.note_end()
+                continue
+            _, status = os.waitpid(ended.si_pid, 0)
+            if ended.si_pid == program:
+                running = False
+                code = os.waitstatus_to_exitcode(status)
+                self._tell(code if code >= 0 else SIGNALLED - code)
+                self._let_go()
+
+    @staticmethod
+    def _descendants(mount: PrivateMount) -> bool:
+        """Whether any is left; those whose parents have ended are our children."""
+        return any(child.pid != mount.server_pid for child in psutil.Process().children())
+
+    def _tell(self, word: object, fd: int = -1) -> None:
+        with contextlib.suppress(BrokenPipeError):  # our stand-in was killed; the program goes on
+            socket.send_fds(self._channel, [pickle.dumps(word)], [fd] if fd >= 0 else [])
+
+    def _let_go(self) -> None:
+        """Whoever reads the program's output must not wait for us."""
+        self._channel.close()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nothing, number)
+        os.close(nothing)
