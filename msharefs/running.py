@@ -164,7 +164,8 @@ def _forward(program: int) -> NoReturn:
 class _Keeper:
     """Serves the private mount while a descendant lives.
 
-    `mask` is the signal mask the program gets.
+    It tells the program's end when the mount is gone, or at once if others live on. `mask` is the
+    signal mask the program gets.
     """
 
     def __init__(self, channel: socket.socket, mask: set[signal.Signals]) -> None:
@@ -179,23 +180,31 @@ class _Keeper:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         try:
             with PrivateMount(*options, shared=True) as mount:
-                self._wait(mount, self._start(arguments, environment(mount.directory, adopt)))
+                program = self._start(arguments, environment(mount.directory, adopt))
+                status = self._wait(mount, program)
+                if self._descendants(mount):
+                    self._tell(status)
+                    self._let_go()
+                    self._wait(mount)
         except OSError as error:
             self._tell(error)
+        else:
+            self._tell(status)
 
     def _start(self, arguments: Sequence[str], environ: dict[str, str]) -> int:
         try:
-            pid = subprocess.Popen(arguments, env=environ, close_fds=False).pid
+            # Kept: one that nobody needs waits for its process, which is our business.
+            self._program = subprocess.Popen(arguments, env=environ, close_fds=False)
         except OSError as error:
             raise OSError(error.errno, error.strerror, arguments[0]) from None
-        pidfd = os.pidfd_open(pid)
+        pidfd = os.pidfd_open(self._program.pid)
         self._tell(0, pidfd)
         os.close(pidfd)
-        return pid
+        return self._program.pid
 
-    def _wait(self, mount: PrivateMount, program: int) -> None:
-        running = True
-        while running or self._descendants(mount):
+    def _wait(self, mount: PrivateMount, program: int | None = None) -> int:
+        """Wait for the program, or until no descendant is left; a status as a shell has it."""
+        while program is not None or self._descendants(mount):
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
             assert ended is not None
             if ended.si_pid == mount.server_pid:
@@ -203,10 +212,9 @@ class _Keeper:
                 continue
             _, status = os.waitpid(ended.si_pid, 0)
             if ended.si_pid == program:
-                running = False
                 code = os.waitstatus_to_exitcode(status)
-                self._tell(code if code >= 0 else SIGNALLED - code)
-                self._let_go()
+                return code if code >= 0 else SIGNALLED - code
+        return 0
 
     @staticmethod
     def _descendants(mount: PrivateMount) -> bool:
@@ -214,12 +222,12 @@ class _Keeper:
         return any(child.pid != mount.server_pid for child in psutil.Process().children())
 
     def _tell(self, word: object, fd: int = -1) -> None:
-        with contextlib.suppress(BrokenPipeError):  # our stand-in was killed; the program goes on
+        # A stand-in that was killed, or has what it waited for: the rest goes on.
+        with contextlib.suppress(BrokenPipeError, OSError):
             socket.send_fds(self._channel, [pickle.dumps(word)], [fd] if fd >= 0 else [])
 
     def _let_go(self) -> None:
         """Whoever reads the program's output must not wait for us."""
-        self._channel.close()
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
             os.dup2(nothing, number)

@@ -104,7 +104,7 @@ struct attach_request {
 /* attachments.c */
 
 /* The table's lock. No signal handler runs and no cancellation acts meanwhile in
- * the thread that holds it; it may take it again. */
+ * the thread that holds it; it may take it again. errno is as before when it is free. */
 void attachments_lock(void);
 void attachments_unlock(void);
 /* In a forked child, whose only thread holds the lock. */

@@ -12,7 +12,7 @@ static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local unsigned depth; /* how often this thread has the lock */
 /* Of the thread that has the lock; protected by it. */
 static sigset_t holder_mask;
-static int holder_cancel;
+static int holder_cancel, holder_errno;
 static pid_t owner; /* of the attachments; protected by the lock */
 
 /* Every window there was since none was attached lies in [low, high). */
@@ -20,6 +20,7 @@ static _Atomic uint64_t low = UINT64_MAX, high;
 
 void attachments_lock(void)
 {
+    const int saved = errno;
     sigset_t all, mask;
     int cancel;
 
@@ -32,18 +33,20 @@ void attachments_lock(void)
     pthread_mutex_lock(&table_lock);
     holder_mask = mask;
     holder_cancel = cancel;
+    holder_errno = saved;
 }
 
 void attachments_unlock(void)
 {
     const sigset_t mask = holder_mask;
-    const int cancel = holder_cancel;
+    const int cancel = holder_cancel, saved = holder_errno;
 
     if (--depth)
         return;
     pthread_mutex_unlock(&table_lock);
     pthread_setcancelstate(cancel, NULL);
     pthread_sigmask(SIG_SETMASK, &mask, NULL);
+    errno = saved;
 }
 
 void attachments_relock(void)

@@ -128,7 +128,6 @@ bool preload_adopt(void *addr, size_t length, int prot, int flags, void **got)
         .flags = flags & ~MAP_ANONYMOUS,
         .adopt = true,
     };
-    const int saved = errno;
     int err;
 
     if (length < least || (flags & MAP_TYPE) != MAP_SHARED || flags & other || prot & PROT_EXEC ||
@@ -136,9 +135,8 @@ bool preload_adopt(void *addr, size_t length, int prot, int flags, void **got)
         return false;
     attachments_lock();
     err = make_region(&request, got);
-    attachments_unlock();
     if (err && err != -EEXIST) /* that is the kernel's answer too */
         complain(length, err);
-    errno = saved;
+    attachments_unlock();
     return !err;
 }

@@ -36,6 +36,10 @@ def enter() -> None:
     """
     _call("unshare", CLONE_NEWNS)
     _call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
+    # Copies of mounts from outside: to our programs they would be one more to choose from.
+    for mount in reversed(mounts()):
+        if mount.fstype == "fuse.msharefs":
+            detach(Path(mount.path))
     # State directories are here by default: ours are then the only ones, and go with the namespace.
     _call("mount", b"tmpfs", os.fsencode(SHM), b"tmpfs", 0, b"mode=1777")
     if not any(mount.path == str(CONNECTIONS) for mount in mounts()):
