@@ -12,8 +12,8 @@
 #include "hidden.h"
 #include "preload.h"
 
-#ifndef CLOSE_RANGE_CLOEXEC
-#define CLOSE_RANGE_CLOEXEC 4u
+#ifndef CLOSE_RANGE_UNSHARE
+#define CLOSE_RANGE_UNSHARE 2u
 #endif
 
 MSHARE_API int close(int fd)
@@ -27,15 +27,15 @@ MSHARE_API int close_range(unsigned first, unsigned last, int flags)
     int ours;
 
     /* Ours are closed by exec anyway. */
-    while (!(flags & CLOSE_RANGE_CLOEXEC) && first <= last &&
-           (ours = hidden_next(first, last)) >= 0) {
-        if ((unsigned)ours > first && sys_close_range(first, (unsigned)ours - 1, flags))
+    if (flags & ~(int)CLOSE_RANGE_UNSHARE || first > last || hidden_next(first, last) < 0)
+        return sys_close_range(first, last, flags);
+    /* Closes none: the last there can be is never open. */
+    if (flags & CLOSE_RANGE_UNSHARE && sys_close_range(UINT_MAX, UINT_MAX, flags))
+        return -1;
+    for (; (ours = hidden_next(first, last)) >= 0; first = (unsigned)ours + 1)
+        if ((unsigned)ours > first && sys_close_range(first, (unsigned)ours - 1, 0))
             return -1;
-        if ((unsigned)ours == last)
-            return 0;
-        first = (unsigned)ours + 1;
-    }
-    return sys_close_range(first, last, flags);
+    return first <= last ? sys_close_range(first, last, 0) : 0;
 }
 
 MSHARE_API void closefrom(int low) { close_range(low < 0 ? 0 : (unsigned)low, UINT_MAX, 0); }

@@ -12,8 +12,6 @@ import pytest
 import msharefs
 from msharefs import running
 
-from support.calls import refused
-
 from .conftest import (
     ANONYMOUS,
     EXEC,
@@ -30,6 +28,7 @@ from .conftest import (
     File,
     clients,
 )
+from support.calls import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -276,7 +275,12 @@ class TestFixedOverAttachments:
     def test_other_memory_over_a_part(self, region: File) -> None:
         base = region.attach()
         region.agent.store(base, 5)
-        for start, size in [(0, PAGE), (QUANTUM, QUANTUM), (0, region.size - PAGE), (-PAGE, 3 * PAGE)]:
+        for start, size in [
+            (0, PAGE),
+            (QUANTUM, QUANTUM),
+            (0, region.size - PAGE),
+            (-PAGE, 3 * PAGE),
+        ]:
             failed = region.agent.result(
                 "mmap", base + start, size, READ, PRIVATE | ANONYMOUS | FIXED, -1, 0
             )

@@ -226,9 +226,7 @@ class TestThePrivateMount:
         daemon = f"read line <&3; : >${running.MOUNT}/late; : >$ANSWER; read line <&3"
         script = f"exec 3<>$FIFO; echo ready; setsid sh -c '{daemon}' >$NULL 2>&1 <$NULL &"
         os.mkfifo(fifo)
-        done = run(
-            "--", "sh", "-c", script, FIFO=str(fifo), ANSWER=str(answer), NULL=os.devnull
-        )
+        done = run("--", "sh", "-c", script, FIFO=str(fifo), ANSWER=str(answer), NULL=os.devnull)
         assert (done.returncode, done.stdout) == (0, "ready\n")
         assert len(private_mounts()) == 1
         with fifo.open("w") as tell:
