@@ -69,6 +69,7 @@ def test_holds_all_python_and_the_compiled_parts_and_no_more(installed: Path) ->
         "_native.abi3.so",
         "_fuse_hook.abi3.so",
         "_c/lib/libmsharefs.so.1",
+        "_c/lib/libmsharefs-preload.so.1",
         "_c/lib/libmsharefs.so",
         "_c/lib/pkgconfig/msharefs.pc",
         "_c/include/msharefs.h",
@@ -80,6 +81,15 @@ def test_library_exports_what_the_header_declares(installed: Path) -> None:
     declared = set(re.findall(r"^MSHARE_API .*?(\w+)\(", (ROOT / HEADER).read_text(), re.MULTILINE))
     assert "mshare_attach" in declared
     assert exported(installed / "msharefs/_c/lib/libmsharefs.so.1") == declared
+
+
+def test_the_preload_library_has_only_names_of_the_c_library(installed: Path) -> None:
+    names = exported(installed / "msharefs/_c/lib/libmsharefs-preload.so.1")
+    libc = subprocess.check_output(["cc", "-print-file-name=libc.so.6"], text=True).strip()
+    c_library = {name.partition("@")[0] for name in exported(Path(libc))}
+    assert {"mmap", "munmap", "close"} <= names
+    assert names - c_library <= {"mseal"}  # newer C libraries have it
+
 
 
 def test_extension_keeps_its_copy_of_the_core_to_itself(installed: Path) -> None:
