@@ -16,7 +16,7 @@ import trio
 
 from .native import check, ffi, lib
 from .owners import KINDS, Owner
-from .processes import is_alive
+from .processes import is_alive_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,7 +170,7 @@ class HostMM:
         clients = ffi.new("struct mm_client[]", count)
         for client in clients[0 : min(count, lib.mm_clients(self._mm, clients, count))]:
             unwatched = connected or client.slot not in self.clients
-            if unwatched and not is_alive(client.pid, client.start_time):
+            if unwatched and not is_alive_in(client.pid_namespace, client.pid, client.start_time):
                 self.reap(client.slot)
 
     def close(self) -> None:

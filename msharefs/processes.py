@@ -41,6 +41,32 @@ def is_alive(pid: int, started: int) -> bool:
     return started in (0, int(fields[19]))
 
 
+def is_alive_in(namespace: int, pid: int, started: int) -> bool:
+    """Whether a process that calls itself `pid` in a pid namespace (its inode number) still runs.
+
+    0 is our own. Of another we know the processes only by numbers of ours: all have to be asked.
+    One that we may not ask counts, if it started at that time.
+    """
+    if namespace in (0, os.stat("/proc/self/ns/pid").st_ino):
+        return is_alive(pid, started)
+    return any(
+        is_alive(ours, started) and _may_be(ours, namespace, pid)
+        for ours in map(int, filter(str.isdigit, os.listdir("/proc")))
+    )
+
+
+def _may_be(ours: int, namespace: int, pid: int) -> bool:
+    try:
+        if os.stat(f"/proc/{ours}/ns/pid").st_ino != namespace:
+            return False
+        with open(f"/proc/{ours}/status", encoding="utf-8", errors="replace") as file:
+            return any(line.startswith("NSpid:") and int(line.split()[-1]) == pid for line in file)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+
+
 def in_other_pid_namespace(pid: int) -> bool:
     """Whether process `pid` lives, and calls itself by another number than we do."""
     try:

@@ -15,6 +15,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "attachment.h"
@@ -98,9 +99,18 @@ int attach_watch(struct attachment *att)
     return err;
 }
 
+/* The inode number of our pid namespace; 0, the server's, without /proc. */
+static uint32_t own_pid_namespace(void)
+{
+    struct stat found;
+
+    return stat("/proc/self/ns/pid", &found) ? 0 : (uint32_t)found.st_ino;
+}
+
 int attach_claim(struct attachment *att)
 {
-    int slot = slot_claim(&att->mm, (uint32_t)getpid(), own_start_time());
+    uint64_t process = slot_process((uint32_t)getpid(), own_pid_namespace());
+    int slot = slot_claim(&att->mm, process, own_start_time());
 
     if (slot < 0)
         return slot;

@@ -146,14 +146,15 @@ int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max)
 
     for (unsigned i = 0; i < slots_high(mm); i++) {
         const struct mm_slot *slot = &mm->slots[i];
-        uint32_t pid = atomic_load(&slot->state);
+        uint64_t process = atomic_load(&slot->state);
 
-        if (pid == SLOT_FREE)
+        if (process == SLOT_FREE)
             continue;
         if (used < max)
             clients[used] = (struct mm_client){
                 .slot = i,
-                .pid = pid,
+                .pid = (uint32_t)process,
+                .pid_namespace = (uint32_t)(process >> 32),
                 .start_time = slot->start_time,
                 .base = slot->base,
                 .prot = slot->prot,
@@ -179,7 +180,7 @@ int mm_poisoned(const struct mm *mm, unsigned from)
 
 uint32_t mm_client_pid(const struct mm *mm, unsigned slot)
 {
-    return slot < MM_SLOTS ? atomic_load(&mm->slots[slot].state) : SLOT_FREE;
+    return slot < MM_SLOTS ? (uint32_t)atomic_load(&mm->slots[slot].state) : SLOT_FREE;
 }
 
 void mm_set_client(struct mm *mm, unsigned slot, uint32_t pid, uint64_t start_time)
@@ -187,5 +188,5 @@ void mm_set_client(struct mm *mm, unsigned slot, uint32_t pid, uint64_t start_ti
     if (slot >= MM_SLOTS)
         return;
     mm->slots[slot].start_time = start_time;
-    atomic_store(&mm->slots[slot].state, pid);
+    atomic_store(&mm->slots[slot].state, slot_process(pid, 0));
 }

@@ -40,6 +40,7 @@ int64_t mm_tables(struct mm *mm, struct mm_table *tables, uint64_t max);
 /* One attachment. */
 struct mm_client {
     uint32_t slot, pid;
+    uint32_t pid_namespace; /* `pid` is of that namespace; 0: the server's */
     uint64_t start_time, base;
     uint32_t prot, poisoned;
     uint64_t faults, links, materialised, segv;

@@ -139,17 +139,29 @@ struct mm_vma {
     uint64_t serial; /* of the CREATE_MAPPING it came from: only equals merge */
 };
 
-/* slot.state: the owner's process id, or 0 for a free slot. */
+/*
+ * slot.state: SLOT_FREE, or the process that claimed the slot. In one word, for
+ * a pid without its namespace may be that of another process:
+ *
+ *   63                 32 31    0
+ *   | pid namespace      | pid  |     the namespace's inode number
+ *
+ * The server, once it knows the client, puts the pid it sees itself, and 0.
+ */
 #define SLOT_FREE 0u
+
+static inline uint64_t slot_process(uint32_t pid, uint32_t pid_namespace)
+{
+    return (uint64_t)pid_namespace << 32 | pid;
+}
 
 /* A client's attachment. One writer: the client. Two cache lines. */
 struct mm_slot {
-    _Alignas(64) _Atomic uint32_t state; /* pid as the server sees it, SLOT_FREE */
-    _Atomic uint32_t poisoned;           /* pages made to fault natively (service.c) */
+    _Alignas(64) _Atomic uint64_t state; /* whose it is, SLOT_FREE */
     uint64_t start_time;                 /* of the process, clock ticks since boot */
     uint64_t base;                       /* of the window, client address */
     uint32_t prot;                       /* of the window */
-    uint32_t pad;
+    _Atomic uint32_t poisoned;           /* pages made to fault natively (service.c) */
     _Alignas(64) _Atomic uint64_t epoch; /* not 0: inside a fault since that epoch */
     struct mm_counters counters;
 };

@@ -99,8 +99,8 @@ int64_t vma_mark_busy(const struct mm_vma *from, uint64_t used, uint64_t start, 
 
 /* No slot at or above this number was ever used. */
 unsigned slots_high(const struct mm *mm);
-/* Claims a free slot for process `pid`. Returns its number, -EUSERS: all taken. */
-int slot_claim(struct mm *mm, uint32_t pid, uint64_t start_time);
+/* Claims a free slot for a slot_process(). Returns its number, -EUSERS: all taken. */
+int slot_claim(struct mm *mm, uint64_t process, uint64_t start_time);
 /* Inside an epoch a snapshot, tables and pages stay as they are found. */
 void slot_enter(struct mm *mm, unsigned slot);
 void slot_leave(struct mm *mm, unsigned slot);

@@ -23,16 +23,16 @@ unsigned slots_high(const struct mm *mm)
     return high < MM_SLOTS ? (unsigned)high : MM_SLOTS;
 }
 
-int slot_claim(struct mm *mm, uint32_t pid, uint64_t start_time)
+int slot_claim(struct mm *mm, uint64_t process, uint64_t start_time)
 {
     for (unsigned i = 0; i < MM_SLOTS; i++) {
         struct mm_slot *slot = &mm->slots[i];
-        uint32_t none = SLOT_FREE;
+        uint64_t none = SLOT_FREE;
 
         if (atomic_load_explicit(&slot->state, memory_order_relaxed) != SLOT_FREE)
             continue;
         mm_raise(&mm->header->slots_high, i + 1);
-        if (!atomic_compare_exchange_strong(&slot->state, &none, pid))
+        if (!atomic_compare_exchange_strong(&slot->state, &none, process))
             continue;
         slot->start_time = start_time;
         return (int)i;
