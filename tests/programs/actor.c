@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <msharefs.h>
 #include <sched.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -298,6 +299,15 @@ static void wait_child(const uint64_t *arg) /* pid; ok: status */
         reply(-1, "ok %d", status);
 }
 
+/* A process by the number that this one knows it by. */
+static void kill_child(const uint64_t *arg) /* pid; ok: status */
+{
+    if (kill((pid_t)arg[0], SIGKILL))
+        reply_errno();
+    else
+        wait_child(arg);
+}
+
 /* Becomes a new actor; its first answer is "ok". */
 static void exec_again(const uint64_t *arg)
 {
@@ -350,7 +360,7 @@ static const struct {
     {"load", load}, {"store", store}, {"load-and-die", load_and_die},
     {"store-with-repair", store_with_repair}, {"fill", fill}, {"check", check},
     {"read", read_into}, {"write", write_from},
-    {"fork", fork_child}, {"spawn", spawn}, {"wait", wait_child}, {"exec", exec_again},
+    {"fork", fork_child}, {"spawn", spawn}, {"wait", wait_child}, {"kill", kill_child}, {"exec", exec_again},
     {"setuser", set_user}, {"unshare", leave_namespace}, {"hide-shm", hide_shm},
     {"take", take}, {"close", close_fd}, {"exit", leave},
     {"hammer", crowd_hammer}, {"flood", crowd_flood}, {"holes", crowd_holes}, {"join", crowd_join},

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from . import cc
+from .wait import until
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -65,6 +66,7 @@ class Actor:
         self.process: subprocess.Popen[bytes] | None = None
         self.received = -1
         """The descriptor that came with the last answer."""
+        self._children: list[Actor] = []
 
     @classmethod
     def launch(cls, program: Path) -> Self:
@@ -140,7 +142,9 @@ class Actor:
         """The child, when the command was given by `start`."""
         answer = self.finish()
         assert isinstance(answer, list), answer
-        return Actor(socket.socket(fileno=self.received), answer[0])
+        child = Actor(socket.socket(fileno=self.received), answer[0])
+        self._children.append(child)
+        return child
 
     def kill(self) -> None:
         """SIGKILL; waits for the end if the process is our own child."""
@@ -149,7 +153,9 @@ class Actor:
             self.process.wait(ANSWER_LIMIT)
 
     def end(self) -> None:
-        """Let the process go, however it is; a child of an actor ends by itself."""
+        """Let the process and its children go, however they are."""
+        for child in self._children:
+            child.end()
         self._channel.close()
         if self.process is not None:
             if self.process.poll() is None:
@@ -197,3 +203,8 @@ class Board:
     def seen(self, number: int) -> tuple[int, int, int]:
         """What actor `number` has counted: stores that went through, were refused, were wrong."""
         return self._ENTRY.unpack_from(self._memory, 64 + number * self._ENTRY.size)
+
+    def wait(self, number: int, count: int, more: int) -> None:
+        """Wait until a count of `seen(number)` has grown by `more`."""
+        enough = self.seen(number)[count] + more
+        until(lambda: self.seen(number)[count] >= enough, f"process {number} goes on")
