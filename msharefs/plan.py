@@ -104,7 +104,7 @@ def measured(document: Any) -> Measured:
             return _from_bench(document)
         if kind == "msharefs run":
             return _from_report(document)
-    except (KeyError, TypeError, StopIteration) as error:
+    except (KeyError, TypeError, StopIteration, ZeroDivisionError) as error:
         raise ValueError(f"this {kind} has no figures of page tables: {error!r}") from None
     raise ValueError("this is no JSON of `msharefs bench` or `msharefs run --report`")
 

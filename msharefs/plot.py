@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
 from . import ptmap, units
 
@@ -172,6 +173,11 @@ def _duration(nanoseconds: float) -> str:
 
 
 def draw_map(found: dict[str, Any], path: str) -> None:
+    """The page-table map of `ptmap.look`, into a file."""
+    _save(map_figure(found), path)
+
+
+def map_figure(found: dict[str, Any]) -> Figure:
     """The page-table map: a cell for 2 MiB, the fuller the darker, coloured by who has it."""
     picture, marks = _cells(found)
     figure, axes = _figure(9.6, 1.55 + 0.128 * len(picture))
@@ -196,7 +202,46 @@ def draw_map(found: dict[str, Any], path: str) -> None:
         handles=_map_legend(found), loc="outside lower left", ncols=4, frameon=False, fontsize=8,
         title="in the page tables of", title_fontsize=8, alignment="left",
     )  # fmt: skip
-    _save(figure, path)
+    return figure
+
+
+def timeline(found: dict[str, Any]) -> bytes:
+    """Page tables of a program while it ran (`sampling.Sampler.document`), as PNG."""
+    figure, axes = _figure(9.6, 4.2)
+    samples = found["samples"]
+    seconds = [sample["seconds"] for sample in samples]
+    labels = []
+    for key, name, colour in (
+        ("vmpte_bytes", "all processes", OTHER),
+        ("own_tables_bytes", "theirs for regions", COLOURS["memfd"]),
+        ("page_table_bytes", "regions' host mms", COLOURS["msharefs"]),
+    ):
+        sizes = [sample[key] for sample in samples]
+        axes.plot(seconds, sizes, color=colour, linewidth=2)
+        labels.append((seconds[-1], float(max(sizes)), f"{name}, at most", colour))
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    # A power of two a step, some five steps.
+    step = 2.0 ** math.ceil(math.log2(max(1.0, axes.get_ylim()[1]) / 6))
+    axes.yaxis.set_major_locator(MultipleLocator(step))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: units.size(value)))
+    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    axes.set_xlabel("seconds")
+    axes.legend(
+        handles=[
+            Patch(color=colour, label=f"{name} {units.size(most)}")
+            for _, most, name, colour in labels
+        ],
+        frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3,
+    )  # fmt: skip
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()
 
 
 def _cells(found: dict[str, Any]) -> tuple[list[list[tuple[float, ...]]], list[tuple[int, str]]]:

@@ -11,12 +11,14 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any
 
-from .native import lib
+from . import describe
+from .native import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .client import Region
+    from .hostmm import HostMM
 
 CELL_BYTES = 1 << 21
 ENTRIES = 512
@@ -30,19 +32,30 @@ _REGIONS = 1024
 
 
 def look(region: Region) -> dict[str, Any]:
-    """The map as a document.
+    """The map of an open region, as its server tells, as a document.
 
     `ranges` has the mapped parts; in each `present` is a number of entries a cell and `who` an
     index into `groups`, lists of clients' numbers. OSError: as `Region.describe`, and ENOTTY on a
     kernel before 6.7.
     """
-    tables = next(
-        level["tables"]
-        for level in region.describe("pagetable")["levels"]
-        if level["level"] == "pte"
+    return _map(
+        os.path.basename(region.path),
+        region.describe("pagetable"),
+        region.describe("clients"),
+        region.maps(),
     )
-    present = {(table["start"] - lib.HOST_BASE) // CELL_BYTES: table["present"] for table in tables}
-    clients = region.describe("clients")
+
+
+def of_host(host: HostMM) -> dict[str, Any]:
+    """The same of a host mm that is open in this process."""
+    return _map(host.name, describe.pagetable(host), describe.clients(host), describe.maps(host))
+
+
+def _map(
+    name: str, tables: dict[str, Any], clients: list[dict[str, Any]], vmas: list[dict[str, Any]]
+) -> dict[str, Any]:
+    lowest = next(level["tables"] for level in tables["levels"] if level["level"] == "pte")
+    present = {(table["start"] - lib.HOST_BASE) // CELL_BYTES: table["present"] for table in lowest}
     holders, unseen = _holders(clients, set(present))
     groups: dict[tuple[int, ...], int] = {(): 0}
     ranges = [
@@ -54,10 +67,10 @@ def look(region: Region) -> dict[str, Any]:
                 for cell in range(first, last)
             ],
         }
-        for first, last in _mapped(region.maps())
+        for first, last in _mapped(vmas)
     ]
     return {
-        "name": os.path.basename(region.path),
+        "name": name,
         "cell_bytes": CELL_BYTES,
         "clients": [{"pid": client["pid"], "comm": client["comm"]} for client in clients],
         "unseen": unseen,
@@ -116,8 +129,6 @@ def held_cells(pid: int, base: int, size: int) -> Iterator[int]:
 
 
 def _address(buffer: bytearray) -> int:
-    from .native import ffi
-
     return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))
 
 
