@@ -60,7 +60,7 @@ def draw_bench(found: dict[str, Any], directory: str) -> list[Path]:
 
 def draw_pagetables(scenario: dict[str, Any], path: str) -> None:
     """Page-table memory against processes, a line for each kind of memory, both axes by decades."""
-    figure, axes = _figure(8.4, 5.2)
+    figure, axes = _figure(10.2, 5.2)
     labels: list[tuple[float, float, str, str]] = []
     for name, counts, sizes in _lines(scenario):
         row = name.removesuffix(", own tables today")
@@ -112,14 +112,15 @@ def _bytes_axis(axes: Axes) -> None:
 
 def _label_ends(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
     """Write each line's name at its end; those that would overlap are moved apart."""
-    room = (math.log10(axes.get_ylim()[1]) - math.log10(axes.get_ylim()[0])) / 20
-    at = -math.inf
-    for x, y, name, colour in sorted(labels, key=lambda label: label[1]):
-        at = max(at + room, math.log10(y))
+    low, high = (math.log10(limit) for limit in axes.get_ylim())
+    room, ceiling = (high - low) / 18, high
+    for _, y, name, colour in sorted(labels, key=lambda label: -label[1]):
+        at = min(ceiling, math.log10(y))
+        ceiling = at - room
         axes.annotate(
-            f"{name}  {units.size(y)}", (x, y), xytext=(1.02, 10**at),
-            textcoords=axes.get_yaxis_transform(), color=colour, va="center", fontsize=9,
-            annotation_clip=False,
+            f"{name}  {units.size(y)}", (1, y), xytext=(1.02, 10**at),
+            xycoords=axes.get_yaxis_transform(), textcoords=axes.get_yaxis_transform(),
+            color=colour, va="center", fontsize=9, annotation_clip=False,
         )  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def draw_cost(scenarios: list[dict[str, Any]], path: str) -> None:
     figure = _canvas(10.4, 0.5 + lines * (0.75 + 0.24 * most))
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
     for panel, (scenario, case) in zip(panels.flat, cases, strict=False):
-        _bars(panel, scenario, case)
+        _points(panel, scenario, case)
     for panel in panels.flat[len(cases) :]:
         panel.set_axis_off()
     for panel in panels[-1]:
@@ -141,14 +142,15 @@ def draw_cost(scenarios: list[dict[str, Any]], path: str) -> None:
     _save(figure, path)
 
 
-def _bars(axes: Axes, scenario: dict[str, Any], case: dict[str, Any]) -> None:
+def _points(axes: Axes, scenario: dict[str, Any], case: dict[str, Any]) -> None:
     rows = list(case["rows"])
     for place, row in enumerate(rows):
         found = case["rows"][row]
         spread, ratio = found["figures"]["ns_per_page"], found["ratio"]
         middle = spread["median"]
-        axes.barh(place, middle, height=0.7, color=COLOURS.get(row, OTHER))
-        axes.plot([spread["low"], spread["high"]], [place, place], color=INK, linewidth=1)
+        colour = COLOURS.get(row, OTHER)
+        axes.plot([spread["low"], spread["high"]], [place, place], color=colour, linewidth=2)
+        axes.plot([middle], [place], color=colour, marker="o", markersize=7)
         times = f"  {ratio['median']:.2g}x" if ratio and row != scenario["baseline"] else ""
         axes.text(
             max(middle, spread["high"]) * 1.15, place, f"{_duration(middle)}{times}",
@@ -156,8 +158,10 @@ def _bars(axes: Axes, scenario: dict[str, Any], case: dict[str, Any]) -> None:
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(x=0.35)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.margins(x=0.4)
+    axes.grid(axis="both", color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _duration(value)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8)
