@@ -100,8 +100,10 @@ static int change(struct mm *mm, uint64_t start, uint64_t end, const struct mm_v
         return -EUCLEAN;
     if (slot_grace(mm, &straggler))
         return -EBUSY;
-    int64_t count = vma ? vma_replace(set, used, start, end, vma, area, MM_VMAS)
-                        : vma_mark_busy(set, used, start, end, area, MM_VMAS);
+    /* What an UNMAP leaves counts against the limit, not what it shows meanwhile. */
+    int64_t count = vma_replace(set, used, start, end, vma, area, MM_VMAS);
+    if (count >= 0 && !vma)
+        count = vma_mark_busy(set, used, start, end, area, MM_VMAS_AREA);
     if (count < 0)
         return (int)count;
     mm->header->intent =
@@ -123,25 +125,24 @@ int hostmm_unmap(struct mm *mm, uint64_t start, uint64_t end)
     return change(mm, start, end, NULL);
 }
 
-/* The second publish: what was busy is open for business, or gone. */
+/* The second publish: what was busy is open for business, or gone. Also when
+ * nothing was busy: an epoch must not have two intents, or a server that dies
+ * while it writes the second leaves one that is half the first. */
 static int end_busy(struct mm *mm, enum mm_intent_op op)
 {
     uint64_t epoch, used, count = 0;
     const struct mm_vma *set;
     struct mm_vma *area = next_area(mm, &epoch, &set, &used);
-    bool busy = false;
 
     if (!set)
         return -EUCLEAN;
     for (uint64_t i = 0; i < used; i++) {
-        busy |= set[i].flags & VMA_BUSY;
         if (op == INTENT_UNMAP && set[i].flags & VMA_BUSY)
             continue;
         area[count] = set[i];
         area[count++].flags &= ~(uint32_t)VMA_BUSY;
     }
-    if (busy)
-        publish(mm, epoch, count);
+    publish(mm, epoch, count);
     return 0;
 }
 

@@ -3,7 +3,7 @@
  *
  *   0            header                     struct mm_header
  *   slots_at     client slots               struct mm_slot[slots_max]
- *   vmas_at[2]   two VMA snapshot areas     struct mm_vma[vmas_max] each
+ *   vmas_at[2]   two VMA snapshot areas     struct mm_vma[MM_VMAS_AREA] each
  *   words_at     one word a table frame     uint64_t[frames_max]
  *   frames_at    table frames               4096 bytes each
  *
@@ -56,6 +56,7 @@
 #define MM_MAGIC 0x4d4d455241485348ull /* "HSHAREMM" read as little endian text */
 #define MM_SLOTS 16384u                /* attachments a region: the series' largest test */
 #define MM_VMAS 65530u                 /* vm.max_map_count's default, the kernel's limit */
+#define MM_VMAS_AREA (MM_VMAS + 2u)    /* while an UNMAP lasts, what it cuts is in parts */
 #define MM_FRAMES_SPARE 4096u          /* table frames in hand at one instant */
 #define MM_CGROUP_LEN 256u
 /* A 2 MiB span has as many pages as a PTE page has entries. */

@@ -34,8 +34,8 @@ static int geometry(uint64_t size, uint64_t quantum, struct mm_header *h)
                     1 + MM_FRAMES_SPARE;
     h->slots_at = PAGE_SIZE;
     h->vmas_at[0] = h->slots_at + (uint64_t)MM_SLOTS * sizeof(struct mm_slot);
-    h->vmas_at[1] = align(h->vmas_at[0] + (uint64_t)MM_VMAS * sizeof(struct mm_vma), PAGE_SIZE);
-    h->words_at = align(h->vmas_at[1] + (uint64_t)MM_VMAS * sizeof(struct mm_vma), PAGE_SIZE);
+    h->vmas_at[1] = align(h->vmas_at[0] + MM_VMAS_AREA * sizeof(struct mm_vma), PAGE_SIZE);
+    h->words_at = align(h->vmas_at[1] + MM_VMAS_AREA * sizeof(struct mm_vma), PAGE_SIZE);
     h->frames_at = align(h->words_at + h->frames_max * sizeof(uint64_t), PAGE_SIZE);
     h->file_size = h->frames_at + h->frames_max * PAGE_SIZE;
     return 0;

@@ -17,7 +17,7 @@ const struct mm_vma *vma_snapshot(const struct mm *mm, uint64_t epoch, uint64_t 
 {
     uint64_t count = mm->header->vmas_used[epoch & 1];
 
-    if (count > MM_VMAS)
+    if (count > MM_VMAS_AREA)
         return NULL;
     *used = count;
     return mm->vmas[epoch & 1];

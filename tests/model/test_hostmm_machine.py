@@ -62,9 +62,7 @@ class Region(RuleBasedStateMachine):
     @precondition(lambda self: self.model.inside)
     @rule(who=picks, cell=picks, page=st.sampled_from([0, 1, -1]), write=st.booleans(),
           look=st.sampled_from(LOOKS), fill=st.sampled_from([1, 2, 16, 512]))  # fmt: skip
-    def touch(
-        self, who: int, cell: int, page: int, write: bool, look: Look, fill: int
-    ) -> None:
+    def touch(self, who: int, cell: int, page: int, write: bool, look: Look, fill: int) -> None:
         """A fault; of a client that is inside an epoch already, within that epoch."""
         slot = self._client(who)
         offset = self._page(cell, page)

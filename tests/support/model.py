@@ -110,12 +110,11 @@ class Model:
             if not (at < end and at + TABLE_SPANS[level] > start)
             or self._needed(at, at + TABLE_SPANS[level])
         }
-        if any(cell is not None and cell.busy for cell in self.cells):
-            self.epoch += 1
-            self.cells = [
-                None if cell is None or (unmaps and cell.busy) else replace(cell, busy=False)
-                for cell in self.cells
-            ]
+        self.epoch += 1
+        self.cells = [
+            None if cell is None or (unmaps and cell.busy) else replace(cell, busy=False)
+            for cell in self.cells
+        ]
 
     def _needed(self, start: int, end: int) -> bool:
         return any(

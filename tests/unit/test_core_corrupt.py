@@ -251,7 +251,7 @@ def assert_unmap_repairs(core: Core, slot: int) -> None:
 
 def test_more_vmas_than_there_can_be(core: Core) -> None:
     slot = furnish(core)
-    core.raw.write(HEADER[f"vmas_used{core.raw.header('epoch') & 1}"], lib.MM_VMAS + 1)
+    core.raw.write(HEADER[f"vmas_used{core.raw.header('epoch') & 1}"], lib.MM_VMAS + 3)
     assert core.touch(slot, 0).verdict == "BROKEN"
     assert core.audit().vmas == 1
     assert core.begin_unmap(0, PAGE) == -errno.EUCLEAN

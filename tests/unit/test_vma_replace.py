@@ -157,6 +157,45 @@ def test_replace_at_the_limit(before: str, change: str, after: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("before", "change", "after", "busy"),
+    [
+        ("........", "  --", "........", "        "),
+        ("AA..BB..", "  --", "AA..BB..", "        "),
+        ("..AAAA..", "  ----", "..AAAA..", "  ^^^^  "),
+        ("..AAAA..", " ------", "..AAAA..", "  ^^^^  "),
+        ("..AAAA..", "  --", "..AA|AA..", "  ^^    "),
+        ("..AAAA..", "    --", "..AA|AA..", "    ^^  "),
+        ("..AAAA..", "   --", "..A|AA|A..", "   ^^   "),
+        ("AABBCCDD", " ------ ", "A|ABBCCD|D", " ^^^^^^ "),
+        ("AA..BB..CC", " --------", "A|A..BB..C|C", " ^  ^^  ^ "),
+        ("aaAA", " --", "a|aA|A", " ^^ "),
+    ],
+)
+def test_mark_busy(before: str, change: str, after: str, busy: str) -> None:
+    """What UNMAP shows until the pages are gone: `^` is a page on which faults wait."""
+    _, start, end = runs(change)[0]
+    needed = len(runs(after))
+    for limit in range(needed + 2):
+        source = ffi.new("struct mm_vma[]", [vma(*run) for run in runs(before)])
+        to = ffi.new("struct mm_vma[]", limit + 1)
+        to[limit].serial = CANARY
+        count = lib.vma_mark_busy(source, len(source), start * PAGE, end * PAGE, to, limit)
+        assert to[limit].serial == CANARY
+        if limit < needed:
+            assert count == -errno.ENOMEM
+            continue
+        marks = [" "] * len(busy)
+        for at in to[0:count]:
+            assert at.offset - at.start == OBJECT_OFFSET
+            if at.flags & lib.VMA_BUSY:
+                pages = range(at.start // PAGE, at.end // PAGE)
+                marks[pages.start : pages.stop] = "^" * len(pages)
+                at.flags &= ~lib.VMA_BUSY
+        assert "".join(marks) == busy
+        assert draw(to[0:count], len(busy)) == after
+
+
+@pytest.mark.parametrize(
     "difference",
     [{"flags": READ | WRITE | 4}, {"object": 1}, {"offset": OBJECT_OFFSET}, {"serial": 1}],
 )
@@ -219,7 +258,15 @@ def test_a_region_has_so_many_vmas_and_no_more() -> None:
 
         core.map(0, 3 * PAGE, READ | WRITE)
         assert len(core.vmas()) == lib.MM_VMAS
+        # While it lasts, an UNMAP shows what it cuts in parts; that does not count.
+        core.unmap(6 * PAGE, 9 * PAGE)
+        core.unmap(13 * PAGE, 16 * PAGE)
+        assert len(core.vmas()) == lib.MM_VMAS
         core.unmap(0, 4 * PAGE)
+        core.unmap(17 * PAGE, 18 * PAGE)
+        assert len(core.vmas()) == lib.MM_VMAS
+        assert core.begin_unmap(21 * PAGE, 22 * PAGE) == -errno.ENOMEM
+        core.unmap(20 * PAGE, 24 * PAGE)
         core.map(last + 3 * PAGE, last + 4 * PAGE, READ)
         assert len(core.vmas()) == lib.MM_VMAS
         check(lib.slot_reap(core.mm, slot))
