@@ -16,7 +16,7 @@ import trio
 
 from .native import check, ffi, lib
 from .owners import KINDS, Owner
-from .processes import is_alive_in
+from .processes import has_mapped, is_alive_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,8 +170,14 @@ class HostMM:
         clients = ffi.new("struct mm_client[]", count)
         for client in clients[0 : min(count, lib.mm_clients(self._mm, clients, count))]:
             unwatched = connected or client.slot not in self.clients
-            if unwatched and not is_alive_in(client.pid_namespace, client.pid, client.start_time):
+            if unwatched and not self._is_attached(client):
                 self.reap(client.slot)
+
+    def _is_attached(self, client: Any) -> bool:
+        """Whether the process lives, and is still the program that attached (execve(2))."""
+        if not is_alive_in(client.pid_namespace, client.pid, client.start_time):
+            return False
+        return bool(client.pid_namespace) or has_mapped(client.pid, os.fstat(self.fd))
 
     def close(self) -> None:
         """Lets go of both objects; the files stay."""

@@ -67,6 +67,20 @@ def _may_be(ours: int, namespace: int, pid: int) -> bool:
         return False
 
 
+def has_mapped(pid: int, file: os.stat_result) -> bool:
+    """Whether process `pid` has a file mapped; also if we cannot know.
+
+    The maps of a process whose first thread has ended are empty here.
+    """
+    device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+            fields = [line.split(maxsplit=5)[3:5] for line in maps]
+    except OSError:
+        return True
+    return not fields or [device, str(file.st_ino)] in fields
+
+
 def in_other_pid_namespace(pid: int) -> bool:
     """Whether process `pid` lives, and calls itself by another number than we do."""
     try:
