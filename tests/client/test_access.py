@@ -215,6 +215,27 @@ def test_the_thread_that_made_the_access_gets_the_signal(memory: Memory, threads
     assert answer == [40 * threads]
 
 
+MCL_CURRENT, MCL_FUTURE = 1, 2
+
+
+@pytest.mark.parametrize("what", [MCL_CURRENT, MCL_FUTURE, MCL_CURRENT | MCL_FUTURE])
+def test_locked_memory(memory: Memory, what: int) -> None:
+    """mlockall(2) fills what is mapped, and makes nothing of holes."""
+    memory.map(0, 8 * PAGE)
+    memory.unmap(4 * PAGE)
+    memory.store(0, 3)
+    assert memory.actor.call("mlockall", what) == []
+    assert memory.load(0) == [3]
+    for offset in (4 * PAGE, 8 * PAGE):
+        assert memory.store(offset) == maperr(memory.base + offset)
+    assert memory.load(5 * PAGE) == [0]
+    memory.map(4 * PAGE)
+    assert memory.store(4 * PAGE, 2) == []
+    memory.unmap(0, 2 * PAGE)
+    for offset in (0, PAGE):
+        assert memory.load(offset) == maperr(memory.base + offset)
+
+
 class TestSystemCalls:
     """The kernel itself accesses the memory."""
 

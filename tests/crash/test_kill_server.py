@@ -148,6 +148,40 @@ def test_who_died_meanwhile_is_not_listed(mount: Mount, path: Path, actors: Acto
         assert_whole(region)
 
 
+def test_a_process_whose_first_thread_has_ended_is_alive(
+    mount: Mount, path: Path, actors: Actors
+) -> None:
+    actor = actors()
+    base = attach(actor, path)
+    assert actor.call("leave-main") == []
+    assert actor.call("store", base + PAGE, 6) == []
+    with msharefs.open(path) as region:
+        assert clients(region) == {actor.pid}
+    mount.kill()
+    mount.start()
+    with msharefs.open(path) as region:
+        assert clients(region) == {actor.pid}
+        region.unmap(PAGE, PAGE)
+        assert actor.call("load", base + PAGE) == maperr(base + PAGE)
+
+
+def test_a_program_that_was_replaced_meanwhile_is_not_attached(
+    mount: Mount, path: Path, actors: Actors
+) -> None:
+    """The process is the same, by number and start time."""
+    actor, other = actors(), actors()
+    for who in (actor, other):
+        attach(who, path)
+    mount.kill()
+    assert actor.call("exec") == []
+    mount.start()
+    with msharefs.open(path) as region:
+        until(lambda: clients(region) == {other.pid}, "the program is not listed")
+        again = attach(actor, path)
+        assert actor.call("store", again + PAGE, 1) == []
+        assert clients(region) == {actor.pid, other.pid}
+
+
 def test_children_in_another_pid_namespace(mount: Mount, path: Path, actors: Actors) -> None:
     """Born without a server, with numbers that mean others here: they are alive all the same."""
     count = 20
