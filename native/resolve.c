@@ -43,11 +43,14 @@ static void add(_Atomic uint64_t *counter, uint64_t n)
                           memory_order_relaxed);
 }
 
-static void wake(const struct attachment *att, uint64_t offset)
+/* Nothing here wakes by itself: a thread goes on only when its fault has left the
+ * epoch, so that a process that is stopped after an access holds nobody up. */
+static void wake(const struct attachment *att, const struct fault *fault)
 {
-    struct uffdio_range page = {(uintptr_t)att->base + offset, PAGE_SIZE};
+    struct uffdio_range looked_at = {(uintptr_t)att->base + fault->start,
+                                     fault->end - fault->start};
 
-    ioctl(att->uffd, UFFDIO_WAKE, &page);
+    ioctl(att->uffd, UFFDIO_WAKE, &looked_at);
 }
 
 /* Maps the pages of [start, end), which have entries. Passed over: a page that is
@@ -61,7 +64,7 @@ static int continue_run(struct attachment *att, uint64_t start, uint64_t end, bo
     while (start < end) {
         struct uffdio_continue run = {
             .range = {(uintptr_t)att->base + start, step < end - start ? step : end - start},
-            .mode = protect ? UFFDIO_CONTINUE_MODE_WP : 0,
+            .mode = UFFDIO_CONTINUE_MODE_DONTWAKE | (protect ? UFFDIO_CONTINUE_MODE_WP : 0),
         };
         int err = ioctl(att->uffd, UFFDIO_CONTINUE, &run) ? errno : 0;
 
@@ -114,7 +117,8 @@ static int make_reachable(struct attachment *att, const struct fault *fault, uin
 
     if (flags & UFFD_PAGEFAULT_FLAG_WP) {
         struct uffdio_writeprotect off = {
-            .range = {(uintptr_t)att->base + fault->offset, PAGE_SIZE}};
+            .range = {(uintptr_t)att->base + fault->offset, PAGE_SIZE},
+            .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
         return ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off) ? -errno : 0;
     }
     /* Memory for what was filled ahead may be short; for the page itself it must not. */
@@ -253,7 +257,7 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
     if (verdict != FAULT_MAP)
         poison(att, &fault, verdict);
     slot_leave(&att->mm, att->slot);
-    wake(att, fault.offset);
+    wake(att, &fault);
 }
 
 void resolve_rearm(struct attachment *att, uint64_t start, uint64_t end)

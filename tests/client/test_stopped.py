@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     Actors = Callable[[], Actor]
     Regions = Callable[..., msharefs.Region]
 
-SIZE = 64 * QUANTUM
+# Strict: a fault a page, so that a process that touches pages is nearly always inside one.
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
+
+SIZE = 256 * QUANTUM
 
 
 def stop(actor: Actor) -> None:
@@ -54,7 +57,7 @@ def flood(actor: Actor, region: msharefs.Region, board: Board, number: int, star
 
 def stop_inside_a_fault(actor: Actor, region: msharefs.Region, mount: Mount) -> None:
     """Stop a process that faults all the time, again until it stands in the middle of it."""
-    for _ in range(200):
+    for _ in range(1000):
         stop(actor)
         if actor.pid in inside_faults(mount, number_of(region.path)):
             return
