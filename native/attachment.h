@@ -114,6 +114,8 @@ void attachments_relock(void);
 bool attachments_own(void);
 /* The attachment with the lowest window that overlaps [start, end), or NULL. */
 struct attachment *attachment_over(uint64_t start, uint64_t end);
+/* The attachment whose host mm is mapped at `addr`. NULL: none. */
+struct attachment *attachment_of_tables(uint64_t addr);
 struct attachment *attachment_unused(void);
 /* Whether [start, end) comes near any window: without a lock, to rule it out. */
 bool attachments_near(uint64_t start, uint64_t end);

@@ -74,6 +74,14 @@ struct attachment *attachment_over(uint64_t start, uint64_t end)
     return lowest;
 }
 
+struct attachment *attachment_of_tables(uint64_t addr)
+{
+    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++)
+        if (attachments[i].live && (uintptr_t)attachments[i].mm.header == addr)
+            return &attachments[i];
+    return NULL;
+}
+
 struct attachment *attachment_unused(void)
 {
     for (unsigned i = 0; i < ATTACHMENTS_MAX; i++)

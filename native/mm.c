@@ -84,10 +84,18 @@ int mm_open(struct mm *mm, int fd)
         (uint64_t)st.st_size != own.file_size)
         return -EUCLEAN;
 
-    uint8_t *map = mmap(NULL, own.file_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-                        fd, 0);
+    /* After mlockall(MCL_FUTURE) a mapping is filled as it is made: not this one,
+     * whose holes are a GiB. */
+    uint8_t *map = mmap(NULL, own.file_size, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (map == MAP_FAILED)
         return -errno;
+    munlock(map, own.file_size);
+    if (mprotect(map, own.file_size, PROT_READ | PROT_WRITE)) {
+        const int err = errno;
+
+        munmap(map, own.file_size);
+        return -err;
+    }
     /* Tables are not the program's memory: keep them out of its core dumps. */
     madvise(map, own.file_size, MADV_DONTDUMP);
 

@@ -110,8 +110,8 @@ static int lock_quietly(struct attachment *att, struct range range, void *unused
     return 0;
 }
 
-/* Fills and locks all mappings but the windows: each by itself, because mlock(2) ends
- * at the first hole. */
+/* Fills and locks all mappings but the windows and the host mms: each by itself,
+ * because mlock(2) ends at the first hole. */
 static void lock_mappings(void)
 {
     char text[4096];
@@ -129,7 +129,8 @@ static void lock_mappings(void)
             struct range range = {.start = strtoull(at, &at, 16)};
 
             range.end = *at == '-' ? strtoull(at + 1, NULL, 16) : 0;
-            preload_parts(range, lock_quietly, NULL);
+            if (!attachment_of_tables(range.start))
+                preload_parts(range, lock_quietly, NULL);
         }
         held -= (size_t)(line - text);
         memmove(text, line, held);
@@ -141,8 +142,10 @@ static void lock_mappings(void)
 static int unlock_window(struct attachment *att, struct range range, void *unused)
 {
     (void)unused;
-    if (att)
+    if (att) {
         sys_munlock((void *)range.start, range.end - range.start);
+        sys_munlock(att->mm.header, att->mm.map_size);
+    }
     return 0;
 }
 
