@@ -119,18 +119,19 @@ static void to_hex(const uint8_t *bytes, size_t count, char *text)
         sprintf(text + 2 * i, "%02x", bytes[i]);
 }
 
-/* x86-64: integers and pointers go the same way, and varargs functions take them too. */
+/* x86-64: integers and pointers go the same way, varargs functions take them too, and a function does not see
+ * those that it has no parameters for. */
 static void call(char **words, unsigned count, char *answer)
 {
     static const char *const missing = "-1\x1f" "ENOSYS";
-    long arg[6] = {0};
+    long arg[8] = {0};
     void *found = dlsym(RTLD_DEFAULT, words[1]);
 
     if (!found) {
         strcpy(answer, missing);
         return;
     }
-    for (unsigned i = 2; i < count && i < 8; i++) {
+    for (unsigned i = 2; i < count && i < 10; i++) {
         if (*words[i] == 's') {
             arg[i - 2] = (long)(words[i] + 1);
         } else if (*words[i] == 'x') {
@@ -141,8 +142,8 @@ static void call(char **words, unsigned count, char *answer)
         }
     }
     errno = 0;
-    long result = ((long (*)(long, long, long, long, long, long))(uintptr_t)found)(
-        arg[0], arg[1], arg[2], arg[3], arg[4], arg[5]);
+    long result = ((long (*)(long, long, long, long, long, long, long, long))(uintptr_t)found)(
+        arg[0], arg[1], arg[2], arg[3], arg[4], arg[5], arg[6], arg[7]);
     int error = errno;
 
     /* A function that returns int leaves the upper half of the register open. */

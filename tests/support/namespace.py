@@ -46,6 +46,11 @@ def enter() -> None:
         _call("mount", b"fusectl", os.fsencode(CONNECTIONS), b"fusectl", 0, None)
 
 
+def tmpfs(path: Path, options: str) -> None:
+    """Mount a tmpfs on a directory."""
+    _call("mount", b"tmpfs", os.fsencode(path), b"tmpfs", 0, options.encode())
+
+
 def mounts() -> list[MountPoint]:
     """All mounts this process sees."""
     found = []

@@ -99,6 +99,10 @@ class Mount:
         """Stop the server as an administrator does, by SIGTERM; it must unmount and exit with 0."""
         self._end(signal.SIGTERM)
 
+    def wait(self) -> None:
+        """Wait for the end of a server whose mount somebody took away."""
+        self._end(None)
+
     def kill(self) -> None:
         """Let the server crash (SIGKILL). The dead mount stays, the next server must cope."""
         self._end(signal.SIGKILL)
@@ -160,17 +164,19 @@ class Mount:
             raise
         return True
 
-    def _end(self, number: signal.Signals) -> None:
+    def _end(self, number: signal.Signals | None) -> None:
         process = self.process
         assert process is not None, "the server is not running"
-        process.send_signal(number)
+        if number is not None:
+            process.send_signal(number)
         try:
             status = process.wait(STOP_LIMIT)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGUSR1)  # stacks into the log
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STACKS_WAIT)
-            failure = self._failed(f"the server ignores {number.name}")
+            ignored = number.name if number is not None else "that its mount is gone"
+            failure = self._failed(f"the server ignores {ignored}")
             self.clean_up()
             raise failure from None
         self.process = None

@@ -1,0 +1,13 @@
+"""All rows, in the order of the report."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+MODULES = [
+    import_module(f"{__package__}.rows_{name}")
+    for name in (
+        "uapi", "mount", "names", "info", "descriptor", "sizing", "create", "attach", "faults",
+        "vma", "gup", "proc", "owner", "fork", "tables",
+    )
+]  # fmt: skip

@@ -1,0 +1,236 @@
+"""MSHAREFS_CREATE_MAPPING: what is refused, in which order, and with what errno."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .stage import (
+    ANON,
+    CREATE,
+    FIXED,
+    GROWSDOWN,
+    HUGETLB,
+    NOREPLACE,
+    PAGE,
+    POPULATE,
+    PRIVATE,
+    RW,
+    SHARED,
+    SHARED_FIXED,
+    UNKNOWN,
+    VALIDATE,
+    Q,
+    create_bytes,
+    memory_used,
+    unmap_bytes,
+)
+from .table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .stage import Stage
+
+WRAP = 1 << 64
+DEFAULT = SHARED_FIXED | ANON
+
+
+def flags(value: int) -> Callable[[Stage], str]:
+    return lambda stage: stage.region().create(flags=value)
+
+
+def place(offset: int, size: int = PAGE) -> Callable[[Stage], str]:
+    return lambda stage: stage.region().create(offset, size)
+
+
+def order(
+    *, offset: int = 0, size: int = PAGE, value: int = SHARED_FIXED, fd: int = 99, prot: int = RW
+) -> Callable[[Stage], str]:
+    """A CREATE of a file with several things wrong; descriptor 99 is not open."""
+    return lambda stage: stage.region().create(offset, size, prot, value, fd)
+
+
+def short(stage: Stage, readable: int, request: bytes, command: int) -> str:
+    """The argument lies at the end of a page, with nothing after it."""
+    agent, file = stage.agent, stage.region()
+    end = agent.call("mmap", 0, 2 * PAGE, RW, PRIVATE | ANON, -1, 0) + PAGE
+    agent.call("munmap", end, PAGE)
+    agent.put(end - readable, request[:readable])
+    return file.say("ioctl", command, end - readable)
+
+
+T = Table("CREATE_MAPPING: the argument", "1.2, 1.7, A, C")
+T("create-anon", "a page of anonymous memory", "0", place(0))
+T("ioctl-unknown", "an unknown ioctl of a sized region", "ENOTTY",
+  lambda s: s.region().say("ioctl", UNKNOWN, bytes(4)))
+for number in range(2, 16):
+    T(f"ioctl-{number}", f"ioctl _IO('x', {number})", "ENOTTY",
+      lambda s, number=number: s.region().say("ioctl", ord("x") << 8 | number, 0),
+      source="1.2")
+T("create-pointer", "a bad pointer", "EFAULT", lambda s: s.region().say("ioctl", CREATE, 8))
+T("create-null", "a null pointer", "EFAULT", lambda s: s.region().say("ioctl", CREATE, 0))
+T("create-short", "36 bytes of the struct are readable", "EFAULT",
+  lambda s: short(s, 36, create_bytes(0, PAGE, RW, DEFAULT), CREATE))
+T("create-whole", "40 bytes of it are", "0",
+  lambda s: short(s, 40, create_bytes(0, PAGE, RW, DEFAULT), CREATE))
+T("create-padding", "garbage in its padding", "0",
+  lambda s: s.region().say("ioctl", CREATE, create_bytes(0, PAGE, RW, DEFAULT)[:36] + b"\xff" * 4))
+T("create-anon-fd", "MAP_ANONYMOUS with a descriptor: it is ignored", "0",
+  lambda s: s.region().create(fd=99))
+
+T = Table("CREATE_MAPPING: place and size", "1.7, A, C")
+T("create-at-page", "at region_offset 4K: objects need page alignment only", "0", place(PAGE),
+  source="1.4")
+T("create-last", "the last page of the region", "0", place(Q - PAGE))
+T("create-all", "all of the region, MAP_NORESERVE", "0",
+  lambda s: s.region().create(0, Q, flags=DEFAULT | 0x4000))
+T("create-offset-end", "region_offset = size of the region", "EINVAL", place(Q))
+T("create-offset-beyond", "region_offset beyond", "EINVAL", place(2 * Q))
+T("create-offset-wrap", "region_offset 2^64-4096", "EINVAL", place(WRAP - PAGE))
+T("create-offset-odd", "region_offset 1", "EINVAL", place(1))
+T("create-offset-odd-2", "region_offset 4K+512", "EINVAL", place(PAGE + 512))
+T("create-beyond", "region_offset + size beyond the region", "EINVAL", place(Q - PAGE, 2 * PAGE))
+T("create-size-more", "size of more than the region", "EINVAL", place(0, Q + PAGE))
+T("create-size-0", "size 0", "EINVAL", place(0, 0))
+T("create-size-0-end", "size 0 at the last page", "EINVAL", place(Q - PAGE, 0))
+
+
+def one_byte(stage: Stage) -> str:
+    memory = stage.memory()
+    assert memory.file.create(0, 1) == "0"
+    return f"{memory.store(PAGE - 1)}, {memory.store(PAGE)}"
+
+
+T("create-size-1", "size 1: the last byte of the page, the first of the next",
+  "ok, SIGSEGV MAPERR", one_byte)
+T("create-size-2^64-1", "size 2^64-1 at 4K", "ENOMEM", place(PAGE, WRAP - 1))
+T("create-size-2^64-4K", "size 2^64-4096 at 4K", "ENOMEM", place(PAGE, WRAP - PAGE),
+  source="1.12, A")
+T("create-size-2^63", "size 2^63", "EINVAL", place(0, 1 << 63))
+
+T = Table("CREATE_MAPPING: flags", "1.7, A, C")
+T("flags-none", "neither MAP_SHARED nor MAP_FIXED", "EINVAL", flags(ANON))
+T("flags-not-shared", "without MAP_SHARED", "EINVAL", flags(FIXED | ANON))
+T("flags-not-fixed", "without MAP_FIXED", "EINVAL", flags(SHARED | ANON))
+T("flags-private", "MAP_PRIVATE", "EINVAL", flags(PRIVATE | FIXED | ANON))
+T("flags-validate", "MAP_SHARED_VALIDATE, anonymous", "EINVAL", flags(VALIDATE | FIXED | ANON))
+T("flags-growsdown", "MAP_GROWSDOWN", "EINVAL", flags(DEFAULT | GROWSDOWN))
+T("flags-type-9", "mapping type 9", "EINVAL", flags(9 | FIXED | ANON))
+for ident, name, bits in (
+    ("populate", "MAP_POPULATE", POPULATE),
+    ("nonblock", "MAP_NONBLOCK", 0x10000),
+    ("stack", "MAP_STACK", 0x20000),
+    ("32bit", "MAP_32BIT", 0x40),
+    ("sync", "MAP_SYNC", 0x80000),
+    ("denywrite", "MAP_DENYWRITE", 0x800),
+    ("executable", "MAP_EXECUTABLE", 0x1000),
+    ("noreserve", "MAP_NORESERVE", 0x4000),
+    ("uninitialized", "MAP_UNINITIALIZED", 0x4000000),
+    ("huge-2mb", "MAP_HUGE_2MB without MAP_HUGETLB", 21 << 26),
+    ("huge-1gb", "MAP_HUGE_1GB without MAP_HUGETLB", 30 << 26),
+    ("bit-9", "unknown bit 9", 0x200),
+    ("bit-25", "unknown bit 25", 0x2000000),
+):
+    T(f"flags-{ident}", f"{name}: ignored", "0", flags(DEFAULT | bits))
+
+
+def populated(stage: Stage) -> str:
+    """Whether a populated mapping of 8 MiB takes memory."""
+    file = stage.region()
+    before = memory_used()
+    assert file.create(0, 8 << 20, flags=DEFAULT | POPULATE) == "0"
+    return "none" if memory_used() - before < 4 << 20 else "some"
+
+
+T("flags-populate-shmem", "memory that MAP_POPULATE of 8 MiB takes", "none", populated, source="C")
+
+
+def noreplace(*places: tuple[int, int]) -> Callable[[Stage], str]:
+    """Two pages at 4K, then one CREATE each with MAP_FIXED|MAP_FIXED_NOREPLACE."""
+
+    def check(stage: Stage) -> str:
+        file = stage.region()
+        assert file.create(PAGE, 2 * PAGE) == "0"
+        return ", ".join(
+            file.create(offset, size, flags=DEFAULT | NOREPLACE) for offset, size in places
+        )
+
+    return check
+
+
+T("noreplace-hole", "MAP_FIXED_NOREPLACE on a hole", "0", noreplace((0, PAGE)), source="A, B")
+T("noreplace-same", "on what is mapped", "EEXIST", noreplace((PAGE, PAGE)), source="A, B")
+T("noreplace-part", "over the begin, the end, all of what is mapped", "EEXIST, EEXIST, EEXIST",
+  noreplace((0, 2 * PAGE), (2 * PAGE, 2 * PAGE), (0, 4 * PAGE)), source="A, B")
+T("noreplace-unfixed", "MAP_FIXED_NOREPLACE without MAP_FIXED", "EINVAL",
+  flags(SHARED | ANON | NOREPLACE), source="B")
+
+for prot in range(8):
+    T(f"prot-{prot}", f"prot {prot}", "0",
+      lambda s, prot=prot: s.region().create(prot=prot), source="A, C")
+T("prot-high", "prot 0xfffffff8|READ: bits above 7 are ignored", "0",
+  lambda s: s.region().create(prot=0xFFFFFFF9), source="A, C")
+
+T = Table("CREATE_MAPPING: the order of the checks", "1.7, C")
+T("order-unsized", "unsized, and all else wrong", "EINVAL",
+  lambda s: s.unsized().create(Q, 0, flags=0, fd=99))
+T("order-offset-fd", "region_offset = size, descriptor not open", "EINVAL", order(offset=Q))
+T("order-flags-fd", "MAP_PRIVATE, descriptor not open", "EINVAL", order(value=PRIVATE | FIXED))
+T("order-unfixed-fd", "no MAP_FIXED, descriptor not open", "EINVAL", order(value=SHARED))
+T("order-fd-range", "descriptor not open, end beyond the region", "EBADF",
+  order(offset=Q - PAGE, size=2 * PAGE))
+T("order-fd-size", "descriptor not open, size 0", "EBADF", order(size=0))
+T("order-fd-odd", "descriptor not open, region_offset 1", "EBADF", order(offset=1))
+T("order-fd-hugetlb", "descriptor not open, MAP_HUGETLB", "EBADF",
+  order(value=SHARED_FIXED | HUGETLB))
+
+
+T = Table("UNMAP", "1.7, A")
+
+
+def unmap(offset: int, size: int) -> Callable[[Stage], str]:
+    """UNMAP of a region with 8 pages from 4K on."""
+
+    def check(stage: Stage) -> str:
+        file = stage.region()
+        assert file.create(PAGE, 8 * PAGE) == "0"
+        return file.unmap(offset, size)
+
+    return check
+
+
+T("unmap", "all of an object", "0", unmap(PAGE, 8 * PAGE))
+T("unmap-part", "a part of an object", "0", unmap(2 * PAGE, PAGE))
+T("unmap-more", "more than an object", "0", unmap(0, 16 * PAGE))
+T("unmap-all", "all of the region", "0", unmap(0, Q))
+T("unmap-hole", "a hole", "0", unmap(Q // 2, PAGE))
+T("unmap-size-0", "size 0", "EINVAL", unmap(PAGE, 0))
+T("unmap-odd", "region_offset 1", "EINVAL", unmap(1, PAGE))
+T("unmap-odd-hole", "region_offset 4K+512 in a hole", "EINVAL", unmap(Q // 2 + 512, PAGE))
+T("unmap-offset-end", "region_offset = size of the region", "EINVAL", unmap(Q, PAGE))
+T("unmap-offset-beyond", "region_offset beyond", "EINVAL", unmap(2 * Q, PAGE))
+T("unmap-beyond", "end beyond the region", "EINVAL", unmap(Q - PAGE, 2 * PAGE))
+T("unmap-size-more", "size of more than the region", "EINVAL", unmap(0, Q + PAGE))
+T("unmap-wrap", "end beyond 2^64", "EINVAL", unmap(PAGE, WRAP - PAGE))
+T("unmap-offset-wrap", "region_offset 2^64-4096", "EINVAL", unmap(WRAP - PAGE, PAGE))
+T("unmap-pointer", "a bad pointer", "EFAULT", lambda s: s.region().say("ioctl", 0x40107801, 8))
+T("unmap-short", "12 bytes of the struct are readable", "EFAULT",
+  lambda s: short(s, 12, unmap_bytes(0, PAGE), 0x40107801))
+
+
+def rounded(stage: Stage) -> str:
+    memory = stage.memory((0, 3 * PAGE, RW))
+    assert memory.file.unmap(0, PAGE + 1) == "0"
+    return f"{memory.load(PAGE)}, {memory.load(2 * PAGE)}"
+
+
+T("unmap-size-odd", "size 4097: the second page, the third", "SIGSEGV MAPERR, 0", rounded)
+
+
+def large(count: int) -> Callable[[Stage], str]:
+    """UNMAP of `count` quanta of a region of 255 (127.5 TiB)."""
+    return lambda stage: stage.region(255 * Q).unmap(0, count * Q)
+
+
+T("unmap-255Q", "the whole of a region of 255Q (127.5 TiB)", "EINVAL", large(255), source="C")
+T("unmap-254Q", "254Q of it", "0", large(254), source="C")

@@ -1,0 +1,201 @@
+"""fork, vfork, exec, exit, core dumps; sharing between processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from .stage import PAGE, RW, Memory, Q, on_page
+from .table import DEFECT, Table
+
+if TYPE_CHECKING:
+    from .stage import Stage
+
+RLIMIT_CORE = 4
+SOME = 64 << 20
+
+
+def present(stage: Stage) -> Memory:
+    memory = stage.page()
+    memory.store()
+    return memory
+
+
+def child_sees(stage: Stage) -> str:
+    memory = present(stage)
+    return memory.at(memory.agent.fork()).load()
+
+
+def child_writes(stage: Stage) -> str:
+    memory = present(stage)
+    memory.at(memory.agent.fork()).store(byte=9)
+    return memory.load()
+
+
+def parent_writes(stage: Stage) -> str:
+    memory = present(stage)
+    child = memory.at(memory.agent.fork())
+    memory.store(1, 9)
+    return child.load(1)
+
+
+def grandchild(stage: Stage) -> str:
+    memory = present(stage)
+    return memory.at(memory.agent.fork().fork()).load()
+
+
+T = Table("fork and vfork", "1.11, C")
+T("fork-load", "a child of fork: a load", "7", child_sees, plain=True)
+T("fork-child-store", "a store by the child, a load by the parent", "9", child_writes, plain=True)
+T("fork-parent-store", "a store by the parent, a load by the child", "9", parent_writes, plain=True)
+T("fork-grandchild", "a child of the child: a load", "7", grandchild, plain=True)
+T("fork-absent", "a store by the child to a page nobody touched, a load by the parent", "5",
+  on_page(lambda m: m.at(m.agent.fork()).store(0, 5) and m.load()), plain=True)
+T("fork-hole", "a load by the child from a hole", "SIGSEGV MAPERR",
+  on_page(lambda m: m.at(m.agent.fork()).load(PAGE)), plain=True)
+
+
+def unmapped_later(stage: Stage) -> str:
+    memory = present(stage)
+    child = memory.at(memory.agent.fork())
+    child.load()
+    memory.file.unmap()
+    return f"{child.load()}, {memory.load()}"
+
+
+T("fork-unmap", "UNMAP by the parent: a load by the child, by the parent",
+  "SIGSEGV MAPERR, SIGSEGV MAPERR", unmapped_later)
+
+
+def child_detaches(stage: Stage) -> str:
+    memory = present(stage)
+    child = memory.agent.fork()
+    return f"{child.say('munmap', memory.base, Q)}, {memory.at(child).load()}, {memory.load()}"
+
+
+T("fork-munmap", "munmap by the child, a load by it, by the parent", "0, SIGSEGV MAPERR, 7",
+  child_detaches, plain=True)
+
+
+def child_ends(stage: Stage) -> str:
+    memory = present(stage)
+    memory.agent.fork().exit(by="kill")
+    return memory.load()
+
+
+T("fork-kill", "the child is killed: a load by the parent", "7", child_ends, plain=True)
+
+
+def parent_ends(stage: Stage) -> str:
+    """The region was made by another process: the parent's end ends nothing."""
+    maker = present(stage)
+    parent = maker.again(stage.process())
+    child = parent.at(parent.agent.fork())
+    parent.agent.exit(by="kill")
+    return f"{child.load()}, {child.store(0, 3)}, {maker.load()}"
+
+
+T("fork-parent-kill", "the parent is killed: a load and a store by the child, a load by a third",
+  "7, ok, 3", parent_ends, plain=True)
+
+
+def children(stage: Stage) -> str:
+    """Loads by twenty children that live at the same time."""
+    memory = present(stage)
+    forked = [memory.agent.fork() for _ in range(20)]
+    return str(sum(memory.at(child).load() == "7" for child in forked))
+
+
+T("fork-many", "twenty children at once: how many load the byte", "20", children, plain=True)
+
+
+def by_a_thread(stage: Stage) -> str:
+    memory = present(stage)
+    return memory.at(memory.agent.thread().fork()).load()
+
+
+T("fork-thread", "fork by another thread: a load by the child", "7", by_a_thread, plain=True)
+T("vfork-store", "vfork: a store by the child; its status, a load by the parent", "0, 9",
+  on_page(lambda m: f"{m.agent.ask('vfork', m.base, 9)}, {m.load()}"), plain=True)
+
+
+def links(stage: Stage) -> str:
+    """Links of a child before and after its first touch."""
+    from .figures import clients
+
+    memory = present(stage)
+    child = memory.agent.fork()
+    before = clients(stage)[child.pid]["links"]
+    memory.at(child).load()
+    return f"{before}, {clients(stage)[child.pid]['links']}"
+
+
+T("fork-links", "links of a child: before and after its first touch", "0, 1", links)
+
+T = Table("exec, exit, core dumps", "1.11, B, C")
+
+
+def executed(stage: Stage) -> str:
+    memory = present(stage)
+    agent = memory.again(stage.process()).agent.exec()
+    return agent.load(memory.base)
+
+
+T("exec", "a load from the old address after exec", "SIGSEGV MAPERR", executed, plain=True)
+
+
+def reattached(stage: Stage) -> str:
+    memory = present(stage)
+    agent = memory.again(stage.process()).agent.exec()
+    return memory.again(agent).load()
+
+
+T("exec-attach", "attached again after exec: a load", "7", reattached, plain=True)
+
+
+def slots(stage: Stage, how: str) -> str:
+    """How many attachments the region has after one of two ended."""
+    from .figures import clients
+
+    memory = present(stage)
+    other = memory.again(stage.process())
+    if how == "exec":
+        other.agent.exec()
+    else:
+        other.agent.exit(by=how)
+    return str(len(clients(stage)))
+
+
+T("exec-detaches", "attachments of the region after one of two processes called exec", "1",
+  lambda s: slots(s, "exec"))
+T("exit-detaches", "after one of two exited", "1", lambda s: slots(s, "exit"))
+T("kill-detaches", "after one of two was killed", "1", lambda s: slots(s, "kill"))
+
+
+def core(stage: Stage, *, unlink: bool) -> str:
+    """Size of the core file of a process that touched 64 MiB."""
+    with open("/proc/sys/kernel/core_pattern") as pattern:
+        if pattern.read().startswith("|"):
+            raise NotImplementedError("this system gives core dumps to a program")
+    memory = stage.memory((0, SOME, RW))
+    agent = stage.process()
+    again = memory.again(agent)
+    agent.call("memset", again.base, 1, SOME)
+    if unlink:
+        agent.call("unlink", stage.path())
+    agent.call("chdir", str(stage.elsewhere))
+    agent.call("setrlimit", RLIMIT_CORE, b"\xff" * 16)
+    agent.call("prctl", 4, 1, 0, 0, 0)  # PR_SET_DUMPABLE
+    pidfd = os.pidfd_open(agent.pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGABRT)
+    os.close(pidfd)
+    assert agent.answer() == ""
+    size = max((each.stat().st_size for each in stage.elsewhere.glob("core*")), default=0)
+    return "no core" if not size else "with it" if size > SOME else "without it"
+
+
+T("core", "core dump of a process that touched 64 MiB of a region", "without it",
+  lambda s: core(s, unlink=False))
+T("core-unlinked", "the same, the region unlinked", "the dump walks 512 GiB",
+  lambda s: core(s, unlink=True), source="B, D", ours="without it", why=DEFECT)

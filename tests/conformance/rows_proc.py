@@ -1,0 +1,196 @@
+"""What /proc shows of an attachment."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from .rows_vma import status
+from .stage import PAGE, RW, Memory, Q, on_page
+from .table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .stage import Stage
+
+SOME = 64 << 20
+TRIES = 5
+NATIVE = (
+    "The pages are mapped in the process's own page tables too: Linux counts them, as for any "
+    "shared memory. `msharefs stat` and `clients` count as the series would."
+)
+
+
+OBJECT = "What is mapped is the region's memory object in the state directory, NUMBER.mem."
+
+
+def lines(memory: Memory) -> list[str]:
+    """The lines of /proc/PID/maps inside the attachment."""
+    found = []
+    with open(f"/proc/{memory.agent.pid}/maps") as maps:
+        for line in maps:
+            start, end = (int(each, 16) for each in line.split()[0].split("-"))
+            if start < memory.base + Q and end > memory.base:
+                found.append(line.strip())
+    return found
+
+
+def filled(stage: Stage) -> Memory:
+    """An attachment of which 64 MiB are touched."""
+    memory = stage.memory((0, SOME, RW))
+    memory.agent.call("memset", memory.base, 1, SOME)
+    return memory
+
+
+def grown(field: str) -> Callable[[Stage], str]:
+    """Whether a figure of /proc/PID/status grows with 64 MiB that the process touches."""
+
+    def check(stage: Stage) -> str:
+        memory = stage.memory((0, SOME, RW))
+        memory.store()
+        before = int(status(memory, field).split()[0])
+        memory.agent.call("memset", memory.base, 1, SOME)
+        grew = int(status(memory, field).split()[0]) - before
+        return "unchanged" if grew < 64 else "grows"
+
+    return check
+
+
+def grows_by_quantum(stage: Stage) -> str:
+    file = stage.region()
+    memory = Memory(stage, file, 0)
+    before = int(status(memory, "VmSize").split()[0]) << 10
+    file.attach()
+    grew = (int(status(memory, "VmSize").split()[0]) << 10) - before
+    # The library's own mappings are small beside it.
+    return "yes" if Q <= grew < Q + (8 << 30) else hex(grew)
+
+
+T = Table("/proc of an attacher", "1.9, 1.11, A, C")
+T("maps-lines", "lines of /proc/PID/maps", "1", lambda s: str(len(lines(s.page()))))
+T("maps-lines-touched", "the same after accesses to an object and a hole", "1",
+  on_page(lambda m: m.store() and m.load(PAGE) and str(len(lines(m)))))
+T("maps-prot", "its permissions", "rw-s", lambda s: lines(s.page())[0].split()[1])
+T("maps-name", "its path ends in the region's name", "r",
+  lambda s: os.path.basename(lines(s.page())[0].split(maxsplit=5)[5].split(".")[-1]),
+  ours="mem", why=OBJECT)
+T("maps-deleted", "its path once the region is unlinked ends in", "(deleted)",
+  on_page(lambda m: m.file.unlink() and lines(m)[0].split(".")[-1]),
+  ours="mem", why=OBJECT)
+T("vmsize", "VmSize after attaching grows by Q", "yes", grows_by_quantum)
+T("vmrss", "VmRSS after 64 MiB were touched", "unchanged", grown("VmRSS"), ours="grows", why=NATIVE)
+T("rssshmem", "RssShmem then", "unchanged", grown("RssShmem"), ours="grows", why=NATIVE)
+T("vmpte", "VmPTE then", "unchanged", grown("VmPTE"), ours="grows", why=NATIVE)
+T("vmlck", "VmLck then", "unchanged", grown("VmLck"))
+
+
+def smaps(memory: Memory, field: str) -> int:
+    """A figure of the attachment in /proc/PID/smaps, in kB."""
+    total = 0
+    inside = False
+    with open(f"/proc/{memory.agent.pid}/smaps") as text:
+        for line in text:
+            head = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+            if head:
+                inside = memory.base <= int(head[1], 16) < memory.base + Q
+            elif inside and line.startswith(f"{field}:"):
+                total += int(line.split()[1])
+    return total
+
+
+def vmflags(stage: Stage) -> set[str]:
+    memory = stage.page()
+    inside = False
+    with open(f"/proc/{memory.agent.pid}/smaps") as text:
+        for line in text:
+            head = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+            if head:
+                inside = int(head[1], 16) == memory.base
+            elif inside and line.startswith("VmFlags:"):
+                return set(line.split()[1:])
+    raise AssertionError
+
+
+T("smaps-rss", "smaps Rss of a process that touched 64 MiB, in kB", str(SOME >> 10),
+  lambda s: str(smaps(filled(s), "Rss")))
+T("smaps-unlinked", "smaps Rss of another process that has touched nothing", "0",
+  lambda s: str(smaps(filled(s).again(s.process()), "Rss")))
+
+
+def linked_only(stage: Stage) -> str:
+    """smaps Rss of a process that touched one byte of 64 MiB that are present."""
+    other = filled(stage).again(stage.process())
+    other.load()
+    found = smaps(other, "Rss")
+    return "all" if found == SOME >> 10 else "less"
+
+
+T("smaps-linked", "smaps Rss of one that touched a byte: of how much that is present", "all",
+  linked_only, ours="less", why=NATIVE)
+T("vmflags-dontexpand", "VmFlags has `de` (VM_DONTEXPAND)", "yes",
+  lambda s: "yes" if "de" in vmflags(s) else "no", source="1.6, C", ours="no",
+  why="No program can set that flag; mremap is refused by the library.")
+T("vmflags-unknown", "VmFlags has `??` (VM_MSHARE, bit 43)", "yes",
+  lambda s: "yes" if "??" in vmflags(s) else "no", source="1.2, 1.11, C", ours="no",
+  why="The flag exists in the series' kernel only.")
+
+
+def pagemap(stage: Stage, offset: int) -> str:
+    """Whether /proc/PID/pagemap has the page."""
+    memory = stage.memory((0, 2 * PAGE, RW))
+    memory.store()
+    with open(f"/proc/{memory.agent.pid}/pagemap", "rb", buffering=0) as file:
+        file.seek((memory.base + offset) // PAGE * 8)
+        return str(int.from_bytes(file.read(8), "little") >> 63)
+
+
+T("pagemap-present", "pagemap: present bit of a touched page", "1", lambda s: pagemap(s, 0),
+  plain=True)
+T("pagemap-absent", "pagemap: present bit of an absent page", "0", lambda s: pagemap(s, PAGE),
+  plain=True)
+
+
+def meminfo(field: str) -> int:
+    """A figure of /proc/meminfo, in bytes."""
+    with open("/proc/meminfo") as text:
+        return next(int(line.split()[1]) << 10 for line in text if line.startswith(f"{field}:"))
+
+
+def grown_by_second(stage: Stage, field: str, memory: Memory) -> int:
+    """How a figure of the whole machine grows while a second process touches 64 MiB."""
+    other = memory.again(stage.process())
+    before = meminfo(field)
+    other.agent.call("memset", other.base, 1, SOME)
+    return meminfo(field) - before
+
+
+def counted_in_shmem(stage: Stage) -> str:
+    """By the first toucher; others on this machine use memory too, so it may take some tries."""
+    for number in range(TRIES):
+        memory = stage.memory((0, SOME, RW), name=f"r{number}")
+        if grown_by_second(stage, "Shmem", memory) > SOME // 2:
+            return "yes"
+    return "no"
+
+
+def mapped_once(stage: Stage) -> str:
+    """Whether Mapped grows when a second process touches what a first has."""
+    memory = filled(stage)
+    grown = min(grown_by_second(stage, "Mapped", memory) for _ in range(TRIES))
+    return "once" if grown < SOME // 2 else "again"
+
+
+T("meminfo-mapped", "Mapped of /proc/meminfo counts 64 MiB of two attachers", "once", mapped_once,
+  plain=True)
+T("meminfo-shmem", "Shmem of /proc/meminfo counts 64 MiB of anonymous objects", "yes",
+  counted_in_shmem,
+  plain=True)
+T("numa-maps", "/proc/PID/numa_maps can be read", "yes",
+  lambda s: "yes" if f"{s.page().base:x}" in _numa(s) else "no", plain=True)
+
+
+def _numa(stage: Stage) -> str:
+    with open(f"/proc/{stage.agent.pid}/numa_maps") as text:
+        return text.read()

@@ -1,0 +1,299 @@
+"""Calls on the addresses of an attachment: mprotect, mremap, msync, mlock, mseal, madvise."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from .stage import HUGE, NONE, PAGE, READ, RW, Memory, Q, errno_name, memory_used
+from .table import DEFECT, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .stage import Stage
+    from support.agent import Argument
+
+MAYMOVE, REMAP_FIXED, DONTUNMAP = 1, 2, 4
+MS_ASYNC, MS_INVALIDATE, MS_SYNC = 1, 2, 4
+MCL_CURRENT, MCL_FUTURE = 1, 2
+RLIMIT_MEMLOCK = 8
+
+WHOLE, PART = (0, Q), (0, PAGE)
+
+
+def touched(stage: Stage) -> Memory:
+    """An attachment with one page, which is present, and linked."""
+    memory = stage.page()
+    memory.store()
+    return memory
+
+
+def on(
+    function: str, where: tuple[int, int], *arguments: Argument, present: bool = True
+) -> Callable[[Stage], str]:
+    """A call on a part of an attachment: function(address, length, ...)."""
+
+    def check(stage: Stage) -> str:
+        memory = touched(stage) if present else stage.page()
+        return memory.agent.say(function, memory.base + where[0], where[1], *arguments)
+
+    return check
+
+
+T = Table("mprotect and mremap of an attachment", "1.6, A, B")
+for name, where in (("whole", WHOLE), ("part", PART), ("middle", (Q // 2, PAGE))):
+    for prot, what in ((READ, "PROT_READ"), (RW, "PROT_READ|PROT_WRITE"), (NONE, "PROT_NONE")):
+        T(f"mprotect-{name}-{prot}", f"mprotect({what}) of the {name}", "EINVAL",
+          on("mprotect", where, prot))
+
+
+def remap(
+    old: int, new: int, flags: int = MAYMOVE, *to: int, offset: int = 0
+) -> Callable[[Stage], str]:
+    """mremap, and whether the attachment is as it was."""
+
+    def check(stage: Stage) -> str:
+        memory = touched(stage)
+        agent = memory.agent
+        try:
+            base = agent.call("mremap", memory.base + offset, old, new, flags, *to)
+        except OSError as error:
+            return f"{errno_name(error)}, {memory.load()}"
+        return f"0, {agent.load(base)}"
+
+    return check
+
+
+T("mremap-grow", "mremap to 2Q", "EFAULT, 7", remap(Q, 2 * Q))
+T("mremap-grow-page", "mremap to Q+4K", "EFAULT, 7", remap(Q, Q + PAGE))
+T("mremap-shrink", "mremap to Q-4K", "EINVAL, 7", remap(Q, Q - PAGE))
+T("mremap-same", "mremap to the same size", "0, 7", remap(Q, Q))
+T("mremap-old-0", "mremap with old size 0", "EFAULT, 7", remap(0, Q))
+T("mremap-part", "mremap of a part to a fixed place", "EINVAL, 7",
+  remap(PAGE, PAGE, MAYMOVE | REMAP_FIXED, 20 * Q), source="1.6")
+T("mremap-move", "mremap of the whole to a fixed 20Q, a load there", "0, 7",
+  remap(Q, Q, MAYMOVE | REMAP_FIXED, 20 * Q), source="B", ours="EINVAL, 7",
+  why=f"{DEFECT} It corrupts the shared tables.")
+T("mremap-move-odd", "mremap of the whole to 20Q+4K", "EINVAL, 7",
+  remap(Q, Q, MAYMOVE | REMAP_FIXED, 20 * Q + PAGE), source="B")
+T("mremap-dontunmap", "mremap(MREMAP_DONTUNMAP)", "EINVAL, 7",
+  remap(Q, Q, MAYMOVE | DONTUNMAP), source="B")
+T("remap-file-pages", "remap_file_pages of its first page", "EINVAL",
+  on("remap_file_pages", PART, 0, 1, 0), source="C")
+
+def locked_by_user(stage: Stage) -> str:
+    memory = stage.page()
+    os_mode = 0o666
+    stage.agent.call("chmod", stage.path(), os_mode)
+    again = memory.again(stage.user())
+    again.store()
+    return again.agent.say("mlock", again.base, PAGE)
+
+
+def all_locked(stage: Stage) -> str:
+    memory = touched(stage)
+    before = memory_used()
+    assert memory.agent.say("mlockall", MCL_CURRENT | MCL_FUTURE) == "0"
+    memory.file.attach()
+    return "none" if memory_used() - before < 64 << 20 else "some"
+
+
+def vmlck(stage: Stage) -> str:
+    memory = touched(stage)
+    assert memory.agent.say("mlock", memory.base, PAGE) == "0"
+    return status(memory, "VmLck")
+
+
+def status(memory: Memory, field: str) -> str:
+    """A field of /proc/PID/status."""
+    with open(f"/proc/{memory.agent.pid}/status") as lines:
+        return next(line.split(":")[1].strip() for line in lines if line.startswith(f"{field}:"))
+
+
+T = Table("msync, mlock, mseal", "A, C")
+for name, flags, answer in (
+    ("async", MS_ASYNC, "0"), ("invalidate", MS_INVALIDATE, "0"), ("sync", MS_SYNC, "EINVAL"),
+):
+    T(f"msync-{name}", f"msync(MS_{name.upper()}) of a page", answer, on("msync", PART, flags))
+T("mlock-present", "mlock of a page that is present and linked", "0", on("mlock", PART))
+T("mlock-absent", "mlock of an absent page", "ENOMEM", on("mlock", PART, present=False))
+T("mlock-whole", "mlock of the whole: not every page is present", "ENOMEM", on("mlock", WHOLE))
+T("mlock-user", "mlock of a present page by a user with the usual limit", "0",
+  locked_by_user)
+T("munlock", "munlock of the whole", "0", on("munlock", WHOLE))
+T("mlockall-current", "mlockall(MCL_CURRENT)", "0",
+  lambda s: touched(s).agent.say("mlockall", MCL_CURRENT))
+T("mlockall-future", "mlockall(MCL_CURRENT|MCL_FUTURE), then an attachment", "0, 0",
+  lambda s: f"{s.agent.say('mlockall', MCL_CURRENT | MCL_FUTURE)}, {s.region().mmap()}")
+T("mlockall-memory", "memory that mlockall(MCL_CURRENT|MCL_FUTURE) and a second attachment take",
+  "none", all_locked)
+T("mlock-vmlck", "VmLck after mlock of a present page", "0 kB", vmlck)
+
+
+def sealed(stage: Stage) -> str:
+    """mseal of the whole, then munmap, UNMAP, a load."""
+    memory = touched(stage)
+    answers = [
+        memory.agent.say("mseal", memory.base, Q, 0),
+        memory.agent.say("munmap", memory.base, Q),
+        memory.file.unmap(),
+        memory.load(),
+    ]
+    return ", ".join(answers)
+
+
+T("mseal-part", "mseal of a page", "EINVAL", on("mseal", PART, 0))
+T("mseal-whole", "mseal of the whole, then munmap, UNMAP, a load", "0, EPERM, 0, SIGSEGV MAPERR",
+  sealed)
+
+ADVICE = {
+    "NORMAL": 0, "RANDOM": 1, "SEQUENTIAL": 2, "WILLNEED": 3, "DONTNEED": 4, "FREE": 8,
+    "REMOVE": 9, "DONTFORK": 10, "DOFORK": 11, "MERGEABLE": 12, "HUGEPAGE": 14, "NOHUGEPAGE": 15,
+    "DONTDUMP": 16, "DODUMP": 17, "WIPEONFORK": 18, "KEEPONFORK": 19, "COLD": 20, "PAGEOUT": 21,
+    "POPULATE_READ": 22, "POPULATE_WRITE": 23, "COLLAPSE": 25, "GUARD_INSTALL": 102,
+}
+
+T = Table("madvise of an attachment", "1.6, A, B, C")
+for name in (
+    "NORMAL", "RANDOM", "SEQUENTIAL", "WILLNEED", "DONTNEED", "DONTFORK", "DOFORK", "MERGEABLE",
+    "HUGEPAGE", "NOHUGEPAGE", "DONTDUMP", "KEEPONFORK", "COLD", "PAGEOUT",
+):
+    T(f"advise-{name}", f"MADV_{name} of the whole", "0", on("madvise", WHOLE, ADVICE[name]))
+for name in ("FREE", "DODUMP", "WIPEONFORK", "COLLAPSE", "GUARD_INSTALL"):
+    T(f"advise-{name}", f"MADV_{name} of the whole", "EINVAL", on("madvise", WHOLE, ADVICE[name]))
+T("advise-REMOVE", "MADV_REMOVE of the whole", "EOPNOTSUPP",
+  on("madvise", WHOLE, ADVICE["REMOVE"]))
+for name in (
+    "RANDOM", "SEQUENTIAL", "DONTFORK", "HUGEPAGE", "NOHUGEPAGE", "WIPEONFORK", "DODUMP",
+):
+    T(f"advise-{name}-part", f"MADV_{name} of a page: it would split", "EINVAL",
+      on("madvise", PART, ADVICE[name]))
+for name in ("NORMAL", "WILLNEED", "DONTNEED", "DOFORK", "MERGEABLE", "COLD", "PAGEOUT"):
+    T(f"advise-{name}-part", f"MADV_{name} of a page", "0", on("madvise", PART, ADVICE[name]))
+for name in ("POPULATE_READ", "POPULATE_WRITE"):
+    T(f"advise-{name}-present", f"MADV_{name} of a present page", "0",
+      on("madvise", PART, ADVICE[name]))
+    T(f"advise-{name}-absent", f"MADV_{name} of an absent page", "EFAULT",
+      on("madvise", PART, ADVICE[name], present=False))
+
+
+def not_needed(stage: Stage, offset: int, size: int) -> str:
+    """MADV_DONTNEED: what the process and another see then."""
+    memory = touched(stage)
+    other = memory.again(stage.process())
+    answer = memory.agent.say("madvise", memory.base + offset, size, ADVICE["DONTNEED"])
+    return f"{answer}: {memory.load()}, {other.load()}"
+
+
+T("dontneed-data", "MADV_DONTNEED of the whole: the byte, for the process and another", "0: 7, 7",
+  lambda s: not_needed(s, *WHOLE), source="B")
+T("dontneed-hole", "MADV_DONTNEED of a page in a hole: the same", "0: 7, 7",
+  lambda s: not_needed(s, Q // 2, PAGE), source="B")
+
+
+def relinked(stage: Stage) -> str:
+    """How often a process has linked: before MADV_DONTNEED and after the next touch."""
+    from .figures import clients
+
+    memory = touched(stage)
+    before = clients(stage)[memory.agent.pid]["links"]
+    memory.agent.call("madvise", memory.base, PAGE, ADVICE["DONTNEED"])
+    memory.load()
+    return f"{before}, {clients(stage)[memory.agent.pid]['links']}"
+
+
+T("dontneed-links", "links of the process: before, and after the next touch", "1, 2", relinked,
+  source="B")
+
+
+def not_forked(stage: Stage) -> str:
+    """MADV_DONTFORK, then fork: a load by the child."""
+    memory = touched(stage)
+    memory.agent.call("madvise", memory.base, Q, ADVICE["DONTFORK"])
+    return f"{memory.at(memory.agent.fork()).load()}, {memory.load()}"
+
+
+T("dontfork-child", "MADV_DONTFORK of the whole, fork: a load by the child, by the parent",
+  "SIGSEGV MAPERR, 7", not_forked, source="C")
+
+
+def paged_out(stage: Stage, advice: str) -> str:
+    memory = touched(stage)
+    memory.agent.call("madvise", memory.base, HUGE, ADVICE[advice])
+    return memory.load()
+
+
+T("cold-data", "MADV_COLD of 2 MiB: the byte", "7", lambda s: paged_out(s, "COLD"), source="1.6, C")
+T("pageout-data", "MADV_PAGEOUT of 2 MiB: the byte", "7", lambda s: paged_out(s, "PAGEOUT"),
+  source="1.6, C")
+
+T = Table("NUMA, userfaultfd, pages of an attachment", "1.6, A, C")
+T("mbind-whole", "mbind(MPOL_DEFAULT) of the whole: the policy it has", "0",
+  lambda s: _mbind(s, WHOLE, 0))
+T("mbind-part", "mbind(MPOL_DEFAULT) of a page", "0", lambda s: _mbind(s, PART, 0))
+T("mbind-part-other", "mbind(MPOL_PREFERRED) of a page", "EINVAL", lambda s: _mbind(s, PART, 1),
+  ours="0", why="It is no function of the C library that a preloaded one could stand before; "
+  "Linux places the pages as asked.")
+
+
+def _mbind(stage: Stage, where: tuple[int, int], policy: int) -> str:
+    """mbind(2) has no function in the C library."""
+    memory = touched(stage)
+    mask = (1).to_bytes(8, "little") if policy else 0
+    agent = memory.agent
+    return agent.say("syscall", 237, memory.base + where[0], where[1], policy, mask, 64)
+
+
+def moved(stage: Stage, *, present: bool) -> str:
+    """move_pages(2) without nodes: the status of a page."""
+    memory = touched(stage) if present else stage.page()
+    agent = memory.agent
+    agent.put(agent.pool, struct.pack("=Qi", memory.base, 99))
+    agent.call("syscall", 279, 0, 1, agent.pool, 0, agent.pool + 8)
+    found = struct.unpack("=i", agent.get(agent.pool + 8, 4))[0]
+    return "-ENOENT" if found == -2 else "a node" if found >= 0 else str(found)
+
+
+T("move-pages-absent", "move_pages: the status of an absent page", "-ENOENT",
+  lambda s: moved(s, present=False), source="C", plain=True)
+
+
+def registered(stage: Stage) -> str:
+    """userfaultfd of the program's own: UFFDIO_REGISTER of a page."""
+    memory = touched(stage)
+    agent = memory.agent
+    fd = agent.call("syscall", 323, 0o2000000)
+    agent.call("ioctl", fd, 0xC018AA3F, struct.pack("=QQQ", 0xAA, 0, 0))
+    return agent.say("ioctl", fd, 0xC020AA00, struct.pack("=QQQQ", memory.base, PAGE, 1, 0))
+
+
+T("userfaultfd", "UFFDIO_REGISTER by the program", "EINVAL", registered, source="C", ours="EBUSY",
+  why="The window has a userfaultfd already: ours, which answers its faults.")
+
+
+def resident(stage: Stage, *, present: bool) -> str:
+    """mincore(2) of a page."""
+    memory = touched(stage) if present else stage.page()
+    agent = memory.agent
+    agent.call("mincore", memory.base, PAGE, agent.pool)
+    return str(agent.get(agent.pool, 1)[0] & 1)
+
+
+T("mincore-present", "mincore of a page that the process touched", "1",
+  lambda s: resident(s, present=True), source="A, C", plain=True)
+T("mincore-absent", "mincore of an absent page", "0",
+  lambda s: resident(s, present=False), source="A, C", plain=True)
+
+
+def resident_elsewhere(stage: Stage) -> str:
+    """mincore of a page that only another process touched."""
+    memory = touched(stage)
+    other = memory.again(stage.process())
+    agent = other.agent
+    agent.call("mincore", other.base, PAGE, agent.pool)
+    return str(agent.get(agent.pool, 1)[0] & 1)
+
+
+T("mincore-other", "mincore of a page that another process touched", "0", resident_elsewhere,
+  source="A, C")

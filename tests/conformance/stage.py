@@ -1,0 +1,309 @@
+"""What a row's check works with: a directory of its own, processes, region files, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from .table import Check, World
+from support import namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from support.agent import Agent, Agents, Argument
+    from support.server import Mount
+
+PAGE = 4096
+HUGE = 2 << 20
+Q = 512 << 30
+
+NONE, READ, WRITE, EXEC = 0, 1, 2, 4
+RW = READ | WRITE
+SHARED, PRIVATE, VALIDATE = 0x01, 0x02, 0x03
+FIXED, ANON, GROWSDOWN, LOCKED, NORESERVE = 0x10, 0x20, 0x100, 0x2000, 0x4000
+POPULATE, HUGETLB, NOREPLACE = 0x8000, 0x40000, 0x100000
+SHARED_FIXED = SHARED | FIXED
+
+CREATE, UNMAP = 0x40287800, 0x40107801
+UNKNOWN = 0x40047863  # _IOW('x', 0x63, int)
+_CREATE = struct.Struct("=QQQIII4x")
+_WRAP = (1 << 64) - 1
+
+# Names of equal numbers that the C library prefers.
+_ERRNO_NAMES = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EAGAIN: "EAGAIN"}
+
+
+def errno_name(error: OSError) -> str:
+    """The name of an errno."""
+    number = error.errno or 0
+    return _ERRNO_NAMES.get(number) or errno.errorcode.get(number, str(number))
+
+
+def said(work: Callable[[], object]) -> str:
+    """ "0" if `work` succeeds, else the name of its errno."""
+    try:
+        work()
+    except OSError as error:
+        return errno_name(error)
+    return "0"
+
+
+def memory_used() -> int:
+    """Bytes on our own tmpfs, where the mounts have their memory.
+
+    Shmem of /proc/meminfo would count everybody's on this machine.
+    """
+    status = os.statvfs(namespace.SHM)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def create_bytes(
+    offset: int, size: int, prot: int, flags: int, fd: int = -1, fd_offset: int = 0
+) -> bytes:
+    """struct mshare_create."""
+    return _CREATE.pack(
+        offset & _WRAP, size & _WRAP, fd_offset & _WRAP,
+        prot & 0xFFFFFFFF, flags & 0xFFFFFFFF, fd & 0xFFFFFFFF,
+    )  # fmt: skip
+
+
+def unmap_bytes(offset: int, size: int) -> bytes:
+    """struct mshare_unmap."""
+    return struct.pack("=QQ", offset & _WRAP, size & _WRAP)
+
+
+@dataclass
+class File:
+    """An open file of a process."""
+
+    agent: Agent
+    fd: int
+    path: str
+
+    def say(self, function: str, *arguments: Argument) -> str:
+        """Calls `function(fd, ...)`: "0" or the name of its errno."""
+        return self.agent.say(function, self.fd, *arguments)
+
+    def call(self, function: str, *arguments: Argument) -> int:
+        """Calls `function(fd, ...)`, which must succeed."""
+        return self.agent.call(function, self.fd, *arguments)
+
+    def size_to(self, size: int) -> str:
+        """ftruncate(2)."""
+        return self.say("ftruncate", size)
+
+    def size(self) -> int:
+        """st_size."""
+        return os.stat(self.path).st_size
+
+    def create(
+        self, offset: int = 0, size: int = PAGE, prot: int = RW,
+        flags: int = SHARED_FIXED | ANON, fd: int = -1, fd_offset: int = 0,
+    ) -> str:  # fmt: skip
+        """MSHAREFS_CREATE_MAPPING."""
+        return self.say("ioctl", CREATE, create_bytes(offset, size, prot, flags, fd, fd_offset))
+
+    def unmap(self, offset: int = 0, size: int = PAGE) -> str:
+        """MSHAREFS_UNMAP."""
+        return self.say("ioctl", UNMAP, unmap_bytes(offset, size))
+
+    def mmap(
+        self, length: int = Q, prot: int = RW, flags: int = SHARED, addr: int = 0, offset: int = 0
+    ) -> str:
+        """mmap(2) of the file: "0" or the name of its errno."""
+        return self.agent.say("mmap", addr, length, prot, flags, self.fd, offset)
+
+    def attach(
+        self, length: int = Q, prot: int = RW, flags: int = SHARED, addr: int = 0, offset: int = 0
+    ) -> int:
+        """mmap(2) of the file, which must succeed: the address."""
+        return self.agent.call("mmap", addr, length, prot, flags, self.fd, offset)
+
+    def unlink(self) -> str:
+        """unlink(2) of its name."""
+        return self.agent.say("unlink", self.path)
+
+    def by(self, agent: Agent, flags: int = os.O_RDWR) -> File:
+        """The file, opened by another process."""
+        return File(agent, agent.call("open", self.path, flags), self.path)
+
+
+class Memory:
+    """A range of a process's addresses, of Q bytes, with objects and holes in it.
+
+    It is an attached region, or on plain Linux a memfd, the objects of which are mapped one by one.
+    """
+
+    def __init__(self, stage: Stage, file: File, base: int) -> None:
+        self.stage = stage
+        self.file = file
+        self.base = base
+        self._objects: list[tuple[int, int, int]] = []
+
+    @property
+    def agent(self) -> Agent:
+        """The process."""
+        return self.file.agent
+
+    def map(self, offset: int = 0, size: int = PAGE, prot: int = RW) -> str:
+        """Anonymous memory at `offset`."""
+        if not self.stage.plain:
+            return self.file.create(offset, size, prot)
+        self._objects.append((offset, size, prot))
+        flags = SHARED_FIXED | NORESERVE
+        return self.agent.say("mmap", self.base + offset, size, prot, flags, self.file.fd, offset)
+
+    def unmap(self, offset: int = 0, size: int = PAGE) -> str:
+        """A hole at `offset`, and its memory goes back."""
+        if not self.stage.plain:
+            return self.file.unmap(offset, size)
+        self.file.call("fallocate", 3, offset, size)  # PUNCH_HOLE | KEEP_SIZE
+        return self.agent.say("munmap", self.base + offset, size)
+
+    def load(self, offset: int = 0) -> str:
+        """What reading a byte gives, or the signal."""
+        return self.agent.load(self.base + offset)
+
+    def store(self, offset: int = 0, byte: int = 7) -> str:
+        """What writing a byte gives: "ok" or the signal."""
+        return self.agent.store(self.base + offset, byte)
+
+    def at(self, agent: Agent) -> Memory:
+        """The same addresses in a child."""
+        return Memory(self.stage, File(agent, self.file.fd, self.file.path), self.base)
+
+    def again(self, agent: Agent, prot: int = RW) -> Memory:
+        """The same memory in another process, wherever it comes to lie.
+
+        `prot` is the attachment's.
+        """
+        if not self.stage.plain:
+            file = self.file.by(agent)
+            return Memory(self.stage, file, file.attach(prot=prot))
+        file = self.file.by(agent)
+        other = Memory(self.stage, file, _free_range(agent))
+        for offset, size, each in self._objects:
+            assert other.map(offset, size, each) == "0"
+        return other
+
+
+class Stage:
+    """One row's own: removed when the row is done."""
+
+    def __init__(
+        self, world: World, directory: Path, elsewhere: Path, zygote: Agent,
+        mount: Callable[[], Mount],
+    ) -> None:  # fmt: skip
+        self.world = world
+        self.dir = directory
+        self.elsewhere = elsewhere
+        """A directory on another file system."""
+        self.tmpfs = directory.parent.parent
+        """A directory on tmpfs; the row removes what it makes there."""
+        self.mount = mount
+        """Makes one more mount, with the options of this world."""
+        self._zygote = zygote
+
+    @property
+    def plain(self) -> bool:
+        """This is Linux without us."""
+        return self.world is World.PLAIN
+
+    @cached_property
+    def agent(self) -> Agent:
+        """A fresh process."""
+        return self.process()
+
+    def process(self) -> Agent:
+        """One more fresh process."""
+        return self._zygote.fork()
+
+    def user(self, uid: int = 65534) -> Agent:
+        """A fresh process of another user."""
+        agent = self.process()
+        agent.call("setgroups", 0, 0)
+        agent.call("setresgid", uid, uid, uid)
+        agent.call("setresuid", uid, uid, uid)
+        return agent
+
+    def path(self, name: str = "r") -> str:
+        """A path in the row's directory."""
+        return str(self.dir / name)
+
+    def open(
+        self, name: str = "r", flags: int = os.O_RDWR, mode: int = 0o600, agent: Agent | None = None
+    ) -> File:
+        """Opens a file of the row's directory."""
+        agent = agent or self.agent
+        path = self.path(name)
+        return File(agent, agent.call("open", path, flags, mode), path)
+
+    def unsized(self, name: str = "r", agent: Agent | None = None, mode: int = 0o600) -> File:
+        """A new region without a size."""
+        return self.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode, agent)
+
+    def region(
+        self, size: int = Q, name: str = "r", agent: Agent | None = None, mode: int = 0o600
+    ) -> File:
+        """A new region of `size` bytes, nothing mapped in it."""
+        file = self.unsized(name, agent, mode)
+        file.call("ftruncate", size)
+        return file
+
+    def memory(self, *objects: tuple[int, int, int], name: str = "r") -> Memory:
+        """An attached region; `objects` are offset, size and protection of what is in it."""
+        if self.plain:
+            path = f"/proc/{self.agent.pid}/fd/"
+            fd = self.agent.call("memfd_create", "plain", 0)
+            self.agent.call("ftruncate", fd, Q)
+            memory = Memory(self, File(self.agent, fd, f"{path}{fd}"), _free_range(self.agent))
+        else:
+            file = self.region(name=name)
+            memory = Memory(self, file, file.attach())
+        for each in objects:
+            found = memory.map(*each)
+            assert found == "0", found
+        return memory
+
+    def page(self, prot: int = RW) -> Memory:
+        """Memory of one page at offset 0."""
+        return self.memory((0, PAGE, prot))
+
+
+def on_page(ask: Callable[[Memory], str]) -> Check:
+    """A check of memory of one page."""
+    return lambda stage: ask(stage.page())
+
+
+def _free_range(agent: Agent) -> int:
+    """An address, a multiple of Q, with nothing for Q bytes."""
+    flags = PRIVATE | ANON | NORESERVE
+    got = agent.call("mmap", 0, 2 * Q, NONE, flags, -1, 0)
+    agent.call("munmap", got, 2 * Q)
+    return -(-got // Q) * Q
+
+
+@contextlib.contextmanager
+def staged(
+    world: World, top: Path, elsewhere: Path, zygote: Agent, agents: Agents,
+    mount: Callable[[], Mount],
+) -> Iterator[Stage]:  # fmt: skip
+    """A stage for one row."""
+    directory = top / "row"
+    directory.mkdir(mode=0o777)
+    directory.chmod(0o777)  # whatever our umask is
+    try:
+        yield Stage(world, directory, elsewhere, zygote, mount)
+    finally:
+        agents.clean(keep=[zygote])
+        shutil.rmtree(directory)
+        for left in elsewhere.iterdir():
+            left.unlink()

@@ -1,0 +1,112 @@
+"""The rows: what the kernel series answers, and how to ask us the same.
+
+A row is a question: one case of the specification, with the answer that a kernel with msharefs v3
+gave. It is asked of a real mount, with the default options and with `-o quirks=v3`; where plain
+shared memory or tmpfs has the same semantics, of them first, and they must answer as the row says.
+Where our answer is another, the row says which, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .stage import Stage
+
+Check = Callable[["Stage"], str]
+
+
+class World(Enum):
+    """Who is asked."""
+
+    PLAIN = "plain"
+    """Linux without us: files on tmpfs, shared memory."""
+    DEFAULT = "default"
+    """A mount without options."""
+    V3 = "quirks=v3"
+
+
+# Reasons that more than one row has.
+SAFE = "The safe behaviour by default; `-o quirks=v3` is v3 to the letter."
+LIFE = (
+    "A region lives until it is unlinked and unused (`-o owner=file`); v3 ends it with its maker."
+)
+FUSE = "FUSE answers this itself; the file system is not asked."
+DEFECT = "A defect of v3, never copied."
+BETTER = "An absent page is filled instead: better than v3 in any case a program can see."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case. Answers are an errno's name, "0" for plain success, a value, or a signal."""
+
+    ident: str
+    what: str
+    source: str
+    """The parts of the specification that say so: 1.2 to 1.11, observed A, B, C."""
+    kernel: str
+    """What a kernel with v3 answers."""
+    check: Check = field(compare=False)
+    default: str
+    """What a mount without options answers."""
+    quirks: str
+    """What a mount with `-o quirks=v3` answers."""
+    why: str
+    """The reason, if one of them differs from the kernel."""
+    plain: bool
+    """Plain memory and tmpfs have the same semantics."""
+    title: str
+    """Of the table it stands in."""
+
+    def expected(self, world: World) -> str:
+        """The answer that is to come."""
+        answers = {World.DEFAULT: self.default, World.V3: self.quirks}
+        return answers.get(world, self.kernel)
+
+    def worlds(self) -> list[World]:
+        """Who is to be asked, in order."""
+        return [*([World.PLAIN] if self.plain else []), World.DEFAULT, World.V3]
+
+
+ROWS: dict[str, Row] = {}
+"""All rows by ident, in the order of the report."""
+
+
+class Table:
+    """The rows of one subject. Calling it adds one."""
+
+    def __init__(self, title: str, source: str = "") -> None:
+        self._title = title
+        self._source = source
+
+    def __call__(
+        self,
+        ident: str,
+        what: str,
+        kernel: str,
+        check: Check,
+        *,
+        source: str = "",
+        default: str | None = None,
+        quirks: str | None = None,
+        ours: str | None = None,
+        why: str = "",
+        plain: bool = False,
+    ) -> None:
+        """Add a row. `ours` is for both worlds; what is not given is the kernel's answer."""
+        default = default if default is not None else ours
+        quirks = quirks if quirks is not None else ours
+        row = Row(
+            ident, what, source or self._source, kernel, check,
+            kernel if default is None else default,
+            kernel if quirks is None else quirks,
+            why, plain, self._title,
+        )  # fmt: skip
+        differs = (row.default, row.quirks) != (kernel, kernel)
+        assert ident not in ROWS, f"two rows {ident}"
+        assert row.source, f"{ident} has no source"
+        assert differs == bool(why), f"{ident}: a reason is for rows that differ, and for all those"
+        ROWS[ident] = row

@@ -1,0 +1,30 @@
+"""Every row of the table, asked of Linux where it has the same semantics, and of both mounts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from . import rows  # noqa: F401  # fills ROWS
+from .table import ROWS, World
+
+if TYPE_CHECKING:
+    from .conftest import Worlds
+    from .report import Report
+
+
+@pytest.mark.parametrize("ident", ROWS)
+def test_row(ident: str, worlds: Worlds, report: Report) -> None:
+    row = ROWS[ident]
+    for world in row.worlds():
+        with worlds.stage(world) as stage:
+            answer = row.check(stage)
+        report.add(row, world, answer)
+        assert answer == row.expected(world), f"{world.value}: {row.what}"
+
+
+def test_the_worlds_differ() -> None:
+    """A harness that asked the same mount twice would not see it."""
+    assert any(row.default != row.quirks for row in ROWS.values())
+    assert any(World.PLAIN in row.worlds() for row in ROWS.values())
