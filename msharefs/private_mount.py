@@ -51,6 +51,7 @@ class PrivateMount:
         self._log = self._base / "log"
         self._server: subprocess.Popen[bytes] | None = None
         self.directory = self._base / "mount"
+        self.state = self._base / "state"
         try:
             self.directory.mkdir()
             if self._shared:  # the way through; mount and state have modes of their own
@@ -89,11 +90,11 @@ class PrivateMount:
 
     def host_mm_bytes(self) -> int:
         """Memory that the host mms of all its regions take: page tables, slots, mappings."""
-        objects = (self._base / "state" / "regions").glob("*.mm")
+        objects = (self.state / "regions").glob("*.mm")
         return sum(path.stat().st_blocks * 512 for path in objects)  # st_blocks: stat(2)
 
     def _start(self) -> None:
-        options = ",".join((f"state={self._base / 'state'}", *self._options))
+        options = ",".join((f"state={self.state}", *self._options))
         with self._log.open("wb") as log:
             self._server = subprocess.Popen(
                 [sys.executable, "-c", _SERVER, "mount", "-f", "-o", options, self.directory],

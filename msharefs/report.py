@@ -72,6 +72,9 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "page tables of all processes", units.size(found["vmpte_bytes"]), "VmPTE, at most"
     yield "  of that for the regions", units.size(own), "what each process pays for itself today"
     yield "page tables of the regions", units.size(held), "host mm, at most: with sharing paid once"
+    if found["upper_tables_bytes"]:
+        kept = units.size(found["upper_tables_bytes"])
+        yield "  and in the processes still", kept, "tables above a quantum, which is below 512 GiB"
     if found["ratio"] is not None:
         yield "ratio", f"{found['ratio']:.3g}x", "what sharing saves of page tables for the regions"
 

@@ -18,12 +18,14 @@ import ctypes
 import errno
 import os
 import pickle
+import resource
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import psutil
 
@@ -32,6 +34,8 @@ from .private_mount import PARENT, PREFIX, PrivateMount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import TracebackType
+
 
 # What env(1), nohup(1) and the shells answer for a program that cannot be started.
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
@@ -101,16 +105,64 @@ def environment(directory: Path, adopt: int | None) -> dict[str, str]:
     return {**os.environ, **added}
 
 
-def run(arguments: Sequence[str], directory: Path | None, adopt: int | None) -> int:
+class GivenMount:
+    """A mount that is there, as far as a keeper needs it; its `state` is its server's."""
+
+    server_pid = 0  # none of our children
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __enter__(self) -> Self:
+        self.state = _state_of(self.directory)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def note_end(self) -> None:
+        """Its server's end is not ours to wait for."""
+
+
+_Home = PrivateMount | GivenMount
+
+
+def _state_of(directory: Path) -> Path:
+    """The state directory of a mount: where its server holds the lock. EACCES: not for us."""
+    server = mountpoint.open_server(directory)
+    if server.pidfd >= 0:
+        os.close(server.pidfd)
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            for link in Path(f"/proc/{server.pid}/fd").iterdir():
+                target = Path(os.readlink(link))
+                if target.name == "lock" and os.access(
+                    target.parent / "regions", os.R_OK | os.X_OK
+                ):
+                    return target.parent
+    raise OSError(
+        errno.EACCES,
+        "--report reads its page tables and may not: run as the user of its server, or let the "
+        "program have a mount of its own",
+        str(directory),
+    )
+
+
+def run(
+    arguments: Sequence[str], directory: Path | None, adopt: int | None, report: Path | None = None
+) -> int:
     """Run a program to its end; the exit status to end with.
 
-    With a mount that is there (`directory`) this process becomes the program and nothing returns.
-    OSError: the program cannot be started (its `filename` is the program's), or the mount.
+    With a mount that is there (`directory`), and no report to write, this process becomes the
+    program and nothing returns. OSError: the program cannot be started (its `filename` is the
+    program's), or the mount.
     """
-    if directory is not None:
+    if directory is not None and report is None:
         _become(arguments, environment(directory, adopt))
+    if directory is not None:
+        return _stand_in(arguments, GivenMount(directory), adopt, report)
     # Its windows are rounded up to the quantum: a program's own shared memory needs a small one.
-    return _stand_in(arguments, ("quantum=2M",) if adopt is not None else (), adopt)
+    options = ("quantum=2M",) if adopt is not None else ()
+    return _stand_in(arguments, PrivateMount(*options, shared=True), adopt, report)
 
 
 def _become(arguments: Sequence[str], environ: dict[str, str]) -> NoReturn:
@@ -122,14 +174,14 @@ def _become(arguments: Sequence[str], environ: dict[str, str]) -> NoReturn:
         raise OSError(error.errno, error.strerror, arguments[0]) from None
 
 
-def _stand_in(arguments: Sequence[str], options: tuple[str, ...], adopt: int | None) -> int:
+def _stand_in(arguments: Sequence[str], home: _Home, adopt: int | None, report: Path | None) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     if os.fork() == 0:
         status = 1
         try:
             ours.close()
-            _Keeper(theirs, mask).keep(arguments, options, adopt)
+            _Keeper(theirs, mask).keep(arguments, home, adopt, report)
             status = 0
         finally:
             os._exit(status)
@@ -161,6 +213,49 @@ def _forward(program: int) -> NoReturn:
             signal.pidfd_send_signal(program, info.si_signo)
 
 
+class _Watch:
+    """Looks at the page tables of all descendants, if there is a report to write; a context."""
+
+    def __init__(self, arguments: Sequence[str], mount: _Home, path: Path | None) -> None:
+        self.status = 0
+        self._arguments = arguments
+        self._mount = mount
+        self._path = path
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            from .sampling import Sampler
+
+            self._path.touch()  # if that cannot be, then now
+            self._sampler = Sampler(self._processes, self._mount.state).__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._path is None:
+            return
+        from . import report
+
+        seconds = self._sampler.seconds
+        self._sampler.__exit__(kind, error, trace)
+        if error is not None:
+            return
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)  # the server has not ended yet
+        faults = used.ru_minflt + used.ru_majflt
+        found = report.document(self._arguments, self.status, seconds, faults, self._sampler)
+        written = report.write(found, self._path)
+        sys.stderr.write(f"\n{report.text(found)}\nwritten to {', '.join(map(str, written))}\n")
+        sys.stderr.flush()
+
+    def _processes(self) -> list[int]:
+        every = psutil.Process().children(recursive=True)
+        return [process.pid for process in every if process.pid != self._mount.server_pid]
+
+
 class _Keeper:
     """Serves the private mount while a descendant lives.
 
@@ -175,13 +270,15 @@ class _Keeper:
                 signal.signal(number, lambda *_: None)  # unlike SIG_IGN, not kept by exec
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def keep(self, arguments: Sequence[str], options: tuple[str, ...], adopt: int | None) -> None:
+    def keep(
+        self, arguments: Sequence[str], home: _Home, adopt: int | None, report: Path | None
+    ) -> None:
         """From mount to unmount; tells the program's pidfd, then its exit status, or an OSError."""
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         try:
-            with PrivateMount(*options, shared=True) as mount:
+            with home as mount, _Watch(arguments, mount, report) as watch:
                 program = self._start(arguments, environment(mount.directory, adopt))
-                status = self._wait(mount, program)
+                watch.status = status = self._wait(mount, program)
                 if self._descendants(mount):
                     self._tell(status)
                     self._let_go()
@@ -202,7 +299,7 @@ class _Keeper:
         os.close(pidfd)
         return self._program.pid
 
-    def _wait(self, mount: PrivateMount, program: int | None = None) -> int:
+    def _wait(self, mount: _Home, program: int | None = None) -> int:
         """Wait for the program, or until no descendant is left; a status as a shell has it."""
         while program is not None or self._descendants(mount):
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
@@ -217,7 +314,7 @@ class _Keeper:
         return 0
 
     @staticmethod
-    def _descendants(mount: PrivateMount) -> bool:
+    def _descendants(mount: _Home) -> bool:
         """Whether any is left; those whose parents have ended are our children."""
         return any(child.pid != mount.server_pid for child in psutil.Process().children())
 

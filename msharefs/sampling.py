@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from . import describe, ptmap
 from .hostmm import HostMM
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 INTERVAL_SECONDS = 0.05
-# Looking takes time of the program's processors: at most this share of it.
-COST_SHARE = 0.05
+# Looking takes time of the program's processors: at most this share of one.
+COST_SHARE = 0.1
 # Samples kept; when there are more, every other one goes and the rest stand for longer.
 SAMPLES_MAX = 2000
 # A new map is drawn when the page tables have grown by this since the last one.
@@ -42,21 +42,31 @@ def vmpte(pid: int) -> int:
     return 0
 
 
-def own_tables(pid: int, base: int, size: int) -> int | None:
-    """Bytes of a process's own page tables for the window [base, base+size), the PGD left out.
+class Own(NamedTuple):
+    """Bytes of a process's own page tables for a window, the PGD left out."""
+
+    shareable: int
+    """With sharing the host mm has these: tables that span a quantum or less."""
+    upper: int
+    """Those above, which each process keeps: none with a quantum of 512 GiB."""
+
+
+def own_tables(pid: int, base: int, size: int, quantum: int) -> Own | None:
+    """Of the window [base, base+size) of a region with this quantum.
 
     None if they may not be seen: another user's process, or a kernel before 6.7.
     """
     try:
         cells = list(ptmap.held_cells(pid, base, size))
     except (FileNotFoundError, ProcessLookupError):  # it has ended
-        return 0
+        return Own(0, 0)
     except OSError:
         return None
-    tables = 0
+    found = {True: 0, False: 0}
     for span in (ptmap.CELL_BYTES, 1 << 30, PGD_SPAN):
-        tables += len({(base + cell * ptmap.CELL_BYTES) // span for cell in cells})
-    return tables * TABLE_BYTES
+        tables = {(base + cell * ptmap.CELL_BYTES) // span for cell in cells}
+        found[span <= quantum] += len(tables) * TABLE_BYTES
+    return Own(found[True], found[False])
 
 
 @dataclass
@@ -69,7 +79,9 @@ class Sample:
     vmpte_bytes: int
     """All their page tables."""
     own_tables_bytes: int
-    """Of these, for the regions: what sharing would save."""
+    """Of these, for the regions: what sharing would take from them."""
+    upper_tables_bytes: int
+    """Of these, for the regions too, but above what is shared: the quantum is below 512 GiB."""
     page_table_bytes: int
     """What the host mms hold."""
     clients: int
@@ -144,9 +156,9 @@ class Sampler:
         interval = self._interval
         try:
             while True:
-                before = time.monotonic()
+                before = time.thread_time()
                 self.look()
-                cost = time.monotonic() - before
+                cost = time.thread_time() - before
                 if len(self.samples) > SAMPLES_MAX:
                     self.samples = self.samples[::2]
                     interval *= 2
@@ -159,7 +171,7 @@ class Sampler:
     def look(self) -> None:
         """Take a sample."""
         pids = list(self._processes())
-        sample = Sample(self.seconds, len(pids), sum(map(vmpte, pids)), 0, 0, 0, 0, 0)
+        sample = Sample(self.seconds, len(pids), sum(map(vmpte, pids)), *[0] * 6)
         attached: set[int] = set()
         for path in sorted(self._objects.glob("*.mm")):
             attached |= self._look_at(int(path.stem), sample)
@@ -192,8 +204,9 @@ class Sampler:
                 "segv": raw.segv,
             })  # fmt: skip
             for client in clients:
-                own = own_tables(client["pid"], client["base"], host.size)
-                sample.own_tables_bytes += own or 0
+                own = own_tables(client["pid"], client["base"], host.size, host.quantum)
+                sample.own_tables_bytes += own.shareable if own else 0
+                sample.upper_tables_bytes += own.upper if own else 0
                 sample.unseen += own is None
             self._draw(ident, host, clients)
             return {client["pid"] for client in clients}
@@ -240,6 +253,7 @@ class Sampler:
             "mapped_bytes": peak("mapped_bytes"),
             "vmpte_bytes": peak("vmpte_bytes"),
             "own_tables_bytes": own,
+            "upper_tables_bytes": peak("upper_tables_bytes"),
             "page_table_bytes": held,
             "host_mm_bytes": total("host_mm_bytes"),
             "unseen_clients": peak("unseen"),

@@ -29,8 +29,17 @@ from ._types import Size
     type=Size(),
     help="Make a region of every anonymous shared mapping of at least SIZE, as 64M.",
 )
+@click.option(
+    "--report",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Watch the page tables of the program and all it starts, and write what sharing saves as "
+    "HTML, with the figures as JSON beside it; *.json: those alone.",
+)
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(directory: Path | None, adopt: int | None, program: tuple[str, ...]) -> None:
+def command(
+    directory: Path | None, adopt: int | None, report: Path | None, program: tuple[str, ...]
+) -> None:
     """Run PROGRAM so that its mmap(2) of a region file attaches the region.
 
     Programs that it starts do so too. $MSHAREFS_MOUNT tells it where the mount is. The exit status
@@ -38,7 +47,7 @@ def command(directory: Path | None, adopt: int | None, program: tuple[str, ...])
     """
     chosen = running.choose_mount(directory)
     try:
-        status = running.run(program, chosen, adopt)
+        status = running.run(program, chosen, adopt, report)
     except OSError as error:
         if error.filename != program[0]:
             raise

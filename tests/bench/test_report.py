@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from msharefs import client, plan, report, sampling
+from msharefs import client, describe, plan, report, sampling
+from msharefs.hostmm import HostMM
+from msharefs.private_mount import PARENT, PREFIX
 from msharefs.workers import Workers
+
+from support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +72,31 @@ def test_what_the_sampler_sees(seen: sampling.Sampler) -> None:
     assert sum(sum(part["present"]) for part in region["map"]["ranges"]) == PAGES
 
 
+@pytest.mark.parametrize(
+    ("quantum", "expected"),
+    [
+        (512 << 30, (TABLES, 0)),
+        (1 << 30, (TABLES - 4096, 4096)),
+        (2 << 20, (TABLES - 2 * 4096, 2 * 4096)),
+    ],
+)
+def test_tables_above_the_quantum_stay_everybodys_own(
+    mount: Mount, quantum: int, expected: tuple[int, int]
+) -> None:
+    with program(mount) as workers:
+        base = next(iter(_bases(mount, workers.pids[1])))
+        assert sampling.own_tables(workers.pids[1], base, SIZE, quantum) == expected
+
+
+def _bases(mount: Mount, pid: int) -> list[int]:
+    (path,) = (mount.state / "regions").glob("*.mm")
+    host = HostMM("r", path.parent, int(path.stem))
+    try:
+        return [one["base"] for one in describe.clients(host) if one["pid"] == pid]
+    finally:
+        host.close()
+
+
 def test_own_tables_are_what_goes_with_the_window(mount: Mount) -> None:
     with program(mount) as workers:
         before = [sampling.vmpte(pid) for pid in workers.pids]
@@ -79,7 +111,7 @@ def test_own_tables_are_what_goes_with_the_window(mount: Mount) -> None:
 def test_a_process_that_is_gone_has_no_tables() -> None:
     gone = 1 << 22  # above pid_max
     assert sampling.vmpte(gone) == 0
-    assert sampling.own_tables(gone, 0, SIZE) == 0
+    assert sampling.own_tables(gone, 0, SIZE, 512 << 30) == (0, 0)
 
 
 def test_a_sampler_whose_work_fails_says_so_and_lets_the_program_go_on(mount: Mount) -> None:
@@ -116,3 +148,110 @@ def test_a_plan_from_it(seen: sampling.Sampler) -> None:
     assert measured.touched.anybody == 1
     with pytest.raises(ValueError, match="no figures"):
         plan.measured({**found, "clients": 0})
+
+
+FORKS = """
+import mmap, os, sys
+size = 4 << 20
+memory = mmap.mmap(-1, size)
+for at in range(0, size, 4096):
+    memory[at] = 1
+ready, go = os.pipe(), os.pipe()
+children = []
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        os.close(go[1])
+        sum(memory[at] for at in range(0, size, 4096))
+        os.write(ready[1], b"x")
+        os.read(go[0], 1)
+        os._exit(0)
+    children.append(child)
+for _ in children:
+    os.read(ready[0], 1)
+print("shared", flush=True)
+if sys.argv[1:] == ["wait"]:
+    sys.stdin.readline()  # long enough to be seen
+    os.close(go[1])
+    for child in children:
+        os.waitpid(child, 0)
+    sys.exit(7)
+"""
+
+
+def private_mounts() -> list[str]:
+    return [name for name in os.listdir(PARENT) if name.startswith(PREFIX)]
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "msharefs", "run", "--adopt-anon", "1M", *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], seconds: float) -> str:
+    """Let the program go on after a while; what was said on stderr."""
+    assert process.stdout
+    assert process.stdout.readline() == "shared\n"
+    time.sleep(seconds)
+    return process.communicate("\n", timeout=60)[1]
+
+
+def watch(figures: Path, *arguments: str | Path) -> str:
+    """Run FORKS until the watcher has looked at all of it; nobody outside can tell when it has."""
+    for seconds in (0.3, 2, 10):
+        process = start(*arguments, "--", sys.executable, "-c", FORKS, "wait")
+        said = finish(process, seconds)
+        assert process.returncode == 7
+        if json.loads(figures.read_text())["clients"] == 4:
+            break
+    return said
+
+
+def check(found: dict[str, Any], processes: int) -> None:
+    pages = (4 << 20) // 4096
+    assert found["processes"] == found["clients"] == processes
+    assert found["mapped_bytes"] == 4 << 20
+    assert found["region_faults"] + found["prefaulted"] == pages
+    assert found["own_tables_bytes"] >= processes * 2 * 4096
+    assert found["page_table_bytes"] >= 5 * 4096
+    assert found["faults"] > 0
+    assert found["incomplete"] is None
+
+
+def test_run_with_a_report_on_a_mount_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    said = watch(path.with_suffix(".json"), "--report", path)
+    found = json.loads(path.with_suffix(".json").read_text())
+    assert found["status"] == 7
+    check(found, 4)
+    # Its quantum is 2 MiB: PTE tables are shared, two each; PMD and PUD table are not.
+    assert found["upper_tables_bytes"] == found["own_tables_bytes"]
+    assert report.text(found) in said
+    assert "written to" in said
+    assert "data:image/png" in path.read_text()
+
+
+def test_run_with_a_report_on_a_given_mount(mount: Mount, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    watch(path, "--mount", mount.path, "--report", path)
+    check(json.loads(path.read_text()), 4)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_report_waits_for_those_whose_parents_have_ended(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    process = start("--report", path, "--", sys.executable, "-c", FORKS)
+    finish(process, 0)
+    assert process.returncode == 0  # the children are left behind, and end then
+    until(lambda: not private_mounts(), "its mount is gone")  # the last that is done
+    assert json.loads(path.read_text())["status"] == 0
+
+
+def test_a_report_that_cannot_be_written_is_said_before_anything_runs(tmp_path: Path) -> None:
+    process = start("--report", tmp_path / "none" / "r.html", "--", "touch", tmp_path / "ran")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "none" in said
+    assert not (tmp_path / "ran").exists()
