@@ -24,7 +24,7 @@ VERBS = {
     "maps": "Show a region's mappings, in the shape of /proc/PID/maps.",
     "pagetable": "Show a region's page tables, level by level.",
     "clients": "Show the processes that are attached to a region.",
-    "run": "Run a program that knows nothing of msharefs on regions.",
+    "run": "Run PROGRAM so that its mmap(2) of a region file attaches the region.",
     "demo": "Measure page tables with and without sharing, with real processes.",
     "bench": "Measure msharefs beside what programs use today.",
     "plan": "Compute what page tables cost, shared and unshared.",
