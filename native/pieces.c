@@ -21,6 +21,14 @@ void pieces_free(struct pieces *pieces)
     *pieces = (struct pieces){0};
 }
 
+bool pieces_hold(const struct pieces *pieces, uint64_t addr)
+{
+    for (unsigned i = 0; i < pieces->count; i++)
+        if (addr >= pieces->list[i].start && addr < pieces->list[i].end)
+            return true;
+    return false;
+}
+
 int pieces_reserve(struct pieces *pieces)
 {
     const unsigned wanted = pieces->count + 2; /* a mark may split at both ends */
@@ -81,6 +89,13 @@ void pieces_cut(struct pieces *pieces, uint64_t start, uint64_t end)
     split(pieces, start);
     split(pieces, end);
     keep(pieces, outside, &range);
+}
+
+void pieces_grow(struct pieces *pieces, uint64_t from, uint64_t to)
+{
+    for (unsigned i = 0; i < pieces->count; i++)
+        if (pieces->list[i].end == from && to > from)
+            pieces->list[i].end = to;
 }
 
 void pieces_mark(struct pieces *pieces, uint64_t start, uint64_t end, bool stays)

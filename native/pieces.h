@@ -25,10 +25,13 @@ struct pieces {
 /* One piece. -ENOMEM. */
 int pieces_init(struct pieces *pieces, uint64_t start, uint64_t end);
 void pieces_free(struct pieces *pieces);
+bool pieces_hold(const struct pieces *pieces, uint64_t addr);
 /* Makes room for a cut or a mark, which then cannot fail. -ENOMEM. */
 int pieces_reserve(struct pieces *pieces);
 /* Takes [start, end) out. */
 void pieces_cut(struct pieces *pieces, uint64_t start, uint64_t end);
+/* Lets the piece that ends at `from` end at `to`. */
+void pieces_grow(struct pieces *pieces, uint64_t from, uint64_t to);
 /* Sets `stays` of what there is in [start, end). */
 void pieces_mark(struct pieces *pieces, uint64_t start, uint64_t end, bool stays);
 /* What a child of fork() has. */

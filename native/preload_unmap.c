@@ -158,6 +158,17 @@ static int remap_kernel(struct remap *remap)
     return remap->got == MAP_FAILED ? -errno : 0;
 }
 
+/* Beyond its end there is no memory, but it is ours to say so: SIGBUS. */
+static void grow_adopted(struct attachment *att, const struct remap *remap)
+{
+    const uint64_t end = remap->old + remap->new_size;
+
+    pieces_grow(&att->pieces, remap->old + remap->old_size, end);
+    if (end > attachment_end(att))
+        att->length = end - (uintptr_t)att->base;
+    attachments_cover(att);
+}
+
 /* What moves away is a mapping like any other from then on, of the same memory. */
 static int remap_adopted(struct attachment *att, struct remap *remap)
 {
@@ -167,7 +178,9 @@ static int remap_adopted(struct attachment *att, struct remap *remap)
     err = pieces_reserve(&att->pieces);
     if (!err)
         err = remap_kernel(remap);
-    if (!err && (uintptr_t)remap->got != remap->old && !(remap->flags & MREMAP_DONTUNMAP))
+    if (!err && (uintptr_t)remap->got == remap->old)
+        grow_adopted(att, remap);
+    else if (!err && !(remap->flags & MREMAP_DONTUNMAP))
         pieces_cut(&att->pieces, remap->old, remap->old + remap->old_size);
     if (!att->pieces.count)
         attach_end(att);

@@ -238,6 +238,9 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
     };
     enum fault_verdict verdict;
 
+    /* Unmapped since: what is there now is not ours. */
+    if (att->adopted && !pieces_hold(&att->pieces, addr))
+        return wake(att, fault.offset);
     around_choose(&att->around, &fault, flags & UFFD_PAGEFAULT_FLAG_MINOR, att->mm.fault_around);
     for (;;) {
         slot_enter(&att->mm, att->slot);
@@ -252,6 +255,8 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
         if (make_reachable(att, &fault, flags))
             verdict = FAULT_BROKEN;
     }
+    if (verdict == FAULT_MAPERR && att->adopted)
+        verdict = FAULT_BROKEN; /* mremap(2) has made it longer than it is: SIGBUS */
     /* Poison inside the epoch: a server that maps something here afterwards
      * waits for us and then sees it. */
     if (verdict != FAULT_MAP)

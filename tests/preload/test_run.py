@@ -243,3 +243,22 @@ class TestThePrivateMount:
         assert len(private_mounts()) == 1
         process.communicate(timeout=WAIT)  # ends the program's input
         gone()
+
+    def test_serves_memory_of_a_daemon_whose_parents_are_gone(self, tmp_path: Path) -> None:
+        script = (
+            "import mmap, os, sys\n"
+            "memory = mmap.mmap(-1, 8 << 20)\n"
+            "memory[:5] = b'early'\n"
+            "if os.fork(): os._exit(0)\n"
+            "os.setsid()\n"
+            "if os.fork(): os._exit(0)\n"
+            "os.closerange(3, 4096)\n"
+            "for _ in range(3): os.fork()\n"
+            "memory.flush()\n"
+            "open(sys.argv[1], 'ab').write(memory[:5] + b'\\n')\n"
+        )
+        out = tmp_path / "out"
+        done = run("--adopt-anon", "1M", "--", sys.executable, "-c", script, out)
+        assert (done.returncode, done.stderr) == (0, "")
+        until(lambda: out.exists() and out.read_bytes() == b"early\n" * 8, "eight daemons done")
+        gone()

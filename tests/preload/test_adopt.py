@@ -1,0 +1,429 @@
+"""Anonymous shared memory that is adopted behaves as if it were not: each test on both."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from msharefs import running
+
+from .conftest import (
+    ANONYMOUS,
+    FAILED,
+    FIXED,
+    NOREPLACE,
+    PAGE,
+    PLACE,
+    PRIVATE,
+    QUANTUM,
+    READ,
+    READ_WRITE,
+    SHARED,
+    WRITE,
+)
+from support.wait import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.agent import Agent, Agents
+    from support.server import Mount
+
+SIZE = 2 * QUANTUM + 5 * PAGE  # not the size of a region
+MIDDLE = 64 * PAGE
+MAYMOVE, MREMAP_FIXED, DONTUNMAP = 1, 2, 4
+DONTNEED, FREE, REMOVE, DONTFORK, DOFORK, WIPEONFORK = 4, 8, 9, 10, 11, 18
+POPULATE_READ, POPULATE_WRITE, COLD, PAGEOUT, HUGEPAGE, DONTDUMP = 22, 23, 20, 21, 14, 16
+CLOSE_RANGE_END = (1 << 32) - 1
+
+
+@pytest.fixture(params=["plain", "adopting"])
+def agent(request: pytest.FixtureRequest) -> Agent:
+    """A process on Linux's own memory, then one whose memory is adopted."""
+    return request.getfixturevalue(request.param)
+
+
+def shared(
+    agent: Agent, size: int = SIZE, prot: int = READ_WRITE, at: int = 0, flags: int = 0
+) -> int:
+    """New anonymous shared memory: its address."""
+    return agent.call("mmap", at, size, prot, SHARED | ANONYMOUS | flags, -1, 0)
+
+
+def regions(agent: Agent) -> int:
+    """How many regions the agent has adopted memory in."""
+    lines = Path(f"/proc/{agent.pid}/maps").read_text(encoding="utf-8").splitlines()
+    return len({line.split()[4] for line in lines if line.endswith(".mem")})
+
+
+class TestWhatIsAdopted:
+    @pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, SIZE, 4 * QUANTUM])
+    def test_from_the_size_on(self, adopting: Agent, shared_mount: Mount, size: int) -> None:
+        base = shared(adopting, size)
+        assert regions(adopting) == 1
+        assert os.listdir(shared_mount.path) == ["mshare_info"]  # it has no name
+        assert adopting.store(base + size - 1, 1) == "ok"
+        assert adopting.call("munmap", base, size) == 0
+        assert regions(adopting) == 0
+
+    @pytest.mark.parametrize(
+        ("size", "prot", "flags"),
+        [
+            ((1 << 20) - PAGE, READ_WRITE, SHARED | ANONYMOUS),
+            (SIZE, READ_WRITE, PRIVATE | ANONYMOUS),
+            (SIZE, READ_WRITE, SHARED | ANONYMOUS | 0x2000),  # MAP_LOCKED
+            (SIZE, READ_WRITE, SHARED | ANONYMOUS | 0x40),  # MAP_32BIT
+            (SIZE, READ_WRITE | 4, SHARED | ANONYMOUS),
+        ],
+    )
+    def test_not_these(self, adopting: Agent, size: int, prot: int, flags: int) -> None:
+        base = adopting.call("mmap", 0, size, prot, flags, -1, 0)
+        assert regions(adopting) == 0
+        assert adopting.store(base, 1) == "ok"
+
+    def test_not_where_no_region_can_be(self, adopting: Agent) -> None:
+        at = PLACE + PAGE
+        assert shared(adopting, at=at, flags=FIXED) == at
+        assert regions(adopting) == 0
+        assert adopting.store(at, 1) == "ok"
+
+    def test_memory_goes_back_with_the_last_process(
+        self, adopting: Agent, shared_mount: Mount
+    ) -> None:
+        objects = shared_mount.state / "regions"
+        base = shared(adopting)
+        adopting.store(base, 1)
+        child = adopting.fork()
+        adopting.exit()
+        assert child.load(base) == "1"
+        assert len(list(objects.iterdir())) == 2
+        child.exit()
+        until(lambda: not list(objects.iterdir()), "the region gone")
+
+    def test_when_it_cannot_be_it_is_said_and_works(
+        self, mounts: Callable[..., Mount], agents: Agents, agent_program: Path, tmp_path: Path
+    ) -> None:
+        mount = mounts("quantum=2M")
+        environ = running.environment(mount.path, 1 << 20)
+        mount.stop()
+        log = tmp_path / "stderr"
+        agent = agents.start(["sh", "-c", f'exec "$0" "$1" 2>{log}', agent_program], environ)
+        base = shared(agent)
+        assert agent.store(base, 1) == "ok"
+        assert agent.fork().load(base) == "1"
+        assert log.read_text() == (
+            f"msharefs: process {agent.pid}: {SIZE} bytes of shared memory stay plain: "
+            "No such file or directory\n"
+        )
+
+
+class TestFork:
+    def test_is_shared_both_ways(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base, 1)
+        child = agent.fork()
+        grandchild = child.fork()
+        assert child.load(base) == "1"
+        grandchild.store(base + PAGE, 2)
+        assert (agent.load(base + PAGE), child.load(base + PAGE)) == ("2", "2")
+        agent.store(base + SIZE - 1, 3)
+        assert grandchild.load(base + SIZE - 1) == "3"
+
+    def test_each_has_its_own_mapping(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base, 1)
+        child = agent.fork()
+        assert child.call("munmap", base, SIZE) == 0
+        assert child.load(base) == "SIGSEGV MAPERR"
+        assert agent.call("mprotect", base, SIZE, READ) == 0
+        assert agent.load(base) == "1"
+
+    def test_vfork(self, agent: Agent) -> None:
+        base = shared(agent)
+        assert agent.ask("vfork", base, 7) == "0"
+        assert agent.load(base) == "7"
+
+    def test_nothing_after_exec(self, agent: Agent) -> None:
+        base = shared(agent)
+        new = agent.exec()
+        assert regions(new) == 0
+        assert new.load(base) == "SIGSEGV MAPERR"
+
+    def test_a_daemon_of_another_user(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base, 1)
+        child = agent.fork()
+        agent.exit()
+        child.call("setsid")
+        child.call("setresgid", 65534, 65534, 65534)
+        child.call("setresuid", 65534, 65534, 65534)
+        child.call("chdir", "/")
+        child.result("close_range", 100, CLOSE_RANGE_END, 0)
+        for fd in range(100, 700):
+            child.result("close", fd)
+        worker = child.fork()
+        assert worker.load(base) == "1"
+        assert worker.store(base + MIDDLE, 2) == "ok"
+        assert child.load(base + MIDDLE) == "2"
+        assert child.call("munmap", base, SIZE) == 0
+
+
+class TestMunmap:
+    @pytest.mark.parametrize(
+        ("start", "end"),
+        [(0, PAGE), (MIDDLE, MIDDLE + PAGE), (SIZE - PAGE, SIZE), (0, SIZE // PAGE // 2 * PAGE)],
+    )
+    def test_a_part(self, agent: Agent, start: int, end: int) -> None:
+        base = shared(agent)
+        for offset in (0, MIDDLE, SIZE - 1):
+            agent.store(base + offset, 1)
+        assert agent.call("munmap", base + start, end - start) == 0
+        for offset in (0, MIDDLE, SIZE - 1):
+            gone = start <= offset < end
+            assert agent.load(base + offset) == ("SIGSEGV MAPERR" if gone else "1")
+
+    def test_bit_by_bit(self, agent: Agent) -> None:
+        base = shared(agent, SIZE)
+        for offset in itertools.chain(range(0, SIZE, 2 * PAGE), range(PAGE, SIZE, 2 * PAGE)):
+            assert agent.call("munmap", base + offset, PAGE) == 0
+            if offset == SIZE // 2 // (2 * PAGE) * 2 * PAGE:
+                assert agent.fork().store(base + SIZE - PAGE, 1) == "ok"
+        assert agent.load(base) == "SIGSEGV MAPERR"
+
+    def test_a_hole_may_be_others(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base, 1)
+        flags = PRIVATE | ANONYMOUS | FIXED
+        assert agent.call("munmap", base + MIDDLE, 2 * PAGE) == 0
+        agent.call("mmap", base + MIDDLE, PAGE, READ_WRITE, flags, -1, 0)
+        agent.store(base + MIDDLE, 9)
+        child = agent.fork()
+        assert child.load(base + MIDDLE) == "9"
+        child.store(base + MIDDLE, 8)
+        assert agent.load(base + MIDDLE) == "9"
+        assert child.load(base + MIDDLE + PAGE) == "SIGSEGV MAPERR"
+        assert child.load(base) == "1"
+        assert agent.call("munmap", base, SIZE) == 0
+
+    def test_other_memory_over_a_part(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base + MIDDLE, 1)
+        child = agent.fork()
+        flags = PRIVATE | ANONYMOUS | FIXED
+        assert agent.call("mmap", base, MIDDLE + PAGE, READ_WRITE, flags, -1, 0) == base
+        assert agent.load(base + MIDDLE) == "0"
+        assert child.load(base + MIDDLE) == "1"
+        assert agent.store(base + MIDDLE + PAGE, 2) == "ok"
+        assert child.load(base + MIDDLE + PAGE) == "2"
+
+    def test_other_shared_memory_over_a_part(self, agent: Agent) -> None:
+        base = shared(agent, 4 * QUANTUM, at=PLACE, flags=FIXED)
+        agent.store(base + QUANTUM, 1)
+        assert shared(agent, QUANTUM, at=base + QUANTUM, flags=FIXED) == base + QUANTUM
+        assert agent.load(base + QUANTUM) == "0"
+        agent.store(base + QUANTUM, 2)
+        child = agent.fork()
+        assert child.load(base + QUANTUM) == "2"
+        child.store(base, 3)
+        assert agent.load(base) == "3"
+
+
+class TestMprotect:
+    def test_a_part_in_one_process(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base + MIDDLE, 1)
+        child = agent.fork()
+        assert agent.call("mprotect", base + MIDDLE, PAGE, READ) == 0
+        assert agent.load(base + MIDDLE) == "1"
+        assert agent.store(base + MIDDLE, 2) == "SIGSEGV ACCERR"
+        assert agent.store(base + MIDDLE + PAGE, 2) == "ok"
+        assert child.store(base + MIDDLE, 3) == "ok"
+        assert agent.load(base + MIDDLE) == "3"
+        assert agent.fork().store(base + MIDDLE, 4) == "SIGSEGV ACCERR"
+        assert agent.call("mprotect", base, SIZE, 0) == 0
+        assert agent.load(base) == "SIGSEGV ACCERR"
+        assert agent.call("mprotect", base, SIZE, READ_WRITE) == 0
+        assert agent.store(base + MIDDLE, 5) == "ok"
+        assert child.load(base + MIDDLE) == "5"
+
+    @pytest.mark.parametrize("prot", [0, READ, WRITE])
+    def test_more_than_at_first(self, agent: Agent, prot: int) -> None:
+        base = shared(agent, prot=prot)
+        if not prot & WRITE:
+            assert agent.store(base, 1) == "SIGSEGV ACCERR"
+        assert agent.call("mprotect", base, PAGE, READ_WRITE) == 0
+        assert agent.store(base, 1) == "ok"
+        child = agent.fork()
+        assert child.load(base) == "1"
+        assert child.store(base, 2) == "ok"
+
+
+class TestMadvise:
+    def test_dontneed_keeps_the_memory(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base, 1)
+        assert agent.call("madvise", base, SIZE - PAGE, DONTNEED) == 0
+        assert agent.load(base) == "1"
+        assert agent.store(base, 2) == "ok"
+
+    def test_remove_empties_it_for_all(self, agent: Agent) -> None:
+        base = shared(agent)
+        child = agent.fork()
+        for offset in (0, PAGE, 2 * PAGE):
+            child.store(base + offset, 1)
+            agent.load(base + offset)
+        assert agent.call("madvise", base, 2 * PAGE, REMOVE) == 0
+        for who in (agent, child):
+            assert [who.load(base + offset) for offset in (0, PAGE, 2 * PAGE)] == ["0", "0", "1"]
+        agent.store(base, 5)
+        assert child.load(base) == "5"
+
+    def test_dontfork_of_a_part(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base, 1)
+        agent.store(base + MIDDLE, 1)
+        assert agent.call("madvise", base + MIDDLE, 2 * PAGE, DONTFORK) == 0
+        assert agent.call("madvise", base + MIDDLE + PAGE, PAGE, DOFORK) == 0
+        child = agent.fork()
+        assert child.load(base) == "1"
+        assert child.load(base + MIDDLE) == "SIGSEGV MAPERR"
+        assert child.store(base + MIDDLE + PAGE, 2) == "ok"
+        assert agent.load(base + MIDDLE + PAGE) == "2"
+        assert child.fork().load(base + MIDDLE + PAGE) == "2"
+        assert agent.call("madvise", base, SIZE, DONTFORK) == 0
+        assert agent.fork().load(base) == "SIGSEGV MAPERR"
+
+    @pytest.mark.parametrize(
+        ("advice", "errno"),
+        [(FREE, "EINVAL"), (WIPEONFORK, "EINVAL"), (POPULATE_READ, "0"), (POPULATE_WRITE, "0"),
+         (COLD, "0"), (PAGEOUT, "0"), (HUGEPAGE, "0"), (DONTDUMP, "0"), (77, "EINVAL")],
+    )  # fmt: skip
+    def test_other_advice(self, agent: Agent, advice: int, errno: str) -> None:
+        base = shared(agent)
+        agent.store(base + MIDDLE, 1)
+        assert agent.say("madvise", base + MIDDLE, 2 * PAGE, advice) == errno
+        assert agent.load(base + MIDDLE) == "1"
+
+
+class TestMremap:
+    def test_smaller(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base, 1)
+        assert agent.call("mremap", base, SIZE, MIDDLE, 0, 0) == base
+        assert agent.load(base) == "1"
+        assert agent.load(base + MIDDLE) == "SIGSEGV MAPERR"
+        assert agent.fork().load(base) == "1"
+
+    def test_larger_in_place(self, agent: Agent) -> None:
+        # Where there is room behind it: its own end, given back before, and more.
+        base = shared(agent, at=PLACE)
+        agent.store(base, 1)
+        assert agent.call("munmap", base + MIDDLE, SIZE - MIDDLE) == 0
+        assert agent.call("mremap", base, MIDDLE, SIZE + PAGE, 0, 0) == base
+        assert agent.store(base + SIZE - 1, 2) == "ok"
+        assert agent.load(base + SIZE) == "SIGBUS ADRERR"
+        assert agent.load(base) == "1"
+        child = agent.fork()
+        assert child.load(base + SIZE - 1) == "2"
+        assert agent.call("munmap", base, SIZE + PAGE) == 0
+
+    def test_moved(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base, 1)
+        child = agent.fork()
+        flags = MAYMOVE | MREMAP_FIXED
+        assert agent.call("mremap", base, SIZE, SIZE, flags, PLACE) == PLACE
+        assert agent.load(base) == "SIGSEGV MAPERR"
+        assert agent.load(PLACE) == "1"
+        agent.store(PLACE + MIDDLE, 2)
+        assert child.load(base + MIDDLE) == "2"
+        assert agent.fork().load(PLACE + MIDDLE) == "2"
+        assert agent.call("munmap", PLACE, SIZE) == 0
+
+    def test_a_part_moved(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base + MIDDLE, 1)
+        flags = MAYMOVE | MREMAP_FIXED
+        assert agent.call("mremap", base + MIDDLE, PAGE, PAGE, flags, PLACE) == PLACE
+        assert agent.load(base + MIDDLE) == "SIGSEGV MAPERR"
+        child = agent.fork()
+        assert (child.load(PLACE), child.load(base)) == ("1", "0")
+        assert child.load(base + MIDDLE) == "SIGSEGV MAPERR"
+
+    def test_a_second_time(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base, 1)
+        assert agent.call("mremap", base, 0, SIZE, MAYMOVE | MREMAP_FIXED, PLACE) == PLACE
+        agent.store(PLACE + PAGE, 2)
+        assert (agent.load(PLACE), agent.load(base + PAGE)) == ("1", "2")
+
+    def test_over_a_part(self, agent: Agent) -> None:
+        base = shared(agent)
+        other = agent.call("mmap", 0, PAGE, READ_WRITE, PRIVATE | ANONYMOUS, -1, 0)
+        agent.store(other, 9)
+        flags = MAYMOVE | MREMAP_FIXED
+        assert agent.call("mremap", other, PAGE, PAGE, flags, base + MIDDLE) == base + MIDDLE
+        assert agent.load(base + MIDDLE) == "9"
+        assert agent.fork().store(base + MIDDLE + PAGE, 1) == "ok"
+        assert agent.load(base + MIDDLE + PAGE) == "1"
+
+    @pytest.mark.parametrize(
+        ("old", "new", "flags"),
+        [
+            (SIZE, 0, 0),
+            (SIZE + PAGE, SIZE + 2 * PAGE, 0),
+            (SIZE, SIZE, 64),
+            (PAGE, PAGE, MREMAP_FIXED),
+        ],
+    )
+    def test_nonsense(self, agent: Agent, old: int, new: int, flags: int) -> None:
+        base = shared(agent, at=PLACE)
+        assert agent.say("mremap", base, old, new, flags, 0) in ("EINVAL", "EFAULT")
+        assert agent.load(base) == "0"
+
+
+class TestOtherCalls:
+    def test_mlock(self, agent: Agent) -> None:
+        base = shared(agent)
+        assert agent.call("mlock", base, MIDDLE) == 0
+        assert agent.call("munlock", base, SIZE) == 0
+        assert agent.say("mlock", base, SIZE + PAGE) in ("0", "ENOMEM")
+
+    @pytest.mark.parametrize("flags", [1, 2, 4, 4 | 2])
+    def test_msync(self, agent: Agent, flags: int) -> None:
+        base = shared(agent)
+        assert agent.say("msync", base, SIZE, flags) == "0"
+        assert agent.say("msync", base + PAGE, PAGE, flags) == "0"
+
+    def test_mincore(self, agent: Agent) -> None:
+        base = shared(agent)
+        agent.store(base + PAGE, 1)
+        assert agent.call("mincore", base, 4 * PAGE, agent.pool) == 0
+        assert agent.get(agent.pool, 4) == b"\0\1\0\0"
+
+    def test_hints(self, agent: Agent) -> None:
+        assert shared(agent, at=PLACE) == PLACE
+        assert shared(agent, at=PLACE) != PLACE
+        assert shared(agent, at=PLACE + 8 * QUANTUM, flags=NOREPLACE) == PLACE + 8 * QUANTUM
+        failed = agent.result(
+            "mmap", PLACE, SIZE, READ_WRITE, SHARED | ANONYMOUS | NOREPLACE, -1, 0
+        )
+        assert failed == (FAILED, "EEXIST")
+
+    @pytest.mark.parametrize("size", [PAGE * 300 + 1, 3 * QUANTUM, SIZE - 1])
+    def test_sizes(self, agent: Agent, size: int) -> None:
+        base = shared(agent, size)
+        assert agent.store(base + size - 1, 1) == "ok"
+        assert agent.call("munmap", base, size) == 0
+        assert agent.load(base) == "SIGSEGV MAPERR"
+
+    def test_read_and_write_of_untouched_pages(self, agent: Agent) -> None:
+        base = shared(agent)
+        fd = agent.call("open", "/dev/zero", os.O_RDWR)
+        assert agent.call("read", fd, base, SIZE) == SIZE
+        again = shared(agent)
+        assert agent.call("write", fd, again, SIZE) == SIZE
