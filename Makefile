@@ -11,7 +11,8 @@ setup:
 demo: setup
 	.venv/bin/msharefs demo $(ARGS)
 
-test: setup
+test:
+	@scripts/setup tests
 	.venv/bin/python -m pytest $(ARGS)
 
 conformance: setup
