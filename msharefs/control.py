@@ -24,6 +24,7 @@ from . import processes, verbs
 from .native import ffi, lib
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from .regions import Region, Regions
@@ -37,6 +38,8 @@ assert MESSAGE.size == ffi.sizeof("struct msg")
 ANSWER_SECONDS = 1.0
 # Attached processes that vanish are noticed by their socket; this is for those that had none.
 REAP_SECONDS = 5.0
+# Processes may be waiting for a change that an earlier server began.
+CATCH_UP_SECONDS = 0.5
 _INT = struct.Struct("i")
 
 
@@ -193,6 +196,8 @@ class Connection:
             raise OSError(errno.ESTALE, f"process {self.pid} shows a host mm that is not ours")
         self.region, self.flags = region, os.O_RDWR
         self._settle(request.arguments[0], request.take_fd())
+        # What was refused without us may be there by now.
+        self._control.start(self.rearm, 0, self._region.sized().size)
 
     async def _detach(self, request: Request) -> None:
         del request
@@ -347,6 +352,7 @@ class Control:
             listener.listen(4096)
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._reap)
+                self._nursery.start_soon(self._catch_up)
                 task_status.started()
                 while True:
                     sock, _ = await listener.accept()
@@ -377,9 +383,18 @@ class Control:
 
     def serve(self, connection: Connection) -> None:
         """Starts to serve a connection."""
+        self.start(connection.run)
+
+    def start(self, work: Callable[..., Awaitable[None]], *arguments: int) -> None:
+        """Starts a task of the control socket's."""
         if self._nursery is None:
             raise OSError(errno.ENOTCONN, "the control socket is not open yet")
-        self._nursery.start_soon(connection.run)
+        self._nursery.start_soon(work, *arguments)
+
+    async def _catch_up(self) -> None:
+        while True:
+            await trio.sleep(CATCH_UP_SECONDS)
+            await self.regions.catch_up()
 
     async def _reap(self) -> None:
         while True:

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 # it waits in its ioctl, so it must not be long.
 GRACE_SECONDS = 2.0
 GRACE_POLL_SECONDS = 0.0002
+# Clients knock at a new server's door every 0.2 s (native/service.c).
+REJOIN_SECONDS = 1.0
+REJOIN_POLL_SECONDS = 0.01
 
 
 class Client(Protocol):
@@ -55,6 +58,7 @@ class HostMM:
         except BaseException:
             os.close(mm_fd)
             raise
+        self._unfinished = False
         self.clients: dict[int, Client] = {}
         """Connected attachments, by slot."""
 
@@ -149,12 +153,34 @@ class HostMM:
         lib.mm_end(self._mm)
 
     async def recover(self) -> None:
-        """Finishes what a dead server had begun, and lets go of clients that died meanwhile."""
+        """Finishes what a dead server had begun, and lets go of clients that died meanwhile.
+
+        With a process stopped inside a fault it cannot be finished yet: see `catch_up`.
+        """
         async with self._lock:
             self.reap_dead()
             check(lib.mm_sweep(self._mm), f"{self.name}: its page tables")
-            await self._grace()
-            check(lib.hostmm_finish(self._mm, self.mem_fd), f"{self.name}: finishing a change")
+            self._unfinished = True
+            try:
+                await self._grace()
+                self._finish()
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                log.warning("%s: what the server before was changing is finished then", error)
+
+    async def catch_up(self) -> None:
+        """Finishes now what `recover` could not, if that is so, and it can be done."""
+        if self._unfinished:
+            async with self._lock:
+                try:
+                    await self._grace()
+                    self._finish()
+                except OSError as error:
+                    if error.errno != errno.EBUSY:
+                        # The next change tries again, and tells its caller.
+                        self._unfinished = False
+                        log.exception("%s: a change cannot be finished", self.name)
 
     def reap(self, slot: int) -> None:
         """Frees the slot of a client that detached or died."""
@@ -184,8 +210,14 @@ class HostMM:
         lib.mm_close(self._mm)
         os.close(self.mem_fd)
 
+    def _finish(self) -> None:
+        """The rest of a change that was published, after a grace period; if there is one."""
+        check(lib.hostmm_finish(self._mm, self.mem_fd), f"{self.name}: taking pages away")
+        self._unfinished = False
+
     async def _change(self, publish: Callable[[], int]) -> None:
         await self._grace()
+        self._finish()
         while (published := publish()) == -errno.EBUSY:
             await self._grace()  # a fault that had read the old epoch announced itself since
         check(published, f"{self.name}: changing its VMAs")
@@ -194,7 +226,7 @@ class HostMM:
         except BaseException:
             lib.hostmm_abort(self._mm)
             raise
-        check(lib.hostmm_finish(self._mm, self.mem_fd), f"{self.name}: taking pages away")
+        self._finish()
 
     async def _grace(self) -> None:
         deadline = trio.current_time() + GRACE_SECONDS
@@ -216,10 +248,23 @@ class HostMM:
         async with trio.open_nursery() as nursery:
             slot = lib.mm_poisoned(self._mm, 0)
             while slot >= 0:
-                client = self.clients.get(slot)
-                if client is not None:
-                    nursery.start_soon(client.rearm, start, end)
+                nursery.start_soon(self._rearm_client, slot, start, end)
                 slot = lib.mm_poisoned(self._mm, slot + 1)
+
+    async def _rearm_client(self, slot: int, start: int, end: int) -> None:
+        # A client of an earlier server is on its way to us; one that is stopped is not.
+        with trio.move_on_after(REJOIN_SECONDS):
+            while slot not in self.clients and lib.mm_client_pid(self._mm, slot):
+                self.reap_dead()
+                await trio.sleep(REJOIN_POLL_SECONDS)
+        if slot in self.clients:
+            await self.clients[slot].rearm(start, end)
+        elif lib.mm_client_pid(self._mm, slot):
+            log.warning(
+                "%s: %s has not come back; it may see a stale SIGSEGV until it does",
+                self.name,
+                self._client_name(slot),
+            )
 
     def _client_name(self, slot: int) -> str:
         client = self.clients.get(slot)

@@ -273,6 +273,12 @@ class Regions:
                 region.host.reap_dead()
             self.drop_unused(region.ident)
 
+    async def catch_up(self) -> None:
+        """Finishes changes that an earlier server had begun and that could not be finished yet."""
+        for region in list(self._regions.values()):
+            if region.host is not None:
+                await region.host.catch_up()
+
     def close(self) -> None:
         """Lets go of everything; files and attachments stay."""
         for region in self._regions.values():
