@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from support.actor import PAGE, Board, maperr
 from support.audit import assert_whole
-from support.hostview import inside_faults, number_of
+from support.hostview import number_of
 from support.memory import QUANTUM
+from support.stopping import go_on, stop, stop_inside_a_fault
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -32,37 +31,11 @@ pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
 SIZE = 256 * QUANTUM
 
 
-def stop(actor: Actor) -> None:
-    """SIGSTOP; waits until all threads stand."""
-    actor.process.send_signal(signal.SIGSTOP)
-    tasks = Path(f"/proc/{actor.pid}/task")
-    until(
-        lambda: all(
-            (task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in tasks.iterdir()
-        ),
-        "the process stands",
-    )
-
-
-def go_on(actor: Actor) -> None:
-    actor.process.send_signal(signal.SIGCONT)
-
-
 def flood(actor: Actor, region: msharefs.Region, board: Board, number: int, start: int) -> None:
     """Let threads of the process touch all pages from `start` on for the first time."""
     base = actor.attach(actor.give(region.fd))
     pages = (SIZE - start) // PAGE
     actor.call("flood", actor.give(board.fd), number, base + start, pages, PAGE, 4, number)
-
-
-def stop_inside_a_fault(actor: Actor, region: msharefs.Region, mount: Mount) -> None:
-    """Stop a process that faults all the time, again until it stands in the middle of it."""
-    for _ in range(1000):
-        stop(actor)
-        if actor.pid in inside_faults(mount, number_of(region.path)):
-            return
-        go_on(actor)
-    pytest.fail("it was never stopped inside a fault")
 
 
 def test_outside_of_a_fault_it_holds_nobody_up(actors: Actors, make_region: Regions) -> None:
@@ -94,7 +67,7 @@ def test_inside_a_fault_changes_are_refused_and_nothing_is_changed(
     with Board() as board:
         board.phase(Board.THERE)
         flood(stopped, region, board, 0, QUANTUM)
-        stop_inside_a_fault(stopped, region, shared_mount)
+        stop_inside_a_fault(stopped, shared_mount, number_of(region.path))
         # Others go on, also with first touches in the very range: none may see a signal.
         view = toucher.attach(toucher.give(region.fd))
         toucher.call("hammer", toucher.give(board.fd), 1, view, SIZE // PAGE, 1)
@@ -132,7 +105,7 @@ def test_what_is_killed_inside_a_fault_holds_nobody_up(
         board.phase(Board.THERE)
         victim = actors()
         flood(victim, region, board, 0, 0)
-        stop_inside_a_fault(victim, region, shared_mount)
+        stop_inside_a_fault(victim, shared_mount, number_of(region.path))
         victim.kill()
         region.unmap(0, SIZE)
         assert region.describe("clients") == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,31 +182,3 @@ def test_a_hole_may_be_unmapped(make_region: Regions) -> None:
     region = make_region(QUANTUM, mapped=False)
     region.unmap(PAGE, PAGE)
     assert region.maps() == []
-
-
-def test_a_stopped_process_holds_nobody_up(actors: Actors, make_region: Regions) -> None:
-    """One that is stopped outside of a fault: the range is gone, for it as well."""
-    region = make_region(QUANTUM)
-    stopped, other = actors(), actors()
-    bases = [actor.attach(actor.give(region.fd)) for actor in (stopped, other)]
-    stopped.call("fill", bases[0], QUANTUM, 1, 0)
-    stop(stopped)
-    region.unmap(0, QUANTUM // 2)
-    assert other.call("load", bases[1]) == maperr(bases[1])
-    assert region.stat()["rss_bytes"] == QUANTUM // 2
-    assert resident(stopped.pid, bases[0]) == QUANTUM // 2
-    stopped.process.send_signal(signal.SIGCONT)
-    assert stopped.call("load", bases[0]) == maperr(bases[0])
-    assert stopped.call("check", bases[0] + QUANTUM // 2, PAGE, 1, QUANTUM // 2 // PAGE) == [0]
-
-
-def stop(actor: Actor) -> None:
-    """SIGSTOP; waits until all threads stand."""
-    actor.process.send_signal(signal.SIGSTOP)
-    tasks = Path(f"/proc/{actor.pid}/task")
-    until(
-        lambda: all(
-            (task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in tasks.iterdir()
-        ),
-        "the process stands",
-    )

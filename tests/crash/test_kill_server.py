@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -13,7 +14,10 @@ import msharefs
 
 from support.actor import PAGE, Board, maperr
 from support.audit import assert_whole
+from support.calls import refused
+from support.hostview import is_changing, number_of
 from support.memory import QUANTUM
+from support.stopping import go_on, stop_inside_a_fault
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -120,13 +124,8 @@ def test_holes_that_were_touched_without_a_server(mount: Mount, path: Path, acto
     assert actor.call("load", base) == maperr(base)
     mount.start()
     with msharefs.open(path) as region:
-
-        def memory_is_there() -> bool:
-            # A process that has not come back yet sees a stale signal: documented, and logged.
-            region.map(0, PAGE)
-            return actor.call("load", base) == [0]
-
-        until(memory_is_there, "the hole is forgotten")
+        region.map(0, PAGE)
+        assert actor.call("load", base) == [0]
 
 
 def test_who_died_meanwhile_is_not_listed(mount: Mount, path: Path, actors: Actors) -> None:
@@ -259,6 +258,56 @@ def test_killed_while_it_changes_the_region(mount: Mount, path: Path, actors: Ac
         assert board.seen(0)[2] == 0
     with msharefs.open(path) as region:
         assert_whole(region)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["unmap", "map"])
+@pytest.mark.parametrize("late", [False, True])
+def test_killed_while_a_change_waits(
+    mount: Mount, path: Path, actors: Actors, change: str, late: bool
+) -> None:
+    """For a process that is stopped inside a fault; `late`: it still is when the next starts."""
+    stopped, watcher = actors(), actors()
+    view = attach(watcher, path)
+    start, size = QUANTUM, 2 * QUANTUM
+    watcher.call("fill", view + start, size, 1, 0)
+    ident = number_of(path)
+    with Board() as board:
+        board.phase(Board.THERE)
+        where = attach(stopped, path) + PAGE
+        stopped.call("flood", stopped.give(board.fd), 0, where, QUANTUM // PAGE - 1, PAGE, 4, 1)
+        stop_inside_a_fault(stopped, mount, ident)
+        with msharefs.open(path) as region:
+
+            def begin() -> None:
+                with contextlib.suppress(OSError):
+                    region.unmap(start, size) if change == "unmap" else region.map(start, size)
+
+            changer = threading.Thread(target=begin)
+            changer.start()
+            until(lambda: is_changing(mount, ident), "the change has begun")
+            mount.kill()
+            changer.join(20)
+            assert not changer.is_alive()
+        board.phase(Board.STOP)
+        if not late:
+            go_on(stopped)
+        mount.start()
+        with msharefs.open(path) as region:
+            if late:
+                assert is_changing(mount, ident), "it cannot be finished yet"
+                assert watcher.call("load", view + PAGE) is not None, "what is not changed works"
+                with refused(errno.EBUSY):
+                    region.unmap(0, PAGE)
+                go_on(stopped)
+            until(lambda: not is_changing(mount, ident), "the change is finished")
+            gone = maperr(view + start)
+            assert watcher.call("load", view + start) == (gone if change == "unmap" else [0])
+            assert stopped.call("join") == []
+            until(lambda: clients(region) == {stopped.pid, watcher.pid}, "both are known")
+            assert_whole(region)
+            region.map(0, SIZE)
+            assert watcher.call("fill", view, SIZE, 2, 0) == []
 
 
 def test_an_unlinked_region_is_kept_for_its_processes(
