@@ -115,6 +115,17 @@ class HostMM:
         """How many attachments there are, connected or not."""
         return lib.mm_clients(self._mm, ffi.NULL, 0)
 
+    def count(self) -> int:
+        """How many VMAs there are."""
+        return check(lib.mm_vmas(self._mm, ffi.NULL, 0), f"{self.name}: reading its VMAs")
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """What is mapped: start and end of each VMA."""
+        count = self.count()
+        vmas = ffi.new("struct mm_vma[]", count)
+        lib.mm_vmas(self._mm, vmas, count)
+        return [(vma.start, vma.end) for vma in vmas]
+
     def changing(self) -> bool:
         """A change of its VMAs is under way."""
         return self._lock.locked()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from . import describe, owners, processes, verbs
+from . import describe, limits, owners, processes, verbs
 from .hostmm import HostMM, object_paths, remove_objects
 from .native import ffi, lib
 
@@ -95,6 +95,7 @@ class Region:
             os.close(processes.fetch_descriptor(caller, create.fd))
             raise OSError(errno.ENODEV, f"{self.name}: only anonymous memory can be mapped into it")
         verbs.check_create_range(create, host.size)
+        limits.check_create(create, caller, host)
         replace = not create.flags & verbs.MAP_FIXED_NOREPLACE
         await host.map(create.region_offset, create.end, create.prot, replace=replace)
 

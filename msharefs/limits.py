@@ -1,0 +1,137 @@
+"""The limits of Linux that hold for a new mapping of a region, as mmap(2) has them.
+
+The series maps into the region's address space with the caller's own limits: RLIMIT_AS is compared
+with what is mapped in the region, RLIMIT_MEMLOCK with what is to be locked, and memory is promised
+as vm.overcommit_memory says. Sources: observed.md C "core rules", getrlimit(2), proc(5).
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import verbs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .hostmm import HostMM
+    from .verbs import Create
+
+MAP_LOCKED = 0x2000
+MAP_NORESERVE = 0x4000
+_CAP_IPC_LOCK = 14
+_OVERCOMMIT_ALWAYS, _OVERCOMMIT_NEVER = "1", "2"
+
+
+def check_create(create: Create, caller: int, host: HostMM) -> None:
+    """All checks of a CREATE_MAPPING by process `caller`, in the order of mmap(2).
+
+    ENOMEM, EPERM, EAGAIN.
+    """
+    check_count(host.count())
+    check_locked(create, caller)
+    check_space(create, caller, host.ranges)
+    if create.flags & verbs.MAP_ANONYMOUS:
+        check_commit(create)
+
+
+def check_count(mapped: int) -> None:
+    """ENOMEM: a region with `mapped` mappings gets no more (vm.max_map_count)."""
+    limit = int(_sysctl("vm/max_map_count"))
+    if mapped > limit:
+        raise OSError(
+            errno.ENOMEM, f"the region has {mapped} mappings: vm.max_map_count is {limit}"
+        )
+
+
+def check_locked(create: Create, caller: int) -> None:
+    """EPERM, EAGAIN: process `caller` may lock nothing, or not as much."""
+    if not create.flags & MAP_LOCKED or _has_capability(caller, _CAP_IPC_LOCK):
+        return
+    limit = _rlimit(caller, "Max locked memory")
+    if limit == 0:
+        raise OSError(errno.EPERM, f"process {caller} may lock no memory (RLIMIT_MEMLOCK is 0)")
+    if limit is not None and verbs.page_up(create.size) > limit:
+        raise OSError(
+            errno.EAGAIN, f"process {caller} may lock {limit} bytes (RLIMIT_MEMLOCK), not more"
+        )
+
+
+def check_space(create: Create, caller: int, mapped: Callable[[], list[tuple[int, int]]]) -> None:
+    """ENOMEM: with the new mapping more of the region would be mapped than RLIMIT_AS of `caller`.
+
+    `mapped` are the ranges that are mapped now; what the new one replaces does not count.
+    """
+    limit = _rlimit(caller, "Max address space")
+    if limit is None:
+        return
+    start, end = create.region_offset, create.end
+    ranges = mapped()
+    total = sum(high - low for low, high in ranges)
+    replaced = sum(max(0, min(high, end) - max(low, start)) for low, high in ranges)
+    if total - replaced + end - start > limit:
+        raise OSError(
+            errno.ENOMEM,
+            f"{total - replaced + end - start} bytes of the region would be mapped: "
+            f"RLIMIT_AS of process {caller} is {limit}",
+        )
+
+
+def check_commit(create: Create) -> None:
+    """ENOMEM: anonymous memory of that size is not promised (vm.overcommit_memory).
+
+    MAP_NORESERVE asks for no promise, except where nothing is given without one.
+    """
+    policy = _sysctl("vm/overcommit_memory")
+    if policy == _OVERCOMMIT_ALWAYS:
+        return
+    size = verbs.page_up(create.size)
+    memory = _meminfo()
+    if policy == _OVERCOMMIT_NEVER:
+        left = memory["CommitLimit"] - memory["Committed_AS"]
+    elif create.flags & MAP_NORESERVE:
+        return
+    else:
+        left = memory["MemTotal"] + memory["SwapTotal"]
+    if size > left:
+        raise OSError(
+            errno.ENOMEM,
+            f"{size} bytes of anonymous memory: only {left} can be promised "
+            "(vm.overcommit_memory); map less, or with MAP_NORESERVE",
+        )
+
+
+def _rlimit(pid: int, name: str) -> int | None:
+    """The soft limit of a process, as /proc/PID/limits calls it; None: there is none.
+
+    prlimit(2) would ask for a capability that root may lack.
+    """
+    try:
+        text = Path(f"/proc/{pid}/limits").read_text()
+    except OSError:
+        return None
+    line = next(line for line in text.splitlines() if line.startswith(name))
+    soft = line.removeprefix(name).split()[0]
+    return None if soft == "unlimited" else int(soft)
+
+
+def _has_capability(pid: int, number: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return False
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> number & 1)
+
+
+def _sysctl(name: str) -> str:
+    return Path(f"/proc/sys/{name}").read_text().strip()
+
+
+def _meminfo() -> dict[str, int]:
+    """The figures of /proc/meminfo, in bytes."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    parts = (line.partition(":") for line in lines)
+    return {name: int(rest.split()[0]) << 10 for name, _, rest in parts}
