@@ -211,13 +211,15 @@ static int make_window(struct attachment *att, int fd, int mode,
 /* The server takes the slot back and counts what it did; without it we do. */
 static void say_goodbye(struct attachment *att)
 {
-    struct msg msg = {.op = MSG_DETACH}, reply;
+    /* Replies carry the number of their request; one may still be on its way to the
+     * service thread, with 0. */
+    struct msg msg = {.op = MSG_DETACH, .seq = 1}, reply;
     int fds[MSG_FDS];
     int err = att->ctl < 0 ? -EPIPE : control_send(att->ctl, &msg, NULL, 0);
 
     do
         err = err ? err : control_recv(att->ctl, &reply, fds, CONTROL_TIMEOUT_MS);
-    while (!err && reply.op != MSG_REPLY); /* it may have asked for something meanwhile */
+    while (!err && (reply.op != MSG_REPLY || reply.seq != msg.seq));
     if (err)
         slot_reap(&att->mm, att->slot);
 }
