@@ -199,6 +199,17 @@ def test_a_child_may_attach_and_detach(
         assert child.call("check", third + PAGE, 8 * PAGE, 1, 1) == [0]
 
 
+def test_detach_at_once(family: tuple[Actor, int, msharefs.Region]) -> None:
+    """The server's answers come in order; the one to the fork is not the one to the detach."""
+    parent, base, region = family
+    for _ in range(50):
+        parent.start("fork", base, 1)
+        with parent.forked() as child:
+            assert child.finish() == []
+            assert clients(region) == {parent.pid}
+            assert child.call("load", base + PAGE) == maperr(base + PAGE)
+
+
 def test_exec_ends_the_attachment(family: tuple[Actor, int, msharefs.Region]) -> None:
     parent, base, region = family
     assert parent.call("exec") == []

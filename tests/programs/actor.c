@@ -250,9 +250,9 @@ static void write_from(const uint64_t *arg) /* address, bytes; ok: bytes written
 
 /* The process */
 
-/* The child's own socket goes to the test; its first answer is the load of the address, made
- * before anything else in the child. */
-static void fork_child(const uint64_t *arg) /* address or 0; ok: pid, and a socket */
+/* The child's own socket goes to the test. What it does before anything else, and answers first, is
+ * to load from an address or to detach. */
+static void fork_child(const uint64_t *arg) /* address or 0, detach; ok: pid, and a socket */
 {
     int pair[2];
 
@@ -269,7 +269,9 @@ static void fork_child(const uint64_t *arg) /* address or 0; ok: pid, and a sock
     }
     close(channel);
     channel = pair[1];
-    if (arg[0])
+    if (arg[0] && arg[1])
+        detach(arg);
+    else if (arg[0])
         load(arg);
     else
         reply(-1, "ok");
