@@ -95,6 +95,14 @@ class Region:
             )
         check_errno(failed, f"{self.path}: {what}")
 
+    def protect(self, offset: int, size: int, prot: int) -> None:
+        """Changes the protection of a range, everywhere at once (mmap.PROT_*); bytes.
+
+        ENOMEM: a part of it is not mapped. EBUSY: an attached process does not answer.
+        """
+        failed = lib.mshare_protect(self.fd, offset, size, prot)
+        check_errno(failed, f"{self.path}: protecting {size} bytes at {offset:#x} of the region")
+
     def attach(
         self, addr: int = 0, prot: int = READ_WRITE, flags: int = mmap.MAP_SHARED
     ) -> memoryview:

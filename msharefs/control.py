@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import secrets
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 MESSAGE = struct.Struct(f"=IiQ5Q{lib.MSG_TEXT}s")
 assert MESSAGE.size == ffi.sizeof("struct msg")
 
-# A client answers as soon as its service thread runs; one that is stopped will not.
-ANSWER_SECONDS = 1.0
 # Attached processes that vanish are noticed by their socket; this is for those that had none.
 REAP_SECONDS = 5.0
 # Processes may be waiting for a change that an earlier server began.
@@ -78,8 +77,9 @@ class Connection:
             "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         )
         self.slot: int | None = None
+        self._claim = 0
         self.uffd = -1
-        self._answers: dict[int, trio.Event] = {}
+        self._answers: dict[int, _Answer] = {}
         self._last_seq = 0
 
     async def run(self) -> None:
@@ -103,28 +103,35 @@ class Connection:
             self._leave()
         except Exception:
             log.exception("letting go of process %d failed", self.pid)
+        for answer in self._answers.values():
+            answer.set(0)
 
-    async def rearm(self, start: int, end: int) -> None:
-        """Asks the client to let pages of [start, end) fault to us again; waits, bounded."""
+    async def ask(self, op: int, *arguments: int) -> int:
+        """Sends the client a message and waits for its answer (see revocation.Client)."""
         self._last_seq += 1
         seq = self._last_seq
-        answered = self._answers[seq] = trio.Event()
+        answer = self._answers[seq] = _Answer()
         try:
-            with trio.move_on_after(ANSWER_SECONDS):
-                await self._send(lib.MSG_REARM, 0, seq, (start, end))
-                await answered.wait()
-                return
-            log.warning("process %d does not answer; it may see a stale SIGSEGV", self.pid)
+            await self._send(op, 0, seq, arguments)
+            return await answer.get()
         except OSError as error:
             log.debug("process %d went away: %s", self.pid, error)
+            return 0
         finally:
-            self._answers.pop(seq, None)
+            del self._answers[seq]
+
+    def has_news(self) -> bool:
+        """Whether there is a message of the client that was not read yet."""
+        if self._sock.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     async def _handle(self, request: Request) -> None:
         if request.op == lib.MSG_REPLY:
-            answered = self._answers.get(request.seq)
-            if answered is not None:
-                answered.set()
+            if request.seq in self._answers:
+                self._answers[request.seq].set(request.result)
             return
         handler = _HANDLERS.get(request.op)
         try:
@@ -175,14 +182,17 @@ class Connection:
         )
 
     async def _ready(self, request: Request) -> None:
-        self._settle(request.arguments[0], request.take_fd())
+        self._settle(request, request.take_fd())
 
     async def _forked(self, request: Request) -> Reply:
         sock = socket.socket(fileno=request.take_fd())
         child = Connection(self._control, sock, self.region, self.flags)
-        child._settle(request.arguments[0], request.take_fd())  # one of us
-        self._control.serve(child)
-        await child._send(lib.MSG_REPLY, 0, request.seq)
+        try:
+            child._settle(request, request.take_fd())  # one of us
+            self._control.serve(child)
+        except OSError as error:  # it has ended already
+            log.debug("child of process %d: %s", self.pid, error)
+            sock.close()
         return _NO_REPLY
 
     async def _rejoin(self, request: Request) -> None:
@@ -195,13 +205,13 @@ class Connection:
         if region is None:
             raise OSError(errno.ESTALE, f"process {self.pid} shows a host mm that is not ours")
         self.region, self.flags = region, os.O_RDWR
-        self._settle(request.arguments[0], request.take_fd())
+        self._settle(request, request.take_fd())
         # What was refused without us may be there by now.
-        self._control.start(self.rearm, 0, self._region.sized().size)
+        self._control.start(self.ask, lib.MSG_REARM, 0, self._region.sized().size)
 
     async def _detach(self, request: Request) -> None:
         del request
-        self._leave()
+        self._leave(detached=True)
 
     async def _map(self, request: Request) -> None:
         offset, size, prot, flags, object_offset = request.arguments
@@ -211,6 +221,10 @@ class Connection:
     async def _unmap(self, request: Request) -> None:
         offset, size, *_ = request.arguments
         await self._region.unmap(offset, size, self.flags)
+
+    async def _protect(self, request: Request) -> None:
+        offset, size, prot, flags, *_ = request.arguments
+        await self._region.protect(offset, size, prot, flags, self.flags)
 
     async def _stat(self, request: Request) -> Reply:
         del request
@@ -231,29 +245,31 @@ class Connection:
         assert self.region is not None
         return self.region
 
-    def _settle(self, slot: int, uffd: int) -> None:
-        """The client is attached: from now on its death frees `slot`."""
+    def _settle(self, request: Request, uffd: int) -> None:
+        """The client is attached: from now on its death frees its slot."""
         host = self._region.sized()
-        claimer = lib.mm_client_pid(host.mm, min(slot, lib.MM_SLOTS))
-        # A child may have died, and its slot gone to another, before we read its message.
-        if claimer != self.pid and not processes.in_other_pid_namespace(self.pid):
+        slot, claim, *_ = request.arguments
+        if slot >= lib.MM_SLOTS or not claim or claim != lib.mm_claim(host.mm, slot):
             os.close(uffd)
-            raise OSError(
-                errno.EPROTO, f"process {self.pid} names slot {slot} of process {claimer}"
-            )
-        self.slot, self.uffd = slot, uffd
+            raise OSError(errno.ESTALE, f"process {self.pid} does not hold slot {slot} any more")
+        self.slot, self.uffd, self._claim = slot, uffd, claim
         host.clients[slot] = self
         # As we see it: the client may live in another pid namespace.
         lib.mm_set_client(host.mm, slot, self.pid, processes.start_time(self.pid))
 
-    def _leave(self) -> None:
+    def _leave(self, *, detached: bool = False) -> None:
+        """The attachment ends, unless only the connection has: then the client will rejoin."""
         if self.slot is None:
             return
         slot, self.slot = self.slot, None
+        lost = not detached and lib.uffd_alive(self.uffd)
         os.close(self.uffd)
         region = self._region
-        if region.host is not None and region.host.clients.get(slot) is self:
-            region.host.reap(slot)
+        if region.host is not None:
+            if region.host.clients.get(slot) is self:
+                del region.host.clients[slot]
+            if not lost and lib.mm_claim(region.host.mm, slot) == self._claim:
+                region.host.reap(slot)
         self._control.regions.drop_unused(region.ident)
 
     async def _receive(self) -> Request | None:
@@ -285,6 +301,22 @@ class Connection:
         data = MESSAGE.pack(op, result, seq, *padded, text[: lib.MSG_TEXT])
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         await self._sock.sendmsg([data], rights)
+
+
+class _Answer:
+    """A client's answer, to come."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self._result = 0
+
+    def set(self, result: int) -> None:
+        self._result = result
+        self._event.set()
+
+    async def get(self) -> int:
+        await self._event.wait()
+        return self._result
 
 
 class Reply:
@@ -323,6 +355,7 @@ _HANDLERS: dict[int, Any] = {
     lib.MSG_DETACH: Connection._detach,  # noqa: SLF001
     lib.MSG_MAP: Connection._map,  # noqa: SLF001
     lib.MSG_UNMAP: Connection._unmap,  # noqa: SLF001
+    lib.MSG_PROTECT: Connection._protect,  # noqa: SLF001
     lib.MSG_STAT: Connection._stat,  # noqa: SLF001
     lib.MSG_DESCRIBE: Connection._describe,  # noqa: SLF001
 }
@@ -385,7 +418,7 @@ class Control:
         """Starts to serve a connection."""
         self.start(connection.run)
 
-    def start(self, work: Callable[..., Awaitable[None]], *arguments: int) -> None:
+    def start(self, work: Callable[..., Awaitable[Any]], *arguments: int) -> None:
         """Starts a task of the control socket's."""
         if self._nursery is None:
             raise OSError(errno.ENOTCONN, "the control socket is not open yet")

@@ -8,38 +8,26 @@ fault, because a debugger holds it there, makes the change fail with EBUSY and n
 from __future__ import annotations
 
 import errno
-import logging
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import trio
 
+from . import revocation
 from .native import check, ffi, lib
 from .owners import KINDS, Owner
 from .processes import has_mapped, is_alive_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-log = logging.getLogger(__name__)
+    from .revocation import Client
 
 # A fault takes microseconds; only a stopped process needs longer. The caller cannot be killed while
 # it waits in its ioctl, so it must not be long.
 GRACE_SECONDS = 2.0
 GRACE_POLL_SECONDS = 0.0002
-# Clients knock at a new server's door every 0.2 s (native/service.c).
-REJOIN_SECONDS = 1.0
-REJOIN_POLL_SECONDS = 0.01
-
-
-class Client(Protocol):
-    """The control connection of an attached process."""
-
-    pid: int
-
-    async def rearm(self, start: int, end: int) -> None:
-        """Undo what the process did to make pages of [start, end) fault natively."""
 
 
 class HostMM:
@@ -138,14 +126,14 @@ class HostMM:
             if not replace and lib.hostmm_mapped(self._mm, start, end):
                 raise OSError(errno.EEXIST, f"{self.name}: [{start:#x}, {end:#x}) is not free")
             await self._change(lambda: lib.hostmm_map(self._mm, vma[0]))
-            await self._rearm(start, end)
+            await revocation.rearm(self, start, end)
 
     async def unmap(self, start: int, end: int) -> None:
         """Takes [start, end) out and frees its pages; in force everywhere on return."""
         async with self._lock:
             await self._change(lambda: lib.hostmm_unmap(self._mm, start, end))
             lib.mm_count_unmap(self._mm)
-            await self._rearm(start, end)
+            await revocation.rearm(self, start, end)
 
     def owner(self) -> Owner:
         """Who made the region, as recorded."""
@@ -163,6 +151,26 @@ class HostMM:
         """Records that the owner is gone."""
         lib.mm_end(self._mm)
 
+    async def protect(self, start: int, end: int, prot: int) -> None:
+        """Changes the rights of [start, end) to `prot`; in force everywhere on return.
+
+        ENOMEM: a part of it is not mapped. EBUSY: a client does not do its part; nothing changed.
+        """
+        async with self._lock:
+
+            async def take() -> None:
+                if not prot:
+                    await revocation.take_all(self, start, end)
+                elif not prot & lib.VMA_WRITE:
+                    await revocation.take_write(self, start, end)
+
+            # Most of what can fail does so here, before anybody's faults have to wait.
+            await revocation.wait_connected(self, start, end)
+            await self._change(lambda: lib.hostmm_protect(self._mm, start, end, prot), take)
+            if prot & lib.VMA_WRITE:
+                await revocation.give_write(self, start, end)
+            await revocation.rearm(self, start, end)
+
     async def recover(self) -> None:
         """Finishes what a dead server had begun, and lets go of clients that died meanwhile.
 
@@ -174,7 +182,7 @@ class HostMM:
             self._unfinished = True
             try:
                 await self._grace()
-                self._finish()
+                self._recover()
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
@@ -186,7 +194,7 @@ class HostMM:
             async with self._lock:
                 try:
                     await self._grace()
-                    self._finish()
+                    self._recover()
                 except OSError as error:
                     if error.errno != errno.EBUSY:
                         # The next change tries again, and tells its caller.
@@ -197,6 +205,10 @@ class HostMM:
         """Frees the slot of a client that detached or died."""
         self.clients.pop(slot, None)
         check(lib.slot_reap(self._mm, slot), f"{self.name}: slot {slot}")
+
+    def process_of(self, slot: int) -> int:
+        """Process id of the client of `slot`; 0: nobody's."""
+        return lib.mm_client_pid(self._mm, slot)
 
     def reap_dead(self, *, connected: bool = False) -> None:
         """Frees the slots of processes that are gone without a word.
@@ -221,23 +233,28 @@ class HostMM:
         lib.mm_close(self._mm)
         os.close(self.mem_fd)
 
-    def _finish(self) -> None:
-        """The rest of a change that was published, after a grace period; if there is one."""
-        check(lib.hostmm_finish(self._mm, self.mem_fd), f"{self.name}: taking pages away")
+    def _recover(self) -> None:
+        """Ends a change that another server began, after a grace period; if there is one."""
+        check(lib.hostmm_recover(self._mm, self.mem_fd), f"{self.name}: finishing a change")
         self._unfinished = False
 
-    async def _change(self, publish: Callable[[], int]) -> None:
+    async def _change(
+        self, publish: Callable[[], int], take: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Publishes, waits for the grace period, lets `take` have its way, finishes."""
         await self._grace()
-        self._finish()
+        self._recover()
         while (published := publish()) == -errno.EBUSY:
             await self._grace()  # a fault that had read the old epoch announced itself since
         check(published, f"{self.name}: changing its VMAs")
         try:
             await self._grace()
+            if take is not None:
+                await take()
         except BaseException:
             lib.hostmm_abort(self._mm)
             raise
-        self._finish()
+        check(lib.hostmm_finish(self._mm, self.mem_fd), f"{self.name}: taking pages away")
 
     async def _grace(self) -> None:
         deadline = trio.current_time() + GRACE_SECONDS
@@ -245,41 +262,11 @@ class HostMM:
             if trio.current_time() > deadline:
                 raise OSError(
                     errno.EBUSY,
-                    f"{self.name}: {self._client_name(self._straggler[0])} does not leave a page "
-                    "fault; let it go on (is it stopped, or in a debugger?) and try again",
+                    f"{self.name}: process {self.process_of(self._straggler[0])} does not leave a "
+                    "page fault; let it go on (is it stopped, or in a debugger?) and try again",
                 )
             self.reap_dead()
             await trio.sleep(GRACE_POLL_SECONDS)
-
-    async def _rearm(self, start: int, end: int) -> None:
-        """Pages that clients made to fault natively must reach us again.
-
-        There is memory now; or none any more, and the signal has another code.
-        """
-        async with trio.open_nursery() as nursery:
-            slot = lib.mm_poisoned(self._mm, 0)
-            while slot >= 0:
-                nursery.start_soon(self._rearm_client, slot, start, end)
-                slot = lib.mm_poisoned(self._mm, slot + 1)
-
-    async def _rearm_client(self, slot: int, start: int, end: int) -> None:
-        # A client of an earlier server is on its way to us; one that is stopped is not.
-        with trio.move_on_after(REJOIN_SECONDS):
-            while slot not in self.clients and lib.mm_client_pid(self._mm, slot):
-                self.reap_dead()
-                await trio.sleep(REJOIN_POLL_SECONDS)
-        if slot in self.clients:
-            await self.clients[slot].rearm(start, end)
-        elif lib.mm_client_pid(self._mm, slot):
-            log.warning(
-                "%s: %s has not come back; it may see a stale SIGSEGV until it does",
-                self.name,
-                self._client_name(slot),
-            )
-
-    def _client_name(self, slot: int) -> str:
-        client = self.clients.get(slot)
-        return f"process {client.pid}" if client else f"the client of slot {slot}"
 
 
 def object_paths(directory: Path, ident: int) -> tuple[Path, Path]:

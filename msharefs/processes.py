@@ -81,14 +81,6 @@ def has_mapped(pid: int, file: os.stat_result) -> bool:
     return not fields or [device, str(file.st_ino)] in fields
 
 
-def in_other_pid_namespace(pid: int) -> bool:
-    """Whether process `pid` lives, and calls itself by another number than we do."""
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return False
-
-
 def thread_runs(tid: int) -> bool:
     """Whether thread `tid` has not ended, whatever the rest of its process does."""
     fields = _stat_fields(tid)

@@ -105,6 +105,14 @@ class Region:
         self._check_writable(flags)
         await host.unmap(offset, verbs.check_unmap(offset, size, host.size))
 
+    async def protect(self, offset: int, size: int, prot: int, flags: int, mode: int) -> None:
+        """MSHAREFS_PROTECT, by a descriptor open with `mode`."""
+        host = self.sized()
+        self._check_writable(mode)
+        end = verbs.check_protect(offset, size, prot, flags, host.size)
+        if offset < end:
+            await host.protect(offset, end, prot)
+
     def describe(self, what: str) -> Any:
         """One of the look verbs' dicts."""
         if what == "stat":
@@ -223,6 +231,9 @@ class Regions:
         elif command == lib.MSHAREFS_UNMAP:
             raw = ffi.from_buffer("struct mshare_unmap *", data)
             await region.unmap(raw.region_offset, raw.size, flags)
+        elif command == lib.MSHAREFS_PROTECT:
+            raw = ffi.from_buffer("struct mshare_protect *", data)
+            await region.protect(raw.region_offset, raw.size, raw.prot, raw.flags, flags)
         else:
             raise OSError(errno.ENOTTY, f"{region.name}: there is no ioctl {command:#x}")
         return 0, b""

@@ -1,4 +1,4 @@
-"""What CREATE_MAPPING and UNMAP accept: the checks of the kernel series, in its order.
+"""What CREATE_MAPPING, UNMAP and PROTECT accept: the checks of the series, in its order.
 
 The order matters: with two things wrong, a program sees the errno of the first. Numbers are
 unsigned 64 bit, and sums wrap as they do in the kernel (a size near 2**64 passes the range check
@@ -99,6 +99,22 @@ def check_unmap(offset: int, size: int, region_size: int) -> int:
     if lib.HOST_BASE + end > _TASK_SIZE:
         _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}) passes the end of the host mm")
     return end
+
+
+def check_protect(offset: int, size: int, prot: int, flags: int, region_size: int) -> int:
+    """Raises OSError if `MSHAREFS_PROTECT` is refused, else the end of the range, page-aligned.
+
+    The range is checked as UNMAP's, the rest as mprotect(2)'s: size 0 is no error and does nothing.
+    """
+    if size > region_size or offset >= region_size or offset + size > region_size:
+        _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}) is not inside {region_size:#x}")
+    if flags:
+        _refuse(errno.EINVAL, f"flags {flags:#x}: there are none yet")
+    if offset % PAGE:
+        _refuse(errno.EINVAL, f"region_offset {offset:#x} is not a multiple of {PAGE}")
+    if prot & ~lib.VMA_PROT:
+        _refuse(errno.EINVAL, f"prot {prot:#x}: PROT_READ, PROT_WRITE and PROT_EXEC are known")
+    return offset + page_up(size)
 
 
 def _refuse(code: int, sentence: str) -> None:

@@ -115,6 +115,7 @@ int attach_claim(struct attachment *att)
     if (slot < 0)
         return slot;
     att->slot = (unsigned)slot;
+    att->claim = atomic_load(&att->mm.slots[slot].claim);
     att->mm.slots[slot].base = (uintptr_t)att->base;
     att->mm.slots[slot].prot = (uint32_t)att->asked;
     return 0;
@@ -246,6 +247,7 @@ static int attach(struct attachment *att, int fd, const struct attach_request *r
         err = attach_claim(att);
     claimed = !err;
     ready.arg[0] = att->slot;
+    ready.arg[1] = att->claim;
     if (!err)
         err = control_call(att->ctl, &ready, &att->uffd, 1, NULL);
     if (!err)
@@ -354,6 +356,14 @@ int mshare_unmap(int fd, uint64_t region_offset, uint64_t size)
     struct mshare_unmap range = {.region_offset = region_offset, .size = size};
 
     return ioctl(fd, MSHAREFS_UNMAP, &range);
+}
+
+int mshare_protect(int fd, uint64_t region_offset, uint64_t size, int prot)
+{
+    struct mshare_protect change = {
+        .region_offset = region_offset, .size = size, .prot = (uint32_t)prot};
+
+    return ioctl(fd, MSHAREFS_PROTECT, &change);
 }
 
 int mshare_stat(int fd, struct mshare_stat *st)

@@ -78,6 +78,7 @@ struct attachment {
     int asked; /* PROT_* of the attachment */
     int prot;  /* PROT_* of the window: the same, or all with -o quirks=v3 */
     unsigned slot;
+    uint64_t claim;      /* of the slot, as it was given */
     uint64_t *linked;    /* a bit a quantum */
     struct around around; /* what to map beside a page that faults */
     struct poison poisons[POISONS_MAX]; /* a ring */
@@ -179,5 +180,7 @@ int service_move_fd(int fd);
 void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags);
 /* Lets pages of region offsets [start, end) reach us again. */
 void resolve_rearm(struct attachment *att, uint64_t start, uint64_t end);
+/* Takes the pages of region offsets [start, end) out of the real page tables. */
+int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end);
 
 #endif

@@ -29,7 +29,8 @@ static int count_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level
     audit->found->leaves++;
     if (vma_find(walk->mm, offset, &vma) || offset + entry_span(level) > vma.end)
         audit->found->stray++;
-    else if (!(value & ENTRY_PRESENT) || !(value & ENTRY_USER) ||
+    else if (!(value & ENTRY_USER) || !(value & ENTRY_PRESENT) != !(vma.flags & VMA_PROT) ||
+             !(value & ENTRY_PRESENT) != !!(value & ENTRY_PROTNONE) ||
              (!vma.object && (value & ENTRY_ADDR) != DATA_BASE + offset) ||
              ((value & ENTRY_RW) && !(vma.flags & VMA_WRITE)) ||
              (!(value & ENTRY_NX) && !(vma.flags & VMA_EXEC)))

@@ -10,4 +10,5 @@
 #include "mm.h"
 #include "msharefs.h"
 #include "protocol.h"
+#include "touched.h"
 #include "window.h"

@@ -15,11 +15,10 @@
 #include "attachment.h"
 #include "control.h"
 
-/* The server hears of the child on the parent's connection; the answer comes to
- * the child's service thread. */
+/* The server hears of the child on the parent's connection, and need not answer. */
 static void join(struct attachment *att, int parent)
 {
-    struct msg forked = {.op = MSG_FORKED, .arg = {att->slot}};
+    struct msg forked = {.op = MSG_FORKED, .arg = {att->slot, att->claim}};
     int pair[2];
 
     if (parent < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))

@@ -4,9 +4,13 @@
  *   UNMAP      AAAA    publish ->    AaaA    zap ->   AaaA   publish ->   A..A
  *   replace    AAAA    publish ->    AbbA    zap ->   AbbA   publish ->   ABBA
  *
+ *   protect    AAAA    publish ->    AaaA    rights are taken from the clients,
+ *                                            then from the entries
+ *                                            publish ->   ABBA
+ *
  * A small letter is VMA_BUSY: a fault there waits, so that nobody takes a signal
- * for memory that is only being exchanged, or for an UNMAP that is taken back
- * because a client does not leave its fault.
+ * for memory that is only being exchanged, or for a change that is taken back
+ * because a client does not leave its fault or does not let go.
  */
 #define _GNU_SOURCE
 #include "hostmm.h"
@@ -71,58 +75,119 @@ static int zap(struct mm *mm, uint64_t start, uint64_t end)
     return start < end ? walk_range(&walk, start, end) : 0;
 }
 
-/* Where the next snapshot goes: the area that is not current. Faults on the
- * snapshot before last must be over; every caller has just seen a grace. */
-static struct mm_vma *next_area(struct mm *mm, uint64_t *epoch, const struct mm_vma **set,
-                                uint64_t *used)
+/* Sets the rights of an entry, as mprotect(2) does; accessed and dirty stay. */
+static int set_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    uint64_t prot = *(const uint64_t *)walk->arg;
+    uint64_t rights = prot ? ENTRY_PRESENT : ENTRY_PROTNONE;
+    uint64_t old = atomic_load_explicit(entry, memory_order_relaxed);
+
+    (void)level, (void)addr;
+    if (prot & VMA_WRITE)
+        rights |= ENTRY_RW;
+    if (!(prot & VMA_EXEC))
+        rights |= ENTRY_NX;
+    const uint64_t changed = ENTRY_PRESENT | ENTRY_PROTNONE | ENTRY_RW | ENTRY_NX;
+    while (old && !atomic_compare_exchange_weak(entry, &old, (old & ~changed) | rights))
+        ;
+    return 0;
+}
+
+static int set_rights(struct mm *mm, uint64_t start, uint64_t end, uint64_t prot)
+{
+    struct walk walk = {.mm = mm, .leaf = set_leaf, .bad = zap_bad, .arg = &prot};
+
+    start += HOST_BASE;
+    end = end > mm->host_end - HOST_BASE ? mm->host_end : end + HOST_BASE;
+    return start < end ? walk_range(&walk, start, end) : 0;
+}
+
+/* A snapshot in the making, in the area that is not current. Faults on the
+ * snapshot before last must be over. */
+struct next {
+    const struct mm_vma *set; /* the current one */
+    uint64_t used;
+    struct mm_vma *area;
+    uint64_t epoch;
+};
+
+static int begin(struct mm *mm, struct next *next)
 {
     uint64_t now = atomic_load(&mm->header->epoch);
 
-    *set = vma_snapshot(mm, now, used);
-    *epoch = now + 1;
-    return mm->vmas[(now + 1) & 1];
+    next->set = vma_snapshot(mm, now, &next->used);
+    next->epoch = now + 1;
+    next->area = mm->vmas[next->epoch & 1];
+    return next->set ? 0 : -EUCLEAN;
 }
 
-static void publish(struct mm *mm, uint64_t epoch, uint64_t used)
+static int begin_after_grace(struct mm *mm, struct next *next)
 {
-    mm->header->vmas_used[epoch & 1] = used;
-    atomic_store_explicit(&mm->header->epoch, epoch, memory_order_seq_cst);
-}
-
-static int change(struct mm *mm, uint64_t start, uint64_t end, const struct mm_vma *vma)
-{
-    uint64_t epoch, used;
-    const struct mm_vma *set;
-    struct mm_vma *area = next_area(mm, &epoch, &set, &used);
     unsigned straggler;
 
-    if (!set)
-        return -EUCLEAN;
-    if (slot_grace(mm, &straggler))
-        return -EBUSY;
-    /* What an UNMAP leaves counts against the limit, not what it shows meanwhile. */
-    int64_t count = vma_replace(set, used, start, end, vma, area, MM_VMAS);
-    if (count >= 0 && !vma)
-        count = vma_mark_busy(set, used, start, end, area, MM_VMAS_AREA);
+    return slot_grace(mm, &straggler) ? -EBUSY : begin(mm, next);
+}
+
+static void publish(struct mm *mm, const struct next *next, uint64_t used)
+{
+    mm->header->vmas_used[next->epoch & 1] = used;
+    atomic_store_explicit(&mm->header->epoch, next->epoch, memory_order_seq_cst);
+}
+
+/* Publishes `count` VMAs; a negative one is the error of making them. */
+static int change(struct mm *mm, const struct next *next, int64_t count, struct mm_intent intent)
+{
     if (count < 0)
         return (int)count;
-    mm->header->intent =
-        (struct mm_intent){vma ? INTENT_MAP : INTENT_UNMAP, start, end, epoch};
+    intent.epoch = next->epoch;
+    mm->header->intent = intent;
     atomic_thread_fence(memory_order_release);
-    publish(mm, epoch, (uint64_t)count);
+    publish(mm, next, (uint64_t)count);
     return 0;
 }
 
 int hostmm_map(struct mm *mm, struct mm_vma vma)
 {
+    struct next next;
+    int err = begin_after_grace(mm, &next);
+
+    if (err)
+        return err;
     vma.flags |= VMA_BUSY;
     vma.serial = ++mm->header->serial;
-    return change(mm, vma.start, vma.end, &vma);
+    return change(mm, &next,
+                  vma_replace(next.set, next.used, vma.start, vma.end, &vma, next.area, MM_VMAS),
+                  (struct mm_intent){.op = INTENT_MAP, .start = vma.start, .end = vma.end});
 }
 
 int hostmm_unmap(struct mm *mm, uint64_t start, uint64_t end)
 {
-    return change(mm, start, end, NULL);
+    struct next next;
+    int err = begin_after_grace(mm, &next);
+
+    if (err)
+        return err;
+    /* What is left in the end counts against the limit, not what shows meanwhile. */
+    int64_t count = vma_replace(next.set, next.used, start, end, NULL, next.area, MM_VMAS);
+    if (count >= 0)
+        count = vma_mark_busy(next.set, next.used, start, end, next.area, MM_VMAS_AREA);
+    return change(mm, &next, count,
+                  (struct mm_intent){.op = INTENT_UNMAP, .start = start, .end = end});
+}
+
+int hostmm_protect(struct mm *mm, uint64_t start, uint64_t end, uint32_t prot)
+{
+    struct next next;
+    int err = begin_after_grace(mm, &next);
+
+    if (err)
+        return err;
+    int64_t count = vma_protect(next.set, next.used, start, end, prot, next.area, MM_VMAS);
+    if (count >= 0)
+        count = vma_protect(next.set, next.used, start, end, prot | VMA_BUSY, next.area,
+                            MM_VMAS_AREA);
+    return change(mm, &next, count,
+                  (struct mm_intent){INTENT_PROTECT, start, end, .prot = prot});
 }
 
 /* The second publish: what was busy is open for business, or gone. Also when
@@ -130,20 +195,30 @@ int hostmm_unmap(struct mm *mm, uint64_t start, uint64_t end)
  * while it writes the second leaves one that is half the first. */
 static int end_busy(struct mm *mm, enum mm_intent_op op)
 {
-    uint64_t epoch, used, count = 0;
-    const struct mm_vma *set;
-    struct mm_vma *area = next_area(mm, &epoch, &set, &used);
+    struct next next;
+    int err = begin(mm, &next);
 
-    if (!set)
-        return -EUCLEAN;
-    for (uint64_t i = 0; i < used; i++) {
-        if (op == INTENT_UNMAP && set[i].flags & VMA_BUSY)
-            continue;
-        area[count] = set[i];
-        area[count++].flags &= ~(uint32_t)VMA_BUSY;
-    }
-    publish(mm, epoch, count);
+    if (err)
+        return err;
+    publish(mm, &next, vma_end_busy(next.set, next.used, op == INTENT_UNMAP, next.area));
     return 0;
+}
+
+static int finish_zap(struct mm *mm, const struct mm_intent *intent, int mem_fd)
+{
+    int err = zap(mm, intent->start, intent->end);
+
+    if (!err && fallocate(mem_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                          (off_t)intent->start, (off_t)(intent->end - intent->start)))
+        err = -errno;
+    return err;
+}
+
+static bool pending(const struct mm *mm)
+{
+    const struct mm_intent *intent = &mm->header->intent;
+
+    return intent->op != INTENT_NONE && intent->epoch == atomic_load(&mm->header->epoch);
 }
 
 int hostmm_finish(struct mm *mm, int mem_fd)
@@ -151,20 +226,30 @@ int hostmm_finish(struct mm *mm, int mem_fd)
     struct mm_intent *intent = &mm->header->intent;
     int err;
 
-    if ((intent->op != INTENT_MAP && intent->op != INTENT_UNMAP) ||
-        intent->epoch != atomic_load(&mm->header->epoch))
+    if (!pending(mm))
         return 0;
     if (intent->start > intent->end || intent->end > mm->size)
         return -EUCLEAN;
-    err = zap(mm, intent->start, intent->end);
-    if (!err && fallocate(mem_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                          (off_t)intent->start, (off_t)(intent->end - intent->start)))
-        err = -errno;
+    if (intent->op == INTENT_MAP || intent->op == INTENT_UNMAP) {
+        err = finish_zap(mm, intent, mem_fd);
+    } else {
+        intent->op = INTENT_RIGHTS; /* the old snapshot's area is overwritten from here on */
+        atomic_thread_fence(memory_order_release);
+        err = set_rights(mm, intent->start, intent->end, intent->prot);
+    }
     if (!err)
         err = end_busy(mm, intent->op);
     if (!err)
         intent->op = INTENT_NONE;
     return err;
+}
+
+int hostmm_recover(struct mm *mm, int mem_fd)
+{
+    if (!pending(mm) || mm->header->intent.op != INTENT_PROTECT)
+        return hostmm_finish(mm, mem_fd);
+    hostmm_abort(mm);
+    return 0;
 }
 
 void hostmm_abort(struct mm *mm)

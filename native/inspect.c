@@ -170,17 +170,22 @@ int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max)
     return (int64_t)used;
 }
 
+uint32_t mm_client_pid(const struct mm *mm, unsigned slot)
+{
+    return slot < MM_SLOTS ? (uint32_t)atomic_load(&mm->slots[slot].state) : SLOT_FREE;
+}
+
+uint64_t mm_claim(const struct mm *mm, unsigned slot)
+{
+    return slot < MM_SLOTS ? atomic_load(&mm->slots[slot].claim) : 0;
+}
+
 int mm_poisoned(const struct mm *mm, unsigned from)
 {
     for (unsigned high = slots_high(mm); from < high; from++)
         if (atomic_load(&mm->slots[from].poisoned))
             return (int)from;
     return -1;
-}
-
-uint32_t mm_client_pid(const struct mm *mm, unsigned slot)
-{
-    return slot < MM_SLOTS ? (uint32_t)atomic_load(&mm->slots[slot].state) : SLOT_FREE;
 }
 
 void mm_set_client(struct mm *mm, unsigned slot, uint32_t pid, uint64_t start_time)

@@ -48,10 +48,12 @@ struct mm_client {
 };
 
 int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max);
+/* The process of a slot, as the server sees it; 0: the slot is free. */
+uint32_t mm_client_pid(const struct mm *mm, unsigned slot);
+/* Number of the claim of a slot; 0: it is free. */
+uint64_t mm_claim(const struct mm *mm, unsigned slot);
 /* The first slot from `from` on whose client has pages that fault natively, -1. */
 int mm_poisoned(const struct mm *mm, unsigned from);
-/* The process that claimed `slot`, by its own word; SLOT_FREE: nobody has. */
-uint32_t mm_client_pid(const struct mm *mm, unsigned slot);
 /* Tells a slot's process as the server sees it, for another pid namespace. */
 void mm_set_client(struct mm *mm, unsigned slot, uint32_t pid, uint64_t start_time);
 

@@ -4,6 +4,7 @@
  *   0            header                     struct mm_header
  *   slots_at     client slots               struct mm_slot[slots_max]
  *   vmas_at[2]   two VMA snapshot areas     struct mm_vma[MM_VMAS_AREA] each
+ *   touched_at   a bitmap a slot            touched_stride bytes each
  *   words_at     one word a table frame     uint64_t[frames_max]
  *   frames_at    table frames               4096 bytes each
  *
@@ -22,9 +23,12 @@
  *   frames_hint           any   a hint only, any value is harmless
  *   frames_high           any   grows by compare-and-swap, never shrinks
  *   slots_high            any   the same
+ *   claims                any   a fetch-and-add a claim
  *   retired, unmaps       S
  *   slot.state            any   FREE -> CLAIMED by compare-and-swap; else C and S
  *   slot, the rest        C     while CLAIMED; S after the client's death
+ *   slot's bitmap         C     bits are set before a page of the span becomes
+ *                               reachable, inside an epoch; cleared with the slot
  *   VMA area epoch & 1    -     immutable while it is the current one
  *   VMA area of the other S     after a grace period, before the next publish
  *   frame word            any   FREE -> HELD by compare-and-swap, then the
@@ -67,6 +71,11 @@ enum mm_intent_op {
     INTENT_NONE = 0,
     INTENT_MAP = 1,   /* remove entries and pages of [start, end), clear VMA_BUSY */
     INTENT_UNMAP = 2, /* remove them, then the VMAs that are VMA_BUSY */
+    /* Rights of [start, end) change to `prot`. Clients may still use the old ones:
+     * a successor goes back, which needs nobody's help. */
+    INTENT_PROTECT = 3,
+    /* No client uses the old ones any more: set the entries, clear VMA_BUSY. */
+    INTENT_RIGHTS = 4,
 };
 
 /* What the region's life ends with. */
@@ -83,6 +92,7 @@ struct mm_intent {
     uint64_t op;
     uint64_t start, end; /* region offsets, bytes */
     uint64_t epoch;
+    uint64_t prot; /* enum vma_flags */
 };
 
 struct mm_counters {
@@ -100,7 +110,8 @@ struct mm_header {
     uint64_t size;      /* region, bytes */
     uint64_t quantum;   /* bytes */
     uint64_t file_size; /* of this object, bytes */
-    uint64_t slots_at, vmas_at[2], words_at, frames_at;
+    uint64_t slots_at, vmas_at[2], touched_at, words_at, frames_at;
+    uint64_t touched_stride;
     uint32_t slots_max, vmas_max;
     uint64_t frames_max;
 
@@ -116,6 +127,7 @@ struct mm_header {
     _Alignas(64) _Atomic uint64_t frames_hint; /* where to look for a free frame */
     _Atomic uint64_t frames_high;              /* frames ever used are below this */
     _Atomic uint64_t slots_high;               /* and slots */
+    _Atomic uint64_t claims;                   /* slots ever claimed */
 
     _Alignas(64) struct mm_counters retired; /* of clients that are gone */
     uint64_t unmaps;
@@ -163,6 +175,10 @@ struct mm_slot {
     uint64_t base;                       /* of the window, client address */
     uint32_t prot;                       /* of the window */
     _Atomic uint32_t poisoned;           /* pages made to fault natively (service.c) */
+    _Atomic uint64_t touched;            /* pages of the bitmap in use (touched.h) */
+    /* Number of the claim: a message about a slot that has changed hands since
+     * must not be taken for the new holder's. 0: not claimed. */
+    _Atomic uint64_t claim;
     _Alignas(64) _Atomic uint64_t epoch; /* not 0: inside a fault since that epoch */
     struct mm_counters counters;
 };
@@ -195,7 +211,8 @@ static inline uint64_t frame_addr(uint64_t word) { return word >> 32 << 21; }
 #define ENTRY_USER (1ull << 2)
 #define ENTRY_ACCESSED (1ull << 5)
 #define ENTRY_DIRTY (1ull << 6)
-#define ENTRY_HUGE (1ull << 7) /* PS, in a PMD entry: a 2 MiB leaf */
+#define ENTRY_HUGE (1ull << 7)     /* PS, in a PMD entry: a 2 MiB leaf */
+#define ENTRY_PROTNONE (1ull << 8) /* a page, but no access: not PRESENT, as in Linux */
 #define ENTRY_NX (1ull << 63)
 #define ENTRY_ADDR 0x000ffffffffff000ull
 #define ENTRY_TABLE (ENTRY_PRESENT | ENTRY_RW | ENTRY_USER | ENTRY_ACCESSED)
@@ -218,8 +235,9 @@ static inline uint64_t layout_signature(void)
         sizeof(struct mm_header), sizeof(struct mm_slot), sizeof(struct mm_vma),
         offsetof(struct mm_header, epoch), offsetof(struct mm_header, frames_hint),
         offsetof(struct mm_header, retired), offsetof(struct mm_slot, epoch),
-        offsetof(struct mm_slot, counters), MM_SLOTS, MM_VMAS, TABLES_BASE, DATA_BASE,
-        HOST_BASE, VMA_BUSY, FRAME_TABLE,
+        offsetof(struct mm_slot, counters), offsetof(struct mm_slot, touched),
+        offsetof(struct mm_slot, claim), offsetof(struct mm_header, claims), MM_SLOTS, MM_VMAS,
+        TABLES_BASE, DATA_BASE, HOST_BASE, VMA_BUSY, FRAME_TABLE, INTENT_RIGHTS,
     };
     uint64_t hash = 0xcbf29ce484222325ull;
 

@@ -35,7 +35,9 @@ static int geometry(uint64_t size, uint64_t quantum, struct mm_header *h)
     h->slots_at = PAGE_SIZE;
     h->vmas_at[0] = h->slots_at + (uint64_t)MM_SLOTS * sizeof(struct mm_slot);
     h->vmas_at[1] = align(h->vmas_at[0] + MM_VMAS_AREA * sizeof(struct mm_vma), PAGE_SIZE);
-    h->words_at = align(h->vmas_at[1] + MM_VMAS_AREA * sizeof(struct mm_vma), PAGE_SIZE);
+    h->touched_stride = align(spans(tabled, PMD_SIZE * 8), PAGE_SIZE);
+    h->touched_at = align(h->vmas_at[1] + MM_VMAS_AREA * sizeof(struct mm_vma), PAGE_SIZE);
+    h->words_at = h->touched_at + MM_SLOTS * h->touched_stride;
     h->frames_at = align(h->words_at + h->frames_max * sizeof(uint64_t), PAGE_SIZE);
     h->file_size = h->frames_at + h->frames_max * PAGE_SIZE;
     return 0;
@@ -66,6 +68,7 @@ static bool same_geometry(const struct mm_header *a, const struct mm_header *b)
     return a->magic == b->magic && a->signature == b->signature && a->size == b->size &&
            a->quantum == b->quantum && a->file_size == b->file_size && a->slots_at == b->slots_at &&
            a->vmas_at[0] == b->vmas_at[0] && a->vmas_at[1] == b->vmas_at[1] &&
+           a->touched_at == b->touched_at && a->touched_stride == b->touched_stride &&
            a->words_at == b->words_at && a->frames_at == b->frames_at &&
            a->slots_max == b->slots_max && a->vmas_max == b->vmas_max &&
            a->frames_max == b->frames_max;
@@ -105,6 +108,7 @@ int mm_open(struct mm *mm, int fd)
         .header = (struct mm_header *)map,
         .slots = (struct mm_slot *)(map + own.slots_at),
         .vmas = {(struct mm_vma *)(map + own.vmas_at[0]), (struct mm_vma *)(map + own.vmas_at[1])},
+        .touched = map + own.touched_at,
         .words = (_Atomic uint64_t *)(map + own.words_at),
         .frames = map + own.frames_at,
         .size = own.size,
@@ -112,6 +116,8 @@ int mm_open(struct mm *mm, int fd)
         .host_end = end,
         .frames_max = own.frames_max,
         .frames_at = own.frames_at,
+        .touched_at = own.touched_at,
+        .touched_stride = own.touched_stride,
         .map_size = own.file_size,
         .fault_around = found.fault_around >= 1 && found.fault_around <= SPAN_PAGES
                             ? found.fault_around

@@ -20,6 +20,7 @@ struct mm {
     struct mm_header *header;
     struct mm_slot *slots;
     struct mm_vma *vmas[2];
+    uint8_t *touched;
     _Atomic uint64_t *words;
     uint8_t *frames;
 
@@ -28,6 +29,8 @@ struct mm {
     uint64_t host_end; /* end of the region in host addresses, <= HOST_END */
     uint64_t frames_max;
     uint64_t frames_at;
+    uint64_t touched_at;
+    uint64_t touched_stride; /* bytes a slot */
     uint64_t map_size;
     uint64_t fault_around; /* pages, 1 to 512 */
     int fd;
@@ -94,6 +97,14 @@ int64_t vma_replace(const struct mm_vma *from, uint64_t used, uint64_t start, ui
 /* The same for the set with VMA_BUSY on all that lies in [start, end). */
 int64_t vma_mark_busy(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
                       struct mm_vma *to, uint64_t max);
+/* Writes to `to` the set `from` with the rights of [start, end) changed to `flags`
+ * (enum vma_flags), VMAs split and merged as that needs. Returns the new count or
+ * -ENOMEM: a hole in [start, end), or more than `max`. */
+int64_t vma_protect(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
+                    uint32_t flags, struct mm_vma *to, uint64_t max);
+/* Writes to `to` the set `from` with what is VMA_BUSY opened, or (`drop`) left out;
+ * returns the new count. */
+uint64_t vma_end_busy(const struct mm_vma *from, uint64_t used, bool drop, struct mm_vma *to);
 
 /* slots.c */
 

@@ -10,17 +10,20 @@
  *   ATTACH      client  prot                                           size, quantum, attach_flags;
  *                                                                      text: socket path; .mm, .mem,
  *                                                                      userfaultfd device
- *   READY       client  slot                            uffd           result
- *   FORKED      child   slot                            socket, uffd   result, on that socket
- *   REJOIN      client  slot                            .mm, uffd      result
+ *   READY       client  slot, claim                     uffd           result
+ *   FORKED      child   slot, claim                     socket, uffd   none: it is in use as it comes
+ *   REJOIN      client  slot, claim                     .mm, uffd      result
  *   DETACH      client                                                 result
  *   MAP         client  offset, size, prot, flags,      object         result
  *                       object offset
  *   UNMAP       client  offset, size                                   result
+ *   PROTECT     client  offset, size, prot, flags                      result
  *   STAT        client                                                 struct mshare_stat in `text`
  *   DESCRIBE    client  (what in `text`)                               memfd with JSON
  *   REARM       server  start, end (region offsets)                    result: forget what was made
  *                                                                      to fault natively there
+ *   REVOKE      server  start, end (region offsets)                    result: let go of every page
+ *                                                                      there; faults bring them back
  */
 #ifndef MSHARE_PROTOCOL_H
 #define MSHARE_PROTOCOL_H
@@ -40,6 +43,8 @@ enum msg_op {
     MSG_STAT,
     MSG_DESCRIBE,
     MSG_REARM,
+    MSG_PROTECT,
+    MSG_REVOKE,
 };
 
 /* In the reply to ATTACH. */

@@ -27,10 +27,14 @@
 
 #include "attachment.h"
 #include "fault.h"
+#include "touched.h"
 
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
 #define MADV_GUARD_REMOVE 103
+#endif
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
 #endif
 #ifndef UFFDIO_CONTINUE_MODE_WP
 #define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
@@ -61,6 +65,7 @@ static int continue_run(struct attachment *att, uint64_t start, uint64_t end, bo
 {
     uint64_t mapped = 0, step = end - start;
 
+    touched_mark(&att->mm, att->slot, start, end - start);
     while (start < end) {
         struct uffdio_continue run = {
             .range = {(uintptr_t)att->base + start, step < end - start ? step : end - start},
@@ -242,13 +247,15 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
     if (att->adopted && !pieces_hold(&att->pieces, addr))
         return wake(att, fault.offset);
     around_choose(&att->around, &fault, flags & UFFD_PAGEFAULT_FLAG_MINOR, att->mm.fault_around);
-    for (;;) {
-        slot_enter(&att->mm, att->slot);
-        verdict = mm_fault(&att->mm, att->slot, &fault);
-        if (verdict != FAULT_WAIT)
-            break;
+    slot_enter(&att->mm, att->slot);
+    verdict = mm_fault(&att->mm, att->slot, &fault);
+    if (verdict == FAULT_WAIT) {
+        /* The thread faults again and we come back: in between we can answer the
+         * server, which may be waiting for just that. */
         slot_leave(&att->mm, att->slot);
         nanosleep(&moment, NULL);
+        wake(att, fault.offset);
+        return;
     }
     if (verdict == FAULT_MAP) {
         count(att, &fault);
@@ -276,4 +283,14 @@ void resolve_rearm(struct attachment *att, uint64_t start, uint64_t end)
             att->poisons[(att->poisons_at + att->poisons_used++) % POISONS_MAX] = poison;
     }
     atomic_store(&att->mm.slots[att->slot].poisoned, att->poisons_used);
+}
+
+int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end)
+{
+    if (start > end || end > att->mm.size)
+        return -EINVAL;
+    /* ENOMEM: the program has unmapped a part of its window; the rest is done. */
+    if (madvise(att->base + start, end - start, MADV_DONTNEED_LOCKED) && errno != ENOMEM)
+        return -errno;
+    return 0;
 }

@@ -67,10 +67,12 @@ static void answer_server(struct attachment *att)
     for (unsigned i = 0; !err && i < MSG_FDS; i++)
         if (fds[i] >= 0)
             close(fds[i]);
-    if (!err && msg.op == MSG_REARM) {
-        resolve_rearm(att, msg.arg[0], msg.arg[1]);
+    if (!err && (msg.op == MSG_REARM || msg.op == MSG_REVOKE)) {
+        if (msg.op == MSG_REARM)
+            resolve_rearm(att, msg.arg[0], msg.arg[1]);
+        else
+            msg.result = resolve_revoke(att, msg.arg[0], msg.arg[1]);
         msg.op = MSG_REPLY;
-        msg.result = 0;
         err = control_send(att->ctl, &msg, NULL, 0);
     }
     if (err)
@@ -80,7 +82,7 @@ static void answer_server(struct attachment *att)
 /* The server is back: show it the host mm, which is the right to be its client. */
 static void rejoin(struct attachment *att)
 {
-    struct msg msg = {.op = MSG_REJOIN, .arg = {att->slot}};
+    struct msg msg = {.op = MSG_REJOIN, .arg = {att->slot, att->claim}};
     const int fds[] = {att->mm.fd, att->uffd};
     int sock = control_connect_path(att->path);
 

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "pagetable.h"
+#include "touched.h"
 
 unsigned slots_high(const struct mm *mm)
 {
@@ -35,6 +36,7 @@ int slot_claim(struct mm *mm, uint64_t process, uint64_t start_time)
         if (!atomic_compare_exchange_strong(&slot->state, &none, process))
             continue;
         slot->start_time = start_time;
+        atomic_store(&slot->claim, atomic_fetch_add(&mm->header->claims, 1) + 1);
         return (int)i;
     }
     return -EUSERS;
@@ -127,6 +129,7 @@ int slot_reap(struct mm *mm, unsigned number)
     atomic_fetch_add(&kept->materialised, atomic_load(&slot->counters.materialised));
     atomic_fetch_add(&kept->segv, atomic_load(&slot->counters.segv));
     atomic_fetch_add(&kept->prefaulted, atomic_load(&slot->counters.prefaulted));
+    touched_clear(mm, number);
     memset((char *)slot + sizeof slot->state, 0, sizeof *slot - sizeof slot->state);
     atomic_store(&slot->state, SLOT_FREE);
     return 0;

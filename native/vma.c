@@ -5,6 +5,10 @@
  *                 s       e
  *   after     AAAANNNNNNNNBB        A and B keep their outer parts
  *
+ *   before    AAAAAAAABBBB          protect [s, e)
+ *                 s     e
+ *   after     AAAAaaaabbBB          and back again: AAAAAAAABBBB
+ *
  * A reader finds its snapshot by the epoch (area = epoch & 1) and may use it
  * until it leaves the epoch; the writer refills an area only after a grace
  * period (slots.c).
@@ -118,4 +122,46 @@ int64_t vma_replace(const struct mm_vma *from, uint64_t used, uint64_t start, ui
         if (from[i].end > end)
             err = append(&set, part(&from[i], end, UINT64_MAX));
     return err ? err : (int64_t)set.used;
+}
+
+int64_t vma_protect(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
+                    uint32_t flags, struct mm_vma *to, uint64_t max)
+{
+    struct set set = {.vmas = to, .max = max};
+    uint64_t covered = start;
+    int err = 0;
+
+    for (uint64_t i = 0; !err && i < used; i++) {
+        struct mm_vma inside = part(&from[i], start, end);
+
+        if (inside.start < inside.end) {
+            if (inside.start != covered)
+                return -ENOMEM;
+            covered = inside.end;
+            inside.flags = (inside.flags & ~(uint32_t)VMA_PROT) | flags;
+        }
+        err = append(&set, part(&from[i], 0, start));
+        if (!err)
+            err = append(&set, inside);
+        if (!err)
+            err = append(&set, part(&from[i], end, UINT64_MAX));
+    }
+    if (!err && covered != end)
+        err = -ENOMEM;
+    return err ? err : (int64_t)set.used;
+}
+
+uint64_t vma_end_busy(const struct mm_vma *from, uint64_t used, bool drop, struct mm_vma *to)
+{
+    struct set set = {.vmas = to, .max = used};
+
+    for (uint64_t i = 0; i < used; i++) {
+        struct mm_vma vma = from[i];
+
+        if (drop && vma.flags & VMA_BUSY)
+            continue;
+        vma.flags &= ~(uint32_t)VMA_BUSY;
+        append(&set, vma); /* no more than there were: it fits */
+    }
+    return set.used;
 }

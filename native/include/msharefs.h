@@ -54,6 +54,16 @@ struct mshare_unmap {
 #define MSHAREFS_CREATE_MAPPING _IOW('x', 0, struct mshare_create)
 #define MSHAREFS_UNMAP _IOW('x', 1, struct mshare_unmap)
 
+/* Ours: the change of protection that the series announces and v3 lacks. */
+struct mshare_protect {
+    uint64_t region_offset;
+    uint64_t size;
+    uint32_t prot; /* PROT_*, as in mprotect(2) */
+    uint32_t flags; /* 0 */
+};
+
+#define MSHAREFS_PROTECT _IOW('x', 0x10, struct mshare_protect)
+
 /*
  * Ours: hand the server one end of a socket pair; it becomes a control
  * connection with the rights of this descriptor. The libraries use it, programs
@@ -119,6 +129,21 @@ MSHARE_API int mshare_map(int fd, uint64_t region_offset, uint64_t size, int pro
  * Errors as mshare_map().
  */
 MSHARE_API int mshare_unmap(int fd, uint64_t region_offset, uint64_t size);
+
+/*
+ * Changes the protection of [region_offset, region_offset+size), as mprotect(2) does
+ * for one process: in force for every attached process when it returns, threads
+ * that are running included. No byte is lost. A refused access gets SIGSEGV with
+ * SEGV_ACCERR.
+ *
+ * EINVAL  region not sized; range outside it or misaligned; unknown bit in `prot`
+ * ENOMEM  a part of the range is not mapped, or too many mappings
+ * EACCES  the descriptor `fd` is read-only
+ * EBUSY   an attached process does not answer: it is stopped and all access is to
+ *         be taken from it, or it is stopped inside a fault or between fork() and
+ *         its attachment. Nothing was changed, for anybody.
+ */
+MSHARE_API int mshare_protect(int fd, uint64_t region_offset, uint64_t size, int prot);
 
 /* What `msharefs stat` shows; the counters only grow. */
 struct mshare_stat {
