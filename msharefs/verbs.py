@@ -88,7 +88,7 @@ def check_create_range(create: Create, region_size: int) -> None:
 
 
 def check_unmap(offset: int, size: int, region_size: int) -> int:
-    """Raises OSError if the series would refuse; else the end of the range, rounded up to a page."""
+    """Raises OSError if the series would refuse; else the end of the range, in whole pages."""
     if size > region_size or offset >= region_size or offset + size > region_size:
         _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}) is not inside {region_size:#x}")
     if offset % PAGE or not size:

@@ -218,7 +218,8 @@ static bool pending(const struct mm *mm)
 {
     const struct mm_intent *intent = &mm->header->intent;
 
-    return intent->op != INTENT_NONE && intent->epoch == atomic_load(&mm->header->epoch);
+    return intent->op > INTENT_NONE && intent->op <= INTENT_RIGHTS &&
+           intent->epoch == atomic_load(&mm->header->epoch);
 }
 
 int hostmm_finish(struct mm *mm, int mem_fd)
@@ -235,7 +236,7 @@ int hostmm_finish(struct mm *mm, int mem_fd)
     } else {
         intent->op = INTENT_RIGHTS; /* the old snapshot's area is overwritten from here on */
         atomic_thread_fence(memory_order_release);
-        err = set_rights(mm, intent->start, intent->end, intent->prot);
+        err = set_rights(mm, intent->start, intent->end, intent->prot & VMA_PROT);
     }
     if (!err)
         err = end_busy(mm, intent->op);

@@ -27,14 +27,15 @@ HEADER = {
     name: 8 * at
     for at, name in enumerate(
         ("magic", "signature", "region", "size", "quantum", "file_size", "slots_at",
-         "vmas_at0", "vmas_at1", "words_at", "frames_at", "maximum", "frames_max")
+         "vmas_at0", "vmas_at1", "touched_at", "words_at", "frames_at", "touched_stride", "maximum",
+         "frames_max")
     )
 }  # fmt: skip
 HEADER |= {
-    "epoch": 384, "vmas_used0": 392, "vmas_used1": 400,
-    "intent_op": 408, "intent_start": 416, "intent_end": 424, "intent_epoch": 432,
-    "frames_hint": 448, "frames_high": 456, "slots_high": 464,
-    "serial": 552,
+    "epoch": 448, "vmas_used0": 456, "vmas_used1": 464,
+    "intent_op": 472, "intent_start": 480, "intent_end": 488, "intent_epoch": 496,
+    "frames_hint": 512, "frames_high": 520, "slots_high": 528,
+    "serial": 624,
 }  # fmt: skip
 SLOT_SIZE, SLOT_EPOCH = 128, 64
 VMA = struct.Struct("=QQQIIQ")

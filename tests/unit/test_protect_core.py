@@ -112,7 +112,10 @@ class Core:
     def touch(self, page: int, *, write: bool) -> int:
         """A fault; the verdict."""
         access = lib.ACCESS_WRITE if write else lib.ACCESS_READ
-        fault = ffi.new("struct fault *", {"offset": page * PAGE, "access": access, "ahead": 1})
+        fault = ffi.new("struct fault *", {
+            "offset": page * PAGE, "access": access, "start": page * PAGE, "end": (page + 1) * PAGE,
+            "fill": 1,
+        })  # fmt: skip
         lib.slot_enter(self.mm, self.slot)
         verdict = lib.mm_fault(self.mm, self.slot, fault)
         lib.slot_leave(self.mm, self.slot)
