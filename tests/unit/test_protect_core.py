@@ -88,7 +88,7 @@ def test_opening_merges() -> None:
     busy = RIGHTS["w"] | lib.VMA_BUSY
     count = lib.vma_protect(found, used, 2 * PAGE, 4 * PAGE, busy, room, 8)
     assert count == 4
-    assert draw(opened, lib.vma_open(room, count, opened)) == "wwwwww|WW"
+    assert draw(opened, lib.vma_end_busy(room, count, False, opened)) == "wwwwww|WW"
 
 
 class Core:
