@@ -254,7 +254,7 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
          * server, which may be waiting for just that. */
         slot_leave(&att->mm, att->slot);
         nanosleep(&moment, NULL);
-        wake(att, fault.offset);
+        wake(att, &fault);
         return;
     }
     if (verdict == FAULT_MAP) {
