@@ -151,10 +151,10 @@ int hostmm_map(struct mm *mm, struct mm_vma vma)
     struct next next;
     int err = begin_after_grace(mm, &next);
 
-    if (err)
-        return err;
     vma.flags |= VMA_BUSY;
     vma.serial = ++mm->header->serial;
+    if (err)
+        return err;
     return change(mm, &next,
                   vma_replace(next.set, next.used, vma.start, vma.end, &vma, next.area, MM_VMAS),
                   (struct mm_intent){.op = INTENT_MAP, .start = vma.start, .end = vma.end});

@@ -152,7 +152,9 @@ class Model:
     def too_permissive(self) -> int:
         """Entries with rights of the mapping that is being replaced."""
         return sum(
-            bool(bits & RW) > bool(cell.prot & WRITE) or (not bits & NX) > bool(cell.prot & EXEC)
+            bool(bits & RW) > bool(cell.prot & WRITE)
+            or (not bits & NX) > bool(cell.prot & EXEC)
+            or not cell.prot
             for at, bits in self.leaves.items()
             if (cell := self.cell_of(at)) is not None
         )
