@@ -8,6 +8,7 @@ fault, because a debugger holds it there, makes the change fail with EBUSY and n
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .revocation import Client
+
+log = logging.getLogger(__name__)
 
 # A fault takes microseconds; only a stopped process needs longer. The caller cannot be killed while
 # it waits in its ioctl, so it must not be long.
