@@ -6,7 +6,7 @@ import datetime as dt
 import errno
 import os
 import platform
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +19,7 @@ from .pagetables import meminfo, sample_map
 from .scenario import Setting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .figures import Sample
     from .scenario import Scenario
@@ -96,6 +96,27 @@ def play(
     size = scenario.size if wishes.size is None else wishes.size
     notify = observer.step(scenario.name, len(scenario.cases) * len(counts) * len(rows) * rounds)
     missing: dict[str, str] = {}
+    with ExitStack() as stack:
+        grounds: dict[str, Any] = {}
+        for row in rows:
+            with _left_out(row, missing):
+                grounds[row] = stack.enter_context(scenario.ground(backends, row, size))
+        notify(len(scenario.cases) * len(counts) * (len(rows) - len(grounds)) * rounds)
+        cases = [
+            _case(
+                scenario,
+                [
+                    Setting(backends, row, case, count, size, wishes.seed, ground)
+                    for row, ground in grounds.items()
+                ],
+                rounds,
+                missing,
+                notify,
+            )
+            for case in scenario.cases
+            for count in counts
+            if grounds
+        ]
     return {
         "name": scenario.name,
         "title": scenario.title,
@@ -103,20 +124,20 @@ def play(
         "size_bytes": size,
         "headline": scenario.headline,
         "baseline": scenario.rows[0],
-        "cases": [
-            _case(
-                scenario,
-                [Setting(backends, row, case, count, size, wishes.seed) for row in rows],
-                rounds,
-                missing,
-                notify,
-            )
-            for case in scenario.cases
-            for count in counts
-            if rows
-        ],
+        "cases": cases,
         "missing": missing,
     }
+
+
+@contextmanager
+def _left_out(row: str, missing: dict[str, str]) -> Iterator[None]:
+    """A row that cannot be had is noted, with the reason; any other error goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        missing[row] = error.strerror or str(error)
 
 
 def _case(
@@ -131,14 +152,10 @@ def _case(
     with ExitStack() as stack:
         trials: dict[str, Callable[[], Sample]] = {}
         for setting in settings:
-            try:
+            with _left_out(setting.row, missing):
                 trials[setting.row] = stack.enter_context(scenario.stage(setting))
-            except OSError as error:
-                if error.errno not in _CANNOT:
-                    raise
-                missing[setting.row] = error.strerror or str(error)
-                notify(rounds)
         names = list(trials)
+        notify((len(settings) - len(names)) * rounds)
         for number in range(rounds):
             turn = number % max(1, len(names))
             # A B C, B C A, ...: nobody always plays after the same neighbour's mess.

@@ -7,8 +7,9 @@ changes on the machine meanwhile changes for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from msharefs.workers import PAGE_BYTES, Answer, Workers
 
@@ -35,6 +36,8 @@ class Setting:
     processes: int
     size: int
     seed: int
+    ground: Any = None
+    """What `Scenario.ground` has given for this row."""
 
     @property
     def pages(self) -> int:
@@ -65,6 +68,11 @@ class Scenario(ABC):
     def available(self, backends: Backends) -> list[str]:
         """The rows that can be played here."""
         return [row for row in self.rows if self.backend(row) in backends]
+
+    def ground(self, backends: Backends, row: str, size: int) -> AbstractContextManager[Any]:
+        """What a row needs once for all its cases: `Setting.ground`."""
+        del backends, row, size
+        return nullcontext()
 
     @abstractmethod
     def stage(self, setting: Setting) -> AbstractContextManager[Callable[[], Sample]]:

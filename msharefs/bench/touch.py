@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from msharefs.workers import Workers
+from msharefs.workers import PAGE_BYTES, Workers
 
 from .scenario import Case, Scenario, Setting, ask_all, cost, middle, orders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .backends import Memory
+    from .backends import Backends, Memory
     from .figures import Sample
 
 KINDS = ("memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-native")
@@ -81,17 +81,19 @@ class Populated(Scenario):
     size = 1 << 30
 
     @contextmanager
-    def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
+    def ground(self, backends: Backends, row: str, size: int) -> Iterator[Memory]:
         """The memory, filled by a process that stays."""
-        with (
-            setting.backends[setting.row].memory(setting.size) as memory,
-            Workers(1, memory.pass_fds) as filler,
-        ):
+        with backends[row].memory(size) as memory, Workers(1, memory.pass_fds) as filler:
             for command in memory.take:
                 filler.ask(command)
-            filler.ask(f"order 0 0 {setting.pages} {setting.pages} sequential")
+            filler.ask(f"order 0 0 {size // PAGE_BYTES} {size // PAGE_BYTES} sequential")
             filler.ask("touch 1 write")
-            yield lambda: self._trial(setting, memory)
+            yield memory
+
+    @contextmanager
+    def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
+        """Nothing more."""
+        yield lambda: self._trial(setting, setting.ground)
 
     def _trial(self, setting: Setting, memory: Memory) -> Sample:
         visited = visits(setting.case, setting.pages)
