@@ -233,6 +233,14 @@ class StrictRegion(Region):
     options = ("fault_around=1",)
 
 
+class BudgetRegion(Region):
+    """Real page tables of the clients kept small."""
+
+    name = "msharefs-budget"
+    about = "the same with -o budget=1M"
+    options = ("budget=1M",)
+
+
 class NativeRegion(Region):
     """The region's memory without the library: FUSE passthrough."""
 
@@ -244,7 +252,7 @@ class NativeRegion(Region):
 
 
 ALL: tuple[type[Backend], ...] = (
-    Memfd, Thp, Hugetlb, SysV, Region, StrictRegion, NativeRegion,
+    Memfd, Thp, Hugetlb, SysV, Region, StrictRegion, NativeRegion, BudgetRegion,
 )  # fmt: skip
 NAMES = tuple(backend.name for backend in ALL)
 

@@ -79,7 +79,6 @@ def run(scenarios: Sequence[Scenario], wishes: Wishes, observer: Observer) -> di
             "version": VERSION,
             "started": started.isoformat(timespec="seconds"),
             "machine": machine(),
-            "rounds": wishes.rounds,
             "backends": backends.document,
             "scenarios": [play(scenario, wishes, backends, observer) for scenario in scenarios],
             **({"map": sample_map(backends)} if wishes.with_map else {}),
@@ -122,7 +121,9 @@ def play(
         "title": scenario.title,
         "about": " ".join((scenario.__doc__ or "").split()),
         "size_bytes": size,
+        "rounds": rounds,
         "headline": scenario.headline,
+        "also": list(scenario.also),
         "baseline": scenario.rows[0],
         "cases": cases,
         "missing": missing,
@@ -172,6 +173,9 @@ def _case(
                 "ratio": ratio(samples[setting.row], baseline, scenario.headline)
                 if baseline
                 else None,
+                "ratios": {key: ratio(samples[setting.row], baseline, key) for key in scenario.also}
+                if baseline
+                else {},
             }
             for setting in settings
             if setting.row in samples

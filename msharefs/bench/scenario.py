@@ -58,6 +58,8 @@ class Scenario(ABC):
     """Bytes, unless the user has other wishes."""
     headline: ClassVar[str] = "ns_per_page"
     """The figure whose ratio to the baseline is the answer."""
+    also: ClassVar[tuple[str, ...]] = ()
+    """Other figures whose ratio belongs to the answer."""
     rounds: ClassVar[int | None] = None
     """Fixed where more of them teach nothing."""
 

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 # Here and not asked of msharefs.bench, so that --help loads none of it; a test compares them.
 SCENARIOS = (
     "first-touch", "populated", "steady", "fork", "unmap", "protect", "attach", "ioctl",
-    "metadata", "pagetables",
+    "metadata", "pagetables", "budget",
 )  # fmt: skip
 PLAN_CHECK = "plan-check"
 BACKENDS = (
     "memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-native",
+    "msharefs-budget",
 )  # fmt: skip
 PAGE_BYTES = 4096
 
@@ -71,6 +72,10 @@ def figure(key: str, value: float) -> str:
     return _number(value)
 
 
+def _times(ratio: dict[str, float] | None) -> str:
+    return f"{ratio['median']:.3g}x" if ratio else "-"
+
+
 def _spread(ratio: dict[str, float]) -> str:
     return f"{ratio['low']:.3g}-{ratio['high']:.3g}"
 
@@ -102,7 +107,10 @@ def table(scenario: dict[str, Any]) -> Table:
     aside = [(key, title) for key, title in _ASIDE if key in present and key != headline]
     several = len({case["processes"] for case in cases}) > 1
     counted = ["processes"] if several else []
-    right = ["processes", "ratio", "spread", _HEADLINES[headline], *(title for _, title in aside)]
+    titles = dict(_ASIDE)
+    also = [f"{titles[key]} ratio" for key in scenario["also"]]
+    right = ["processes", "ratio", "spread", *also, _HEADLINES[headline]]
+    right += [title for _, title in aside]
     lines = _show.table(*names, *counted, "", *right[1:], right=tuple(right))
     for case in cases:
         lead = [case["case"][name] for name in names]
@@ -112,8 +120,9 @@ def table(scenario: dict[str, Any]) -> Table:
             lines.add_row(
                 *lead,
                 row,
-                f"{ratio['median']:.3g}x" if ratio else "-",
+                _times(ratio),
                 _spread(ratio) if ratio else "",
+                *(_times(found["ratios"].get(key)) for key in scenario["also"]),
                 figure(headline, figures[headline]["median"]),
                 *(
                     figure(key, figures[key]["median"]) if key in figures else ""
@@ -129,7 +138,7 @@ def show(found: dict[str, Any]) -> None:
     machine = found["machine"]
     print(
         f"{machine['cpu']}, {machine['cpus']} CPUs, {units.size(machine['memory_bytes'])}; "
-        f"Linux {machine['kernel']}; {found['rounds']} rounds"
+        f"Linux {machine['kernel']}"
     )
     for name, backend in found["backends"].items():
         if not backend["available"]:
@@ -137,7 +146,9 @@ def show(found: dict[str, Any]) -> None:
     for scenario in found["scenarios"]:
         size = f", {units.size(scenario['size_bytes'])}" if scenario["size_bytes"] else ""
         print(f"\n{scenario['name']}: {scenario['title']}{size}")
-        print(f"ratios to {scenario['baseline']}, median of the rounds\n")
+        rounds = scenario["rounds"]
+        over = "one round" if rounds == 1 else f"median and range of {rounds} rounds"
+        print(f"ratios to {scenario['baseline']}, {over}\n")
         _show.show(table(scenario))
         for row, reason in scenario["missing"].items():
             print(f"{row}: not available: {reason}")
@@ -205,9 +216,9 @@ def command(
     """Measure msharefs beside what programs use today.
 
     Scenarios: first-touch, populated, steady, fork, unmap, protect, attach, ioctl, metadata,
-    pagetables; without a name all of them. Every row is measured in turns with the others; ratios
-    are to the first row. plan-check, alone, builds the page tables of `msharefs plan` for a window
-    of --size (300G) and compares them to the byte.
+    pagetables, budget; without a name all of them. Every row is measured in turns with the others;
+    ratios are to the first row. plan-check, alone, builds the page tables of `msharefs plan` for a
+    window of --size (300G) and compares them to the byte.
     """
     if PLAN_CHECK in scenarios:
         if len(scenarios) > 1 or processes or backends or plot:

@@ -1,0 +1,97 @@
+"""Keeping the real page tables small: what a budget saves, and what it costs."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from msharefs.workers import PAGE_BYTES, Workers
+
+from .scenario import Scenario, Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from msharefs.workers import Answer
+
+    from .figures import Sample
+
+WINDOW_PAGES = (256 << 20) // PAGE_BYTES
+PASSES = 100
+MOVES = 8  # windows that each process works in, one after the other
+ZIPF_VISITS = 2_000_000
+
+
+class Budget(Scenario):
+    """Processes with a budget of page tables for the region, far below what they touch in all.
+
+    Each works in a window of its own for 100 passes, then moves on to the next; or all of them
+    visit single pages of the whole region by Zipf's law, which no budget of this size can hold.
+    """
+
+    name = "budget"
+    title = "real page tables kept within a budget"
+    rows = ("msharefs", "msharefs-budget", "memfd")
+    cases = ({"access": "moving window"}, {"access": "zipf, whole region"})
+    processes = (64,)
+    size = 4 << 30
+    rounds = 1
+    also = ("vmpte_bytes",)
+
+    @contextmanager
+    def ground(self, backends: Any, row: str, size: int) -> Iterator[Any]:
+        """The memory, filled."""
+        with backends[row].memory(size) as memory:
+            with Workers(1, memory.pass_fds) as filler:
+                for command in memory.take:
+                    filler.ask(command)
+                filler.ask(f"order 0 0 {size // PAGE_BYTES} {size // PAGE_BYTES} sequential")
+                filler.ask("touch 1 write")
+            yield memory
+
+    @contextmanager
+    def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
+        """Nothing more: each round has new processes."""
+        yield lambda: self._trial(setting)
+
+    def _trial(self, setting: Setting) -> Sample:
+        memory = setting.ground
+        with Workers(setting.processes, memory.pass_fds) as workers:
+            before = workers.ask("report")
+            for command in memory.take:
+                workers.ask(command)
+            moving = setting.case["access"] == "moving window"
+            answers = list(_wander(setting, workers) if moving else _zipf(setting, workers))
+            last = workers.ask("report")
+        pages = sum(answer.pages for of_all in answers for answer in of_all)
+        return {
+            "ns_per_page": sum(a.nanoseconds for of_all in answers for a in of_all) / pages,
+            "faults_per_page": sum(
+                answer.minor_faults.growth for of_all in answers for answer in of_all
+            )
+            / pages,
+            "vmpte_bytes": sum(
+                now.vmpte_bytes.after - first.vmpte_bytes.before
+                for first, now in zip(before, last, strict=True)
+            )
+            / len(workers),
+        }
+
+
+def _wander(setting: Setting, workers: Workers) -> Iterator[list[Answer]]:
+    window = min(WINDOW_PAGES, setting.pages)
+    windows = setting.pages // window
+    for move in range(min(MOVES, windows)):
+        workers.ask(
+            lambda number, move=move: (
+                f"order {setting.seed + number} {(number + move) % windows * window} "
+                f"{window} {window} random"
+            )
+        )
+        yield workers.ask(f"touch {PASSES} read")
+
+
+def _zipf(setting: Setting, workers: Workers) -> Iterator[list[Answer]]:
+    visits = min(ZIPF_VISITS, 2 * setting.pages)
+    workers.ask(lambda number: f"order {setting.seed + number} 0 {setting.pages} {visits} zipf")
+    yield workers.ask("touch 1 read")
