@@ -38,14 +38,13 @@ int run_unmap(struct worker *w, const struct arguments *args)
 
 int run_protect(struct worker *w, const struct arguments *args)
 {
-    int prot = strcmp(args->text, "read") ? PROT_READ | PROT_WRITE : PROT_READ;
-#ifdef MSHAREFS_PROTECT
+    bool write = !strcmp(args->text, "write");
+
+    if (!write && strcmp(args->text, "read"))
+        return fail(w, "protect: read or write", -EINVAL);
     return answer(w, "mshare_protect",
-                  mshare_protect(w->fd, args->number[0], args->number[1], prot));
-#else
-    (void)prot;
-    return fail(w, "this libmsharefs has no mshare_protect", -ENOSYS);
-#endif
+                  mshare_protect(w->fd, args->number[0], args->number[1],
+                                 write ? PROT_READ | PROT_WRITE : PROT_READ));
 }
 
 int run_punch(struct worker *w, const struct arguments *args)
