@@ -295,6 +295,15 @@ def copy_into(agent: Agent, address: int) -> str:
     return agent.say("read", fd, address, 4)
 
 
+def copy_out(agent: Agent, address: int) -> str:
+    """write(2) from the attachment."""
+    agent.call("pipe", agent.pool)
+    _, writer = struct.unpack("=ii", agent.get(agent.pool, 8))
+    return agent.say("write", writer, address, 4)
+
+
+T("prot-none-copy-out", "PROT_NONE: write(2) from it", "0",
+  lambda s: with_prot(s, NONE, os.O_RDWR, copy_out), default="EFAULT", why=SAFE)
 T("prot-read-copy", "PROT_READ: read(2) into it", "0",
   lambda s: with_prot(s, READ, os.O_RDWR, copy_into), default="EFAULT", why=SAFE)
 T("prot-none-copy", "PROT_NONE: read(2) into it", "0",

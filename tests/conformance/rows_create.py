@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import struct
 from typing import TYPE_CHECKING
+
+import pytest
 
 from .stage import (
     ANON,
     CREATE,
+    EXEC,
     FIXED,
     GROWSDOWN,
     HUGETLB,
@@ -32,11 +37,39 @@ if TYPE_CHECKING:
     from .stage import Stage
 
 WRAP = 1 << 64
+LOW = 0x40  # MAP_32BIT
 DEFAULT = SHARED_FIXED | ANON
 
 
 def flags(value: int) -> Callable[[Stage], str]:
     return lambda stage: stage.region().create(flags=value)
+
+
+def result(stage: Stage, command: int, request: bytes) -> str:
+    """What ioctl(2) returns."""
+    file = stage.region()
+    return str(file.agent.result("ioctl", file.fd, command, request)[0])
+
+
+def compat(stage: Stage) -> str:
+    """The ioctl of a 32-bit program: system call 54 by int 0x80."""
+    agent, file = stage.agent, stage.region()
+    low = agent.call("mmap", 0, PAGE, RW | EXEC, PRIVATE | ANON | LOW, -1, 0)
+    code = (
+        b"\x53\xb8" + struct.pack("=i", 54)  # push rbx; mov eax, 54
+        + b"\xbb" + struct.pack("=i", file.fd)  # mov ebx, fd
+        + b"\xb9" + struct.pack("=I", CREATE)  # mov ecx, command
+        + b"\xba" + struct.pack("=I", low + 512)  # mov edx, argument
+        + b"\xcd\x80\xa3" + struct.pack("=Q", low + 1024)  # int 0x80; mov [low+1024], eax
+        + b"\x5b\xc3"  # pop rbx; ret
+    )  # fmt: skip
+    agent.put(low, code)
+    agent.put(low + 512, create_bytes(0, PAGE, RW, DEFAULT))
+    assert agent.run(low) == "ok"
+    found = struct.unpack("=i", agent.get(low + 1024, 4))[0]
+    if found == -errno.ENOSYS:
+        pytest.skip("this kernel runs no 32-bit programs")
+    return errno.errorcode[-found] if found < 0 else str(found)
 
 
 def place(offset: int, size: int = PAGE) -> Callable[[Stage], str]:
@@ -63,7 +96,9 @@ T = Table("CREATE_MAPPING: the argument", "1.2, 1.7, A, C")
 T("create-anon", "a page of anonymous memory", "0", place(0))
 T("ioctl-unknown", "an unknown ioctl of a sized region", "ENOTTY",
   lambda s: s.region().say("ioctl", UNKNOWN, bytes(4)))
-for number in range(2, 16):
+T("create-result", "its result, at region_offset 4K", "0", lambda s: result(s, CREATE, create_bytes(
+  PAGE, PAGE, RW, DEFAULT)))
+for number in range(2, 32):
     T(f"ioctl-{number}", f"ioctl _IO('x', {number})", "ENOTTY",
       lambda s, number=number: s.region().say("ioctl", ord("x") << 8 | number, 0),
       source="1.2")
@@ -75,6 +110,7 @@ T("create-whole", "40 bytes of it are", "0",
   lambda s: short(s, 40, create_bytes(0, PAGE, RW, DEFAULT), CREATE))
 T("create-padding", "garbage in its padding", "0",
   lambda s: s.region().say("ioctl", CREATE, create_bytes(0, PAGE, RW, DEFAULT)[:36] + b"\xff" * 4))
+T("create-compat", "by a 32-bit program", "ENOTTY", compat, source="1.7")
 T("create-anon-fd", "MAP_ANONYMOUS with a descriptor: it is ignored", "0",
   lambda s: s.region().create(fd=99))
 

@@ -7,6 +7,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .rows_proc import meminfo
+from .rows_vma import status
 from .stage import ANON, LOCKED, NORESERVE, PAGE, RW, SHARED_FIXED, File, Q
 from .table import Table
 
@@ -91,6 +93,19 @@ T("limit-locked-within", "MAP_LOCKED within it", "0",
   lambda s: by_user(s, RLIMIT_MEMLOCK, 1 << 16).create(0, PAGE, RW, DEFAULT | LOCKED))
 T("limit-locked-root", "MAP_LOCKED by root", "0",
   lambda s: s.region().create(flags=DEFAULT | LOCKED))
+def mlocked(stage: Stage) -> str:
+    """Whether Mlocked of /proc/meminfo grows with 32 MiB that are touched; and VmLck."""
+    memory = stage.memory()
+    assert memory.file.create(0, 32 << 20, RW, DEFAULT | LOCKED) == "0"
+    before = meminfo("Mlocked")
+    memory.agent.call("memset", memory.base, 1, 32 << 20)
+    grown = meminfo("Mlocked") - before
+    return f"{'grows' if grown > 16 << 20 else 'unchanged'}, {status(memory, 'VmLck')}"
+
+
+T("locked-object", "an object made with MAP_LOCKED is touched: Mlocked of the machine, VmLck",
+  "grows, 0 kB", mlocked, ours="unchanged, 0 kB",
+  why="A page is locked through a process that maps it; none of ours is to be charged for it.")
 T("commit-Q", "512 GiB of anonymous memory, vm.overcommit_memory 0", "ENOMEM", overcommit("0", Q))
 T("commit-Q-noreserve", "with MAP_NORESERVE", "0", overcommit("0", Q, DEFAULT | NORESERVE))
 T("commit-page", "a page", "0", overcommit("0", PAGE))

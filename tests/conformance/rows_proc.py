@@ -7,13 +7,14 @@ import re
 from typing import TYPE_CHECKING
 
 from .rows_vma import status
-from .stage import PAGE, RW, Memory, Q, on_page
+from .stage import ANON, PAGE, RW, SHARED, Memory, Q, on_page
 from .table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .stage import Stage
+    from support.agent import Agent
 
 SOME = 64 << 20
 TRIES = 5
@@ -100,17 +101,30 @@ def smaps(memory: Memory, field: str) -> int:
     return total
 
 
-def vmflags(stage: Stage) -> set[str]:
-    memory = stage.page()
+def flags_at(agent: Agent, address: int) -> set[str]:
+    """VmFlags in /proc/PID/smaps of the mapping that begins there."""
     inside = False
-    with open(f"/proc/{memory.agent.pid}/smaps") as text:
+    with open(f"/proc/{agent.pid}/smaps") as text:
         for line in text:
             head = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
             if head:
-                inside = int(head[1], 16) == memory.base
+                inside = int(head[1], 16) == address
             elif inside and line.startswith("VmFlags:"):
                 return set(line.split()[1:])
-    raise AssertionError
+    raise AssertionError(hex(address))
+
+
+def vmflags(stage: Stage) -> set[str]:
+    """VmFlags of an attachment."""
+    memory = stage.page()
+    return flags_at(memory.agent, memory.base)
+
+
+def soft_dirty(stage: Stage) -> str:
+    """Whether the attachment has `sd` as any other new mapping has, on a kernel with that."""
+    address = stage.agent.call("mmap", 0, PAGE, RW, SHARED | ANON, -1, 0)
+    other = "sd" in flags_at(stage.agent, address)
+    return "as any" if ("sd" in vmflags(stage)) == other else "unlike others"
 
 
 T("smaps-rss", "smaps Rss of a process that touched 64 MiB, in kB", str(SOME >> 10),
@@ -129,6 +143,19 @@ def linked_only(stage: Stage) -> str:
 
 T("smaps-linked", "smaps Rss of one that touched a byte: of how much that is present", "all",
   linked_only, ours="less", why=NATIVE)
+def shared_with(stage: Stage, field: str) -> str:
+    """A figure of smaps, in kB, of one of two processes that touched 64 MiB."""
+    memory = filled(stage)
+    other = memory.again(stage.process())
+    other.agent.call("memset", other.base, 1, SOME)
+    return str(smaps(memory, field))
+
+
+T("smaps-pss", "smaps Pss of one of two processes that touched 64 MiB, in kB", str(SOME >> 10),
+  lambda s: shared_with(s, "Pss"), ours=str(SOME >> 11), why=NATIVE)
+T("smaps-private", "its Private_Dirty", str(SOME >> 10),
+  lambda s: shared_with(s, "Private_Dirty"), ours="0", why=NATIVE)
+T("vmflags-softdirty", "VmFlags has `sd`", "as any", soft_dirty, source="C")
 T("vmflags-dontexpand", "VmFlags has `de` (VM_DONTEXPAND)", "yes",
   lambda s: "yes" if "de" in vmflags(s) else "no", source="1.6, C", ours="no",
   why="No program can set that flag; mremap is refused by the library.")

@@ -152,6 +152,7 @@ ADVICE = {
     "REMOVE": 9, "DONTFORK": 10, "DOFORK": 11, "MERGEABLE": 12, "HUGEPAGE": 14, "NOHUGEPAGE": 15,
     "DONTDUMP": 16, "DODUMP": 17, "WIPEONFORK": 18, "KEEPONFORK": 19, "COLD": 20, "PAGEOUT": 21,
     "POPULATE_READ": 22, "POPULATE_WRITE": 23, "COLLAPSE": 25, "GUARD_INSTALL": 102,
+    "GUARD_REMOVE": 103,
 }
 
 T = Table("madvise of an attachment", "1.6, A, B, C")
@@ -160,12 +161,13 @@ for name in (
     "HUGEPAGE", "NOHUGEPAGE", "DONTDUMP", "KEEPONFORK", "COLD", "PAGEOUT",
 ):
     T(f"advise-{name}", f"MADV_{name} of the whole", "0", on("madvise", WHOLE, ADVICE[name]))
-for name in ("FREE", "DODUMP", "WIPEONFORK", "COLLAPSE", "GUARD_INSTALL"):
+for name in ("FREE", "DODUMP", "WIPEONFORK", "COLLAPSE", "GUARD_INSTALL", "GUARD_REMOVE"):
     T(f"advise-{name}", f"MADV_{name} of the whole", "EINVAL", on("madvise", WHOLE, ADVICE[name]))
 T("advise-REMOVE", "MADV_REMOVE of the whole", "EOPNOTSUPP",
   on("madvise", WHOLE, ADVICE["REMOVE"]))
 for name in (
-    "RANDOM", "SEQUENTIAL", "DONTFORK", "HUGEPAGE", "NOHUGEPAGE", "WIPEONFORK", "DODUMP",
+    "RANDOM", "SEQUENTIAL", "DONTFORK", "HUGEPAGE", "NOHUGEPAGE", "DONTDUMP", "WIPEONFORK",
+    "DODUMP",
 ):
     T(f"advise-{name}-part", f"MADV_{name} of a page: it would split", "EINVAL",
       on("madvise", PART, ADVICE[name]))
