@@ -22,18 +22,18 @@ from .stage import (
     RW,
     SHARED,
     VALIDATE,
+    WRITE,
     Q,
     errno_name,
     memory_used,
 )
 from .table import DEFECT, SAFE, Table
+from support.agent import Agent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .stage import File, Stage
-    from support.agent import Agent
-
 RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS = 3, 8, 9
 UNLIMITED = (1 << 64) - 1
 
@@ -81,13 +81,14 @@ for name, length in (
 T("attach-length-Q-1", "length Q-1 counts as Q", "0", mmap(length=Q - 1))
 T("attach-length-part", "length Q of a region of 2Q", "EINVAL", lambda s: s.region(2 * Q).mmap(Q))
 T("attach-length-all", "length 2Q of a region of 2Q", "0", lambda s: s.region(2 * Q).mmap(2 * Q))
-T("attach-read-only", "PROT_READ, by a read-only descriptor", "0",
-  lambda s: opened(s, os.O_RDONLY).mmap(prot=READ))
-T("attach-read-only-write", "PROT_READ|PROT_WRITE, by a read-only descriptor", "EACCES",
-  lambda s: opened(s, os.O_RDONLY).mmap(), source="1.6, 1.3, A")
-for name, prot in (("none", NONE), ("read", READ), ("rw", RW)):
-    T(f"attach-write-only-{name}", f"prot {prot}, by a write-only descriptor", "EACCES",
-      lambda s, prot=prot: opened(s, os.O_WRONLY).mmap(prot=prot), source="A, C")
+MODES = {"read-only": os.O_RDONLY, "write-only": os.O_WRONLY, "read-write": os.O_RDWR}
+for mode, opening in MODES.items():
+    for prot in range(8):
+        refused = mode == "write-only" or (mode == "read-only" and prot & WRITE)
+        T(f"attach-{mode}-{prot}", f"prot {prot}, by a {mode} descriptor",
+          "EACCES" if refused else "0",
+          lambda s, opening=opening, prot=prot: opened(s, opening).mmap(prot=prot),
+          source="1.6, A, C")
 T("attach-read-only-length", "the same with length 4K: the length is checked before", "EINVAL",
   lambda s: opened(s, os.O_RDONLY).mmap(PAGE), source="A, C")
 T("attach-write-only-length", "write-only descriptor and length 4K", "EINVAL",
@@ -273,20 +274,17 @@ def with_prot(stage: Stage, prot: int, flags: int, work: Callable[[Agent, int], 
     return work(agent, address)
 
 
-T("prot-none-load", "PROT_NONE: a load", "7",
-  lambda s: with_prot(s, NONE, os.O_RDWR, lambda a, at: a.load(at)),
-  default="SIGSEGV ACCERR", why=SAFE)
-T("prot-none-store", "PROT_NONE: a store", "ok",
-  lambda s: with_prot(s, NONE, os.O_RDWR, lambda a, at: a.store(at, 9)),
-  default="SIGSEGV ACCERR", why=SAFE)
-T("prot-read-load", "PROT_READ: a load", "7",
-  lambda s: with_prot(s, READ, os.O_RDWR, lambda a, at: a.load(at)))
-T("prot-read-store", "PROT_READ: a store", "ok",
-  lambda s: with_prot(s, READ, os.O_RDWR, lambda a, at: a.store(at, 9)),
-  default="SIGSEGV ACCERR", why=SAFE)
-T("prot-read-only-store", "PROT_READ by a read-only descriptor: a store", "ok",
-  lambda s: with_prot(s, READ, os.O_RDONLY, lambda a, at: a.store(at, 9)),
-  default="SIGSEGV ACCERR", why=SAFE)
+for prot in (NONE, READ, WRITE, RW):
+    for mode, opening in MODES.items():
+        if mode == "write-only" or (mode == "read-only" and prot & WRITE):
+            continue  # not to be had
+        T(f"prot-{mode}-{prot}-load", f"prot {prot} by a {mode} descriptor: a load", "7",
+          lambda s, prot=prot, opening=opening: with_prot(s, prot, opening, Agent.load),
+          default=None if prot else "SIGSEGV ACCERR", why="" if prot else SAFE)
+        T(f"prot-{mode}-{prot}-store", f"prot {prot} by a {mode} descriptor: a store", "ok",
+          lambda s, prot=prot, opening=opening: with_prot(
+              s, prot, opening, lambda a, at: a.store(at, 9)),
+          default=None if prot & WRITE else "SIGSEGV ACCERR", why="" if prot & WRITE else SAFE)
 
 
 def copy_into(agent: Agent, address: int) -> str:

@@ -263,6 +263,66 @@ def rounded(stage: Stage) -> str:
 T("unmap-size-odd", "size 4097: the second page, the third", "SIGSEGV MAPERR, 0", rounded)
 
 
+def pattern(*objects: tuple[int, int], cut: tuple[int, int]) -> Callable[[Stage], str]:
+    """Objects of some pages, one UNMAP: which of six pages are there afterwards."""
+
+    def check(stage: Stage) -> str:
+        memory = stage.memory(*((at * PAGE, count * PAGE, RW) for at, count in objects))
+        for at, count in objects:
+            for number in range(at, at + count):
+                memory.store(number * PAGE, number + 1)
+        assert memory.unmap(cut[0] * PAGE, cut[1] * PAGE) == "0"
+        found = [memory.load(number * PAGE) for number in range(6)]
+        return "".join("-" if each.startswith("SIG") else each for each in found)
+
+    return check
+
+
+for objects, cut, left in (
+    (((0, 6),), (0, 6), "------"), (((0, 6),), (0, 2), "--3456"), (((0, 6),), (4, 2), "1234--"),
+    (((0, 6),), (2, 2), "12--56"), (((0, 3), (3, 3)), (2, 2), "12--56"),
+    (((0, 3), (3, 3)), (0, 3), "---456"), (((0, 3), (3, 3)), (3, 3), "123---"),
+    (((0, 2), (4, 2)), (1, 4), "1----6"), (((0, 2), (4, 2)), (2, 2), "12--56"),
+    (((0, 2), (4, 2)), (0, 6), "------"), (((1, 1), (3, 1), (5, 1)), (2, 3), "-2---6"),
+    (((1, 4),), (0, 2), "--345-"), (((1, 4),), (4, 2), "-234--"), (((0, 1),), (1, 5), "1-----"),
+):
+    shape = ", ".join(f"[{at}, {at + count})" for at, count in objects)
+    name = "-".join(f"{at}+{count}" for at, count in (*objects, cut))
+    T(f"unmap-{name}", f"objects at pages {shape}; UNMAP [{cut[0]}, {cut[0] + cut[1]}): the pages",
+      left, pattern(*objects, cut=cut), plain=True)
+
+
+def replaced(*objects: tuple[int, int], by: tuple[int, int]) -> Callable[[Stage], str]:
+    """Objects of some pages, one CREATE over them: the content of six pages afterwards."""
+
+    def check(stage: Stage) -> str:
+        memory = stage.memory(*((at * PAGE, count * PAGE, RW) for at, count in objects))
+        for at, count in objects:
+            for number in range(at, at + count):
+                memory.store(number * PAGE, number + 1)
+        assert memory.file.create(by[0] * PAGE, by[1] * PAGE) == "0"
+        found = [memory.load(number * PAGE) for number in range(6)]
+        return "".join("-" if each.startswith("SIG") else each for each in found)
+
+    return check
+
+
+T = Table("CREATE_MAPPING over objects", "1.7, A")
+for objects, new, after in (
+    (((0, 6),), (0, 6), "000000"), (((0, 6),), (0, 2), "003456"), (((0, 6),), (4, 2), "123400"),
+    (((0, 6),), (2, 2), "120056"), (((0, 3), (3, 3)), (2, 2), "120056"),
+    (((0, 2), (4, 2)), (1, 4), "100006"), (((0, 2), (4, 2)), (2, 2), "120056"),
+    (((1, 1), (3, 1), (5, 1)), (2, 3), "-20006"), (((1, 4),), (0, 2), "00345-"),
+    (((1, 4),), (4, 2), "-23400"),
+):
+    shape = ", ".join(f"[{at}, {at + count})" for at, count in objects)
+    name = "-".join(f"{at}+{count}" for at, count in (*objects, new))
+    T(f"create-over-{name}", f"objects at pages {shape}; CREATE [{new[0]}, {new[0] + new[1]}): "
+      "the pages", after, replaced(*objects, by=new))
+
+T = Table("UNMAP of a large region", "C")
+
+
 def large(count: int) -> Callable[[Stage], str]:
     """UNMAP of `count` quanta of a region of 255 (127.5 TiB)."""
     return lambda stage: stage.region(255 * Q).unmap(0, count * Q)

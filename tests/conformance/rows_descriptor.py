@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .stage import CREATE, PAGE, READ, SHARED, UNKNOWN, File, Q, create_bytes
@@ -17,20 +18,22 @@ F_SETLK, F_SETLEASE, FIONREAD = 6, 1024, 0x541B
 LOCK_EX, LOCK_NB = 2, 4
 
 
-def readv(stage: Stage) -> str:
-    pool = stage.agent.pool
-    stage.agent.put(pool, struct.pack("=QQ", pool + 64, 8))
-    return stage.region().say("readv", pool, 1)
+Make = Callable[["Stage"], File]
 
 
-def sendfile(stage: Stage) -> str:
-    file = stage.region()
-    out = stage.agent.call("open", str(stage.elsewhere / "out"), os.O_RDWR | os.O_CREAT, 0o600)
-    return stage.agent.say("sendfile", out, file.fd, 0, 100)
+def readv(file: File) -> str:
+    pool = file.agent.pool
+    file.agent.put(pool, struct.pack("=QQ", pool + 64, 8))
+    return file.say("readv", pool, 1)
 
 
-def splice(stage: Stage, *, into: bool) -> str:
-    agent, file = stage.agent, stage.region()
+def output(file: File) -> int:
+    """A file on another file system."""
+    return file.agent.call("memfd_create", "output", 0)
+
+
+def splice(file: File, *, into: bool) -> str:
+    agent = file.agent
     agent.call("pipe", agent.pool)
     reader, writer = struct.unpack("=ii", agent.get(agent.pool, 8))
     agent.call("write", writer, "data", 4)
@@ -39,39 +42,36 @@ def splice(stage: Stage, *, into: bool) -> str:
     return agent.say("splice", file.fd, 0, writer, 0, 4, 0)
 
 
-def copy_range(stage: Stage) -> str:
-    file = stage.region()
-    out = stage.agent.call("open", str(stage.elsewhere / "out"), os.O_RDWR | os.O_CREAT, 0o600)
-    answer = stage.agent.say("copy_file_range", file.fd, 0, out, 0, 100, 0)
+def copy_range(file: File) -> str:
+    answer = file.agent.say("copy_file_range", file.fd, 0, output(file), 0, 100, 0)
     return "EXDEV or EINVAL" if answer in ("EXDEV", "EINVAL") else answer
 
 
-def polled(stage: Stage) -> str:
-    file = stage.region()
+def polled(file: File) -> str:
+    agent = file.agent
     both = select.POLLIN | select.POLLOUT
-    stage.agent.put(stage.agent.pool, struct.pack("=ihh", file.fd, both, 0))
-    stage.agent.call("poll", stage.agent.pool, 1, 0)
-    return hex(struct.unpack("=ihh", stage.agent.get(stage.agent.pool, 8))[2])
+    agent.put(agent.pool, struct.pack("=ihh", file.fd, both, 0))
+    agent.call("poll", agent.pool, 1, 0)
+    return hex(struct.unpack("=ihh", agent.get(agent.pool, 8))[2])
 
 
-def posix_lock(stage: Stage) -> str:
+def posix_lock(file: File) -> str:
     lock = struct.pack("=hhxxxxqqixxxx", 1, 0, 0, 0, 0)  # F_WRLCK over all of it
-    return stage.region().say("fcntl", F_SETLK, lock)
+    return file.say("fcntl", F_SETLK, lock)
 
 
-def flock(stage: Stage, *, second: bool) -> str:
-    file = stage.region()
-    answer = file.say("flock", LOCK_EX)
-    return file.by(stage.process()).say("flock", LOCK_EX | LOCK_NB) if second else answer
+def second_flock(stage: Stage, file: File) -> str:
+    assert file.say("flock", LOCK_EX) == "0"
+    return file.by(stage.process()).say("flock", LOCK_EX | LOCK_NB)
 
 
-def lease(stage: Stage) -> str:
-    stage.region().call("close")
+def lease(stage: Stage, file: File) -> str:
+    file.call("close")
     return stage.open(flags=os.O_RDONLY).say("fcntl", F_SETLEASE, 0)  # F_RDLCK
 
 
-def fionread(stage: Stage) -> str:
-    agent, file = stage.agent, stage.region()
+def fionread(file: File) -> str:
+    agent = file.agent
     agent.put(agent.pool, bytes([255] * 4))
     answer = file.say("ioctl", FIONREAD, agent.pool)
     return f"{answer}: {int.from_bytes(agent.get(agent.pool, 4), 'little')}"
@@ -82,34 +82,55 @@ def path_only(stage: Stage) -> File:
     return stage.open(flags=os.O_PATH)
 
 
-T = Table("Region descriptor", "1.3, 1.5, A")
-T("read", "read", "EINVAL", lambda s: s.region().say("read", s.agent.pool, 10))
-T("write", "write", "EINVAL", lambda s: s.region().say("write", "x", 1))
-for name in ("pread", "pwrite"):
-    T(
-        name, name, "EINVAL",
-        lambda s, name=name: s.region().say(name, s.agent.pool, 10, 0),
-        ours="ESPIPE",
-        why=f"{FUSE} A file that refuses lseek refuses this too, with the same errno.",
-    )
-T("readv", "readv", "EINVAL", readv, source="A")
-T("sendfile", "sendfile from it", "EINVAL", sendfile, source="A")
-T("splice-to", "splice into it", "EINVAL", lambda s: splice(s, into=True), source="A")
-T("splice-from", "splice from it", "EINVAL", lambda s: splice(s, into=False), source="A")
-T("fsync", "fsync", "EINVAL", lambda s: s.region().say("fsync"), source="A, C")
-T("fdatasync", "fdatasync", "EINVAL", lambda s: s.region().say("fdatasync"), source="C")
-for name, whence in (("set", os.SEEK_SET), ("cur", os.SEEK_CUR), ("end", os.SEEK_END),
-                     ("data", os.SEEK_DATA), ("hole", os.SEEK_HOLE)):
-    T(f"lseek-{name}", f"lseek(SEEK_{name.upper()})", "ESPIPE",
-      lambda s, whence=whence: s.region().say("lseek", 0, whence))
-T("copy-range", "copy_file_range", "EXDEV or EINVAL", copy_range, source="A, C")
-T("flock", "flock", "0", lambda s: flock(s, second=False), source="A, C", plain=True)
+def descriptor(kind: str, make: Make) -> None:
+    """The rows of a region that is sized, or not yet."""
+    table = Table(f"Descriptor of a region that is {kind}", "1.3, 1.5, A")
+
+    def row(
+        ident: str, kernel: str, ask: Callable[[File], str], *, source: str = "", ours: str = "",
+        why: str = "", plain: bool = False,
+    ) -> None:
+        table(
+            f"{kind}-{ident.lower().replace(' ', '-')}", ident, kernel,
+            lambda stage: ask(make(stage)), source=source, ours=ours or None, why=why, plain=plain,
+        )
+
+    row("read", "EINVAL", lambda f: f.say("read", f.agent.pool, 10))
+    row("write", "EINVAL", lambda f: f.say("write", "x", 1))
+    for name in ("pread", "pwrite"):
+        row(name, "EINVAL", lambda f, name=name: f.say(name, f.agent.pool, 10, 0), ours="ESPIPE",
+            why=f"{FUSE} A file that refuses lseek refuses this too, with the same errno.")
+    row("readv", "EINVAL", readv, source="A")
+    row("sendfile from it", "EINVAL", lambda f: f.agent.say("sendfile", output(f), f.fd, 0, 100),
+        source="A")
+    row("splice into it", "EINVAL", lambda f: splice(f, into=True), source="A")
+    if kind == "sized":
+        row("splice from it", "EINVAL", lambda f: splice(f, into=False), source="A")
+    else:
+        row("splice from it", "EINVAL", lambda f: splice(f, into=False), source="A", ours="0",
+            why=f"{FUSE} A file of no bytes is at its end.")
+    row("fsync", "EINVAL", lambda f: f.say("fsync"), source="A, C")
+    row("fdatasync", "EINVAL", lambda f: f.say("fdatasync"), source="C")
+    for name, whence in (("SET", os.SEEK_SET), ("CUR", os.SEEK_CUR), ("END", os.SEEK_END),
+                         ("DATA", os.SEEK_DATA), ("HOLE", os.SEEK_HOLE)):
+        row(f"lseek SEEK_{name}", "ESPIPE", lambda f, whence=whence: f.say("lseek", 0, whence))
+    row("copy_file_range", "EXDEV or EINVAL", copy_range, source="A, C")
+    row("flock", "0", lambda f: f.say("flock", LOCK_EX), source="A, C", plain=True)
+    row("fcntl F_SETLK", "0", posix_lock, source="A, C", plain=True)
+    row("poll events", "0x5", polled, source="C", plain=True)
+    row("ioctl FIONREAD, 2^39 as an int", "0: 0", fionread, source="C", plain=True)
+    row("fchmod", "0", lambda f: f.say("fchmod", 0o640), source="1.5, A", plain=True)
+    row("fchown", "0", lambda f: f.say("fchown", 5, 5), source="1.5, A", plain=True)
+    row("dup", "0", lambda f: f.say("dup"), source="1.5", plain=True)
+
+
+descriptor("sized", lambda stage: stage.region())
+descriptor("unsized", lambda stage: stage.unsized())
+
+T = Table("Locks of a region", "A, C")
 T("flock-second", "flock by another, not waiting", "EAGAIN",
-  lambda s: flock(s, second=True), source="A, C", plain=True)
-T("posix-lock", "fcntl(F_SETLK)", "0", posix_lock, source="A, C", plain=True)
-T("lease", "fcntl(F_SETLEASE)", "0", lease, source="A, C", plain=True)
-T("poll", "poll: revents", "0x5", polled, source="C", plain=True)
-T("fionread", "ioctl(FIONREAD): 2^39 as an int", "0: 0", fionread, source="C", plain=True)
+  lambda s: second_flock(s, s.region()), plain=True)
+T("lease", "fcntl(F_SETLEASE)", "0", lambda s: lease(s, s.region()), plain=True)
 
 T = Table("O_PATH descriptor of a region", "A, C")
 T("path-read", "read", "EBADF", lambda s: path_only(s).say("read", s.agent.pool, 1), plain=True)

@@ -6,7 +6,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from .stage import NONE, PAGE, READ, RW, WRITE, Memory, Q, on_page
+from .stage import EXEC, NONE, PAGE, READ, RW, WRITE, Memory, Q, on_page
 from .table import Table
 
 if TYPE_CHECKING:
@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from .stage import Stage
 
 RUSAGE_SELF = 0
-RET = b"\xc3"  # x86-64
+
+
+def has_pku() -> bool:
+    """Whether this processor has protection keys."""
+    with open("/proc/cpuinfo") as text:
+        return any(line.startswith("flags") and "ospke" in line.split() for line in text)
+
+
+HAS_PKU = has_pku()
 
 
 def page(prot: int, access: str) -> Callable[[Stage], str]:
@@ -37,14 +45,14 @@ T("load-empty", "a load, nothing mapped in the region", "SIGSEGV MAPERR",
   lambda s: s.memory().load(), plain=True)
 T("load-last", "a load from the last byte of the region, a hole", "SIGSEGV MAPERR",
   lambda s: s.page().load(Q - 1), plain=True)
-T("load-read-only", "a load from a PROT_READ object", "0", page(READ, "load"), plain=True)
-T("store-read-only", "a store to a PROT_READ object", "SIGSEGV ACCERR", page(READ, "store"),
-  plain=True)
-T("load-none", "a load from a PROT_NONE object", "SIGSEGV ACCERR", page(NONE, "load"), plain=True)
-T("store-none", "a store to a PROT_NONE object", "SIGSEGV ACCERR", page(NONE, "store"),
-  plain=True)
-T("load-write-only", "a load from a PROT_WRITE object", "0", page(WRITE, "load"), plain=True)
-T("store-write-only", "a store to a PROT_WRITE object", "ok", page(WRITE, "store"), plain=True)
+for prot in range(8):
+    # x86: what is writable is readable, and so is what may be run, unless protection keys forbid.
+    only_run = "SIGSEGV PKUERR" if HAS_PKU else "0"
+    load = {NONE: "SIGSEGV ACCERR", EXEC: only_run}.get(prot, "0")
+    T(f"load-prot-{prot}", f"a load from an object of prot {prot}", load, page(prot, "load"),
+      source="1.8, A, C", plain=True)
+    T(f"store-prot-{prot}", "a store to it", "ok" if prot & WRITE else "SIGSEGV ACCERR",
+      page(prot, "store"), source="1.8, A, C", plain=True)
 
 
 def between(stage: Stage) -> str:
