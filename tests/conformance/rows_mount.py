@@ -93,8 +93,6 @@ T("mount-point", "/sys/fs/mshare is there to mount on", "yes",
   why="Only a kernel makes directories there; any directory will do.")
 T("mount-size", "mount with -o size=1G", "refused", lambda s: mount_with(s, "size=1G"))
 T("mount-mode", "mount with -o mode=0700", "refused", lambda s: mount_with(s, "mode=0700"))
-T("mount-ours", "mount with -o quantum=2M", "refused", lambda s: mount_with(s, "quantum=2M"),
-  ours="mounted", why="quantum, state, owner and quirks are ours.")
 T("mount-user", "mount by a user", "refused", as_user)
 
 
