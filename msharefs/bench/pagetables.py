@@ -74,6 +74,7 @@ class PageTables(Scenario):
     size = 64 << 20
     headline = "tables_bytes"
     rounds = 1
+    together = False
 
     @contextmanager
     def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:

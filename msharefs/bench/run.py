@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
+from msharefs import units
+
 from .backends import Backends
 from .figures import ratio, summary
 from .pagetables import meminfo, sample_map
@@ -95,6 +97,7 @@ def play(
     size = scenario.size if wishes.size is None else wishes.size
     notify = observer.step(scenario.name, len(scenario.cases) * len(counts) * len(rows) * rounds)
     missing: dict[str, str] = {}
+    _check_memory(scenario, len(rows), max(counts), size)
     with ExitStack() as stack:
         grounds: dict[str, Any] = {}
         for row in rows:
@@ -128,6 +131,19 @@ def play(
         "cases": cases,
         "missing": missing,
     }
+
+
+def _check_memory(scenario: Scenario, rows: int, processes: int, size: int) -> None:
+    """ENOMEM if there is not the memory: a machine that swaps or kills measures nothing."""
+    need = scenario.need(rows, processes, size)
+    available = psutil.virtual_memory().available
+    if need > available:
+        raise OSError(
+            errno.ENOMEM,
+            f"{scenario.name} with {processes} processes over {units.size(size)} needs "
+            f"{units.size(need)} of memory and {units.size(available)} is available: give a "
+            "smaller --size or --processes, or fewer rows with --backend",
+        )
 
 
 @contextmanager

@@ -45,6 +45,11 @@ class Setting:
         return self.size // PAGE_BYTES
 
 
+# Less than a worker takes by itself: stack, libraries, kernel's part. Only to refuse the hopeless.
+_PROCESS_BYTES = 256 * 1024
+_ENTRIES = 512
+
+
 class Scenario(ABC):
     """A question, and how to put it to the machine."""
 
@@ -63,6 +68,9 @@ class Scenario(ABC):
     rounds: ClassVar[int | None] = None
     """Fixed where more of them teach nothing."""
 
+    together: ClassVar[bool] = True
+    """Whether the memory and the processes of all rows are there at the same time."""
+
     def backend(self, row: str) -> str:
         """The kind of memory a row needs."""
         return row
@@ -75,6 +83,11 @@ class Scenario(ABC):
         """What a row needs once for all its cases: `Setting.ground`."""
         del backends, row, size
         return nullcontext()
+
+    def need(self, rows: int, processes: int, size: int) -> int:
+        """Memory in bytes that it takes at least: the pages, and every process's page tables."""
+        one = size + processes * (size // _ENTRIES + _PROCESS_BYTES)
+        return one * (rows if self.together else 1)
 
     @abstractmethod
     def stage(self, setting: Setting) -> AbstractContextManager[Callable[[], Sample]]:

@@ -39,6 +39,7 @@ class FirstTouch(Scenario):
     rows = KINDS
     cases = orders("sequential", "random", access=["write"])
     size = 256 << 20
+    together = False
 
     @contextmanager
     def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:

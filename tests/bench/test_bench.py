@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from msharefs import bench
 from msharefs.bench import backends, figures, hugepages, run
 from msharefs.cli import bench as verb
 from msharefs.private_mount import PARENT
+
+from support.wait import until
 
 SIZE = 4 << 20
 PAGES = SIZE // 4096
@@ -222,6 +226,36 @@ def test_the_verb_prints_ratios_first_and_leaves_nothing(tmp_path: Path) -> None
     assert heading.split()[:3] == ["access", "order", "ratio"]
     assert f"{ratio:.3g}x" in result.stdout
     assert set(os.listdir(PARENT)) <= before
+
+
+def test_what_does_not_fit_into_memory_is_refused() -> None:
+    result = verb_run("steady", "--size", "1P", "--backend", "memfd")
+    assert result.returncode == 1
+    assert "give a smaller --size" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_nothing_is_left(number: signal.Signals) -> None:
+    before = set(os.listdir(PARENT))
+    pool = POOL.read_text() if POOL.exists() else ""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "msharefs", "bench", "steady", "--rounds", "1000"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        until(lambda: workers_of(process.pid), "it has workers")
+        process.send_signal(number)
+        assert process.wait(30) != 0
+    finally:
+        process.kill()
+        process.wait()
+    assert set(os.listdir(PARENT)) <= before
+    assert not POOL.exists() or POOL.read_text() == pool
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    return [child for child in psutil.Process(pid).children() if child.name() == "mshare-worker"]
 
 
 @pytest.mark.parametrize(
