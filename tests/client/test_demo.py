@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from msharefs import demo
+from msharefs import demo, installed
 from msharefs.cli import demo as verb
 from msharefs.private_mount import PARENT, PrivateMount
 
@@ -222,6 +222,7 @@ def test_a_killed_one_leaves_no_mount_and_no_memory() -> None:
 def wait_for_the_end_of_its(directory: Path) -> None:
     """Wait for the server and the workers: each has the name of the directory somewhere."""
     marker = os.fsencode(directory)
+    worker = os.fsencode(installed.worker())
     for process in Path("/proc").glob("[0-9]*"):
         try:
             pidfd = os.pidfd_open(int(process.name))
@@ -229,7 +230,7 @@ def wait_for_the_end_of_its(directory: Path) -> None:
             continue
         try:
             words = (process / "cmdline").read_bytes()
-            if marker in words or b"mshare-worker" in words:
+            if marker in words or worker in words:
                 assert select.select([pidfd], [], [], WAIT_MS / 1000)[0], words
         except OSError:
             continue

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     Actors = Callable[[], Actor]
 
-pytestmark = pytest.mark.mount("quantum=2M", limit=100)
+# Strict: a fault a page, so that a process that touches pages is nearly always inside one.
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", limit=100)
 
 SIZE = 4 * QUANTUM
 CLONE_NEWPID = 0x20000000  # sched.h
