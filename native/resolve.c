@@ -243,10 +243,10 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
     };
     enum fault_verdict verdict;
 
+    around_choose(&att->around, &fault, flags & UFFD_PAGEFAULT_FLAG_MINOR, att->mm.fault_around);
     /* Unmapped since: what is there now is not ours. */
     if (att->adopted && !pieces_hold(&att->pieces, addr))
-        return wake(att, fault.offset);
-    around_choose(&att->around, &fault, flags & UFFD_PAGEFAULT_FLAG_MINOR, att->mm.fault_around);
+        return wake(att, &fault);
     slot_enter(&att->mm, att->slot);
     verdict = mm_fault(&att->mm, att->slot, &fault);
     if (verdict == FAULT_WAIT) {
