@@ -309,8 +309,11 @@ void *mshare_attach(int fd, void *addr, int prot, int flags)
 
 void attach_end(struct attachment *att)
 {
-    service_unwatch(att);
-    say_goodbye(att);
+    /* A child of a bare clone(2) has copies of its parent's connection and epoll. */
+    if (attachments_own()) {
+        service_unwatch(att);
+        say_goodbye(att);
+    }
     attach_drop(att, false);
 }
 

@@ -83,6 +83,11 @@ struct attachment {
     struct around around; /* what to map beside a page that faults */
     struct poison poisons[POISONS_MAX]; /* a ring */
     unsigned poisons_at, poisons_used;
+    struct memory_policy {
+        int mode; /* MPOL_* */
+        unsigned long nodes;
+    } policy;        /* what mbind(2) was told of the whole; for the preload library */
+    bool sealed;     /* mseal(2); for the preload library */
     unsigned advice; /* enum advice: what madvise(2) was told (preload library) */
     /* Shared memory the program made itself: it may unmap and protect parts of
      * the window as it likes, and `pieces` are what is left. */
@@ -125,7 +130,7 @@ void attachments_cover(const struct attachment *att);
 /*
  * Changes the mappings of [start, end) by `change`, which returns 0 or -errno,
  * and ends the attachments whose windows that takes away. -EINVAL: it would take
- * a part of one; nothing is changed. Needs the table's lock.
+ * a part of one, -EPERM: a sealed one; nothing is changed. Needs the table's lock.
  */
 int attachments_replace(uint64_t start, uint64_t end, int (*change)(void *), void *arg);
 

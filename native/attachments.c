@@ -117,6 +117,8 @@ static int check_replaced(struct attachment *att, uint64_t start, uint64_t end)
 {
     int err;
 
+    if (att->sealed)
+        return -EPERM;
     if (!att->adopted)
         return start <= (uintptr_t)att->base && attachment_end(att) <= end ? 0 : -EINVAL;
     pthread_mutex_lock(&att->lock);

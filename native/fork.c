@@ -6,7 +6,6 @@
  * mapped anew; adopted memory stays as the program has arranged it.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -43,7 +42,7 @@ static int attach_child(struct attachment *att)
     err = attach_claim(att);
     if (!err && !att->adopted)
         err = attach_map(att);
-    if (!err || err == -EPERM) /* mseal(2): it stays as it is */
+    if (!err)
         err = attach_watch(att);
     if (!err)
         join(att, parent);

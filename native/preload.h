@@ -9,6 +9,7 @@
  *   preload_unmap.c  munmap, mremap, mprotect, ... of windows
  *   preload_advice.c madvise, msync, mincore of windows
  *   preload_lock.c   mlock, mlockall
+ *   preload_syscall.c  syscall(2) with the number of one of these
  *   preload_fd.c     close, dup2: our descriptors are not the program's
  *
  * The program's calls come to functions with the C library's names. The core, linked
@@ -16,7 +17,7 @@
  * bound to preload_sys.c by the linker (--wrap). A call that has nothing to do with a
  * window costs two loads more than before, an mmap(2) of a file one statx(2).
  *
- * Not seen: system calls made without the C library, and what a program does after
+ * Not seen: system calls made without the C library (Go, static programs), and what a program does after
  * clone(2) or _Fork(3) without exec.
  */
 #ifndef MSHARE_PRELOAD_H
@@ -33,6 +34,7 @@
 /* Declares the system call past the function of that name. */
 #define SYS(name) __asm__("__wrap_" #name)
 
+long sys_syscall(long number, long a, long b, long c, long d, long e, long f) SYS(syscall);
 void *sys_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset) SYS(mmap);
 int sys_munmap(void *addr, size_t length) SYS(munmap);
 int sys_mprotect(void *addr, size_t length, int prot) SYS(mprotect);
@@ -61,6 +63,8 @@ struct range {
 /* The pages of a call's arguments. False: the kernel refuses them, or has nothing
  * to do; or no window is near: the call is the kernel's alone. */
 bool preload_concerns(const void *addr, size_t length, struct range *range);
+/* Of newer C libraries, but not of all. */
+MSHARE_API int mseal(void *addr, size_t length, unsigned long flags);
 /* As a system call: 0, or -1 and errno. */
 int preload_answer(int err);
 /* Calls `part` for the parts of a range in their order: the windows of regions, and

@@ -16,6 +16,23 @@
 #define SYS_mseal 462
 #endif
 
+long sys_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+    register long fourth __asm__("r10") = d;
+    register long fifth __asm__("r8") = e;
+    register long sixth __asm__("r9") = f;
+    long result;
+
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(fourth), "r"(fifth), "r"(sixth)
+                     : "rcx", "r11", "memory");
+    if ((unsigned long)result < -4095ul)
+        return result;
+    errno = (int)-result;
+    return -1;
+}
+
 void *sys_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
     return (void *)syscall(SYS_mmap, addr, length, (long)prot, (long)flags, (long)fd, offset);

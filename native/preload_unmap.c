@@ -99,24 +99,40 @@ MSHARE_API int remap_file_pages(void *addr, size_t size, int prot, size_t page, 
     return sys_remap_file_pages(addr, size, prot, page, flags);
 }
 
+static bool splits(struct range range)
+{
+    struct attachment *att;
+
+    for (uint64_t at = range.start; (att = attachment_over(at, range.end)); at = attachment_end(att))
+        if (!att->adopted &&
+            ((uintptr_t)att->base < range.start || attachment_end(att) > range.end))
+            return true;
+    return false;
+}
+
+/* A window is sealed against the program, not against us: a page that must fault
+ * natively is made to by changing it. */
+static int seal(struct attachment *att, struct range range, void *unused)
+{
+    (void)unused;
+    if (att)
+        att->sealed = true;
+    else if (sys_mseal((void *)range.start, range.end - range.start, 0))
+        return -errno;
+    return 0;
+}
+
 MSHARE_API int mseal(void *addr, size_t length, unsigned long flags)
 {
     struct range range;
-    bool splits = false;
+    int err;
 
-    if (preload_concerns(addr, length, &range)) {
-        attachments_lock();
-        for (uint64_t at = range.start; at < range.end && !splits;) {
-            struct attachment *att = attachment_over(at, range.end);
-
-            if (!att)
-                break;
-            at = attachment_end(att);
-            splits = !att->adopted && ((uintptr_t)att->base < range.start || at > range.end);
-        }
-        attachments_unlock();
-    }
-    return splits ? preload_answer(-EINVAL) : sys_mseal(addr, length, flags);
+    if (flags || !preload_concerns(addr, length, &range))
+        return sys_mseal(addr, length, flags);
+    attachments_lock();
+    err = splits(range) ? -EINVAL : preload_parts(range, seal, NULL);
+    attachments_unlock();
+    return preload_answer(err);
 }
 
 /* mremap(2): what is asked, in whole pages. */
@@ -144,6 +160,8 @@ static int remap_window(const struct attachment *att, struct remap *remap)
     remap->got = (void *)remap->old;
     if (remap->flags & MREMAP_DONTUNMAP)
         return -EINVAL;
+    if (att->sealed && (remap->flags & MREMAP_FIXED || remap->new_size != remap->old_size))
+        return -EPERM;
     if (remap->new_size > remap->old_size)
         return -EFAULT;
     if (remap->flags & MREMAP_FIXED)

@@ -20,6 +20,7 @@ from .conftest import (
     QUANTUM,
     READ,
     READ_WRITE,
+    SHARED,
     File,
     clients,
 )
@@ -141,6 +142,18 @@ class TestMunmap:
         assert window.intact()
         child = window.agent.fork()
         assert child.load(window.base) == "42"
+
+    def test_a_sealed_one_still_refuses(self, make_region: Callable[..., File]) -> None:
+        region = make_region(mapped=False)
+        region.map(0, PAGE, READ)
+        base = region.attach()
+        assert region.agent.say("mseal", base, SIZE, 0) == "0"
+        assert region.agent.load(base) == "0"
+        assert region.agent.store(base, 1) == "SIGSEGV ACCERR"
+        assert region.agent.load(base + PAGE) == "SIGSEGV MAPERR"
+        assert region.refused(address=base, flags=SHARED | FIXED) == "EPERM"
+        flags = MAYMOVE | MREMAP_FIXED
+        assert region.agent.say("mremap", base, SIZE, SIZE, flags, PLACE) == "EPERM"
 
 
 class TestMprotect:
@@ -436,6 +449,68 @@ class TestMadvise:
         assert window.say("madvise", offset, size, ADVICE["DONTNEED"]) == "EINVAL"
         assert window.say("madvise", 0, PAGE, 77) == "EINVAL"
         assert window.say("madvise", 0, 0, ADVICE["DONTNEED"]) == "0"
+
+
+class TestBySyscall:
+    """syscall(2) with a number: for what the C library has no function of, or had none."""
+
+    NUMBERS = {  # noqa: RUF012  # a table
+        "munmap": 11, "mprotect": 10, "mremap": 25, "msync": 26, "mincore": 27, "madvise": 28,
+        "mlock": 149, "munlock": 150, "remap_file_pages": 216, "mlock2": 325, "pkey_mprotect": 329,
+        "mseal": 462, "close": 3, "close_range": 436,
+    }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("name", "arguments", "errno"),
+        [
+            ("munmap", (PAGE,), "EINVAL"),
+            ("mprotect", (SIZE, READ), "EINVAL"),
+            ("pkey_mprotect", (SIZE, READ, -1), "EINVAL"),
+            ("mremap", (SIZE, SIZE + PAGE, MAYMOVE), "EFAULT"),
+            ("remap_file_pages", (PAGE, 0, 1, 0), "EINVAL"),
+            ("msync", (SIZE, SYNC), "EINVAL"),
+            ("mincore", (PAGE, 1), "EFAULT"),
+            ("madvise", (PAGE, ADVICE["RANDOM"]), "EINVAL"),
+            ("mlock", (SIZE,), "ENOMEM"),
+            ("mlock2", (SIZE, 1), "0"),
+            ("munlock", (PAGE,), "0"),
+            ("mseal", (PAGE, 0), "EINVAL"),
+        ],
+    )
+    def test_of_a_window(
+        self, window: Window, name: str, arguments: tuple[int, ...], errno: str
+    ) -> None:
+        assert window.agent.say("syscall", self.NUMBERS[name], window.base, *arguments) == errno
+        assert window.intact()
+        if name == "munmap":
+            assert window.agent.say("syscall", 11, window.base, SIZE) == "0"
+            assert clients(window.region.path) == []
+
+    def test_of_descriptors(self, window: Window) -> None:
+        numbers = os.listdir(f"/proc/{window.agent.pid}/fd")
+        ours = next(int(number) for number in numbers if int(number) > 100)
+        assert window.agent.say("syscall", self.NUMBERS["close"], ours) == "EBADF"
+        assert window.agent.say("syscall", self.NUMBERS["close_range"], 100, 1 << 20, 0) == "0"
+        assert os.listdir(f"/proc/{window.agent.pid}/fd") == numbers
+        assert window.intact()
+
+    def test_others(self, plain: Agent, preloaded: Agent) -> None:
+        for agent in (plain, preloaded):
+            assert agent.call("syscall", 39) == agent.pid  # getpid
+            assert agent.say("syscall", 100000) == "ENOSYS"
+            assert (
+                agent.call("syscall", 17, agent.call("open", "/dev/zero", 0), agent.pool, 9, 0) == 9
+            )
+
+    def test_mbind(self, window: Window) -> None:
+        agent, mbind, nodes = window.agent, 237, (1).to_bytes(8, "little")
+        preferred, default = 1, 0
+        assert agent.say("syscall", mbind, window.base, PAGE, default, 0, 0) == "0"
+        assert agent.say("syscall", mbind, window.base, PAGE, preferred, nodes, 64) == "EINVAL"
+        assert agent.say("syscall", mbind, window.base, SIZE, preferred, nodes, 64) == "0"
+        assert agent.say("syscall", mbind, window.base, PAGE, preferred, nodes, 64) == "0"
+        assert agent.say("syscall", mbind, window.base, PAGE, default, 0, 0) == "EINVAL"
+        assert window.intact()
 
 
 def test_a_second_attachment_of_the_same_region_is_not_concerned(region: File) -> None:
