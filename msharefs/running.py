@@ -54,10 +54,11 @@ _WORD_MAX = 1 << 16  # bytes: an OSError with its sentence
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
-def choose_mount(given: Path | None) -> Path | None:
+def choose_mount(given: Path | None, *, adopts: bool = False) -> Path | None:
     """The mount that a program should use: the one given, else $MSHAREFS_MOUNT, else the only one.
 
-    None: it needs its own. OSError with a sentence if what was given is no msharefs that works.
+    None: it needs its own. OSError with a sentence if what was given is no msharefs that works, or
+    one that is no home for memory that the program makes (`adopts`).
     """
     named = given or (Path(os.environ[MOUNT]) if os.environ.get(MOUNT) else None)
     if named is not None:
@@ -76,6 +77,14 @@ def choose_mount(given: Path | None) -> Path | None:
                 f"its server does not answer; `msharefs mount {directory}` brings it back",
                 str(named),
             )
+        if adopts and (kind := _owner_kind(directory)) != "file":
+            raise OSError(
+                errno.EINVAL,
+                f"its regions end with their owner (-o owner={kind}): a program's memory must "
+                "outlive the process that makes it. Mount with -o owner=file, or name none to get "
+                "one for the time of the program",
+                str(named),
+            )
         return directory
     own = f"{PARENT}/{PREFIX}"
     found = {
@@ -84,7 +93,20 @@ def choose_mount(given: Path | None) -> Path | None:
         if mount.fstype == mountpoint.FSTYPE and not str(mount.directory).startswith(own)
     }
     alive = [directory for directory in found if mountpoint.probe(directory) == "alive"]
-    return alive[0] if len(alive) == 1 else None
+    if len(alive) != 1 or (adopts and _owner_kind(alive[0]) != "file"):
+        return None
+    return alive[0]
+
+
+def _owner_kind(directory: Path) -> str:
+    """What regions made on a mount end with: "file", "process" or "thread". Asked by making one."""
+    from . import client
+
+    path = directory / f".run-{os.getpid()}"
+    with client.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as region:
+        path.unlink()
+        kind: str = region.stat()["owner"]["kind"]
+    return kind
 
 
 def environment(directory: Path, adopt: int | None) -> dict[str, str]:

@@ -285,12 +285,29 @@ void resolve_rearm(struct attachment *att, uint64_t start, uint64_t end)
     atomic_store(&att->mm.slots[att->slot].poisoned, att->poisons_used);
 }
 
+static int let_go(uint64_t start, uint64_t end)
+{
+    /* ENOMEM: the program has unmapped a part of its window; the rest is done. */
+    return madvise((void *)start, end - start, MADV_DONTNEED_LOCKED) && errno != ENOMEM ? -errno : 0;
+}
+
 int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end)
 {
+    int err = 0;
+
     if (start > end || end > att->mm.size)
         return -EINVAL;
-    /* ENOMEM: the program has unmapped a part of its window; the rest is done. */
-    if (madvise(att->base + start, end - start, MADV_DONTNEED_LOCKED) && errno != ENOMEM)
-        return -errno;
-    return 0;
+    start += (uintptr_t)att->base;
+    end += (uintptr_t)att->base;
+    if (!att->adopted)
+        return let_go(start, end);
+    for (unsigned i = 0; i < att->pieces.count && !err; i++) {
+        const struct piece *piece = &att->pieces.list[i];
+        const uint64_t from = start > piece->start ? start : piece->start;
+        const uint64_t to = end < piece->end ? end : piece->end;
+
+        if (from < to)
+            err = let_go(from, to);
+    }
+    return err;
 }

@@ -45,7 +45,7 @@ def command(
     Programs that it starts do so too. $MSHAREFS_MOUNT tells it where the mount is. The exit status
     is the program's, 128+N if signal N ended it; 126 or 127 if it cannot be started.
     """
-    chosen = running.choose_mount(directory)
+    chosen = running.choose_mount(directory, adopts=adopt is not None)
     try:
         status = running.run(program, chosen, adopt, report)
     except OSError as error:

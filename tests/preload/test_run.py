@@ -119,6 +119,29 @@ class TestWhichMount:
         assert "does not answer" in answer.stderr
 
 
+class TestWhichMountForAdoptedMemory:
+    """Where regions end with the process that made them, a daemon's memory would."""
+
+    ASK = ("--adopt-anon", "64M", "--", *TestWhichMount.ASK)
+
+    def test_the_only_one_if_it_fits(self, mount: Mount) -> None:
+        assert run(*self.ASK).stdout == f"{mount.path}\n"
+        assert os.listdir(mount.path) == ["mshare_info"]
+
+    @pytest.mark.mount("owner=process")
+    def test_else_a_private_one(self, mount: Mount) -> None:
+        answer = run(*self.ASK)
+        assert answer.returncode == 0
+        assert not answer.stdout.startswith(str(mount.path))
+        assert private_mounts() == [mount.path]
+
+    @pytest.mark.mount("owner=thread")
+    def test_the_one_given_must_fit(self, mount: Mount) -> None:
+        answer = run("--mount", mount.path, *self.ASK)
+        assert (answer.returncode, answer.stdout) == (1, "")
+        assert "its regions end with their owner (-o owner=thread)" in answer.stderr
+
+
 @pytest.fixture(params=["a mount that is there", "a private mount"])
 def either(request: pytest.FixtureRequest) -> Iterator[str]:
     """Both ways to run a program: in our place, and beside a server of its own."""
