@@ -159,16 +159,27 @@ def busy_hint(stage: Stage) -> str:
 T("hint-busy", "hint that is taken", "elsewhere", busy_hint)
 
 
+def free_above(agent: Agent, address: int) -> list[int]:
+    """The aligned holes of Q bytes between an address and the stack."""
+    taken = set()
+    with open(f"/proc/{agent.pid}/maps") as maps:
+        for line in maps:
+            start, end = (int(each, 16) for each in line.split()[0].split("-"))
+            taken.update(range(start // Q, (end - 1) // Q + 1))
+    return [slot for slot in range(address // Q + 1, 255) if slot not in taken]
+
+
 def top_down(stage: Stage) -> str:
-    """Whether two attachments without a hint are the highest and the next."""
+    """Whether two attachments without a hint are in the highest holes."""
     file = stage.region()
-    first, second = file.attach(), file.attach()
-    highest = "the highest two" if first // Q in (253, 254) else f"{first // Q}Q"
-    return f"{highest}, {(first - second) // Q}Q lower"
+    first = file.attach()
+    second = file.attach()
+    above = free_above(stage.agent, second)
+    return "the highest two holes" if not above and second < first else f"below {above}"
 
 
-T("attach-null", "without a hint: 0x7f0000000000 or 0x7e8000000000, then the next lower",
-  "the highest two, 1Q lower", top_down, source="C")
+T("attach-null", "twice without a hint: 0x7f0000000000 or 0x7e8000000000, then the next lower",
+  "the highest two holes", top_down, source="C")
 
 
 def bottom_up(stage: Stage) -> str:

@@ -24,6 +24,7 @@ from .stage import (
     SHARED_FIXED,
     UNKNOWN,
     VALIDATE,
+    File,
     Q,
     create_bytes,
     memory_used,
@@ -221,6 +222,31 @@ T("order-fd-hugetlb", "descriptor not open, MAP_HUGETLB", "EBADF",
   order(value=SHARED_FIXED | HUGETLB))
 
 
+T = Table("CREATE_MAPPING: who may", "A")
+
+
+def unlinked(stage: Stage) -> str:
+    file = stage.region()
+    file.unlink()
+    return file.create()
+
+
+def by_child(stage: Stage, uid: int = 0) -> str:
+    """CREATE of anonymous memory by a child that has the descriptor, of another user perhaps."""
+    file = stage.region()
+    child = file.agent.fork()
+    if uid:
+        child.call("setresgid", uid, uid, uid)
+        child.call("setresuid", uid, uid, uid)
+    return File(child, file.fd, file.path).create()
+
+
+T("create-child", "CREATE by a child of fork that has the descriptor", "0", by_child, source="A")
+T("create-user", "CREATE by another user who has the descriptor", "0",
+  lambda s: by_child(s, 65534), source="A")
+T("create-unlinked", "CREATE in a region that is unlinked", "0",
+  unlinked, source="A")
+
 T = Table("UNMAP", "1.7, A")
 
 
@@ -330,3 +356,42 @@ def large(count: int) -> Callable[[Stage], str]:
 
 T("unmap-255Q", "the whole of a region of 255Q (127.5 TiB)", "EINVAL", large(255), source="C")
 T("unmap-254Q", "254Q of it", "0", large(254), source="C")
+
+T = Table("Memory given back", "1.7, C")
+FREED = "Freed at once: what a region's user expects of UNMAP."
+
+
+def part_unmapped(stage: Stage) -> str:
+    """64 MiB are touched, 63 of them unmapped."""
+    memory = stage.memory((0, 64 << 20, RW))
+    memory.agent.call("memset", memory.base, 1, 64 << 20)
+    before = memory_used()
+    memory.file.unmap(0, 63 << 20)
+    return "freed" if before - memory_used() > 48 << 20 else "kept"
+
+
+T("unmap-part-memory", "UNMAP of 63 of 64 MiB of an anonymous object: its memory", "kept",
+  part_unmapped, source="C", ours="freed", why=FREED)
+
+
+def all_unmapped(stage: Stage) -> str:
+    memory = stage.memory((0, 64 << 20, RW))
+    memory.agent.call("memset", memory.base, 1, 64 << 20)
+    before = memory_used()
+    memory.file.unmap(0, 64 << 20)
+    return "freed" if before - memory_used() > 48 << 20 else "kept"
+
+
+T("unmap-all-memory", "UNMAP of all of it", "freed", all_unmapped, source="1.7, C")
+
+
+def hole_refilled(stage: Stage) -> str:
+    memory = stage.memory((0, 4 * PAGE, RW))
+    memory.store(PAGE)
+    memory.file.unmap(PAGE, PAGE)
+    memory.file.create(PAGE, PAGE)
+    return memory.load(PAGE)
+
+
+T("unmap-create-zero", "UNMAP of a page that was written, CREATE again: a load", "0", hole_refilled,
+  source="C")
