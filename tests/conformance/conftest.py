@@ -114,7 +114,8 @@ def nothing_left() -> None:
     """In place of the look after each test: `worlds` looks once, after hundreds of short rows."""
 
 
-@pytest.fixture(scope="session")
+# No longer than the rows: other tests look for "the only mount there is".
+@pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
     program = agent.build(tmp_path_factory.mktemp("agent") / "agent")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
