@@ -232,7 +232,10 @@ class Connection:
 
     async def _describe(self, request: Request) -> Reply:
         what = request.text.rstrip(b"\0").decode()
-        answer = json.dumps(self._region.describe(what)).encode()
+        found = self._region.describe(what)
+        if what == "clients":
+            found += await self._control.regions.native_mappings(self._region.ident)
+        answer = json.dumps(found).encode()
         fd = os.memfd_create("msharefs-describe", os.MFD_CLOEXEC)
         reply = Reply(fds=[fd], own=True)
         os.write(fd, answer)

@@ -105,7 +105,7 @@ def pagetable(host: HostMM) -> dict[str, Any]:
 
 
 def clients(host: HostMM) -> list[dict[str, Any]]:
-    """The attachments, by slot."""
+    """The attachments that we serve, by slot; `mappings` has the others."""
     count = host.attached()
     found = ffi.new("struct mm_client[]", count)
     count = min(count, lib.mm_clients(host.mm, found, count))
@@ -117,6 +117,7 @@ def clients(host: HostMM) -> list[dict[str, Any]]:
             "kind": "attached",
             "base": client.base,
             "size": host.size,
+            "offset": 0,
             "prot": _prot(client.prot),
             "links": client.links,
             "faults": client.faults,

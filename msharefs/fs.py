@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from .fuse import Caller, FUSEError, pyfuse3
+from .backing import BackingFiles
+from .fuse import Caller, FUSEError, backed_handle, pyfuse3
 from .mountpoint import SERVER_COMMAND, SERVER_STRUCT
 from .processes import start_time
 from .tree import INFO_INO, ROOT_INO, Entry, Node, Tree
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 # libfuse's FUSE_IOCTL_COMPAT: a 32-bit caller. The series has no compat ioctl.
 _IOCTL_COMPAT = 1
 _NAME_MAX = 255
+# Of a file handle these bits are ours; see fuse.backed_handle.
+_NUMBERS = (1 << 32) - 1
 
 
 def guarded(cls: type) -> type:
@@ -70,10 +73,11 @@ def _guard(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any
 
 @dataclass
 class Handle:
-    """One open(2) of a file; `flags` are its O_* flags."""
+    """One open(2) of a file; `flags` are its O_* flags, `backing` is 0 if it has no such file."""
 
     node: Node
     flags: int
+    backing: int
 
 
 @dataclass
@@ -110,6 +114,7 @@ class Filesystem(pyfuse3.Operations):
         self._regions = regions
         self._zero_freezes = options.quirks == "v3"
         self._info = b"%d\n" % options.quantum
+        self._backing = BackingFiles(wanted=options.passthrough)
         self._handles: dict[int, Handle] = {}
         self._listings: dict[int, Listing] = {}
         self._next_handle = count(1)
@@ -268,7 +273,9 @@ class Filesystem(pyfuse3.Operations):
 
     async def release(self, fh: int) -> None:
         """The last close of a descriptor."""
-        del self._handles[fh]
+        handle = self._handles.pop(fh)
+        if handle.backing:
+            self._backing.close(handle.node.ident)
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """mshare_info has the quantum as text; a region EINVAL."""
@@ -367,12 +374,21 @@ class Filesystem(pyfuse3.Operations):
             self._regions.check_open(node.ident, flags)
         if flags & os.O_TRUNC:
             await self._resize(node, 0)
-        handle = next(self._next_handle)
-        self._handles[handle] = Handle(node, flags)
-        # direct_io: no page cache stands between, so read and write reach us and a shared mmap(2)
-        # is ENODEV. nonseekable: lseek is ESPIPE as in the kernel; FUSE answers pread and pwrite so
-        # too, where v3 says EINVAL.
-        return pyfuse3.FileInfo(fh=handle, direct_io=True, nonseekable=node.is_region)
+        backing = 0
+        if node.is_region:
+            backing = self._backing.open(node.ident, lambda: self._regions.open_memory(node.ident))
+        handle = backed_handle(next(self._next_handle) & _NUMBERS, backing)
+        self._handles[handle] = Handle(node, flags, backing)
+        # direct_io: no page cache stands between, so read and write reach us, and a shared mmap(2)
+        # is that of the backing file, or ENODEV. nonseekable: lseek is ESPIPE as in the kernel, but
+        # FUSE answers pread and pwrite so too, where v3 says EINVAL. With a backing file it is the
+        # other way round: FUSE answers EIO to an open(2) that is given both.
+        return pyfuse3.FileInfo(
+            fh=handle,
+            direct_io=True,
+            keep_cache=False,
+            nonseekable=node.is_region and not backing,
+        )
 
     async def _resize(self, node: Node, size: int) -> None:
         """Size a region, once.

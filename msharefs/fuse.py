@@ -47,6 +47,9 @@ __all__ = [
     "Caller",
     "ExtraOperations",
     "FUSEError",
+    "backed_handle",
+    "backing_close",
+    "backing_open",
     "libfuse_version",
     "mount",
     "pyfuse3",
@@ -115,9 +118,12 @@ def libfuse_version() -> str:
     return _ffi.string(_lib.hook_libfuse_version()).decode()
 
 
-def mount(operations: pyfuse3.Operations, directory: Path, options: set[str]) -> None:
+def mount(
+    operations: pyfuse3.Operations, directory: Path, options: set[str], *, passthrough: bool = False
+) -> None:
     """Mount `operations` on `directory` with libfuse's mount options; `serve` then answers.
 
+    With `passthrough` files may have a backing file, if the kernel lets us: `backing_open` tells.
     Raises OSError with the last words of libfuse or its helper fusermount3 if it could not mount.
     """
     _lib.hook_take_log()
@@ -143,6 +149,35 @@ def mount(operations: pyfuse3.Operations, directory: Path, options: set[str]) ->
         )
     # A program the server starts must not keep the mount alive.
     os.set_inheritable(_lib.hook_session_fd(), False)
+    if passthrough:
+        _checked(_lib.passthrough_request(), "asking for passthrough")
+
+
+def backing_open(fd: int) -> int:
+    """The id of a backing file, for `backed_handle`; `fd` may be closed then.
+
+    Needs CAP_SYS_ADMIN and Linux 6.9, else OSError.
+    """
+    return _checked(_lib.passthrough_open(fd), "naming a backing file")
+
+
+def backing_close(backing: int) -> None:
+    """Nothing is opened with that id any more; what is open and mapped stays."""
+    _checked(_lib.passthrough_close(backing), f"letting go of backing file {backing}")
+
+
+def backed_handle(number: int, backing: int) -> int:
+    """The file handle to open a file with: `number` fills 32 bits; `backing` 0 is none.
+
+    All opens of one inode that overlap in time must have the same `backing`.
+    """
+    return backing << _lib.PASSTHROUGH_SHIFT | number
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(-result, f"{what}: {os.strerror(-result)}")
+    return result
 
 
 @contextlib.contextmanager

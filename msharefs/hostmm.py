@@ -7,6 +7,7 @@ fault, because a debugger holds it there, makes the change fail with EBUSY and n
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -69,14 +70,14 @@ class HostMM:
                 )
             finally:
                 os.close(mm_fd)
-            mem_fd = os.open(paths[1], flags, 0o600)
+            mem_fd = open_memory(directory, ident)
             try:
                 os.ftruncate(mem_fd, size)
             finally:
                 os.close(mem_fd)
             made = cls(name, directory, ident)
         except BaseException:
-            remove_objects(directory, ident)
+            reset_objects(directory, ident)
             raise
         cgroup = os.fsencode(owner.cgroup)
         lib.mm_set_owner(made.mm, owner.pid, owner.start_time, cgroup, KINDS[owner.kind])
@@ -275,6 +276,19 @@ class HostMM:
 def object_paths(directory: Path, ident: int) -> tuple[Path, Path]:
     """Where region `ident` keeps its host mm and its pages."""
     return directory / f"{ident}.mm", directory / f"{ident}.mem"
+
+
+def open_memory(directory: Path, ident: int) -> int:
+    """Opens a region's pages, which exist from its first open(2) on: native mappings map them."""
+    return os.open(object_paths(directory, ident)[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def reset_objects(directory: Path, ident: int) -> None:
+    """The region has no size, or not yet. What maps its pages still does once it has one."""
+    mm, mem = object_paths(directory, ident)
+    mm.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(mem, 0)
 
 
 def remove_objects(directory: Path, ident: int) -> None:

@@ -22,6 +22,7 @@ KEYS = {
     "owner": "/".join(get_args(Owner)),
     "quirks": "v3",
     "fault_around": "PAGES",
+    "passthrough": "yes/no",
 }
 # In pages. 256 KiB: the two context switches of a fault hardly count any more. A PTE page has 512.
 FAULT_AROUND = 64
@@ -45,6 +46,8 @@ class MountOptions:
     """"v3": the series to the letter, its harmless defects included."""
     fault_around: int = FAULT_AROUND
     """Pages that a sequential first touch may fill together; 1: only what is touched."""
+    passthrough: bool = True
+    """A plain mmap(2) of a region maps its memory, if the server may do that; else it is ENODEV."""
     foreground: bool = False
     debug: bool = False
 
@@ -84,6 +87,7 @@ def parse(
         owner=owner,  # type: ignore[arg-type]  # _choice has checked it
         quirks=quirks,  # type: ignore[arg-type]
         fault_around=_pages(values),
+        passthrough=_choice(values, "passthrough", ("yes", "no"), "yes") == "yes",
         foreground=foreground,
         debug=debug,
     )

@@ -99,7 +99,9 @@ def _holders(
     unseen = []
     for number, client in enumerate(clients):
         try:
-            for cell in held_cells(client["pid"], client["base"], client["size"]):
+            for cell in held_cells(
+                client["pid"], client["base"], client["size"], client["offset"]
+            ):
                 if cell in tables:
                     holders.setdefault(cell, []).append(number)
         except (PermissionError, FileNotFoundError, ProcessLookupError):
@@ -107,8 +109,10 @@ def _holders(
     return holders, unseen
 
 
-def held_cells(pid: int, base: int, size: int) -> Iterator[int]:
-    """Cells of the window [base, base+size) in which a process has a page in its own tables.
+def held_cells(pid: int, base: int, size: int, offset: int = 0) -> Iterator[int]:
+    """Cells of which a process has a page in its own tables, in its window [base, base+size).
+
+    The window begins at region offset `offset`.
 
     OSError: EPERM or ESRCH and ENOENT for a process that is another's or gone; ENOTTY, old kernel.
     """
@@ -122,8 +126,8 @@ def held_cells(pid: int, base: int, size: int) -> Iterator[int]:
             )
             count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
             for start, stop, _ in _REGION.iter_unpack(vector[: count * _REGION.size]):
-                first = max(last + 1, (start - base) // CELL_BYTES)
-                last = max(last, (stop - 1 - base) // CELL_BYTES)
+                first = max(last + 1, (start - base + offset) // CELL_BYTES)
+                last = max(last, (stop - 1 - base + offset) // CELL_BYTES)
                 yield from range(first, last + 1)
             at = _SCAN.unpack(argument)[4]  # walk_end
 

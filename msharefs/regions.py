@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from . import describe, limits, owners, processes, verbs
-from .hostmm import HostMM, object_paths, remove_objects
+from .hostmm import HostMM, object_paths, open_memory, remove_objects, reset_objects
+from .mappings import NativeMappings
 from .native import ffi, lib
+from .tree import inode_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,6 +159,7 @@ class Regions:
         self.connect: Connect = _no_connections
         """Makes a control connection of a client's socket; control.py puts itself here."""
         self.owners = owners.Owners()
+        self._native = NativeMappings(state)
 
     async def adopt(self, sizes: dict[int, int]) -> None:
         """Takes over what an earlier server left; `sizes` has the region files by number.
@@ -185,6 +188,26 @@ class Regions:
 
     def check_open(self, ident: int, flags: int) -> None:
         """Whether the file may be opened; v3 has no reason to refuse."""
+
+    def open_memory(self, ident: int) -> int | None:
+        """A descriptor of the region's pages, sized or not, for the caller to close.
+
+        None: the region has ended, and can no more be mapped.
+        """
+        if self._find(ident).ended:
+            return None
+        return open_memory(self._directory, ident)
+
+    def mounted(self, device: int) -> None:
+        """The files of the mount have this st_dev."""
+        self._native.mounted(device)
+
+    async def native_mappings(self, ident: int) -> list[dict[str, Any]]:
+        """Who has mapped the region without our library, as `describe.clients`."""
+        # In a thread: a process may hold its address space locked while it waits for our answer.
+        return await trio.to_thread.run_sync(
+            self._native.of, inode_of(ident), abandon_on_cancel=True
+        )
 
     async def settle(self, ident: int) -> None:
         """Somebody asks for the region: ends it first if its owner has ended."""
@@ -320,7 +343,7 @@ class Regions:
 
     def _adopt_unsized(self, ident: int) -> None:
         # The server may have died while it was being sized: nobody has seen a host mm.
-        remove_objects(self._directory, ident)
+        reset_objects(self._directory, ident)
         owner, frozen = owners.load_unsized(self._directory, ident)
         region = Region(ident, owner, self._options)
         region.frozen = frozen

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from . import fuse
+from . import fuse, mountpoint
 from .control import Control
 from .fs import Filesystem
 from .fuse import pyfuse3
@@ -57,7 +57,12 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
             await nursery.start(regions.owners.run)
             end = await nursery.start(_end_on_signal)
             filesystem = Filesystem(tree, regions, options, ready)
-            fuse.mount(filesystem, options.directory, _mount_options())
+            fuse.mount(
+                filesystem, options.directory, _mount_options(), passthrough=options.passthrough
+            )
+            mount = mountpoint.covering(options.directory)
+            if mount is not None:
+                regions.mounted(mount.device)
             log.info("mounted on %s, state in %s", options.directory, state.path)
             try:
                 await fuse.serve(filesystem, end)

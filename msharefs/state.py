@@ -4,6 +4,7 @@
                 inside are for the users of the mount
     regions/    the host mms and memory of the regions
     control     the control socket
+    devices     device numbers of the mount, and of earlier ones whose files are mapped: mappings.py
     lock        locked by the running server; says who that is and what it does (`Holder`)
     log         what the server says, unless it runs in the foreground
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _MODE = 0o711
 _SOCKET_PATH_MAX = 107  # sockaddr_un.sun_path, with a final NUL
 _LEAVE_SECONDS = 10.0
-_ENTRIES = {"tree", "regions", "control", "lock", "log"}
+_ENTRIES = {"tree", "regions", "control", "devices", "lock", "log"}
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ _libc.renameat2.argtypes = [
 ]
 
 
+def inode_of(ident: int) -> int:
+    """The FUSE inode number of region `ident`."""
+    return ident + _INO_OFFSET
+
+
 class Entry(NamedTuple):
     """An inode as a request answers it."""
 
@@ -260,7 +265,7 @@ class Tree:
         status = os.fstat(fd)
         ident = status.st_ino
         is_info = ident == self._info_ident
-        ino = INFO_INO if is_info else ident + _INO_OFFSET
+        ino = INFO_INO if is_info else inode_of(ident)
         node = self._nodes.get(ino)
         if node is None:
             is_region = stat.S_ISREG(status.st_mode) and not is_info

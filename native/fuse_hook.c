@@ -11,9 +11,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The build hides symbols; these must be found by the dynamic linker before libfuse's. */
-#define INTERPOSED __attribute__((visibility("default")))
-
 static struct fuse_session *session;
 static int sessions;
 
@@ -85,7 +82,7 @@ static struct fuse_session *remember(struct fuse_session *made)
 /* The asm labels give our functions libfuse's names without clashing with the prototypes and macros that differ from
  * one version of its header to the next. */
 typedef struct fuse_session *new_fn(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
-INTERPOSED new_fn hook_session_new __asm__("fuse_session_new");
+HOOK_INTERPOSED new_fn hook_session_new __asm__("fuse_session_new");
 
 struct fuse_session *hook_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, size_t size,
                                       void *userdata)
@@ -102,7 +99,7 @@ struct fuse_session *hook_session_new(struct fuse_args *args, const struct fuse_
 /* From libfuse 3.17 on the header turns fuse_session_new() into a call of this one. */
 typedef struct fuse_session *new_versioned_fn(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *,
                                               void *);
-INTERPOSED new_versioned_fn hook_session_new_versioned __asm__("fuse_session_new_versioned");
+HOOK_INTERPOSED new_versioned_fn hook_session_new_versioned __asm__("fuse_session_new_versioned");
 
 struct fuse_session *hook_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_ops *ops,
                                                 size_t size, void *version, void *userdata)
@@ -119,6 +116,11 @@ struct fuse_session *hook_session_new_versioned(struct fuse_args *args, const st
 int hook_sessions(void)
 {
     return sessions;
+}
+
+struct fuse_session *hook_session(void)
+{
+    return session;
 }
 
 int hook_session_fd(void)

@@ -1,1 +1,2 @@
 #include "fuse_hook.h"
+#include "fuse_passthrough.h"

@@ -15,6 +15,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The build hides symbols; the dynamic linker must find these, before libfuse's. */
+#define HOOK_INTERPOSED __attribute__((visibility("default")))
+
 /* One FUSE request of a kind that pyfuse3 does not know. All values are the kernel's. */
 struct hook_request {
     void *handle;     /* fuse_req_t: for hook_reply_*() and hook_watch_interrupt() */
@@ -27,6 +30,8 @@ struct hook_request {
 
 /* How many sessions went through the hook: 1 after a successful pyfuse3.init(). */
 int hook_sessions(void);
+/* The last session; NULL if there is none. */
+struct fuse_session *hook_session(void);
 /* The descriptor of /dev/fuse of the last session; -1 if there is none. Not ours to close. */
 int hook_session_fd(void);
 /* Version of the libfuse that is loaded, as it prints it. Never NULL. */

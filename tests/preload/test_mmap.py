@@ -339,12 +339,6 @@ class TestOtherFiles:
         fd = preloaded.call("open", str(shared_mount.path / "mshare_info"), os.O_RDONLY)
         assert preloaded.say("mmap", 0, PAGE, READ, SHARED, fd, 0) == "ENODEV"
 
-    def test_without_the_library_a_region_is_none_of_theirs(
-        self, plain: Agent, region: File
-    ) -> None:
-        fd = plain.call("open", region.path, os.O_RDWR)
-        assert plain.say("mmap", 0, region.size, READ_WRITE, SHARED, fd, 0) == "ENODEV"
-
     def test_python_itself_runs(self, shared_mount: Mount) -> None:
         import subprocess
         import sys

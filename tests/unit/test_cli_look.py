@@ -44,8 +44,8 @@ MAPS = [
 
 CLIENT = {
     "pid": 4712, "start_time": 100, "comm": "mshare-worker", "kind": "attached",
-    "base": 0x7F8000000000, "size": QUANTUM, "prot": "rw-", "links": 1, "faults": 65536,
-    "materialised_pages": 65536, "segv": 2,
+    "base": 0x7F8000000000, "size": QUANTUM, "offset": 0, "prot": "rw-", "links": 1,
+    "faults": 65536, "materialised_pages": 65536, "segv": 2,
 }  # fmt: skip
 
 
@@ -143,10 +143,10 @@ def test_frames_out_of_order_are_counted() -> None:
 
 def test_clients_is_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
     head, line = answer(monkeypatch, clients.command, "r").output.splitlines()
-    assert len(head.split()) == 10
+    assert len(head.split()) == 11
     assert line.split() == [
-        "4712", "mshare-worker", "attached", "0x7f8000000000", "512", "GiB", "rw-", "1", "65536",
-        "65536", "2",
+        "4712", "mshare-worker", "attached", "0x7f8000000000", "0", "B", "512", "GiB", "rw-", "1",
+        "65536", "65536", "2",
     ]  # fmt: skip
 
 
