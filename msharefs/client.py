@@ -10,14 +10,18 @@ import errno
 import json
 import mmap
 import os
+from fcntl import F_GETFL, fcntl
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from . import verbs
 from .native import check, check_errno, ffi, lib
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
+_UNSIZED = "it has no size yet; truncate it first, to a multiple of the mount's quantum"
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
@@ -78,22 +82,20 @@ class Region:
         fd_offset: int = 0,
     ) -> None:
         """Maps memory at region offset `offset` (bytes), as MSHAREFS_CREATE_MAPPING does."""
+        create = verbs.Create(offset, size, fd_offset, prot, flags, fd)
+
+        def rules(region_size: int) -> None:
+            verbs.check_create(create, region_size)
+            verbs.check_create_range(create, region_size)
+
         failed = lib.mshare_map(self.fd, offset, size, prot, flags, fd, fd_offset)
-        self._check_change(failed, f"mapping {size} bytes at {offset:#x} of the region")
+        self._check_change(failed, "mapping", offset, size, rules)
 
     def unmap(self, offset: int, size: int) -> None:
         """Takes a range out of the region, everywhere at once; bytes."""
         failed = lib.mshare_unmap(self.fd, offset, size)
-        self._check_change(failed, f"unmapping {size} bytes at {offset:#x} of the region")
-
-    def _check_change(self, failed: bool, what: str) -> None:
-        if failed and ffi.errno == errno.EBUSY:
-            raise OSError(
-                errno.EBUSY,
-                f"{self.path}: {what}: nothing is changed, for an attached process does not leave "
-                "a page fault; let it go on (is it stopped, or in a debugger?) and try again",
-            )
-        check_errno(failed, f"{self.path}: {what}")
+        rules = partial(verbs.check_unmap, offset, size)
+        self._check_change(failed, "unmapping", offset, size, rules)
 
     def protect(self, offset: int, size: int, prot: int) -> None:
         """Changes the protection of a range, everywhere at once (mmap.PROT_*); bytes.
@@ -101,7 +103,34 @@ class Region:
         ENOMEM: a part of it is not mapped. EBUSY: an attached process does not answer.
         """
         failed = lib.mshare_protect(self.fd, offset, size, prot)
-        check_errno(failed, f"{self.path}: protecting {size} bytes at {offset:#x} of the region")
+        rules = partial(verbs.check_protect, offset, size, prot, 0)
+        self._check_change(failed, "protecting", offset, size, rules)
+
+    def _check_change(
+        self, failed: bool, verb: str, offset: int, size: int, rules: Callable[[int], object]
+    ) -> None:
+        """OSError with errno and the reason if `failed`; `rules` (of a size) know most reasons."""
+        if not failed:
+            return
+        code, region_size = ffi.errno, os.fstat(self.fd).st_size
+        reason = os.strerror(code)
+        if code == errno.EBUSY:
+            reason = (
+                "nothing is changed, for an attached process does not answer or does not leave a "
+                "page fault; let it go on (is it stopped, or in a debugger?) and try again"
+            )
+        elif code == errno.EACCES and fcntl(self.fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            reason = "the region is open for reading only; open it with O_RDWR"
+        elif not region_size:
+            reason = _UNSIZED
+        else:
+            try:
+                rules(region_size)
+            except OSError as broken:
+                reason = str(broken.strerror) if broken.errno == code else reason
+        raise OSError(
+            code, f"{self.path}: {verb} {size} bytes at {offset:#x} of the region: {reason}"
+        )
 
     def attach(
         self, addr: int = 0, prot: int = READ_WRITE, flags: int = mmap.MAP_SHARED
@@ -112,7 +141,10 @@ class Region:
         """
         where = f"at {addr:#x}" if addr else "anywhere"
         base = lib.mshare_attach(self.fd, ffi.cast("void *", addr), prot, flags)
-        check_errno(int(ffi.cast("intptr_t", base)) == -1, f"{self.path}: attaching {where}")
+        if int(ffi.cast("intptr_t", base)) == -1:
+            code, size = ffi.errno, os.fstat(self.fd).st_size
+            reason = os.strerror(code) if size or code != errno.EINVAL else _UNSIZED
+            raise OSError(code, f"{self.path}: attaching {where}: {reason}")
         view = memoryview(ffi.buffer(base, os.fstat(self.fd).st_size)).cast("B")
         if not prot & mmap.PROT_WRITE:
             view = view.toreadonly()

@@ -241,7 +241,7 @@ class Regions:
     async def ioctl(
         self, ident: int, command: int, data: bytes, flags: int, tid: int
     ) -> tuple[int, bytes]:
-        """Result and output of an ioctl(2) by thread `tid`, on a descriptor open with `flags`."""
+        """The result and the output for thread `tid`, on a descriptor open with `flags`."""
         region = self._find(ident)
         await region.settle()
         caller = processes.process_of(tid)

@@ -1,0 +1,82 @@
+"""What Python programs are told when a verb is refused: errno, region, value, and what to do."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+import msharefs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from support.server import Mount
+
+pytestmark = pytest.mark.mount("quantum=2M")
+SIZE = 2 << 20
+PAGE = mmap.PAGESIZE
+
+
+@pytest.fixture
+def path(shared_mount: Mount) -> Iterator[Path]:
+    made = shared_mount.path / "r"
+    made.touch()
+    os.truncate(made, SIZE)
+    yield made
+    made.unlink()
+
+
+@pytest.fixture
+def region(path: Path) -> Iterator[msharefs.Region]:
+    with msharefs.open(path) as opened:
+        opened.map(0, PAGE)
+        yield opened
+
+
+def said(call: Callable[[], object], code: int) -> str:
+    with pytest.raises(OSError, match=rf"^\[Errno {code}\] ") as caught:
+        call()
+    return str(caught.value.strerror)
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "code", "sentence"),
+    [
+        ("map", (1, PAGE), errno.EINVAL, "region_offset 0x1 is not a multiple of 4096"),
+        ("map", (0, 0), errno.EINVAL, "size 0: map at least a byte"),
+        ("map", (SIZE, PAGE), errno.EINVAL, "region_offset 0x200000 is not below 0x200000"),
+        ("map", (0, 2 * SIZE), errno.EINVAL, "the mapping ends at 0x400000"),
+        ("map", (0, PAGE, 3, mmap.MAP_PRIVATE), errno.EINVAL, "MAP_SHARED and MAP_FIXED"),
+        ("unmap", (PAGE, 0), errno.EINVAL, "a page-aligned offset and a size are needed"),
+        ("unmap", (0, 2 * SIZE), errno.EINVAL, "is not inside 0x200000"),
+        ("protect", (0, PAGE, 64), errno.EINVAL, "prot 0x40"),
+        ("protect", (PAGE, PAGE, 1), errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named(
+    region: msharefs.Region, verb: str, arguments: tuple[int, ...], code: int, sentence: str
+) -> None:
+    before = region.maps()
+    told = said(lambda: getattr(region, verb)(*arguments), code)
+    assert told.startswith(f"{region.path}: ")
+    assert sentence in told
+    assert region.maps() == before
+
+
+def test_a_region_without_a_size(shared_mount: Mount) -> None:
+    unsized = shared_mount.path / "u"
+    unsized.touch()
+    with msharefs.open(unsized) as region:
+        for call in (lambda: region.map(0, PAGE), lambda: region.unmap(0, PAGE), region.attach):
+            assert "no size yet; truncate it first" in said(call, errno.EINVAL)
+
+
+def test_a_read_only_descriptor(path: Path) -> None:
+    with msharefs.open(path, os.O_RDONLY) as region:
+        assert "open it with O_RDWR" in said(lambda: region.map(0, PAGE), errno.EACCES)
+        assert "open it with O_RDWR" in said(lambda: region.unmap(0, PAGE), errno.EACCES)
