@@ -133,11 +133,17 @@ class Region:
         )
 
     def attach(
-        self, addr: int = 0, prot: int = READ_WRITE, flags: int = mmap.MAP_SHARED
+        self,
+        addr: int = 0,
+        prot: int = READ_WRITE,
+        flags: int = mmap.MAP_SHARED,
+        budget: int | None = None,
     ) -> memoryview:
         """Attaches the region; all of it, holes included, as a view of bytes.
 
-        The view is writable if `prot` has PROT_WRITE. Touching a hole is SIGSEGV, as in C.
+        The view is writable if `prot` has PROT_WRITE. Touching a hole is SIGSEGV, as in C. `budget`
+        is how many bytes of its own page tables this process is to keep for it, 0: any; None: as
+        MSHAREFS_PT_BUDGET or the mount has it (mshare_budget in msharefs.h).
         """
         where = f"at {addr:#x}" if addr else "anywhere"
         base = lib.mshare_attach(self.fd, ffi.cast("void *", addr), prot, flags)
@@ -145,6 +151,14 @@ class Region:
             code, size = ffi.errno, os.fstat(self.fd).st_size
             reason = os.strerror(code) if size or code != errno.EINVAL else _UNSIZED
             raise OSError(code, f"{self.path}: attaching {where}: {reason}")
+        if budget is not None and lib.mshare_budget(base, budget):
+            code = ffi.errno
+            lib.mshare_detach(base)
+            raise OSError(
+                code,
+                f"{self.path}: a budget of {budget} bytes: "
+                f"must be {lib.BUDGET_MIN_BYTES} or more, or 0",
+            )
         view = memoryview(ffi.buffer(base, os.fstat(self.fd).st_size)).cast("B")
         if not prot & mmap.PROT_WRITE:
             view = view.toreadonly()

@@ -53,7 +53,10 @@ def stat(raw: Any, owner: Owner) -> dict[str, Any]:
             "unmaps": raw.unmaps,
             "segv": raw.segv,
             "prefaulted": raw.prefaulted,
+            "evicted_spans": raw.evicted_spans,
+            "refaulted_spans": raw.refaulted_spans,
         },
+        "budget": {"bytes": raw.budget, "clients_grown": raw.budgets_grown},
     }
 
 
@@ -123,6 +126,11 @@ def clients(host: HostMM) -> list[dict[str, Any]]:
             "faults": client.faults,
             "materialised_pages": client.materialised,
             "segv": client.segv,
+            "budget_bytes": client.budget,
+            "budget_asked_bytes": client.budget_asked,
+            "budget_grown": client.budget_grown,
+            "evicted_spans": client.evicted,
+            "refaulted_spans": client.refaulted,
         }
         for client in found[0:count]
     ]

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What `describe.clients` counts of an attachment.
+_UNKNOWN = (
+    "links", "faults", "materialised_pages", "segv",
+    "budget_bytes", "budget_asked_bytes", "budget_grown", "evicted_spans", "refaulted_spans",
+)  # fmt: skip
 # proc_pid_maps(5): start-end prot offset major:minor inode
 _LINE = rb"^([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) (?:%s) %d "
 
@@ -64,10 +69,7 @@ class NativeMappings:
                 "size": int(end, 16) - int(start, 16),
                 "offset": int(offset, 16),
                 "prot": prot.decode(),
-                "links": None,
-                "faults": None,
-                "materialised_pages": None,
-                "segv": None,
+                **dict.fromkeys(_UNKNOWN),
             }
             for pid, maps in _all_maps()
             for start, end, prot, offset in pattern.findall(maps)

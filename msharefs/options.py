@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from . import units
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -23,10 +25,13 @@ KEYS = {
     "quirks": "v3",
     "fault_around": "PAGES",
     "passthrough": "yes/no",
+    "budget": "SIZE",
 }
 # In pages. 256 KiB: the two context switches of a fault hardly count any more. A PTE page has 512.
 FAULT_AROUND = 64
 FAULT_AROUND_MAX = 512
+# native/layout.h: what instructions of a few threads need at one time.
+BUDGET_MIN = 128 << 10
 
 
 class BadOptionError(ValueError):
@@ -48,6 +53,8 @@ class MountOptions:
     """Pages that a sequential first touch may fill together; 1: only what is touched."""
     passthrough: bool = True
     """A plain mmap(2) of a region maps its memory, if the server may do that; else it is ENODEV."""
+    budget: int = 0
+    """Bytes of its own page tables that each attachment is to keep; 0: any."""
     foreground: bool = False
     debug: bool = False
 
@@ -88,6 +95,7 @@ def parse(
         quirks=quirks,  # type: ignore[arg-type]
         fault_around=_pages(values),
         passthrough=_choice(values, "passthrough", ("yes", "no"), "yes") == "yes",
+        budget=_budget(values),
         foreground=foreground,
         debug=debug,
     )
@@ -105,6 +113,17 @@ def _pages(values: dict[str, str]) -> int:
     if not value.isdecimal() or not 1 <= int(value) <= FAULT_AROUND_MAX:
         raise BadOptionError(f"-o fault_around={value}: must be 1 to {FAULT_AROUND_MAX} pages")
     return int(value)
+
+
+def _budget(values: dict[str, str]) -> int:
+    value = values.get("budget", "0")
+    try:
+        budget = units.parse_size(value)
+    except ValueError as error:
+        raise BadOptionError(f"-o budget={value}: {error}") from None
+    if 0 < budget < BUDGET_MIN:
+        raise BadOptionError(f"-o budget={value}: must be {BUDGET_MIN >> 10}K or more, or 0")
+    return budget
 
 
 def _state(values: dict[str, str], directory: Path) -> Path:

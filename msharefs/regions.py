@@ -237,6 +237,7 @@ class Regions:
         )
         owners.forget_unsized(self._directory, ident)
         lib.mm_set_fault_around(region.host.mm, self._options.fault_around)
+        lib.mm_set_budget(region.host.mm, self._options.budget)
 
     async def ioctl(
         self, ident: int, command: int, data: bytes, flags: int, tid: int

@@ -64,3 +64,11 @@ void around_choose(struct around *around, struct fault *fault, bool present, uin
     if (present)
         choose_block(around, fault);
 }
+
+void around_forget(struct around *around, uint64_t span)
+{
+    struct recent *recent = &around->recent[span / PMD_SIZE % AROUND_SPANS];
+
+    if (recent->span == span)
+        recent->faults = 0;
+}

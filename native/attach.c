@@ -131,6 +131,7 @@ void attach_drop(struct attachment *att, bool claimed)
 {
     if (claimed)
         slot_reap(&att->mm, att->slot);
+    budget_end(att);
     close_if(att->uffd);
     close_if(att->ctl);
     close_if(att->mem_fd);
@@ -246,6 +247,8 @@ static int attach(struct attachment *att, int fd, const struct attach_request *r
     if (!err)
         err = attach_claim(att);
     claimed = !err;
+    if (!err)
+        err = budget_start(att);
     ready.arg[0] = att->slot;
     ready.arg[1] = att->claim;
     if (!err)

@@ -2,7 +2,7 @@
  * attachment.h - one attached region of this process. Internal to the client
  * library: attach.c makes and ends them, attachments.c finds them, fork.c takes
  * them into a child, service.c waits for their events, resolve.c answers the
- * faults.
+ * faults, budget.c limits what their answers cost.
  *
  * Locks, all private to the process, outermost first:
  *   attachments_lock   the table; attach, detach, fork and every change of the
@@ -16,6 +16,7 @@
 
 #include <pthread.h>
 
+#include "budget.h"
 #include "mm.h"
 #include "pieces.h"
 #include "protocol.h"
@@ -59,6 +60,8 @@ struct around {
 
 struct fault;
 
+/* The span at region offset `span` was taken away: nothing of it is mapped. */
+void around_forget(struct around *around, uint64_t span);
 /* Sets fault->start, end and fill from the faults before. `present`: the page is
  * there already; `fault_around`: the region's limit for pages nobody touched.
  * Then tell around->next where the run ended. */
@@ -83,6 +86,7 @@ struct attachment {
     struct around around; /* what to map beside a page that faults */
     struct poison poisons[POISONS_MAX]; /* a ring */
     unsigned poisons_at, poisons_used;
+    struct budget budget;
     struct memory_policy {
         int mode; /* MPOL_* */
         unsigned long nodes;

@@ -40,6 +40,8 @@ static int attach_child(struct attachment *att)
     att->uffd = -1;
     memset(att->linked, 0, (att->mm.size / att->mm.quantum / 64 + 1) * sizeof(uint64_t));
     err = attach_claim(att);
+    if (!err)
+        budget_forked(att);
     if (!err && !att->adopted)
         err = attach_map(att);
     if (!err)

@@ -25,6 +25,14 @@ int mm_set_fault_around(struct mm *mm, uint32_t pages)
     return 0;
 }
 
+int mm_set_budget(struct mm *mm, uint64_t bytes)
+{
+    if (bytes && bytes < BUDGET_MIN_BYTES)
+        return -EINVAL;
+    mm->header->budget = bytes;
+    return 0;
+}
+
 const char *mm_owner_cgroup(const struct mm *mm)
 {
     mm->header->owner_cgroup[MM_CGROUP_LEN - 1] = 0;
@@ -47,6 +55,8 @@ static void add_counters(struct mshare_stat *st, const struct mm_counters *count
     st->materialised_pages += atomic_load(&counters->materialised);
     st->segv += atomic_load(&counters->segv);
     st->prefaulted += atomic_load(&counters->prefaulted);
+    st->evicted_spans += atomic_load(&counters->evicted);
+    st->refaulted_spans += atomic_load(&counters->refaulted);
 }
 
 int mm_stat(const struct mm *mm, int mem_fd, struct mshare_stat *st)
@@ -64,6 +74,7 @@ int mm_stat(const struct mm *mm, int mem_fd, struct mshare_stat *st)
         .rss = (uint64_t)file.st_blocks * 512,
         .page_table_bytes = (uint64_t)bytes,
         .unmaps = mm->header->unmaps,
+        .budget = mm->header->budget,
         .owner_pid = mm->header->owner_pid,
         .owner_start_time = mm->header->owner_start_time,
     };
@@ -78,6 +89,8 @@ int mm_stat(const struct mm *mm, int mem_fd, struct mshare_stat *st)
     for (unsigned i = 0; i < slots_high(mm); i++)
         if (atomic_load(&mm->slots[i].state) != SLOT_FREE) {
             st->clients++;
+            st->budgets_grown += atomic_load(&mm->slots[i].budget) >
+                                 atomic_load(&mm->slots[i].budget_asked);
             add_counters(st, &mm->slots[i].counters);
         }
     return 0;
@@ -164,6 +177,11 @@ int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max)
                 .materialised = atomic_load(&slot->counters.materialised),
                 .segv = atomic_load(&slot->counters.segv),
                 .epoch = atomic_load(&slot->epoch),
+                .budget = atomic_load(&slot->budget) * PAGE_SIZE,
+                .budget_asked = atomic_load(&slot->budget_asked) * PAGE_SIZE,
+                .budget_grown = atomic_load(&slot->budget_grown),
+                .evicted = atomic_load(&slot->counters.evicted),
+                .refaulted = atomic_load(&slot->counters.refaulted),
             };
         used++;
     }

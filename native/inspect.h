@@ -14,6 +14,9 @@ void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *c
 /* Pages that a sequential first touch may fill together, for those who attach
  * from now on. 1: only what is touched. EINVAL: not 1 to 512. */
 int mm_set_fault_around(struct mm *mm, uint32_t pages);
+/* Bytes of its own page tables that whoever attaches from now on is to keep; 0: any.
+ * EINVAL: less than BUDGET_MIN_BYTES. */
+int mm_set_budget(struct mm *mm, uint64_t bytes);
 const char *mm_owner_cgroup(const struct mm *mm);
 enum mm_owner_kind mm_owner_kind(const struct mm *mm);
 /* The owner is gone. */
@@ -45,6 +48,9 @@ struct mm_client {
     uint32_t prot, poisoned;
     uint64_t faults, links, materialised, segv;
     uint64_t epoch; /* not 0: inside a fault */
+    /* Bytes of its own page tables that it keeps, 0: any; times they were raised. */
+    uint64_t budget, budget_asked, budget_grown;
+    uint64_t evicted, refaulted; /* 2 MiB spans */
 };
 
 int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max);

@@ -63,6 +63,8 @@
 #define MM_VMAS_AREA (MM_VMAS + 2u)    /* while an UNMAP lasts, what it cuts is in parts */
 #define MM_FRAMES_SPARE 4096u          /* table frames in hand at one instant */
 #define MM_CGROUP_LEN 256u
+/* Least budget of page tables: what instructions of a few threads need at one time. */
+#define BUDGET_MIN_BYTES (32 * PAGE_SIZE)
 /* A 2 MiB span has as many pages as a PTE page has entries. */
 #define SPAN_PAGES 512u
 
@@ -101,6 +103,8 @@ struct mm_counters {
     _Atomic uint64_t materialised; /* pages made reachable in a client's real MMU */
     _Atomic uint64_t segv;         /* accesses refused */
     _Atomic uint64_t prefaulted;   /* leaf entries filled ahead of a sequential first touch */
+    _Atomic uint64_t evicted;      /* 2 MiB spans given back to stay within a budget */
+    _Atomic uint64_t refaulted;    /* and those of them that came back */
 };
 
 struct mm_header {
@@ -133,6 +137,7 @@ struct mm_header {
     uint64_t unmaps;
     uint64_t serial; /* of the last mapping made */
     uint64_t fault_around; /* pages a sequential first touch may fill together; 1: strict */
+    uint64_t budget; /* bytes of its own page tables that a client is to keep; 0: any */
 };
 
 enum vma_flags {
@@ -179,6 +184,9 @@ struct mm_slot {
     /* Number of the claim: a message about a slot that has changed hands since
      * must not be taken for the new holder's. 0: not claimed. */
     _Atomic uint64_t claim;
+    /* Page tables that the client may keep, of one page each; 0: any. */
+    _Atomic uint32_t budget, budget_asked; /* now; at first, which is less or equal */
+    _Atomic uint32_t budget_grown;         /* times that it had to */
     _Alignas(64) _Atomic uint64_t epoch; /* not 0: inside a fault since that epoch */
     struct mm_counters counters;
 };
@@ -236,7 +244,8 @@ static inline uint64_t layout_signature(void)
         offsetof(struct mm_header, epoch), offsetof(struct mm_header, frames_hint),
         offsetof(struct mm_header, retired), offsetof(struct mm_slot, epoch),
         offsetof(struct mm_slot, counters), offsetof(struct mm_slot, touched),
-        offsetof(struct mm_slot, claim), offsetof(struct mm_header, claims), MM_SLOTS, MM_VMAS,
+        offsetof(struct mm_slot, claim), offsetof(struct mm_slot, budget),
+        offsetof(struct mm_header, claims), offsetof(struct mm_header, budget), MM_SLOTS, MM_VMAS,
         TABLES_BASE, DATA_BASE, HOST_BASE, VMA_BUSY, FRAME_TABLE, INTENT_RIGHTS,
     };
     uint64_t hash = 0xcbf29ce484222325ull;

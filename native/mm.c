@@ -122,6 +122,7 @@ int mm_open(struct mm *mm, int fd)
         .fault_around = found.fault_around >= 1 && found.fault_around <= SPAN_PAGES
                             ? found.fault_around
                             : 1,
+        .budget = found.budget,
         .fd = fd,
     };
     return 0;

@@ -33,6 +33,7 @@ struct mm {
     uint64_t touched_stride; /* bytes a slot */
     uint64_t map_size;
     uint64_t fault_around; /* pages, 1 to 512 */
+    uint64_t budget;       /* bytes of page tables a client is to keep, 0: any */
     int fd;
 };
 

@@ -270,6 +270,7 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
         poison(att, &fault, verdict);
     slot_leave(&att->mm, att->slot);
     wake(att, &fault);
+    budget_fault(att, fault.offset, verdict == FAULT_MAP && !fault.filled);
 }
 
 void resolve_rearm(struct attachment *att, uint64_t start, uint64_t end)

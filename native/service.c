@@ -114,7 +114,11 @@ static void *serve(void *unused)
 
     (void)unused;
     for (;;) {
-        int count = epoll_wait(epoll, events, EVENTS, away ? RECONNECT_MS : -1);
+        int rest = budget_tick();
+
+        if (away && (rest < 0 || rest > RECONNECT_MS))
+            rest = RECONNECT_MS;
+        int count = epoll_wait(epoll, events, EVENTS, rest);
 
         if (count < 0 && errno != EINTR)
             return NULL; /* the program closed our descriptor: nothing to wait on */

@@ -129,6 +129,8 @@ int slot_reap(struct mm *mm, unsigned number)
     atomic_fetch_add(&kept->materialised, atomic_load(&slot->counters.materialised));
     atomic_fetch_add(&kept->segv, atomic_load(&slot->counters.segv));
     atomic_fetch_add(&kept->prefaulted, atomic_load(&slot->counters.prefaulted));
+    atomic_fetch_add(&kept->evicted, atomic_load(&slot->counters.evicted));
+    atomic_fetch_add(&kept->refaulted, atomic_load(&slot->counters.refaulted));
     touched_clear(mm, number);
     memset((char *)slot + sizeof slot->state, 0, sizeof *slot - sizeof slot->state);
     atomic_store(&slot->state, SLOT_FREE);

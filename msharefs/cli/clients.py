@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,16 +10,25 @@ from msharefs import units
 
 from . import _region, _show
 
-NUMBERS = ("pid", "offset", "size", "links", "faults", "materialised", "segv")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COLUMNS = (
+    "pid", "command", "kind", "base", "offset", "size", "prot", "links", "faults", "materialised",
+    "segv",
+)  # fmt: skip
+BUDGET = ("budget", "evicted", "refaulted")
+NUMBERS = (
+    "pid", "offset", "size", "links", "faults", "materialised", "segv", "evicted", "refaulted",
+)  # fmt: skip
 NATIVE = (
     "native: mapped without the library, at Linux's own speed; the region's holes and protections "
     "are not enforced there"
 )
 
 
-def row(client: dict[str, Any]) -> list[str]:
+def row(client: dict[str, Any], *, budget: bool = False) -> list[str]:
     """One client as the cells of the table for people; of a native one less is known."""
-    counts = (client[name] for name in ("links", "faults", "materialised_pages", "segv"))
     return [
         str(client["pid"]),
         _show.printable(client["comm"]),
@@ -28,8 +37,21 @@ def row(client: dict[str, Any]) -> list[str]:
         units.size(client["offset"]),
         units.size(client["size"]),
         str(client["prot"]),
-        *("-" if count is None else str(count) for count in counts),
+        *_counts(client, "links", "faults", "materialised_pages", "segv"),
+        *([_budget(client), *_counts(client, "evicted_spans", "refaulted_spans")] if budget else []),
     ]
+
+
+def _counts(client: dict[str, Any], *names: str) -> Iterator[str]:
+    return ("-" if client[name] is None else str(client[name]) for name in names)
+
+
+def _budget(client: dict[str, Any]) -> str:
+    """What it keeps of its own page tables."""
+    now, asked = client["budget_bytes"], client["budget_asked_bytes"]
+    if not now:
+        return "none" if client["kind"] == "attached" else "-"
+    return units.size(now) if now == asked else f"{units.size(now)}, asked {units.size(asked)}"
 
 
 @click.command()
@@ -44,12 +66,10 @@ def command(region: str, as_json: bool) -> None:
     if not clients:
         click.echo("no process is attached")
         return
-    lines = _show.table(
-        "pid", "command", "kind", "base", "offset", "size", "prot", "links", "faults",
-        "materialised", "segv", right=NUMBERS,
-    )  # fmt: skip
+    budget = any(client["budget_bytes"] for client in clients)
+    lines = _show.table(*COLUMNS, *(BUDGET if budget else ()), right=NUMBERS)
     for client in clients:
-        lines.add_row(*row(client))
+        lines.add_row(*row(client, budget=budget))
     _show.show(lines)
     if any(client["kind"] == "native" for client in clients):
         click.echo(NATIVE)

@@ -23,10 +23,18 @@ def rows(stat: dict[str, Any]) -> list[tuple[str, str]]:
         ("resident", units.size(stat["rss_bytes"])),
         ("page tables", f"{units.size(stat['page_table_bytes'])} ({frames})"),
         ("clients", str(stat["clients"])),
+        ("budget", _budget(stat)),
         ("owner", _owner(owner)),
         ("charged to it", _charges(owner)),
         *((name.replace("_", " "), str(count)) for name, count in counters.items()),
     ]
+
+
+def _budget(stat: dict[str, Any]) -> str:
+    """What clients keep of their own page tables."""
+    asked, grown = stat["budget"]["bytes"], stat["budget"]["clients_grown"]
+    text = f"{units.size(asked)} of its own page tables a client" if asked else "none"
+    return f"{text}; {grown} of {stat['clients']} use more all the time" if grown else text
 
 
 def _owner(owner: dict[str, Any]) -> str:

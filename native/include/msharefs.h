@@ -94,6 +94,7 @@ struct mshare_connect {
  * EACCES  descriptor not open for what `prot` asks
  * EEXIST  MAP_FIXED_NOREPLACE and something is there
  * ENOMEM  no aligned hole of that size in the address space
+ * EINVAL  MSHAREFS_PT_BUDGET is set to something else than mshare_budget() takes
  * ENOTTY  `fd` is not a region of an msharefs mount
  * ENOSYS  no userfaultfd with minor faults, write-protect and guard pages for
  *         shared memory (Linux 6.15 has them)
@@ -107,6 +108,22 @@ MSHARE_API void *mshare_attach(int fd, void *addr, int prot, int flags);
  * The pages stay in the region. No other thread may be using the memory.
  */
 MSHARE_API int mshare_detach(void *addr);
+
+/*
+ * Limits what the attachment at `addr` costs this process in page tables of its own:
+ * `bytes` of PTE pages (4096 bytes for 2 MiB of the region), 0: no limit. The coldest
+ * spans of 2 MiB are given back to the kernel; a later access brings one back, which
+ * costs a fault. If more is in use all the time the budget grows instead of thrashing,
+ * and shrinks again when it can: `msharefs clients` tells. Above the PTE pages a
+ * process has one page a GiB, which stays. A child of fork() starts with `bytes`.
+ *
+ * An attachment begins with the budget of the environment variable MSHAREFS_PT_BUDGET
+ * (bytes, or with K, M, G: 4M), else with that of the mount (-o budget=4M), else with
+ * none.
+ *
+ * EINVAL: nothing is attached at `addr`; less than 128 KiB. ENOMEM.
+ */
+MSHARE_API int mshare_budget(void *addr, uint64_t bytes);
 
 /*
  * Maps an object into the region, as ioctl(MSHAREFS_CREATE_MAPPING) does; what
@@ -163,6 +180,10 @@ struct mshare_stat {
     int32_t owner_pid;
     uint32_t pad;
     uint64_t owner_start_time; /* clock ticks since boot, /proc/PID/stat field 22 */
+    uint64_t budget;           /* bytes of its own page tables that a client keeps; 0: any */
+    uint64_t budgets_grown;    /* clients that had to keep more */
+    uint64_t evicted_spans;    /* 2 MiB spans that clients gave back for it */
+    uint64_t refaulted_spans;  /* and those of them that came back */
 };
 
 /* Fills `st` for the region open at `fd`. ENOTTY: not a region. */

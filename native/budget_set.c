@@ -1,0 +1,169 @@
+/* budget_set.c - a budget of page tables is set, inherited and ended; see budget.h. */
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "attachment.h"
+#include "msharefs.h"
+#include "pagetable.h"
+
+/* The table of the host mm may have one beside it in our own: there is no telling.
+ * Giving back a span that is not mapped costs a system call. */
+static int note_table(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame, unsigned level,
+                      uint64_t addr)
+{
+    struct attachment *att = walk->arg;
+    uint64_t offset = addr - HOST_BASE;
+
+    (void)entry, (void)frame;
+    if (!level && offset < att->length) {
+        budget_push(&att->budget, (uint32_t)(offset / PMD_SIZE));
+        att->budget.spans[offset / PMD_SIZE].guessed = true;
+    }
+    return 0;
+}
+
+static int ignore(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    (void)walk, (void)entry, (void)level, (void)addr;
+    return 0;
+}
+
+static void note_mapped(struct attachment *att)
+{
+    struct walk walk = {.mm = &att->mm, .table = note_table, .bad = ignore, .arg = att};
+
+    slot_enter(&att->mm, att->slot);
+    walk_range(&walk, HOST_BASE, att->mm.host_end);
+    slot_leave(&att->mm, att->slot);
+}
+
+/* Address space; memory comes with use. */
+static uint8_t *reserve(uint64_t bytes, int prot)
+{
+    uint8_t *got = mmap(NULL, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (got == MAP_FAILED)
+        return NULL;
+    madvise(got, bytes, MADV_DONTDUMP);
+    return got;
+}
+
+static int allocate(struct attachment *att)
+{
+    struct budget *b = &att->budget;
+
+    *b = (struct budget){.spans_bytes = (att->length / PMD_SIZE + 1) * sizeof(struct span)};
+    b->reserved = reserve(2 * PMD_SIZE, PROT_NONE);
+    b->spans = (struct span *)reserve(b->spans_bytes, PROT_READ | PROT_WRITE);
+    b->scratch = (uint8_t *)(((uintptr_t)b->reserved + PMD_SIZE - 1) & ~(PMD_SIZE - 1));
+    if (b->reserved && b->spans)
+        return 0;
+    budget_end(att);
+    return -ENOMEM;
+}
+
+void budget_end(struct attachment *att)
+{
+    struct budget *b = &att->budget;
+
+    if (b->spans)
+        munmap(b->spans, b->spans_bytes);
+    if (b->reserved)
+        munmap(b->reserved, 2 * PMD_SIZE);
+    *b = (struct budget){0};
+}
+
+int budget_set(struct attachment *att, uint64_t bytes, bool mapped)
+{
+    struct budget *b = &att->budget;
+    uint64_t spans = bytes / PAGE_SIZE;
+
+    if (bytes && bytes < BUDGET_MIN_BYTES)
+        return -EINVAL;
+    if (!bytes) {
+        budget_end(att);
+    } else if (!b->spans) {
+        reclaim_probe();
+        if (allocate(att))
+            return -ENOMEM;
+        if (mapped)
+            note_mapped(att);
+    }
+    b->asked = b->limit = spans < UINT32_MAX / 2 ? (uint32_t)spans : UINT32_MAX / 2;
+    b->weighing = false;
+    budget_publish(att);
+    budget_trim(att);
+    return 0;
+}
+
+void budget_forked(struct attachment *att)
+{
+    struct budget *b = &att->budget;
+    const struct budget old = *b;
+
+    if (!b->spans)
+        return;
+    madvise(b->spans, b->spans_bytes, MADV_DONTNEED); /* all are unused */
+    *b = (struct budget){
+        .spans = old.spans,
+        .spans_bytes = old.spans_bytes,
+        .reserved = old.reserved,
+        .scratch = old.scratch,
+        .asked = old.asked,
+        .limit = old.asked,
+    };
+    budget_publish(att);
+}
+
+/* As mount(8) has it: a number, perhaps with K, M or G for powers of 1024. */
+static int parse(const char *text, uint64_t *bytes)
+{
+    static const char units[] = "KMGT";
+    const char *unit;
+    char *end;
+
+    errno = 0;
+    *bytes = strtoull(text, &end, 10);
+    if (errno || *text < '0' || *text > '9')
+        return -EINVAL;
+    if (*end && (unit = strchr(units, toupper(*end)))) {
+        unsigned shift = 10 * (unsigned)(unit - units + 1);
+
+        if (*bytes > UINT64_MAX >> shift)
+            return -EINVAL;
+        *bytes <<= shift;
+        end++;
+    }
+    return *end ? -EINVAL : 0;
+}
+
+int budget_start(struct attachment *att)
+{
+    const char *asked = getenv("MSHAREFS_PT_BUDGET");
+    uint64_t bytes = att->mm.budget;
+    int err = asked && *asked ? parse(asked, &bytes) : 0;
+
+    return err ? err : budget_set(att, bytes, false);
+}
+
+int mshare_budget(void *addr, uint64_t bytes)
+{
+    int err = -EINVAL;
+
+    attachments_lock();
+    struct attachment *att = attachment_over((uintptr_t)addr, (uintptr_t)addr + 1);
+    if (att && att->base == addr) {
+        pthread_mutex_lock(&att->lock);
+        err = budget_set(att, bytes, true);
+        pthread_mutex_unlock(&att->lock);
+    }
+    attachments_unlock();
+    if (!err)
+        return 0;
+    errno = -err;
+    return -1;
+}
