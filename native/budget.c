@@ -15,8 +15,9 @@
  *               again 3 times, 7, 15. So what is hot is sampled ever more seldom,
  *               and spans of one pass flow through without pushing it out
  *   working set what comes back costs time. If that is more than a LOSS_SHARE-th of
- *               the CPU time of the process, the working set is larger than the
- *               budget: it grows by half, and says so (msharefs clients)
+ *               the CPU time of the process, and not just for a moment, the working
+ *               set is larger than the budget: that grows by half, and says so
+ *               (msharefs clients)
  *   shrinking   a budget that has grown is asked for again: from time to time a
  *               sample is given back, and what does not return the budget loses
  *               (working set estimation as in ESX: Waldspurger, OSDI 2002)
@@ -39,7 +40,10 @@ enum span_state { SPAN_UNUSED, SPAN_MAPPED, SPAN_GONE };
 /* A span maps 64 KiB by the first fault and the rest by the second (around.c). */
 #define FAULTS_OWED 2u
 #define LOST_FAULTS 64u /* that many, and it is time to look at the clock */
-#define LOSS_SHARE 16u
+#define LOSS_SHARE 16
+/* May be lost at once: when a program turns to other data, or the first time that
+ * spans in use are taken. */
+#define BURST_NS 10000000
 /* What a fault costs beside our own time: two switches of threads. */
 #define SWITCH_NS 5000u
 /* Spans to try for one that can be given back. */
@@ -136,13 +140,15 @@ static struct span *evict(struct attachment *att)
         /* One that cannot be given back is not counted any more. */
         span->state = SPAN_UNUSED;
         span->owed = 0;
-        if (err || span->guessed)
+        if (err)
             continue;
+        around_forget(&att->around, number * PMD_SIZE);
+        if (span->guessed)
+            return span;
+        count(&att->mm.slots[att->slot].counters.evicted);
         span->state = SPAN_GONE;
         span->turn = b->turn++;
         span->sample = 0;
-        around_forget(&att->around, number * PMD_SIZE);
-        count(&att->mm.slots[att->slot].counters.evicted);
         return span;
     }
     return NULL;
@@ -192,8 +198,14 @@ static void weigh(struct attachment *att)
     uint64_t all = clock_ns(CLOCK_PROCESS_CPUTIME_ID) - b->all_ns;
     uint64_t faults = atomic_load_explicit(&faults_answered, memory_order_relaxed) - b->faults;
 
-    if ((own * b->lost / faults + b->lost * SWITCH_NS) * LOSS_SHARE > all)
+    b->allowed_ns += (int64_t)(all / LOSS_SHARE);
+    if (b->allowed_ns > BURST_NS)
+        b->allowed_ns = BURST_NS;
+    b->allowed_ns -= (int64_t)(own * b->lost / faults + b->lost * SWITCH_NS);
+    if (b->allowed_ns < 0) {
         grow(att);
+        b->allowed_ns = BURST_NS;
+    }
     start_weighing(b);
 }
 
@@ -219,8 +231,10 @@ void budget_fault(struct attachment *att, uint64_t offset, bool again)
     atomic_fetch_add_explicit(&faults_answered, 1, memory_order_relaxed);
     if (!b->spans)
         return;
-    if (!b->weighing)
+    if (!b->weighing) {
         start_weighing(b);
+        b->allowed_ns = BURST_NS;
+    }
 
     struct span *span = &b->spans[offset / PMD_SIZE];
     if (span->state == SPAN_GONE)

@@ -37,6 +37,7 @@ struct budget {
     uint64_t lost;           /* faults it has caused */
     uint64_t faults;         /* all that were answered by then */
     uint64_t own_ns, all_ns; /* CPU time by then: of the service thread, of the process */
+    int64_t allowed_ns;      /* may still be lost before the budget grows */
     uint32_t sample, sampled, returned; /* number of the last sample, spans in it, and back */
     uint64_t period_ms, due_ms;         /* between samples; when the next is due */
 };

@@ -20,4 +20,12 @@ void crowd_flood(const uint64_t *arg);
 void crowd_holes(const uint64_t *arg);
 void crowd_join(const uint64_t *arg);
 
+/* churn.c: accesses to more memory than a budget of page tables covers. */
+void churn_budget(const uint64_t *arg);
+void churn_stamp(const uint64_t *arg);
+void churn_visit(const uint64_t *arg);
+void churn_play(const uint64_t *arg);
+void churn_add(const uint64_t *arg);
+void churn_poke(const uint64_t *arg);
+
 #endif

@@ -1,50 +1,27 @@
 /*
  * crowd.c - the actor's threads that touch memory all the time.
  *
- * They share a page of plain memory with the test, struct board below: what the test says is the
+ * They share a page of plain memory with the test, struct board of crowd.h: what the test says is the
  * case now, and what each actor has seen. A store that began and ended within one phase must have
  * had that phase's outcome, whatever the scheduler did.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #include "actor.h"
+#include "crowd.h"
 
 #define BOARD_BYTES (64 * 1024)
 #define THREADS_MAX 64
-
-/* Each phase has a number of its own; its last two bits tell what is the case. */
-enum phase { STOP = 0, CHANGING = 1, THERE = 2, GONE = 3 };
-
-struct seen {
-    _Atomic uint64_t stored;  /* stores that went through */
-    _Atomic uint64_t refused; /* stores that ended in SIGSEGV, SEGV_MAPERR */
-    _Atomic uint64_t wrong;   /* went through though gone, refused though there, or another signal */
-    uint64_t pad[5];
-};
-
-struct board {
-    _Alignas(64) _Atomic uint64_t phase;
-    _Alignas(64) struct seen seen[];
-};
-
-struct job {
-    struct board *board;
-    struct seen *seen;
-    uintptr_t start;
-    uint64_t pages, stride, seed;
-    uint64_t exact; /* holes: signals that were right in every field */
-};
 
 static struct job jobs[THREADS_MAX];
 static pthread_t threads[THREADS_MAX];
 static unsigned running;
 
-static void start(unsigned count, void *(*work)(void *), const struct job *job)
+void crowd_start(unsigned count, void *(*work)(void *), const struct job *job)
 {
     for (unsigned i = 0; i < count && running < THREADS_MAX; i++, running++) {
         jobs[running] = *job;
@@ -60,7 +37,7 @@ static void join(void)
         pthread_join(threads[--running], NULL);
 }
 
-static struct board *board_at(int fd)
+struct board *board_at(int fd)
 {
     struct board *board = mmap(NULL, BOARD_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
@@ -103,11 +80,11 @@ void crowd_hammer(const uint64_t *arg) /* board fd, number on it, address, pages
     struct job job = {.board = board, .seen = &board->seen[arg[1]], .start = arg[2],
                       .pages = arg[3]};
 
-    start((unsigned)arg[4], hammer, &job);
+    crowd_start((unsigned)arg[4], hammer, &job);
     reply(-1, "ok");
 }
 
-static uint64_t next_random(uint64_t *state) /* xorshift64 */
+uint64_t next_random(uint64_t *state) /* xorshift64 */
 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -137,7 +114,7 @@ void crowd_flood(const uint64_t *arg) /* board fd, number, address, pages, strid
     struct job job = {.board = board, .seen = &board->seen[arg[1]], .start = arg[2],
                       .pages = arg[3], .stride = arg[4], .seed = arg[6] * THREADS_MAX};
 
-    start((unsigned)arg[5], flood, &job);
+    crowd_start((unsigned)arg[5], flood, &job);
     reply(-1, "ok");
 }
 
@@ -166,7 +143,7 @@ void crowd_holes(const uint64_t *arg) /* address, holes a thread, stride, thread
     uint64_t exact = 0;
 
     running = 0;
-    start((unsigned)arg[3], holes, &job);
+    crowd_start((unsigned)arg[3], holes, &job);
     join();
     for (unsigned i = 0; i < arg[3]; i++)
         exact += jobs[i].exact;

@@ -29,7 +29,7 @@ ANSWER_LIMIT = 30.0  # seconds
 
 def build(directory: Path) -> Path:
     """Compile the actor into `directory`."""
-    others = [str(SOURCES / name) for name in ("crowd.c", "trap.c")]
+    others = [str(SOURCES / name) for name in ("crowd.c", "churn.c", "trap.c")]
     return cc.build(SOURCES / "actor.c", directory / "actor", *others)
 
 

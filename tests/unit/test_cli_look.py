@@ -35,6 +35,7 @@ STAT: dict[str, Any] = {
     "counters": {
         "faults": 65536, "links": 31, "materialised_pages": 7, "unmaps": 3, "segv": 1,
     },
+    "budget": {"bytes": 0, "clients_grown": 0},
 }  # fmt: skip
 
 MAPS = [
@@ -45,7 +46,8 @@ MAPS = [
 CLIENT = {
     "pid": 4712, "start_time": 100, "comm": "mshare-worker", "kind": "attached",
     "base": 0x7F8000000000, "size": QUANTUM, "offset": 0, "prot": "rw-", "links": 1,
-    "faults": 65536, "materialised_pages": 65536, "segv": 2,
+    "faults": 65536, "materialised_pages": 65536, "segv": 2, "budget_bytes": 0,
+    "budget_asked_bytes": 0, "budget_grown": 0, "evicted_spans": 0, "refaulted_spans": 0,
 }  # fmt: skip
 
 
@@ -97,6 +99,7 @@ def test_stat_shows_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
         "resident": "256 MiB",
         "page tables": "524 KiB (pgd 1, pud 1, pmd 1, pte 128)",
         "clients": "32",
+        "budget": "none",
         "owner": "pid 4711, cgroup /user.slice; the region ends with it",
         "charged to it": "256 MiB of data, 524 KiB of page tables",
         "faults": "65536",
@@ -109,6 +112,31 @@ def test_stat_shows_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_stat_of_an_unsized_region_says_so() -> None:
     assert ("size", "unsized (0 bytes)") in stat.rows(STAT | {"size_bytes": 0})
+
+
+def test_stat_says_how_many_need_more_than_their_budget() -> None:
+    def budget(grown: int) -> str:
+        return dict(stat.rows(STAT | {"budget": {"bytes": 1 << 20, "clients_grown": grown}}))[
+            "budget"
+        ]
+
+    assert budget(0) == "1 MiB of its own page tables for each client"
+    assert budget(3) == "1 MiB of its own page tables for each client; 3 of 32 need more"
+
+
+def test_clients_show_budgets_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "budget" not in answer(monkeypatch, clients.command, "r").output
+    grown = {
+        "budget_bytes": 9 << 18, "budget_asked_bytes": 1 << 20, "budget_grown": 2,
+        "evicted_spans": 1234, "refaulted_spans": 567,
+    }  # fmt: skip
+    document = [CLIENT, CLIENT | grown, CLIENT | grown | {"budget_asked_bytes": 9 << 18}]
+    monkeypatch.setattr(_region, "describe", lambda _path, _kind: document)
+    head, none, more, kept = CliRunner().invoke(clients.command, ["r"]).output.splitlines()
+    assert head.split()[-3:] == ["budget", "evicted", "refaulted"]
+    assert none.split()[-3:] == ["none", "0", "0"]
+    assert more.endswith(" 2.25 MiB, asked 1 MiB     1234        567")
+    assert kept.split()[-4:] == ["2.25", "MiB", "1234", "567"]
 
 
 def test_maps_has_the_columns_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

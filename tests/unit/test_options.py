@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from msharefs.options import BadOptionError, default_state, parse
+from msharefs.native import lib
+from msharefs.options import BUDGET_MIN, BadOptionError, default_state, parse
 
 MNT = Path("/mnt/m")
 
@@ -37,6 +38,16 @@ def test_lists_and_repeats(tmp_path: Path) -> None:
     assert (options.quantum, options.owner, options.state) == (2 << 20, "process", tmp_path)
 
 
+@pytest.mark.parametrize(("given", "budget"), [("128K", 128 << 10), ("4M", 4 << 20), ("0", 0)])
+def test_budget(given: str, budget: int) -> None:
+    assert parse([f"budget={given}"], MNT).budget == budget
+    assert parse([], MNT).budget == 0
+
+
+def test_the_least_budget_is_that_of_the_core() -> None:
+    assert BUDGET_MIN == lib.BUDGET_MIN_BYTES
+
+
 def test_quirks_mean_the_owner_of_the_series() -> None:
     assert parse(["quirks=v3"], MNT).owner == "thread"
     assert parse(["quirks=v3,owner=file"], MNT).owner == "file"
@@ -50,7 +61,8 @@ def test_state_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "given",
     ["quantum=512g", "quantum=", "owner=", "owner=File", "quirks=", "quirks=v4", "state=",
-     "state=/mnt/m", "state=/mnt/m/deep/er", "=", "x", "Quantum=2M"],
+     "state=/mnt/m", "state=/mnt/m/deep/er", "budget=", "budget=127K", "budget=4MB", "=", "x",
+     "Quantum=2M"],
 )  # fmt: skip
 def test_wrong(given: str) -> None:
     with pytest.raises(BadOptionError, match=r"^-o "):

@@ -1,0 +1,79 @@
+"""A process with a budget of page tables, and a region of more spans than it covers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from .actor import PAGE, Actor
+
+if TYPE_CHECKING:
+    import msharefs
+
+SPAN = 2 << 20
+SPANS = 256
+STEP = 64  # pages: 8 of them in a span are touched
+TOUCHED = SPANS * SPAN // PAGE // STEP
+BUDGET = 64 * PAGE
+SLACK = 48 << 10  # page tables beside those of the spans: upper levels, the library's own memory
+
+
+def page_tables(pid: int) -> int:
+    """VmPTE of a process, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmPTE:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError(f"process {pid} has no VmPTE")
+
+
+class Client:
+    """An actor that has attached a region."""
+
+    def __init__(self, actor: Actor, region: msharefs.Region, fd: int, base: int) -> None:
+        self.actor = actor
+        self.region = region
+        self.fd = fd
+        """The region's descriptor in the actor."""
+        self.base = base
+        self.before = page_tables(actor.pid)
+
+    @classmethod
+    def attached(cls, actor: Actor, region: msharefs.Region) -> Self:
+        """Attach `region` in the process."""
+        fd = actor.give(region.fd)
+        return cls(actor, region, fd, actor.attach(fd))
+
+    def fork(self) -> Client:
+        """A child, which has the region attached."""
+        return Client(self.actor.fork(), self.region, self.fd, self.base)
+
+    @property
+    def tables(self) -> int:
+        """Bytes of page tables that it has more than before it attached."""
+        return page_tables(self.actor.pid) - self.before
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """Its entry of `msharefs clients`."""
+        entries = {entry["pid"]: entry for entry in self.region.describe("clients")}
+        return entries[self.actor.pid]
+
+    def budget(self, size: int) -> None:
+        """mshare_budget()."""
+        assert self.actor.call("budget", self.base, size) == []
+
+    def stamp(self, first: int = 0, count: int = TOUCHED, step: int = STEP) -> None:
+        """Write their number into pages."""
+        assert self.actor.call("stamp", self.base, first, count, step) == []
+
+    def wrong(
+        self,
+        first: int = 0,
+        count: int = TOUCHED,
+        step: int = STEP,
+        passes: int = 1,
+        stamp: int = 0,
+    ) -> Any:
+        """Look at pages; how many are not as they were stamped (or hold stamp - 1)."""
+        answer = self.actor.call("visit", self.base, first, count, step, passes, stamp)
+        return answer[0] if isinstance(answer, list) else answer
