@@ -143,8 +143,6 @@ static struct span *evict(struct attachment *att)
         if (err)
             continue;
         around_forget(&att->around, number * PMD_SIZE);
-        if (span->guessed)
-            return span;
         count(&att->mm.slots[att->slot].counters.evicted);
         span->state = SPAN_GONE;
         span->turn = b->turn++;
@@ -241,7 +239,6 @@ void budget_fault(struct attachment *att, uint64_t offset, bool again)
         came_back(att, span);
     if (span->state != SPAN_MAPPED)
         budget_push(b, (uint32_t)(offset / PMD_SIZE));
-    span->guessed = false;
     /* What a smaller budget has caused says nothing about a larger one. */
     if (again && span->owed && b->used >= b->limit) {
         span->owed--;

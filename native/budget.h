@@ -17,7 +17,6 @@ struct span {
     uint32_t next;   /* in the queue: number + 1; 0: it is the last */
     uint32_t turn;   /* budget.turn when it was given back */
     uint8_t state;   /* enum span_state */
-    bool guessed;    /* may not be mapped: there was no budget when it could have come */
     uint8_t proved;  /* how often in a row it came back soon: known to be in use */
     uint8_t credit;  /* times that it is passed over when a victim is looked for */
     uint8_t owed;    /* faults to come that the giving back has caused */

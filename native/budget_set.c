@@ -8,37 +8,15 @@
 
 #include "attachment.h"
 #include "msharefs.h"
-#include "pagetable.h"
-
-/* The table of the host mm may have one beside it in our own: there is no telling.
- * Giving back a span that is not mapped costs a system call. */
-static int note_table(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame, unsigned level,
-                      uint64_t addr)
-{
-    struct attachment *att = walk->arg;
-    uint64_t offset = addr - HOST_BASE;
-
-    (void)entry, (void)frame;
-    if (!level && offset < att->length) {
-        budget_push(&att->budget, (uint32_t)(offset / PMD_SIZE));
-        att->budget.spans[offset / PMD_SIZE].guessed = true;
-    }
-    return 0;
-}
-
-static int ignore(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
-{
-    (void)walk, (void)entry, (void)level, (void)addr;
-    return 0;
-}
+#include "touched.h"
 
 static void note_mapped(struct attachment *att)
 {
-    struct walk walk = {.mm = &att->mm, .table = note_table, .bad = ignore, .arg = att};
+    uint64_t start = 0, stop;
 
-    slot_enter(&att->mm, att->slot);
-    walk_range(&walk, HOST_BASE, att->mm.host_end);
-    slot_leave(&att->mm, att->slot);
+    for (; touched_run(&att->mm, att->slot, &start, att->length, &stop); start = stop)
+        for (uint64_t span = start / PMD_SIZE; span * PMD_SIZE < stop; span++)
+            budget_push(&att->budget, (uint32_t)span);
 }
 
 /* Address space; memory comes with use. */

@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #include "attachment.h"
+#include "touched.h"
 
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
@@ -183,6 +184,9 @@ int reclaim_span(struct attachment *att, uint64_t start)
                                                                 : map_again(att, page);
     else
         err = rights.read_only ? move_and_discard(att, page) : discard(page);
+    /* Or a change of rights would give it a table again, for nothing. */
+    if (!err)
+        touched_unmark(&att->mm, att->slot, start);
     slot_leave(&att->mm, att->slot);
     return err;
 }

@@ -42,6 +42,16 @@ void touched_mark(struct mm *mm, unsigned slot, uint64_t offset, uint64_t bytes)
     }
 }
 
+void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset)
+{
+    uint64_t span = offset / PMD_SIZE;
+    _Atomic uint64_t *word = &bitmap(mm, slot)[span / WORD_SPANS];
+    uint64_t old = atomic_load_explicit(word, memory_order_relaxed);
+
+    if (old & 1ull << span % WORD_SPANS)
+        atomic_store_explicit(word, old & ~(1ull << span % WORD_SPANS), memory_order_relaxed);
+}
+
 /* The first span in [span, end) whose bit is `set`, `end`: none. Bitmap pages not
  * in use are not looked at: that would give them memory. */
 static uint64_t find(const struct mm *mm, unsigned slot, uint64_t span, uint64_t end, bool set)

@@ -15,6 +15,9 @@
 /* The client of `slot` is about to make pages of [offset, offset + bytes) reachable.
  * Call inside an epoch. */
 void touched_mark(struct mm *mm, unsigned slot, uint64_t offset, uint64_t bytes);
+/* The client of `slot` has given back all of the span at `offset`. Call inside an epoch,
+ * without a change of rights under way there. */
+void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset);
 /* The first run of spans with a bit in [*start, end); puts its bounds, cut to that
  * range, into *start and *stop. False: none. */
 bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t end,

@@ -40,6 +40,25 @@ def test_read_only_memory_stays_so(client: Callable[..., Client]) -> None:
     assert made.actor.call("store", made.base + MIDDLE, 1) == []
 
 
+def test_rights_that_change_meanwhile(client: Callable[..., Client]) -> None:
+    made = client()
+    made.stamp()
+    half = SPANS // 2 * SPAN
+    for prot in (mmap.PROT_READ, READ_WRITE, mmap.PROT_READ, READ_WRITE):
+        made.region.protect(0, half, prot)
+        for first in range(0, TOUCHED // 2, TOUCHED // 16):
+            assert made.wrong(first * STEP, TOUCHED // 16, STEP, passes=50) == 0
+            assert made.tables <= max(BUDGET, made.seen["budget_bytes"]) + SLACK
+        for span in range(0, SPANS // 2, 8):
+            byte = made.base + span * SPAN + 9
+            stored = made.actor.call("store", byte, 0)
+            assert stored == ([] if prot & mmap.PROT_WRITE else accerr(byte))
+        # Turns the queue, so that what was refused went and came back.
+        assert made.wrong(MIDDLE_PAGE, TOUCHED // 2, STEP) == 0
+    assert made.seen["evicted_spans"] > SPANS
+    assert made.wrong() == 0
+
+
 def test_no_store_slips_through_while_a_read_only_span_goes(
     client: Callable[..., Client],
 ) -> None:
@@ -105,10 +124,12 @@ def test_memory_of_the_program_inside_the_window_is_left_alone(
 def test_many_processes_and_threads(
     client: Callable[..., Client], actors: Callable[[], Actor], region: msharefs.Region
 ) -> None:
-    """Map, unmap, fork and kill in the middle: nobody loses an addition, no page gets mixed up."""
+    """Map, unmap, protect, fork and kill in the middle: nobody loses an addition or a page."""
     pages = 96 * SPAN // PAGE
     steady = [client(128 << 10) for _ in range(3)]
     steady[0].stamp(0, pages, 1)
+    kept = (200 * SPAN // PAGE, 40 * SPAN // PAGE // STEP, STEP)
+    steady[0].stamp(*kept)
     with Board() as board:
         board.phase(Board.THERE)
 
@@ -130,6 +151,8 @@ def test_many_processes_and_threads(
             # Elsewhere memory comes and goes.
             region.unmap(100 * SPAN, 50 * SPAN)
             region.map(100 * SPAN + round_ * PAGE, 40 * SPAN)
+            region.protect(200 * SPAN, 40 * SPAN, READ_WRITE if round_ % 2 else mmap.PROT_READ)
+            assert all(who.wrong(*kept) == 0 for who in steady)
             until(lambda number=number: adds(number) > 200, "the victim adds")
             child = victim.fork()
             assert child.actor.finish() == []
