@@ -78,5 +78,7 @@ void reclaim_probe(void);
  * table. Data, protection and poison are as before for whoever touches it again.
  * -EBUSY: not just now; other errors: as long as the window is as it is, never. */
 int reclaim_span(struct attachment *att, uint64_t start);
+/* Leaves budget.scratch reserved and unreadable, as reclaim_span() wants it. */
+void reclaim_empty(uint8_t *scratch);
 
 #endif

@@ -86,6 +86,7 @@ void budget_forked(struct attachment *att)
     if (!b->spans)
         return;
     madvise(b->spans, b->spans_bytes, MADV_DONTNEED); /* all are unused */
+    reclaim_empty(b->scratch);                        /* the parent may have been at it */
     *b = (struct budget){
         .spans = old.spans,
         .spans_bytes = old.spans_bytes,

@@ -126,29 +126,36 @@ static bool left_whole(const struct attachment *att, uint8_t *page)
     return false;
 }
 
-static int discard(uint8_t *page)
+static int discard(uint8_t *page, uint64_t size)
 {
-    return madvise(page, PMD_SIZE, MADV_DONTNEED) ? -errno : 0; /* EINVAL: mlock(2) */
+    return madvise(page, size, MADV_DONTNEED) ? -errno : 0; /* EINVAL: mlock(2) */
+}
+
+void reclaim_empty(uint8_t *scratch)
+{
+    /* Never a hole that a mapping of the program could fall into. */
+    mmap(scratch, PMD_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+         0);
 }
 
 static int move_and_discard(const struct attachment *att, uint8_t *page)
 {
     uint8_t *scratch = att->budget.scratch;
-    int err;
+    int err = discard(page, PAGE_SIZE); /* mremap(2) would take the lock off what is locked */
 
+    if (err)
+        return err;
     if (mremap(page, PMD_SIZE, PMD_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
                scratch) == MAP_FAILED)
         return -errno;
-    err = discard(page); /* what is left is the table */
-    /* Never a hole that a mapping of the program could fall into. */
-    mmap(scratch, PMD_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
-         0);
+    err = discard(page, PMD_SIZE); /* what is left is the table */
+    reclaim_empty(scratch);
     return err;
 }
 
 static int map_again(const struct attachment *att, uint8_t *page)
 {
-    int err = discard(page);
+    int err = discard(page, PMD_SIZE);
 
     if (err)
         return err;
@@ -183,7 +190,7 @@ int reclaim_span(struct attachment *att, uint64_t start)
         err = rights.read_only || !rights.whole || att->adopted ? -EOPNOTSUPP
                                                                 : map_again(att, page);
     else
-        err = rights.read_only ? move_and_discard(att, page) : discard(page);
+        err = rights.read_only ? move_and_discard(att, page) : discard(page, PMD_SIZE);
     /* Or a change of rights would give it a table again, for nothing. */
     if (!err)
         touched_unmark(&att->mm, att->slot, start);

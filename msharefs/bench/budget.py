@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from msharefs import client
 from msharefs.workers import PAGE_BYTES, Workers
 
+from .backends import BudgetRegion
 from .scenario import Scenario, Setting
 
 if TYPE_CHECKING:
@@ -18,15 +21,16 @@ if TYPE_CHECKING:
 
 WINDOW_PAGES = (256 << 20) // PAGE_BYTES
 PASSES = 100
-MOVES = 8  # windows that each process works in, one after the other
 ZIPF_VISITS = 2_000_000
 
 
 class Budget(Scenario):
     """Processes with a budget of page tables for the region, far below what they touch in all.
 
-    Each works in a window of its own for 100 passes, then moves on to the next; or all of them
-    visit single pages of the whole region by Zipf's law, which no budget of this size can hold.
+    Each works in a window of its own for 100 passes, then moves on to the next until it has seen
+    all; or all of them visit single pages of the whole region by Zipf's law, which no budget of
+    this size can hold: it grows. `kept_bytes` is what budgets are in the end, `grown` how often
+    they grew, and the spans are those that were given back and that came back; for each process.
     """
 
     name = "budget"
@@ -63,6 +67,7 @@ class Budget(Scenario):
             moving = setting.case["access"] == "moving window"
             answers = list(_wander(setting, workers) if moving else _zipf(setting, workers))
             last = workers.ask("report")
+            kept = _kept(memory.path, setting.row)
         pages = sum(answer.pages for of_all in answers for answer in of_all)
         return {
             "ns_per_page": sum(a.nanoseconds for of_all in answers for a in of_all) / pages,
@@ -75,13 +80,29 @@ class Budget(Scenario):
                 for first, now in zip(before, last, strict=True)
             )
             / len(workers),
+            **kept,
         }
+
+
+def _kept(path: str, row: str) -> Sample:
+    """What clients with a budget say of it, in the mean."""
+    if row != BudgetRegion.name:
+        return {}
+    with client.open(path) as region:
+        clients = region.describe("clients")
+    figures = {
+        "kept_bytes": "budget_bytes",
+        "grown": "budget_grown",
+        "evicted_spans": "evicted_spans",
+        "refaulted_spans": "refaulted_spans",
+    }
+    return {name: fmean(entry[key] for entry in clients) for name, key in figures.items()}
 
 
 def _wander(setting: Setting, workers: Workers) -> Iterator[list[Answer]]:
     window = min(WINDOW_PAGES, setting.pages)
     windows = setting.pages // window
-    for move in range(min(MOVES, windows)):
+    for move in range(windows):
         workers.ask(
             lambda number, move=move: (
                 f"order {setting.seed + number} {(number + move) % windows * window} "

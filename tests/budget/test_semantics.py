@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import msharefs
 
+MCL_CURRENT, MCL_ONFAULT = 1, 4  # mlockall(2)
 MIDDLE = SPANS // 2 * SPAN
 MIDDLE_PAGE = MIDDLE // PAGE
 
@@ -76,6 +77,17 @@ def test_no_store_slips_through_while_a_read_only_span_goes(
         poker.actor.call("join")
         assert board.seen(0)[2] == 0
     assert poker.wrong(0, TOUCHED, STEP, stamp=1) == 0
+
+
+def test_what_is_locked_stays_locked(client: Callable[..., Client]) -> None:
+    made = client()
+    made.region.map(MIDDLE, SPANS * SPAN - MIDDLE, prot=mmap.PROT_READ)
+    assert made.actor.call("mlockall", MCL_CURRENT | MCL_ONFAULT) == []
+    locked = made.locked
+    assert locked >= SPANS * SPAN
+    for first in (0, MIDDLE_PAGE):
+        assert made.wrong(first, TOUCHED // 2, STEP, passes=2, stamp=1) == 0
+    assert (made.locked, made.seen["evicted_spans"]) == (locked, 0)
 
 
 def test_holes_stay_holes(client: Callable[..., Client]) -> None:

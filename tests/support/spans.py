@@ -18,12 +18,12 @@ BUDGET = 64 * PAGE
 SLACK = 48 << 10  # page tables beside those of the spans: upper levels, the library's own memory
 
 
-def page_tables(pid: int) -> int:
-    """VmPTE of a process, in bytes."""
+def status(pid: int, name: str) -> int:
+    """A size in /proc/PID/status, in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmPTE:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) << 10
-    raise AssertionError(f"process {pid} has no VmPTE")
+    raise AssertionError(f"process {pid} has no {name}")
 
 
 class Client:
@@ -35,7 +35,7 @@ class Client:
         self.fd = fd
         """The region's descriptor in the actor."""
         self.base = base
-        self.before = page_tables(actor.pid)
+        self.before = status(actor.pid, "VmPTE")
 
     @classmethod
     def attached(cls, actor: Actor, region: msharefs.Region) -> Self:
@@ -50,7 +50,12 @@ class Client:
     @property
     def tables(self) -> int:
         """Bytes of page tables that it has more than before it attached."""
-        return page_tables(self.actor.pid) - self.before
+        return status(self.actor.pid, "VmPTE") - self.before
+
+    @property
+    def locked(self) -> int:
+        """Bytes that mlock(2) keeps, VmLck."""
+        return status(self.actor.pid, "VmLck")
 
     @property
     def seen(self) -> dict[str, Any]:
