@@ -29,6 +29,7 @@ NATIVE = (
 
 def row(client: dict[str, Any], *, budget: bool = False) -> list[str]:
     """One client as the cells of the table for people; of a native one less is known."""
+    given_back = [_budget(client), *_counts(client, "evicted_spans", "refaulted_spans")]
     return [
         str(client["pid"]),
         _show.printable(client["comm"]),
@@ -38,7 +39,7 @@ def row(client: dict[str, Any], *, budget: bool = False) -> list[str]:
         units.size(client["size"]),
         str(client["prot"]),
         *_counts(client, "links", "faults", "materialised_pages", "segv"),
-        *([_budget(client), *_counts(client, "evicted_spans", "refaulted_spans")] if budget else []),
+        *(given_back if budget else ()),
     ]
 
 
