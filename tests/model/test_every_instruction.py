@@ -16,7 +16,7 @@ import pytest
 from msharefs.native import ffi, lib
 
 from support.core import GIB1, MIB2, PAGE, READ, WRITE, Core, Vma, check, extents
-from support.rawmm import D
+from support.rawmm import NX, US, A, D, Leaf, P
 from support.steps import Stepped, address, states
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Contents:
     """What survivors can see of a quiescent region."""
 
     vmas: tuple[Vma, ...]
-    leaves: frozenset[int]
+    leaves: frozenset[Leaf]
     pages: tuple[tuple[int, int], ...]
     tables: frozenset[tuple[int, int]]
 
@@ -144,7 +144,7 @@ class Contents:
         tree = core.raw.tree()
         return cls(
             tuple(core.vmas()),
-            frozenset(tree.leaves),
+            frozenset(tree.leaves.values()),
             tuple(extents(core.mem_fd)),
             frozenset(tree.spans()),
         )
@@ -152,36 +152,40 @@ class Contents:
 
 @dataclass(frozen=True)
 class Change:
-    """A mapping, or an UNMAP where `prot` is -1."""
+    """Something the server does; `prot` says nothing to UNMAP."""
 
+    verb: str
     start: int
     end: int
-    prot: int = -1
+    prot: int = 0
 
     def apply(self, core: Core) -> None:
         """The whole of it."""
-        if self.prot < 0:
+        if self.verb == "unmap":
             core.unmap(self.start, self.end)
         else:
-            core.map(self.start, self.end, self.prot)
+            getattr(core, self.verb)(self.start, self.end, self.prot)
 
     def states(self, core: Core, steps: ctypes.CDLL) -> Iterator[int]:
         """One instruction after another."""
         return states(
-            core, steps.stop_change,
+            core, getattr(steps, f"stop_{self.verb}"),
             address(core.mm), core.mem_fd, *u64(self.start, self.end), self.prot,
         )  # fmt: skip
 
 
 CHANGES = {
-    "unmap a page of a table": Change(PAGE, 2 * PAGE),
-    "unmap over an edge": Change(MIB2 - PAGE, MIB2 + PAGE),
-    "unmap a whole mapping": Change(GIB1, GIB1 + 3 * PAGE),
-    "unmap all": Change(0, GIB1 + 3 * PAGE),
-    "unmap a hole": Change(GIB1 + 3 * PAGE, GIB1 + 9 * PAGE),
-    "map into a hole": Change(MIB2 + 2 * PAGE, MIB2 + 9 * PAGE, READ),
-    "map over a part": Change(PAGE, 3 * PAGE, READ),
-    "map over two": Change(MIB2, GIB1 + 2 * PAGE, READ | WRITE),
+    "unmap a page of a table": Change("unmap", PAGE, 2 * PAGE),
+    "unmap over an edge": Change("unmap", MIB2 - PAGE, MIB2 + PAGE),
+    "unmap a whole mapping": Change("unmap", GIB1, GIB1 + 3 * PAGE),
+    "unmap all": Change("unmap", 0, GIB1 + 3 * PAGE),
+    "unmap a hole": Change("unmap", GIB1 + 3 * PAGE, GIB1 + 9 * PAGE),
+    "map into a hole": Change("map", MIB2 + 2 * PAGE, MIB2 + 9 * PAGE, READ),
+    "map over a part": Change("map", PAGE, 3 * PAGE, READ),
+    "map over two": Change("map", MIB2, GIB1 + 2 * PAGE, READ | WRITE),
+    "protect a page of a table": Change("protect", PAGE, 2 * PAGE, READ),
+    "protect over an edge": Change("protect", MIB2 - PAGE, MIB2 + PAGE, 0),
+    "protect a whole mapping": Change("protect", GIB1, GIB1 + 3 * PAGE, READ | WRITE),
 }
 
 
@@ -210,11 +214,10 @@ def test_the_server_dies_in_a_change(case: str, steps: ctypes.CDLL) -> None:
         assert Contents.of(core) == after
 
 
-@pytest.mark.parametrize("case", ["unmap over an edge", "map over a part"])
+@pytest.mark.parametrize("case", ["unmap over an edge", "map over a part", "protect over an edge"])
 def test_the_next_server_dies_too(case: str, steps: ctypes.CDLL) -> None:
     """While it does what the first had begun, at every instruction of that."""
     with furnished() as core:
-        before = Contents.of(core)
         deaths = list(unfinished(core, CHANGES[case], steps))
     assert len(deaths) >= 6
     for number, death in enumerate(deaths):
@@ -224,9 +227,8 @@ def test_the_next_server_dies_too(case: str, steps: ctypes.CDLL) -> None:
             with death.clone() as copy:
                 copy.recover()
                 after = Contents.of(copy)
-            assert after != before
             check(lib.mm_sweep(death.mm))
-            for _ in states(death, steps.stop_finish, address(death.mm), death.mem_fd):
+            for _ in states(death, steps.stop_recover, address(death.mm), death.mem_fd):
                 with death.clone() as copy:
                     copy.recover()
                     assert_whole(copy)
@@ -249,7 +251,7 @@ def test_the_next_server_dies_while_it_sweeps(steps: ctypes.CDLL) -> None:
         slot = core.claim()
         core.touch(slot, 0)
         core.touch(slot, 3 * MIB2)
-        change = Change(0, 2 * MIB2)
+        change = Change("unmap", 0, 2 * MIB2)
         lost = [core.clone() for _ in change.states(core, steps) if core.audit().lost]
     # A table goes: it is cut off, then marked free.
     assert len(lost) == 1
@@ -262,7 +264,7 @@ def test_the_next_server_dies_while_it_sweeps(steps: ctypes.CDLL) -> None:
 
 
 def test_the_server_dies_while_it_takes_a_change_back(steps: ctypes.CDLL) -> None:
-    change = Change(0, MIB2)
+    change = Change("unmap", 0, MIB2)
     with furnished() as core:
         before = Contents.of(core)
         with core.clone() as copy:
@@ -318,6 +320,12 @@ def replaces(core: Core) -> Callable[[], Any]:
     return later_or_now(core)
 
 
+def takes_rights(core: Core) -> Callable[[], Any]:
+    """Writing is not allowed any more: neither are entries that allow it."""
+    check(core.begin_protect(0, GIB1, READ))
+    return later_or_now(core)
+
+
 def later_or_now(core: Core) -> Callable[[], Any]:
     if core.straggler() is None:
         check(core.finish())
@@ -332,7 +340,7 @@ def touches(core: Core) -> Callable[[], Any]:
     return lambda: check(lib.slot_reap(core.mm, slot))
 
 
-@pytest.mark.parametrize("rival", [unmaps, replaces, touches])
+@pytest.mark.parametrize("rival", [unmaps, replaces, takes_rights, touches])
 def test_between_any_two_instructions_of_a_fault(
     rival: Callable[[Core], Callable[[], Any]], steps: ctypes.CDLL
 ) -> None:
@@ -356,6 +364,8 @@ def test_between_any_two_instructions_of_a_fault(
             leaves = core.raw.tree().leaves
             if rival is touches:
                 assert leaves[0].flags & D
+            elif rival is takes_rights:
+                assert all(leaf.flags in (P | US | NX, P | US | NX | A) for leaf in leaves.values())
             elif rival is unmaps or waited[-1]:
                 assert leaves == {}
             assert_useful(core)

@@ -20,7 +20,7 @@ from msharefs.native import lib
 
 from support.core import GIB1, GIB512, LOOKS, MIB2, PAGE, Core, Look, check
 from support.model import PROTECTIONS, Model
-from support.rawmm import RW, US, A, P
+from support.rawmm import HOST_BASE, RW, US, A, P
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +32,9 @@ PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
 picks = st.integers(0, 1 << 16)
 """Chooses one of what there is when the step runs."""
+
+
+verbs = st.sampled_from(["map", "unmap", "protect"])
 
 
 class Region(RuleBasedStateMachine):
@@ -100,39 +103,40 @@ class Region(RuleBasedStateMachine):
     # The writer
 
     @precondition(lambda self: self.model.pending is None)
-    @rule(first=picks, count=picks, prot=st.sampled_from([*PROTECTIONS, None]))
-    def begin(self, first: int, count: int, prot: int | None) -> None:
+    @rule(verb=verbs, first=picks, count=picks, prot=st.sampled_from(PROTECTIONS))
+    def begin(self, verb: str, first: int, count: int, prot: int) -> None:
         """Publishes; what follows may come in between."""
         first, last = self._range(first, count)
         start, end = self.cuts[first], self.cuts[last]
-        if prot is None:
+        if verb == "map":
+            said = self.core.begin_map(start, end, prot)
+        elif verb == "unmap":
             said = self.core.begin_unmap(start, end)
         else:
-            said = self.core.begin_map(start, end, prot)
+            said = self.core.begin_protect(start, end, prot)
         if self.model.stragglers():
             assert said == -errno.EBUSY
             # A serial number is spent on the attempt; nothing else happens.
-            self.model.serial += prot is not None
+            self.model.serial += verb == "map"
+        elif verb == "protect" and None in self.model.cells[first:last]:
+            assert said == -errno.ENOMEM
         else:
             assert said == 0
-            self.model.begin(first, last, prot)
+            self.model.begin(verb, first, last, prot)
 
     @precondition(lambda self: self.model.pending is None and not self.model.stragglers())
-    @rule(first=picks, count=picks, prot=st.sampled_from([*PROTECTIONS, None]))
-    def change(self, first: int, count: int, prot: int | None) -> None:
+    @rule(verb=verbs, first=picks, count=picks, prot=st.sampled_from(PROTECTIONS))
+    def change(self, verb: str, first: int, count: int, prot: int) -> None:
         """Everything at once, unless somebody is inside a fault."""
-        self.begin(first, count, prot)
-        if not self.model.stragglers():
+        self.begin(verb, first, count, prot)
+        if self.model.pending and not self.model.stragglers():
             self.finish()
 
     @precondition(lambda self: self.model.pending and not self.model.stragglers())
     @rule()
     def finish(self) -> None:
-        change = self.model.pending
-        assert change is not None
         assert self.core.finish() == 0
-        self._forget_pages(change.start, change.end)
-        self.model.finish()
+        self._finish_model()
 
     @precondition(lambda self: self.model.pending)
     @rule()
@@ -143,13 +147,18 @@ class Region(RuleBasedStateMachine):
     @precondition(lambda self: not self.model.stragglers())
     @rule()
     def restart(self) -> None:
-        """The server dies here; the next one finishes what it began."""
-        change = self.model.pending
+        """The server dies here; the next one finishes what it began.
+
+        Rights it takes back instead: it cannot know which clients have let go of the old ones.
+        """
         self.core.reopen()
         self.core.recover()
-        if change is not None:
-            self._forget_pages(change.start, change.end)
-            self.model.finish()
+        if self.model.pending is None:
+            return
+        if self.model.pending.verb == "protect":
+            self.model.abort()
+        else:
+            self._finish_model()
 
     # What must be so after each step
 
@@ -159,7 +168,7 @@ class Region(RuleBasedStateMachine):
         levels = [level for level, _ in self.model.tables]
         assert audit.tables == (levels.count(0), levels.count(1), levels.count(2), 1)
         assert audit.leaves == len(self.model.leaves)
-        in_flight = {"stray": self.model.stray(), "bad": self.model.too_permissive()}
+        in_flight = {"stray": self.model.stray(), "bad": self.model.other_rights()}
         if self.model.pending is None:
             assert not any(in_flight.values()), "the model itself is wrong"
         assert audit.problems() == {name: count for name, count in in_flight.items() if count}
@@ -194,7 +203,7 @@ class Region(RuleBasedStateMachine):
         assert stat.rss == PAGE * len(self.written)
         tree = self.core.raw.tree()
         assert self.core.tables() == {
-            (t.level, t.start - lib.HOST_BASE, sum(1 for _ in self.core.raw.entries(t.frame)))
+            (t.level, t.start - HOST_BASE, sum(e & P for _, e in self.core.raw.entries(t.frame)))
             for t in tree.tables[1:]
         }
 
@@ -224,8 +233,12 @@ class Region(RuleBasedStateMachine):
         pages = (end - start) // PAGE
         return start + page % pages * PAGE
 
-    def _forget_pages(self, start: int, end: int) -> None:
-        self.written = {at for at in self.written if not start <= at < end}
+    def _finish_model(self) -> None:
+        change = self.model.pending
+        assert change is not None
+        if change.verb != "protect":
+            self.written = {at for at in self.written if not change.start <= at < change.end}
+        self.model.finish()
 
 
 def around(edges: Iterable[int], end: int) -> tuple[int, ...]:

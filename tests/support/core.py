@@ -179,6 +179,10 @@ class Core:
         """Publishes a hole that still has entries; 0 or -errno."""
         return lib.hostmm_unmap(self.mm, start, end)
 
+    def begin_protect(self, start: int, end: int, prot: int) -> int:
+        """Publishes new rights that faults still wait for; 0 or -errno."""
+        return lib.hostmm_protect(self.mm, start, end, prot)
+
     def straggler(self) -> int | None:
         """The slot whose fault is not over yet, None: the grace period is."""
         slot = ffi.new("unsigned *")
@@ -204,13 +208,19 @@ class Core:
         assert self.straggler() is None
         check(self.finish())
 
+    def protect(self, start: int, end: int, prot: int) -> None:
+        """A whole change, with nobody inside a fault and no client's page tables to care for."""
+        check(self.begin_protect(start, end, prot))
+        assert self.straggler() is None
+        check(self.finish())
+
     def recover(self, dead: tuple[int, ...] = ()) -> None:
         """What a restarted server does; `dead` are the slots whose process is gone."""
         for slot in dead:
             check(lib.slot_reap(self.mm, slot))
         check(lib.mm_sweep(self.mm))
         assert self.straggler() is None
-        check(self.finish())
+        check(lib.hostmm_recover(self.mm, self.mem_fd))
 
     # Clients
 

@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass, field, replace
 
 from .core import EXEC, READ, WRITE, Fault, Look, Vma
-from .rawmm import NX, PAGE, RW, US, A, D, P
+from .rawmm import NX, PAGE, PROTNONE, RW, US, A, D, P
 
 # What a table of each level spans: the reach of one entry of the level above.
 TABLE_SPANS = {0: 2 << 20, 1: 1 << 30, 2: 512 << 30}
@@ -33,7 +33,7 @@ class Change:
     start: int
     end: int
     before: tuple[Mapping | None, ...]
-    unmaps: bool
+    verb: str
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Model:
     cuts: tuple[int, ...]
     cells: list[Mapping | None] = field(init=False)
     leaves: dict[int, int] = field(default_factory=dict)
-    """Region offset of each present page: the bits of its entry, without the address."""
+    """Region offset of each page that has an entry: the bits of its entry, without the address."""
     tables: set[tuple[int, int]] = field(default_factory=set)
     """Level and region offset of each table below the PGD."""
     serial: int = 0
@@ -79,16 +79,19 @@ class Model:
         """Slots whose fault began on an older snapshot."""
         return {slot for slot, epoch in self.inside.items() if epoch and epoch < self.epoch}
 
-    def begin(self, first: int, last: int, prot: int | None) -> None:
-        """Publishes a mapping of cells [first, last), or their end if `prot` is None."""
-        start, end = self.cuts[first], self.cuts[last]
-        self.pending = Change(start, end, tuple(self.cells), unmaps=prot is None)
-        if prot is None:
-            busy = [cell and replace(cell, busy=True) for cell in self.cells[first:last]]
-        else:
+    def begin(self, verb: str, first: int, last: int, prot: int) -> None:
+        """Publishes the change `verb` (map, unmap, protect) of cells [first, last)."""
+        self.pending = Change(self.cuts[first], self.cuts[last], tuple(self.cells), verb)
+        if verb == "map":
             self.serial += 1
-            busy = [Mapping(self.serial, prot, busy=True)] * (last - first)
-        self.cells[first:last] = busy
+            self.cells[first:last] = [Mapping(self.serial, prot)] * (last - first)
+        elif verb == "protect":
+            self.cells[first:last] = [
+                cell and replace(cell, prot=prot) for cell in self.cells[first:last]
+            ]
+        self.cells[first:last] = [
+            cell and replace(cell, busy=True) for cell in self.cells[first:last]
+        ]
         self.epoch += 1
 
     def abort(self) -> None:
@@ -99,10 +102,29 @@ class Model:
         self.epoch += 1
 
     def finish(self) -> None:
-        """Pages, their entries and the tables that no VMA needs any more are gone."""
+        """Entries have the new rights, or are gone with their pages and needless tables."""
         assert self.pending is not None
-        start, end, unmaps = self.pending.start, self.pending.end, self.pending.unmaps
-        self.pending = None
+        change, self.pending = self.pending, None
+        if change.verb == "protect":
+            for at, bits in self.leaves.items():
+                if change.start <= at < change.end:
+                    self.leaves[at] = bits & (A | D) | leaf_bits(self._mapping(at).prot)
+        else:
+            self._zap(change.start, change.end)
+        self.epoch += 1
+        self.cells = [
+            None
+            if cell is None or (change.verb == "unmap" and cell.busy)
+            else replace(cell, busy=False)
+            for cell in self.cells
+        ]
+
+    def _mapping(self, offset: int) -> Mapping:
+        cell = self.cell_of(offset)
+        assert cell is not None
+        return cell
+
+    def _zap(self, start: int, end: int) -> None:
         self.leaves = {at: bits for at, bits in self.leaves.items() if not start <= at < end}
         self.tables = {
             (level, at)
@@ -110,11 +132,6 @@ class Model:
             if not (at < end and at + TABLE_SPANS[level] > start)
             or self._needed(at, at + TABLE_SPANS[level])
         }
-        self.epoch += 1
-        self.cells = [
-            None if cell is None or (unmaps and cell.busy) else replace(cell, busy=False)
-            for cell in self.cells
-        ]
 
     def _needed(self, start: int, end: int) -> bool:
         return any(
@@ -131,7 +148,7 @@ class Model:
             return Fault("WAIT")
         if not cell.prot & WRITE if write else not cell.prot:
             return Fault("ACCERR")
-        bits = P | US | (RW if cell.prot & WRITE else 0) | (0 if cell.prot & EXEC else NX)
+        bits = leaf_bits(cell.prot)
         filled = int(offset not in self.leaves)
         self.leaves[offset] = self.leaves.get(offset, bits) | A | (D if write else 0)
         self.tables |= {(level, offset & -span) for level, span in TABLE_SPANS.items()}
@@ -149,15 +166,21 @@ class Model:
         """Entries that a change has cut off from their VMA and not yet cleared."""
         return sum(self.cell_of(at) is None for at in self.leaves)
 
-    def too_permissive(self) -> int:
-        """Entries with rights of the mapping that is being replaced."""
+    def other_rights(self) -> int:
+        """Entries with rights that their mapping had before the change that is going on."""
         return sum(
             bool(bits & RW) > bool(cell.prot & WRITE)
             or (not bits & NX) > bool(cell.prot & EXEC)
-            or not cell.prot
+            or bool(bits & P) != bool(cell.prot)
             for at, bits in self.leaves.items()
             if (cell := self.cell_of(at)) is not None
         )
+
+
+def leaf_bits(prot: int) -> int:
+    """The bits of an entry of a mapping with these rights, but for A and D."""
+    present = P if prot else PROTNONE
+    return present | US | (RW if prot & WRITE else 0) | (0 if prot & EXEC else NX)
 
 
 PROTECTIONS = (READ | WRITE, READ, 0, WRITE, EXEC, READ | WRITE | EXEC)

@@ -71,8 +71,12 @@ def operations(core: Core, slot: int) -> list[Callable[[], Any]]:
             core.finish,
             lambda start=start, end=end: core.begin_unmap(start, end),
             core.finish,
+            lambda start=start, end=end: core.begin_protect(start, end, 0),
+            core.finish,
             lambda start=start, end=end: core.begin_map(start, end, READ),
             core.abort,
+            lambda start=start, end=end: core.begin_protect(start, end, READ | WRITE),
+            lambda: lib.hostmm_recover(mm, core.mem_fd),
         ]
     cases += [lambda number=number: lib.slot_reap(mm, number) for number in (slot, 1, 2, 3)]
     return cases

@@ -34,6 +34,7 @@ HEADER = {
 HEADER |= {
     "epoch": 448, "vmas_used0": 456, "vmas_used1": 464,
     "intent_op": 472, "intent_start": 480, "intent_end": 488, "intent_epoch": 496,
+    "intent_prot": 504,
     "frames_hint": 512, "frames_high": 520, "slots_high": 528,
     "serial": 624,
 }  # fmt: skip
@@ -41,13 +42,16 @@ SLOT_SIZE, SLOT_EPOCH = 128, 64
 VMA = struct.Struct("=QQQIIQ")
 
 P, RW, US, A, D, PS, NX = (1 << bit for bit in (0, 1, 2, 5, 6, 7, 63))
+# The processor does not look at it in an entry that is not present: Linux' mark for a page that
+# may not be accessed.
+PROTNONE = 1 << 8
 ADDRESS = 0x000F_FFFF_FFFF_F000
 
 FREE, HELD, TABLE = 0, 1, 2
 
 
 class Leaf(NamedTuple):
-    """A present leaf entry."""
+    """A leaf entry."""
 
     offset: int  # in the region, by the entry's place in the tree
     target: int  # in the region, by the entry's address
@@ -162,11 +166,11 @@ class RawMM:
             host = start + (index << 12 + 9 * level)
             address = value & ADDRESS
             flags = value & ~ADDRESS
-            if not value & P:
-                tree.wrong.append(f"level {level} at {host:#x}: {value:#x} is not present")
-            elif level == 0:
+            if level == 0 and value & (P | PROTNONE) in (P, PROTNONE):
                 offset = host - HOST_BASE
                 tree.leaves[offset] = Leaf(offset, address - DATA_BASE, flags)
+            elif level == 0 or not value & P:
+                tree.wrong.append(f"level {level} at {host:#x}: {value:#x} is nothing")
             else:
                 below = (address - TABLES_BASE) // PAGE
                 tree.tables.append(Table(level - 1, host, below, flags))

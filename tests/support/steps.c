@@ -6,6 +6,7 @@
  * tracer steps through little else.
  */
 #define _GNU_SOURCE
+#include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -32,14 +33,29 @@ void stop_fault(struct mm *mm, unsigned slot, struct fault *fault)
     stop();
 }
 
-/* prot -1: unmap. */
-void stop_change(struct mm *mm, int mem_fd, uint64_t start, uint64_t end, int prot)
+void stop_map(struct mm *mm, int mem_fd, uint64_t start, uint64_t end, unsigned prot)
 {
-    struct mm_vma vma = {.start = start, .end = end, .flags = (uint32_t)prot};
+    struct mm_vma vma = {.start = start, .end = end, .flags = prot};
 
     stop();
-    int err = prot < 0 ? hostmm_unmap(mm, start, end) : hostmm_map(mm, vma);
-    if (!err)
+    if (!hostmm_map(mm, vma))
+        hostmm_finish(mm, mem_fd);
+    stop();
+}
+
+void stop_unmap(struct mm *mm, int mem_fd, uint64_t start, uint64_t end, unsigned prot)
+{
+    (void)prot;
+    stop();
+    if (!hostmm_unmap(mm, start, end))
+        hostmm_finish(mm, mem_fd);
+    stop();
+}
+
+void stop_protect(struct mm *mm, int mem_fd, uint64_t start, uint64_t end, unsigned prot)
+{
+    stop();
+    if (!hostmm_protect(mm, start, end, prot))
         hostmm_finish(mm, mem_fd);
     stop();
 }
@@ -66,10 +82,10 @@ void stop_sweep(struct mm *mm)
     stop();
 }
 
-void stop_finish(struct mm *mm, int mem_fd)
+void stop_recover(struct mm *mm, int mem_fd)
 {
     stop();
-    hostmm_finish(mm, mem_fd);
+    hostmm_recover(mm, mem_fd);
     stop();
 }
 
@@ -93,4 +109,55 @@ unsigned hammer(struct mm *mm, unsigned slot, const uint64_t *pages, uint64_t co
         seen |= 1u << one_fault(mm, slot, &fault);
     }
     return seen;
+}
+
+/*
+ * The store buffer, by experiment: in each round a client announces itself and
+ * then looks at the epoch, while a server publishes and then looks for clients.
+ * At least one must see the other. Each side is a process of its own.
+ */
+struct meeting {
+    _Atomic uint64_t client_at, server_at; /* barriers passed */
+    _Atomic uint64_t seen; /* by the client: the epoch it works on */
+};
+
+static void meet(_Atomic uint64_t *mine, const _Atomic uint64_t *other, uint64_t at)
+{
+    atomic_store(mine, at);
+    for (unsigned spins = 0; atomic_load(other) < at; spins++)
+        if (spins % 4096 == 4095)
+            sched_yield();
+}
+
+/* For ever. */
+void meet_as_client(struct mm *mm, unsigned slot, struct meeting *meeting)
+{
+    for (uint64_t i = 0;; i++) {
+        meet(&meeting->client_at, &meeting->server_at, 2 * i + 1);
+        slot_enter(mm, slot);
+        uint64_t seen = atomic_load_explicit(&mm->header->epoch, memory_order_acquire);
+        atomic_store_explicit(&meeting->seen, seen, memory_order_relaxed);
+        meet(&meeting->client_at, &meeting->server_at, 2 * i + 2);
+        slot_leave(mm, slot);
+    }
+}
+
+/* Rounds [first, end); returns in how many neither saw the other. */
+uint64_t meet_as_server(struct mm *mm, struct meeting *meeting, uint64_t first, uint64_t end)
+{
+    uint64_t missed = 0;
+
+    for (uint64_t i = first; i < end; i++) {
+        uint64_t epoch = atomic_load(&mm->header->epoch) + 1;
+        unsigned straggler;
+
+        meet(&meeting->server_at, &meeting->client_at, 2 * i + 1);
+        for (volatile unsigned late = i % 64; late; late--)
+            ; /* the client may need a little longer or less */
+        atomic_store_explicit(&mm->header->epoch, epoch, memory_order_seq_cst);
+        int waits = slot_grace(mm, &straggler);
+        meet(&meeting->server_at, &meeting->client_at, 2 * i + 2);
+        missed += !waits && atomic_load(&meeting->seen) < epoch;
+    }
+    return missed;
 }

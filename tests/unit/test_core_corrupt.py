@@ -375,8 +375,8 @@ def spoil(core: Core, chance: random.Random) -> str:
     raw = core.raw
     places = [
         *(HEADER[name] for name in ("epoch", "vmas_used0", "vmas_used1", "intent_op",
-                                    "intent_start", "intent_end", "intent_epoch", "frames_hint",
-                                    "frames_high", "slots_high")),
+                                    "intent_start", "intent_end", "intent_epoch",
+                                    "intent_prot", "frames_hint", "frames_high", "slots_high")),
         *(raw.slot_at(slot) + 8 * word for slot in range(3) for word in range(16)),
         *(raw.vma_at(vma, area) + 8 * word for area in (0, 1) for vma in range(4)
           for word in range(5)),
