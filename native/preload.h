@@ -9,6 +9,7 @@
  *   preload_unmap.c  munmap, mremap, mprotect, ... of windows
  *   preload_advice.c madvise, msync, mincore of windows
  *   preload_lock.c   mlock, mlockall
+ *   preload_seek.c   lseek: ESPIPE on a region
  *   preload_syscall.c  syscall(2) with the number of one of these
  *   preload_fd.c     close, dup2: our descriptors are not the program's
  *
@@ -54,6 +55,7 @@ int sys_close(int fd) SYS(close);
 int sys_close_range(unsigned first, unsigned last, int flags) SYS(close_range);
 int sys_dup2(int from, int to) SYS(dup2);
 int sys_dup3(int from, int to, int flags) SYS(dup3);
+off_t sys_lseek(int fd, off_t offset, int whence) SYS(lseek);
 
 /* A range of addresses, whole pages. */
 struct range {
@@ -76,5 +78,7 @@ int preload_parts(struct range range,
 int preload_unmap(struct range range);
 /* Whether mmap(2) with these arguments gave adopted memory; *got is its result. */
 bool preload_adopt(void *addr, size_t length, int prot, int flags, void **got);
+/* The descriptors of these numbers are closed: lseek(2) looks at the next. */
+void preload_seek_forget(unsigned first, unsigned last);
 
 #endif

@@ -19,13 +19,17 @@
 MSHARE_API int close(int fd)
 {
     pthread_testcancel();
-    return hidden_is(fd) ? preload_answer(-EBADF) : sys_close(fd);
+    if (hidden_is(fd))
+        return preload_answer(-EBADF);
+    preload_seek_forget((unsigned)fd, (unsigned)fd);
+    return sys_close(fd);
 }
 
 MSHARE_API int close_range(unsigned first, unsigned last, int flags)
 {
     int ours;
 
+    preload_seek_forget(first, last);
     /* Ours are closed by exec anyway. */
     if (flags & ~(int)CLOSE_RANGE_UNSHARE || first > last || hidden_next(first, last) < 0)
         return sys_close_range(first, last, flags);
@@ -45,6 +49,7 @@ static int give_up(int fd)
 {
     int err = 0;
 
+    preload_seek_forget((unsigned)fd, (unsigned)fd);
     /* A child of vfork(2) has descriptors of its own: ours stay what they are. */
     if (!hidden_is(fd) || !attachments_own())
         return 0;

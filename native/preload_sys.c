@@ -110,6 +110,11 @@ int sys_dup2(int from, int to) { return (int)syscall(SYS_dup2, (long)from, (long
 
 int sys_dup3(int from, int to, int flags) { return (int)syscall(SYS_dup3, (long)from, (long)to, (long)flags); }
 
+off_t sys_lseek(int fd, off_t offset, int whence)
+{
+    return (off_t)syscall(SYS_lseek, (long)fd, offset, (long)whence);
+}
+
 bool preload_concerns(const void *addr, size_t length, struct range *range)
 {
     range->start = (uintptr_t)addr;

@@ -34,6 +34,7 @@ OURS(close);
 OURS(close_range);
 OURS(dup2);
 OURS(dup3);
+OURS(lseek);
 
 struct mbind_call {
     struct memory_policy policy;
@@ -122,6 +123,8 @@ long preload_syscall(long number, long a, long b, long c, long d, long e, long f
         return our_dup2((int)a, (int)b);
     case SYS_dup3:
         return our_dup3((int)a, (int)b, (int)c);
+    case SYS_lseek:
+        return our_lseek((int)a, (off_t)b, (int)c);
     default:
         return sys_syscall(number, a, b, c, d, e, f);
     }

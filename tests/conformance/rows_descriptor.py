@@ -100,14 +100,16 @@ def descriptor(kind: str, make: Make) -> None:
     for name in ("pread", "pwrite"):
         row(name, "EINVAL", lambda f, name=name: f.say(name, f.agent.pool, 10, 0))
     row("readv", "EINVAL", readv, source="A")
-    row("sendfile from it", "EINVAL", lambda f: f.agent.say("sendfile", output(f), f.fd, 0, 100),
-        source="A")
     row("splice into it", "EINVAL", lambda f: splice(f, into=True), source="A")
-    if kind == "sized":
-        row("splice from it", "EINVAL", lambda f: splice(f, into=False), source="A")
-    else:
-        row("splice from it", "EINVAL", lambda f: splice(f, into=False), source="A", ours="0",
-            why=f"{FUSE} A file of no bytes is at its end.")
+    for what, ask in (
+        ("sendfile", lambda f: f.agent.say("sendfile", output(f), f.fd, 0, 100)),
+        ("splice", lambda f: splice(f, into=False)),
+    ):
+        if kind == "sized":
+            row(f"{what} from it", "EINVAL", ask, source="A")
+        else:
+            row(f"{what} from it", "EINVAL", ask, source="A", ours="0",
+                why=f"{FUSE} A file of no bytes is at its end.")
     row("fsync", "EINVAL", lambda f: f.say("fsync"), source="A, C")
     row("fdatasync", "EINVAL", lambda f: f.say("fdatasync"), source="C")
     for name, whence in (("SET", os.SEEK_SET), ("CUR", os.SEEK_CUR), ("END", os.SEEK_END),

@@ -59,6 +59,7 @@ def test_read_and_write(either: int) -> None:
         os.writev(either, [b"a", b"b"])
 
 
+def test_read_and_write_at_an_offset(either: int) -> None:
     with refused(errno.EINVAL):
         os.pread(either, 10, 0)
     with refused(errno.EINVAL):

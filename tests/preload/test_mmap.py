@@ -339,6 +339,16 @@ class TestOtherFiles:
         fd = preloaded.call("open", str(shared_mount.path / "mshare_info"), os.O_RDONLY)
         assert preloaded.say("mmap", 0, PAGE, READ, SHARED, fd, 0) == "ENODEV"
 
+    def test_without_the_library_a_region_is_mapped_by_linux(
+        self, plain: Agent, region: File
+    ) -> None:
+        fd = plain.call("open", region.path, os.O_RDWR)
+        base = plain.call("mmap", 0, region.size, READ_WRITE, SHARED, fd, 0)
+        plain.store(base + PAGE, 5)
+        assert region.agent.load(region.attach() + PAGE) == "5"
+        assert {client["kind"] for client in clients(region.path)} == {"attached", "native"}
+        plain.call("munmap", base, region.size)
+
     def test_python_itself_runs(self, shared_mount: Mount) -> None:
         import subprocess
         import sys
