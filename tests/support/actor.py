@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -156,6 +157,11 @@ class Actor:
         """Let the process and its children go, however they are."""
         for child in self._children:
             child.end()
+        if self.process is None:  # not ours to wait for, and its pid may be of another namespace
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_WR)
+                while self._channel.recv(4096):
+                    pass
         self._channel.close()
         if self.process is not None:
             if self.process.poll() is None:
