@@ -3,8 +3,9 @@
  *
  *   frames in use == frames reachable from the PGD     (none lost)
  *   bytes the frame area takes == 4096 * frames in use (none dirty when free)
- *   every present leaf lies in a VMA, with a sane address and no more rights
- *   VMAs are sorted, disjoint, page aligned and inside the region
+ *   every present leaf lies in a VMA, with its address, its size and no more rights
+ *   VMAs are sorted, disjoint, page aligned and inside the region; 2 MiB aligned
+ *     where their pages are
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -31,7 +32,8 @@ static int count_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level
         audit->found->stray++;
     else if (!(value & ENTRY_USER) || !(value & ENTRY_PRESENT) != !(vma.flags & VMA_PROT) ||
              !(value & ENTRY_PRESENT) != !!(value & ENTRY_PROTNONE) ||
-             (!vma.object && (value & ENTRY_ADDR) != DATA_BASE + offset) ||
+             (value & ENTRY_ADDR) != (vma.object ? OBJECTS_BASE : DATA_BASE) + offset ||
+             level != (vma.flags & VMA_HUGE ? 1 : 0) ||
              ((value & ENTRY_RW) && !(vma.flags & VMA_WRITE)) ||
              (!(value & ENTRY_NX) && !(vma.flags & VMA_EXEC)))
         audit->found->bad++;
@@ -76,6 +78,13 @@ static bool reached(const struct audit *audit, uint64_t frame)
     return audit->reached[frame / 8] & 1u << frame % 8;
 }
 
+static bool unaligned(const struct mm_vma *vma)
+{
+    uint64_t page = vma->flags & VMA_HUGE ? PMD_SIZE : PAGE_SIZE;
+
+    return (vma->start | vma->end) % page || (vma->flags & VMA_HUGE && !vma->object);
+}
+
 static uint64_t wrong_vmas(const struct mm *mm)
 {
     uint64_t used, wrong = 0, last = 0;
@@ -85,7 +94,7 @@ static uint64_t wrong_vmas(const struct mm *mm)
         return 1;
     for (uint64_t i = 0; i < used; last = set[i++].end)
         wrong += set[i].start < last || set[i].start >= set[i].end || set[i].end > mm->size ||
-                 set[i].start % PAGE_SIZE || set[i].end % PAGE_SIZE;
+                 unaligned(&set[i]);
     return wrong;
 }
 

@@ -25,8 +25,11 @@ static void see(struct fault *fault, uint64_t offset)
 
 static uint64_t new_leaf(const struct fault *fault, uint64_t offset)
 {
-    uint64_t value = (DATA_BASE + offset) | ENTRY_PRESENT | ENTRY_USER;
+    uint64_t base = fault->vma.object ? OBJECTS_BASE : DATA_BASE;
+    uint64_t value = (base + offset) | ENTRY_PRESENT | ENTRY_USER;
 
+    if (fault->vma.flags & VMA_HUGE)
+        value |= ENTRY_HUGE;
     if (fault->vma.flags & VMA_WRITE)
         value |= ENTRY_RW;
     if (!(fault->vma.flags & VMA_EXEC))
@@ -47,12 +50,17 @@ static bool sane_leaf(const struct fault *fault, uint64_t value, uint64_t offset
     return !((value ^ new_leaf(fault, offset)) & ~(ENTRY_ACCESSED | ENTRY_DIRTY));
 }
 
+static unsigned leaf_level(const struct fault *fault)
+{
+    return fault->vma.flags & VMA_HUGE ? 1 : 0;
+}
+
 static int touch_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
 {
     struct fault *fault = walk->arg;
     uint64_t offset = addr - HOST_BASE, old = 0;
 
-    if (level)
+    if (level != leaf_level(fault))
         return -EUCLEAN;
     if (atomic_compare_exchange_strong(entry, &old, new_leaf(fault, offset) | touched(fault)))
         fault->filled = 1;
@@ -60,8 +68,23 @@ static int touch_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level
         return -EUCLEAN;
     else if ((old & touched(fault)) != touched(fault))
         atomic_fetch_or(entry, touched(fault));
-    see(fault, offset);
+    if (!fault->vma.object)
+        see(fault, offset);
     return 0;
+}
+
+/* The rest of what is mapped of an object together with the page: nobody touched
+ * it yet, and nobody who does will come by here. */
+static int fill_beside(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    struct fault *fault = walk->arg;
+    uint64_t offset = addr - HOST_BASE, old = 0;
+
+    if (level != leaf_level(fault))
+        return -EUCLEAN;
+    if (atomic_compare_exchange_strong(entry, &old, new_leaf(fault, offset)))
+        fault->beside++;
+    return old && !sane_leaf(fault, old, offset) ? -EUCLEAN : 0;
 }
 
 /* Sees what is there. Right behind a first touch it fills what is not, as far as
@@ -102,28 +125,59 @@ static void clip(struct fault *fault)
         fault->end = fault->vma.end;
 }
 
-enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault)
+enum fault_verdict fault_look(const struct mm *mm, struct fault *fault)
 {
-    uint64_t addr = HOST_BASE + fault->offset;
-    struct walk touch = {.mm = mm, .leaf = touch_leaf, .alloc = true, .slot = slot, .arg = fault};
-    struct walk around = {.mm = mm, .leaf = look_around, .arg = fault};
-
     int err = vma_find(mm, fault->offset, &fault->vma);
+
     if (err)
         return err == -ENOENT ? FAULT_MAPERR : FAULT_BROKEN;
     if (fault->vma.flags & VMA_BUSY)
         return FAULT_WAIT;
-    if (!permitted(fault))
-        return FAULT_ACCERR;
+    return permitted(fault) ? FAULT_MAP : FAULT_ACCERR;
+}
+
+static int fill_anonymous(struct mm *mm, struct fault *fault)
+{
+    struct walk around = {.mm = mm, .leaf = look_around, .arg = fault};
+
+    return fault->end - fault->start > PAGE_SIZE
+               ? walk_range(&around, HOST_BASE + fault->start, HOST_BASE + fault->end)
+               : 0;
+}
+
+static int fill_object(struct walk touch, const struct fault *fault)
+{
+    uint64_t end = fault->end < fault->limit ? fault->end : fault->limit;
+
+    touch.leaf = fill_beside;
+    return fault->start < end ? walk_range(&touch, HOST_BASE + fault->start, HOST_BASE + end) : 0;
+}
+
+enum fault_verdict fault_fill(struct mm *mm, unsigned slot, struct fault *fault)
+{
+    const bool object = fault->vma.object;
+    uint64_t addr = HOST_BASE + fault->offset;
+    struct walk touch = {.mm = mm,
+                         .leaf = touch_leaf,
+                         .alloc = true,
+                         .slot = slot,
+                         .huge = fault->vma.flags & VMA_HUGE,
+                         .arg = fault};
 
     clip(fault);
-    fault->filled = 0;
+    fault->filled = fault->beside = 0;
     fault->protect = !(fault->vma.flags & VMA_WRITE);
     memset(fault->present, 0, sizeof fault->present);
-    if (walk_range(&touch, addr, addr + PAGE_SIZE))
+    if ((!object || fault->offset < fault->limit) && walk_range(&touch, addr, addr + PAGE_SIZE))
         return FAULT_BROKEN;
-    if (fault->end - fault->start > PAGE_SIZE &&
-        walk_range(&around, HOST_BASE + fault->start, HOST_BASE + fault->end))
+    if (object ? fill_object(touch, fault) : fill_anonymous(mm, fault))
         return FAULT_BROKEN;
     return FAULT_MAP;
+}
+
+enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault)
+{
+    enum fault_verdict verdict = fault_look(mm, fault);
+
+    return verdict == FAULT_MAP ? fault_fill(mm, slot, fault) : verdict;
 }

@@ -134,6 +134,27 @@ static void publish(struct mm *mm, const struct next *next, uint64_t used)
     atomic_store_explicit(&mm->header->epoch, next->epoch, memory_order_seq_cst);
 }
 
+/* 2 MiB pages are not cut: mmap(2) over a part, munmap(2) and mprotect(2) say EINVAL. */
+static int check_huge(const struct next *next, uint64_t start, uint64_t end)
+{
+    for (uint64_t i = 0; i < next->used; i++) {
+        const struct mm_vma *vma = &next->set[i];
+
+        if (vma->flags & VMA_HUGE &&
+            ((start % PMD_SIZE && vma->start < start && start < vma->end) ||
+             (end % PMD_SIZE && vma->start < end && end < vma->end)))
+            return -EINVAL;
+    }
+    return 0;
+}
+
+static int begin_change(struct mm *mm, struct next *next, uint64_t start, uint64_t end)
+{
+    int err = begin_after_grace(mm, next);
+
+    return err ? err : check_huge(next, start, end);
+}
+
 /* Publishes `count` VMAs; a negative one is the error of making them. */
 static int change(struct mm *mm, const struct next *next, int64_t count, struct mm_intent intent)
 {
@@ -149,8 +170,10 @@ static int change(struct mm *mm, const struct next *next, int64_t count, struct 
 int hostmm_map(struct mm *mm, struct mm_vma vma)
 {
     struct next next;
-    int err = begin_after_grace(mm, &next);
+    int err = begin_change(mm, &next, vma.start, vma.end);
 
+    if (!err && vma.flags & VMA_HUGE && (vma.start | vma.end | vma.offset) % PMD_SIZE)
+        err = -EINVAL;
     vma.flags |= VMA_BUSY;
     vma.serial = ++mm->header->serial;
     if (err)
@@ -163,7 +186,7 @@ int hostmm_map(struct mm *mm, struct mm_vma vma)
 int hostmm_unmap(struct mm *mm, uint64_t start, uint64_t end)
 {
     struct next next;
-    int err = begin_after_grace(mm, &next);
+    int err = begin_change(mm, &next, start, end);
 
     if (err)
         return err;
@@ -178,7 +201,7 @@ int hostmm_unmap(struct mm *mm, uint64_t start, uint64_t end)
 int hostmm_protect(struct mm *mm, uint64_t start, uint64_t end, uint32_t prot)
 {
     struct next next;
-    int err = begin_after_grace(mm, &next);
+    int err = begin_change(mm, &next, start, end);
 
     if (err)
         return err;
@@ -262,13 +285,34 @@ void hostmm_abort(struct mm *mm)
     mm->header->intent.op = INTENT_NONE;
 }
 
-bool hostmm_mapped(struct mm *mm, uint64_t start, uint64_t end)
+static bool any(struct mm *mm, uint64_t start, uint64_t end, bool (*is)(const struct mm_vma *))
 {
     uint64_t used;
     const struct mm_vma *set = vma_snapshot(mm, atomic_load(&mm->header->epoch), &used);
 
     for (uint64_t i = 0; set && i < used; i++)
-        if (set[i].start < end && set[i].end > start)
+        if (set[i].start < end && set[i].end > start && is(&set[i]))
             return true;
     return false;
+}
+
+static bool is_any(const struct mm_vma *vma) { return vma; }
+
+static bool is_object(const struct mm_vma *vma) { return vma->object; }
+
+static bool is_executable(const struct mm_vma *vma) { return vma->flags & VMA_EXEC; }
+
+bool hostmm_mapped(struct mm *mm, uint64_t start, uint64_t end)
+{
+    return any(mm, start, end, is_any);
+}
+
+bool hostmm_has_objects(struct mm *mm, uint64_t start, uint64_t end)
+{
+    return any(mm, start, end, is_object);
+}
+
+bool hostmm_has_exec(struct mm *mm, uint64_t start, uint64_t end)
+{
+    return any(mm, start, end, is_executable);
 }

@@ -4,7 +4,8 @@
  *   hostmm_map(), _unmap(),    publishes; faults see the new snapshot
  *     or _protect()
  *   slot_grace() == 0          nobody is inside a fault on the old one
- *                              after _protect(): take the rights from the clients
+ *                              after _protect(): take the rights from the clients;
+ *                              objects there before: have the clients let go of them
  *   hostmm_finish()            clears entries, frees frames and pages; sets rights
  *   hostmm_abort()             instead, when a client does not do its part
  *
@@ -17,7 +18,8 @@
 #include "mm.h"
 
 /* The three answer EBUSY, nothing changed, if a client is inside a fault that is
- * older than the current snapshot: wait for the grace period and call again.
+ * older than the current snapshot: wait for the grace period and call again. EINVAL:
+ * start or end would cut a 2 MiB page.
  *
  * Maps `vma` (start, end, offset, flags, object); the serial number is given
  * here. What was there is gone after hostmm_finish(). ENOMEM: too many VMAs. */
@@ -35,5 +37,9 @@ void hostmm_abort(struct mm *mm);
 int hostmm_recover(struct mm *mm, int mem_fd);
 /* Is anything mapped in [start, end)? For MAP_FIXED_NOREPLACE. */
 bool hostmm_mapped(struct mm *mm, uint64_t start, uint64_t end);
+/* Any object: clients may have mapped it, so they are asked to let go (MSG_REVOKE). */
+bool hostmm_has_objects(struct mm *mm, uint64_t start, uint64_t end);
+/* Anything executable: windows have to be arranged for it (MSG_ARRANGE). */
+bool hostmm_has_exec(struct mm *mm, uint64_t start, uint64_t end);
 
 #endif

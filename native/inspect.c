@@ -112,23 +112,27 @@ struct listing {
     uint64_t used, max;
 };
 
-static uint32_t present_entries(const _Atomic uint64_t *table)
+/* How many entries have all of `bits`. */
+static uint32_t entries_with(const _Atomic uint64_t *table, uint64_t bits)
 {
-    uint32_t present = 0;
+    uint32_t found = 0;
 
     for (unsigned i = 0; i < 512; i++)
-        present += atomic_load_explicit(&table[i], memory_order_relaxed) & ENTRY_PRESENT;
-    return present;
+        found += (atomic_load_explicit(&table[i], memory_order_relaxed) & bits) == bits;
+    return found;
 }
 
 static void list(struct listing *listing, const struct mm *mm, uint64_t frame, unsigned level,
                  uint64_t addr)
 {
+    const _Atomic uint64_t *table = frame_entries(mm, frame);
+
     if (listing->used < listing->max)
         listing->tables[listing->used] = (struct mm_table){
             .frame = frame,
             .level = level,
-            .present = present_entries(frame_entries(mm, frame)),
+            .present = entries_with(table, ENTRY_PRESENT),
+            .huge = level == 1 ? entries_with(table, ENTRY_PRESENT | ENTRY_HUGE) : 0,
             .start = addr,
             .end = addr + entry_span(level + 1),
         };

@@ -34,6 +34,7 @@ struct mm_table {
     uint64_t frame;
     uint32_t level;   /* 0: PTE page ... 3: PGD */
     uint32_t present; /* entries in use */
+    uint32_t huge;    /* of them leaves: 2 MiB pages */
     uint64_t start, end;
 };
 

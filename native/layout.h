@@ -146,6 +146,7 @@ enum vma_flags {
     VMA_EXEC = 4,
     VMA_PROT = 7,
     VMA_BUSY = 8, /* being replaced: a fault waits for the next snapshot */
+    VMA_HUGE = 16, /* its object has 2 MiB pages: leaf entries are PMD entries */
 };
 
 /* One mapping: [start, end) in region offsets, bytes. */
@@ -153,7 +154,7 @@ struct mm_vma {
     uint64_t start, end;
     uint64_t offset; /* of `start` in the object, bytes */
     uint32_t flags;  /* enum vma_flags */
-    uint32_t object; /* 0: anonymous */
+    uint32_t object; /* 0: anonymous, else the server's number of a file */
     uint64_t serial; /* of the CREATE_MAPPING it came from: only equals merge */
 };
 
@@ -228,12 +229,18 @@ static inline uint64_t frame_addr(uint64_t word) { return word >> 32 << 21; }
 /* The fixed map of "physical" addresses in entries. A real MMU can walk it. */
 #define TABLES_BASE (1ull << 40) /* + 4096 * frame */
 #define DATA_BASE (1ull << 47)   /* + region offset: anonymous pages */
+/* + region offset: pages of objects. Accessed and dirty are those of the access
+ * that mapped them: what comes later the kernel serves without us. An object's
+ * file may shrink, and entries past its end stay; the kernel's SIGBUS is right. */
+#define OBJECTS_BASE (1ull << 48)
 
 static_assert(sizeof(struct mm_vma) == 40, "VMA layout");
 static_assert(sizeof(struct mm_slot) == 128, "slot layout");
 static_assert(sizeof(struct mm_header) <= 4096, "the header is one page");
 static_assert(MM_SLOTS <= 1u << 16, "slot number fits a frame word");
 static_assert(HOST_END >> 21 <= UINT32_MAX, "span fits a frame word");
+static_assert(DATA_BASE + HOST_END <= OBJECTS_BASE, "the maps are disjoint");
+static_assert(OBJECTS_BASE + HOST_END <= ENTRY_ADDR + PAGE_SIZE, "they fit an entry");
 
 /* Two programs built differently must not share a region: FNV-1a over what the
  * layout depends on. */
@@ -246,7 +253,8 @@ static inline uint64_t layout_signature(void)
         offsetof(struct mm_slot, counters), offsetof(struct mm_slot, touched),
         offsetof(struct mm_slot, claim), offsetof(struct mm_slot, budget),
         offsetof(struct mm_header, claims), offsetof(struct mm_header, budget), MM_SLOTS, MM_VMAS,
-        TABLES_BASE, DATA_BASE, HOST_BASE, VMA_BUSY, FRAME_TABLE, INTENT_RIGHTS,
+        TABLES_BASE, DATA_BASE, OBJECTS_BASE, HOST_BASE, VMA_BUSY, VMA_HUGE, FRAME_TABLE,
+        INTENT_RIGHTS,
     };
     uint64_t hash = 0xcbf29ce484222325ull;
 

@@ -39,7 +39,7 @@ static int walk_table(struct walk *walk, _Atomic uint64_t *table, unsigned level
         next = base + span < end ? base + span : end;
         uint64_t value = atomic_load_explicit(entry, memory_order_acquire);
 
-        if (level == 0 || (level == 1 && value & ENTRY_HUGE)) {
+        if (level == 0 || (level == 1 && (value & ENTRY_HUGE || (walk->huge && !value)))) {
             err = walk->leaf ? walk->leaf(walk, entry, level, base) : 0;
             if (err)
                 return err;

@@ -16,8 +16,9 @@
 struct walk {
     struct mm *mm;
     /* A leaf entry: a PTE, or a PMD entry with ENTRY_HUGE; `addr` is where its
-     * span begins. Absent ones are shown only in tables that exist. A result
-     * other than 0 ends the walk and is returned by it. */
+     * span begins. Absent ones are shown only in tables that exist, and in PMD
+     * tables only with `huge`. A result other than 0 ends the walk and is
+     * returned by it. */
     int (*leaf)(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr);
     /* After the entries of a table; `entry` pointed to it. Use `frame`, which was
      * checked: the entry may change under our eyes. May be NULL. */
@@ -28,6 +29,8 @@ struct walk {
     /* Add the tables that are missing, as the client of this slot. */
     bool alloc;
     unsigned slot;
+    /* The range has 2 MiB pages: an absent PMD entry is a leaf that is to come. */
+    bool huge;
     void *arg;
 };
 

@@ -16,6 +16,7 @@ int64_t mm_prefill(struct mm *mm, unsigned slot, uint64_t start, uint64_t end)
             .start = offset,
             .end = offset + PAGE_SIZE,
             .fill = 1,
+            .limit = UINT64_MAX,
         };
 
         slot_enter(mm, slot);

@@ -20,10 +20,19 @@
  *   PROTECT     client  offset, size, prot, flags                      result
  *   STAT        client                                                 struct mshare_stat in `text`
  *   DESCRIBE    client  (what in `text`)                               memfd with JSON
+ *   OBJECT      client  number                                         result; its file. Answered at
+ *                                                                      once: the client may be asked
+ *                                                                      something meanwhile
  *   REARM       server  start, end (region offsets)                    result: forget what was made
  *                                                                      to fault natively there
- *   REVOKE      server  start, end (region offsets)                    result: let go of every page
- *                                                                      there; faults bring them back
+ *   REVOKE      server  start, end (region offsets),                   result: let go of every page
+ *                       revoke_flags                                   there; faults bring them back
+ *   ARRANGE     server  start, end (region offsets)                    result: execution is permitted
+ *                                                                      there as the mappings say now
+ *
+ * Who is asked: REARM, whoever has poison; REVOKE, whoever touched the range; ARRANGE,
+ * whoever is attached, for a fetch that is not permitted is not seen by us. So a client
+ * is also sent it when it has come (FORKED, REJOIN), if anything is executable.
  */
 #ifndef MSHARE_PROTOCOL_H
 #define MSHARE_PROTOCOL_H
@@ -45,12 +54,22 @@ enum msg_op {
     MSG_REARM,
     MSG_PROTECT,
     MSG_REVOKE,
+    MSG_OBJECT,
+    MSG_ARRANGE,
 };
 
 /* In the reply to ATTACH. */
 enum attach_flags {
     ATTACH_ANY_PROT = 1, /* the mappings in the region alone say what is permitted (-o quirks=v3) */
 };
+
+/* Of REVOKE. */
+enum revoke_flags {
+    REVOKE_OBJECTS = 1, /* also of objects, and of the descriptors of objects */
+};
+
+/* Requests of the service thread: these bits and what is asked for. Others count from 0. */
+#define SEQ_OBJECT (1ull << 32)
 
 #define MSG_TEXT 192
 #define MSG_FDS 3

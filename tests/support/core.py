@@ -74,6 +74,10 @@ class Fault(NamedTuple):
     """Offsets of the pages looked at that have an entry."""
     filled: int = 0
     protect: bool = False
+    beside: int = 0
+    """Entries of an object filled besides."""
+    object: int = 0
+    """The number of the object; no `present` then."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,9 @@ class Core:
         pages = (fault.end - fault.start) // PAGE
         assert bits >> pages == 0, "a page outside what was looked at"
         present = frozenset(fault.start + at * PAGE for at in range(pages) if bits >> at & 1)
-        return Fault("MAP", present, fault.filled, fault.protect)
+        return Fault(
+            "MAP", present, fault.filled, fault.protect, fault.beside, fault.vma.object
+        )
 
     def touch(
         self, slot: int, offset: int, *, write: bool = False, look: Look = PAGE_ONLY, fill: int = 1
