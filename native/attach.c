@@ -46,7 +46,7 @@ static uint64_t own_start_time(void)
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
-int attach_register(const struct attachment *att, uint8_t *start, uint64_t size)
+int attach_register(int uffd, uint8_t *start, uint64_t size)
 {
     struct uffdio_register range = {
         .range = {(uintptr_t)start, size},
@@ -54,7 +54,7 @@ int attach_register(const struct attachment *att, uint8_t *start, uint64_t size)
                 UFFDIO_REGISTER_MODE_WP,
     };
 
-    return ioctl(att->uffd, UFFDIO_REGISTER, &range) ? -errno : 0;
+    return ioctl(uffd, UFFDIO_REGISTER, &range) ? -errno : 0;
 }
 
 int attach_map(const struct attachment *att)
@@ -74,27 +74,41 @@ int attach_map(const struct attachment *att)
     return 0;
 }
 
-int attach_watch(struct attachment *att)
+int attach_uffd(const struct attachment *att, uint64_t more)
 {
     struct uffdio_api api = {
         .api = UFFD_API,
         .features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
-                    UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
+                    UFFD_FEATURE_WP_HUGETLBFS_SHMEM | more,
     };
-    int err = 0;
+    int uffd = ioctl(att->dev_fd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
 
-    att->uffd = ioctl(att->dev_fd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-    if (att->uffd < 0)
+    if (uffd < 0)
         return -errno;
-    att->uffd = control_hide_fd(att->uffd);
-    if (ioctl(att->uffd, UFFDIO_API, &api))
-        return errno == EINVAL ? -ENOSYS : -errno;
+    uffd = control_hide_fd(uffd);
+    if (uffd >= 0 && ioctl(uffd, UFFDIO_API, &api)) {
+        const int err = errno == EINVAL ? -ENOSYS : -errno;
+
+        close(uffd);
+        return err;
+    }
+    return uffd;
+}
+
+int attach_watch(struct attachment *att)
+{
+    int err = attach_uffd(att, 0);
+
+    if (err < 0)
+        return err;
+    att->uffd = err;
     if (!att->adopted)
-        return attach_register(att, att->base, att->length);
+        return attach_register(att->uffd, att->base, att->length);
+    err = 0;
     for (unsigned i = 0; i < att->pieces.count && !err; i++) {
         const struct piece *piece = &att->pieces.list[i];
 
-        err = attach_register(att, (uint8_t *)piece->start, piece->end - piece->start);
+        err = attach_register(att->uffd, (uint8_t *)piece->start, piece->end - piece->start);
     }
     return err;
 }
@@ -131,8 +145,10 @@ void attach_drop(struct attachment *att, bool claimed)
 {
     if (claimed)
         slot_reap(&att->mm, att->slot);
+    objects_drop(att);
     budget_end(att);
     close_if(att->uffd);
+    close_if(att->moved_uffd);
     close_if(att->ctl);
     close_if(att->mem_fd);
     close_if(att->dev_fd);
@@ -219,9 +235,11 @@ static void say_goodbye(struct attachment *att)
     int fds[MSG_FDS];
     int err = att->ctl < 0 ? -EPIPE : control_send(att->ctl, &msg, NULL, 0);
 
-    do
+    do {
         err = err ? err : control_recv(att->ctl, &reply, fds, CONTROL_TIMEOUT_MS);
-    while (!err && (reply.op != MSG_REPLY || reply.seq != msg.seq));
+        for (unsigned i = 0; !err && i < MSG_FDS; i++)
+            close_if(fds[i]); /* of an object that somebody waited for */
+    } while (!err && (reply.op != MSG_REPLY || reply.seq != msg.seq));
     if (err)
         slot_reap(&att->mm, att->slot);
 }
@@ -253,6 +271,9 @@ static int attach(struct attachment *att, int fd, const struct attach_request *r
     ready.arg[1] = att->claim;
     if (!err)
         err = control_call(att->ctl, &ready, &att->uffd, 1, NULL);
+    /* From here on we are asked ourselves (ARRANGE) when it changes. */
+    if (!err)
+        err = arrange(att, 0, att->mm.size, false);
     if (!err)
         err = service_start();
     pthread_mutex_lock(&att->lock);
@@ -273,7 +294,7 @@ static int attach(struct attachment *att, int fd, const struct attach_request *r
 static void reset(struct attachment *att, int prot)
 {
     memset((char *)att + sizeof att->lock, 0, sizeof *att - sizeof att->lock);
-    att->mm.fd = att->mem_fd = att->dev_fd = att->uffd = att->ctl = -1;
+    att->mm.fd = att->mem_fd = att->dev_fd = att->uffd = att->moved_uffd = att->ctl = -1;
     att->asked = prot & (PROT_READ | PROT_WRITE);
 }
 

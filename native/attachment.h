@@ -2,7 +2,8 @@
  * attachment.h - one attached region of this process. Internal to the client
  * library: attach.c makes and ends them, attachments.c finds them, fork.c takes
  * them into a child, service.c waits for their events, resolve.c answers the
- * faults, budget.c limits what their answers cost.
+ * faults, objects.c maps the files behind them, arrange.c puts the window back,
+ * budget.c limits what the answers cost.
  *
  * Locks, all private to the process, outermost first:
  *   attachments_lock   the table; attach, detach, fork and every change of the
@@ -17,6 +18,7 @@
 #include <pthread.h>
 
 #include "budget.h"
+#include "fault.h"
 #include "mm.h"
 #include "pieces.h"
 #include "protocol.h"
@@ -32,6 +34,26 @@ enum poison_kind { POISON_GUARD, POISON_PROT, POISON_BUS };
 struct poison {
     uint64_t offset;
     enum poison_kind kind;
+};
+
+/* Descriptors of objects that are kept; more are asked for again when needed. */
+#define OBJECTS_MAX 64
+
+enum object_state {
+    OBJECT_NONE,
+    OBJECT_ASKED,  /* threads wait for it */
+    OBJECT_HELD,   /* `fd` is it */
+    OBJECT_FAILED, /* the server has none of that number */
+};
+
+struct object {
+    enum object_state state;
+    uint32_t number; /* the server's */
+    bool writing;    /* asked for by a fault that may write: it may be for reading else */
+    int fd;
+    /* What `fd` was when it came. A fork() may have come between its coming and
+     * this note, and programs close what is not theirs. */
+    uint64_t device, inode;
 };
 
 /* What madvise(2) has set on a window, as it would on the kernel's VMA. */
@@ -58,8 +80,6 @@ struct around {
     } recent[AROUND_SPANS];
 };
 
-struct fault;
-
 /* The span at region offset `span` was taken away: nothing of it is mapped. */
 void around_forget(struct around *around, uint64_t span);
 /* Sets fault->start, end and fill from the faults before. `present`: the page is
@@ -75,6 +95,7 @@ struct attachment {
     int mem_fd;  /* the pages */
     int dev_fd;  /* /dev/userfaultfd, for children */
     int uffd;
+    int moved_uffd; /* of what arrange.c has moved into the window; -1: nothing */
     int ctl;     /* control connection; -1: the server is away */
     uint8_t *base;
     uint64_t length; /* of the window, bytes: the region's size, less if adopted */
@@ -87,6 +108,8 @@ struct attachment {
     struct poison poisons[POISONS_MAX]; /* a ring */
     unsigned poisons_at, poisons_used;
     struct budget budget;
+    struct object objects[OBJECTS_MAX];
+    unsigned objects_at; /* the next to go when there are more */
     struct memory_policy {
         int mode; /* MPOL_* */
         unsigned long nodes;
@@ -155,10 +178,12 @@ void attach_drop(struct attachment *att, bool claimed);
 int attach_claim(struct attachment *att);
 /* Maps the window over whatever reserved it. */
 int attach_map(const struct attachment *att);
+/* A new userfaultfd, with UFFD_FEATURE_* `more` beside what we need. Or -errno. */
+int attach_uffd(const struct attachment *att, uint64_t more);
 /* A userfaultfd of our own, over the window. */
 int attach_watch(struct attachment *att);
-/* Registers [start, start+size) with att->uffd for every event we answer. */
-int attach_register(const struct attachment *att, uint8_t *start, uint64_t size);
+/* Registers [start, start+size) with `uffd` for every event we answer. */
+int attach_register(int uffd, uint8_t *start, uint64_t size);
 
 /* check.c */
 
@@ -178,6 +203,8 @@ int service_start(void);
 /* Forgets the thread: it did not survive fork(). */
 void service_forget(void);
 int service_watch(struct attachment *att);
+/* From now on also att->moved_uffd; on the service thread. */
+int service_watch_moved(struct attachment *att);
 void service_unwatch(struct attachment *att);
 /* Gives up the number `fd`, one of ours: the program wants it. Call with the table's
  * lock held. Returns 0 or -errno. */
@@ -187,9 +214,47 @@ int service_move_fd(int fd);
 
 /* Answers a fault at `addr`; `flags` are UFFD_PAGEFAULT_FLAG_*. */
 void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags);
+/* Takes the pages of region offsets [start, end) out of the real page tables; with
+ * `objects` (REVOKE_OBJECTS) there may be pages of objects among them. */
+int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool objects);
+/* Wakes all who wait for a page of region offsets [start, end): they fault again. */
+void resolve_wake(const struct attachment *att, uint64_t start, uint64_t end);
+
+/* poison.c: call with att->lock held. */
+
+/* Makes the page of a refused fault fault natively. Call inside the fault's epoch:
+ * a server that maps something there afterwards waits for us and then sees it. */
+void poison_page(struct attachment *att, const struct fault *fault, enum fault_verdict verdict);
 /* Lets pages of region offsets [start, end) reach us again. */
-void resolve_rearm(struct attachment *att, uint64_t start, uint64_t end);
-/* Takes the pages of region offsets [start, end) out of the real page tables. */
-int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end);
+void poison_rearm(struct attachment *att, uint64_t start, uint64_t end);
+/* Something else is mapped at region offsets [start, end): nothing is to be undone. */
+void poison_forget(struct attachment *att, uint64_t start, uint64_t end);
+
+/* objects.c: call with att->lock held. */
+
+/* Makes ready to map the object that is behind a permitted fault: fault->start, end
+ * and limit. -EINPROGRESS: it was asked for; resolve_wake() follows when it comes.
+ * -EAGAIN: try again. -ENOENT: there is none. */
+int object_find(struct attachment *att, struct fault *fault);
+/* Maps it. Call inside the epoch of object_find(). Returns how many pages that
+ * made reachable, or -errno. */
+int64_t object_map(struct attachment *att, const struct fault *fault);
+/* The server's answer; `fd` is ours now, -1: none. */
+void object_answer(struct attachment *att, uint32_t number, int fd);
+/* What was asked for will not be answered: the connection is gone. */
+void objects_unask(struct attachment *att);
+/* Lets go of all descriptors. */
+void objects_drop(struct attachment *att);
+/* Where the descriptor `fd` of an object is kept, or NULL. */
+int *object_descriptor(struct attachment *att, int fd);
+
+/* arrange.c: call with att->lock held. */
+
+/* What the protection of the window is at `offset`, where no object is mapped: the
+ * attachment's, and execution where the mapping there permits it. Call inside an epoch. */
+int arranged_prot(const struct attachment *att, uint64_t offset);
+/* Makes it so at region offsets [start, end). What is mapped of objects there goes, and
+ * comes back by faults; with `objects` also where the region has something else by now. */
+int arrange(struct attachment *att, uint64_t start, uint64_t end, bool objects);
 
 #endif

@@ -108,6 +108,11 @@ int control_send(int sock, const struct msg *msg, const int *fds, unsigned count
     }
 }
 
+int control_post(int sock, const struct msg *msg)
+{
+    return send(sock, msg, sizeof *msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+}
+
 int control_recv(int sock, struct msg *msg, int fds[MSG_FDS], int timeout_ms)
 {
     char space[CMSG_SPACE(MSG_FDS * sizeof(int))];

@@ -15,6 +15,8 @@ int control_connect(int fd);
 /* Connects to a server's socket by path. */
 int control_connect_path(const char *path);
 int control_send(int sock, const struct msg *msg, const int *fds, unsigned count);
+/* Sends a message if that can be done at once. EAGAIN: it cannot. */
+int control_post(int sock, const struct msg *msg);
 /* Waits for one message; `fds` (MSG_FDS of them, -1 where there is none) belong
  * to the caller. EPIPE: the server is gone. ETIMEDOUT. */
 int control_recv(int sock, struct msg *msg, int fds[MSG_FDS], int timeout_ms);

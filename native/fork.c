@@ -3,7 +3,8 @@
  *
  * The child's mappings have lost their registration: before fork() returns in it
  * the child makes a slot, a userfaultfd and a connection of its own. A window is
- * mapped anew; adopted memory stays as the program has arranged it.
+ * mapped anew, without the objects in it, whose descriptors the child inherits;
+ * adopted memory stays as the program has arranged it.
  */
 #define _GNU_SOURCE
 #include <string.h>
@@ -37,13 +38,18 @@ static int attach_child(struct attachment *att)
     att->around = (struct around){0};
     att->ctl = -1;
     close(att->uffd); /* the parent's */
-    att->uffd = -1;
+    if (att->moved_uffd >= 0)
+        close(att->moved_uffd);
+    att->uffd = att->moved_uffd = -1;
     memset(att->linked, 0, (att->mm.size / att->mm.quantum / 64 + 1) * sizeof(uint64_t));
+    objects_unask(att);
     err = attach_claim(att);
     if (!err)
         budget_forked(att);
     if (!err && !att->adopted)
         err = attach_map(att);
+    if (!err)
+        err = arrange(att, 0, att->mm.size, false);
     if (!err)
         err = attach_watch(att);
     if (!err)

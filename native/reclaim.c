@@ -96,7 +96,7 @@ static struct rights rights_of(const struct mm *mm, uint64_t start, uint64_t end
         if (err == -EUCLEAN || vma.end <= at || vma.start >= end)
             break; /* with -ENOENT, vma is the next one, if there is one */
         rights.read_only |= !(vma.flags & VMA_WRITE);
-        rights.whole = vma.start <= start && vma.end >= end;
+        rights.whole = !vma.object && vma.start <= start && vma.end >= end;
         at = vma.end;
     }
     return rights;
@@ -141,7 +141,11 @@ void reclaim_empty(uint8_t *scratch)
 static int move_and_discard(const struct attachment *att, uint8_t *page)
 {
     uint8_t *scratch = att->budget.scratch;
-    int err = discard(page, PAGE_SIZE); /* mremap(2) would take the lock off what is locked */
+    int err;
+
+    if (att->moved_uffd >= 0) /* if it watches the span, mremap(2) waits for us (arrange.c) */
+        return -EOPNOTSUPP;
+    err = discard(page, PAGE_SIZE); /* mremap(2) would take the lock off what is locked */
 
     if (err)
         return err;
@@ -159,11 +163,11 @@ static int map_again(const struct attachment *att, uint8_t *page)
 
     if (err)
         return err;
-    if (mmap(page, PMD_SIZE, att->prot, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd,
+    if (mmap(page, PMD_SIZE, arranged_prot(att, (uint64_t)(page - att->base)), MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd,
              page - att->base) == MAP_FAILED)
         return -errno;
     madvise(page, PMD_SIZE, MADV_DONTDUMP);
-    err = attach_register(att, page, PMD_SIZE);
+    err = attach_register(att->uffd, page, PMD_SIZE);
     /* Whatever came in between came without us. */
     madvise(page, PMD_SIZE, MADV_DONTNEED);
     return err;
@@ -177,7 +181,7 @@ int reclaim_span(struct attachment *att, uint64_t start)
     if (start + PMD_SIZE > att->length)
         return -ERANGE;
     /* A poisoned page would stay behind as a marker, or splits the mapping. */
-    resolve_rearm(att, start, start + PMD_SIZE);
+    poison_rearm(att, start, start + PMD_SIZE);
     /* No change of rights is under way as long as we are inside: the server would
      * protect pages that are going. */
     slot_enter(&att->mm, att->slot);

@@ -6,13 +6,11 @@
  *   MINOR     yes            CONTINUE, over the present entries that follow when
  *                            the accesses are sequential
  *   WP        mapped         WRITEPROTECT off
+ *   any, in an object        mmap(2) of a block of it over the window (objects.c)
  *
  * A refused access must end in the signal the kernel would give, in the thread
- * that made it: the page is made to fault natively ("poisoned") and the thread
- * is woken. A hole gets a guard marker (madvise(2), Linux 6.15): SEGV_MAPERR, no
- * gap in the window that an mmap(2) of the program could fall into. The server
- * asks for poison back (REARM) when something is mapped there; the oldest goes
- * when there are too many, which is harmless: its next fault comes to us.
+ * that made it: the page is made to fault natively (poison.c) and the thread is
+ * woken.
  *
  * Runs on the service thread: no malloc, no stdio, no region memory.
  */
@@ -29,10 +27,6 @@
 #include "fault.h"
 #include "touched.h"
 
-#ifndef MADV_GUARD_INSTALL
-#define MADV_GUARD_INSTALL 102
-#define MADV_GUARD_REMOVE 103
-#endif
 #ifndef MADV_DONTNEED_LOCKED
 #define MADV_DONTNEED_LOCKED 24
 #endif
@@ -49,12 +43,18 @@ static void add(_Atomic uint64_t *counter, uint64_t n)
 
 /* Nothing here wakes by itself: a thread goes on only when its fault has left the
  * epoch, so that a process that is stopped after an access holds nobody up. */
+void resolve_wake(const struct attachment *att, uint64_t start, uint64_t end)
+{
+    struct uffdio_range range = {(uintptr_t)att->base + start, end - start};
+
+    ioctl(att->uffd, UFFDIO_WAKE, &range);
+    if (att->moved_uffd >= 0)
+        ioctl(att->moved_uffd, UFFDIO_WAKE, &range);
+}
+
 static void wake(const struct attachment *att, const struct fault *fault)
 {
-    struct uffdio_range looked_at = {(uintptr_t)att->base + fault->start,
-                                     fault->end - fault->start};
-
-    ioctl(att->uffd, UFFDIO_WAKE, &looked_at);
+    resolve_wake(att, fault->start, fault->end);
 }
 
 /* Maps the pages of [start, end), which have entries. Passed over: a page that is
@@ -144,146 +144,81 @@ static void count(struct attachment *att, const struct fault *fault)
         add(&counters->faults, 1);
         add(&counters->prefaulted, fault->filled - 1);
     }
+    if (fault->beside)
+        add(&counters->prefaulted, fault->beside);
     if (!(att->linked[quantum / 64] & bit)) {
         att->linked[quantum / 64] |= bit;
         add(&counters->links, 1);
     }
 }
 
-static void unpoison(struct attachment *att, struct poison poison)
+static int reach_object(struct attachment *att, struct fault *fault)
 {
-    uint8_t *page = att->base + poison.offset;
+    int64_t pages = object_map(att, fault);
 
-    switch (poison.kind) {
-    case POISON_GUARD:
-        madvise(page, PAGE_SIZE, MADV_GUARD_REMOVE);
-        break;
-    case POISON_PROT:
-        mprotect(page, PAGE_SIZE, att->prot);
-        break;
-    case POISON_BUS:
-        mmap(page, PAGE_SIZE, att->prot, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd,
-             (off_t)poison.offset);
-        attach_register(att, page, PAGE_SIZE);
-        /* Whatever came in between the two calls came without us. */
-        madvise(page, PAGE_SIZE, MADV_DONTNEED);
-        break;
+    if (pages > 0)
+        add(&att->mm.slots[att->slot].counters.materialised, (uint64_t)pages);
+    return pages < 0 ? (int)pages : 0;
+}
+
+/* The host mm's part, then the real MMU's; between slot_enter() and slot_leave(). */
+static enum fault_verdict handle(struct attachment *att, struct fault *fault, uint64_t flags)
+{
+    enum fault_verdict verdict = fault_look(&att->mm, fault);
+    int err = 0;
+
+    if (verdict != FAULT_MAP)
+        return verdict;
+    if (!fault->vma.object)
+        around_choose(&att->around, fault, flags & UFFD_PAGEFAULT_FLAG_MINOR,
+                      att->mm.fault_around);
+    else
+        err = object_find(att, fault);
+    if (!err)
+        verdict = fault_fill(&att->mm, att->slot, fault);
+    if (!err && verdict == FAULT_MAP) {
+        count(att, fault);
+        err = fault->vma.object ? reach_object(att, fault) : make_reachable(att, fault, flags);
     }
-}
-
-static struct poison take_oldest(struct attachment *att)
-{
-    struct poison oldest = att->poisons[att->poisons_at];
-
-    att->poisons_at = (att->poisons_at + 1) % POISONS_MAX;
-    att->poisons_used--;
-    return oldest;
-}
-
-static void remember(struct attachment *att, struct poison poison)
-{
-    if (att->poisons_used == POISONS_MAX)
-        unpoison(att, take_oldest(att));
-    att->poisons[(att->poisons_at + att->poisons_used++) % POISONS_MAX] = poison;
-    atomic_store(&att->mm.slots[att->slot].poisoned, att->poisons_used);
-}
-
-/* A guard marker: SIGSEGV, SEGV_MAPERR. */
-static bool guard(const struct attachment *att, uint8_t *page)
-{
-    struct uffdio_writeprotect off = {.range = {(uintptr_t)page, PAGE_SIZE}};
-
-    /* Punching a write-protected page out of the file leaves a marker of that,
-     * which madvise() cannot replace: it would try again for ever. */
-    ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off);
-    /* A locked mapping (mlockall) takes no guard. */
-    return !madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL) ||
-           (!munlock(page, PAGE_SIZE) && !madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL));
-}
-
-/* Past the end of an empty file: SIGBUS, BUS_ADRERR. */
-static bool map_nothing(const struct attachment *att, uint8_t *page)
-{
-    int empty = memfd_create("msharefs-sigbus", MFD_CLOEXEC);
-
-    if (empty < 0)
-        return false;
-    bool done = mmap(page, PAGE_SIZE, att->prot, MAP_SHARED | MAP_FIXED, empty, 0) != MAP_FAILED;
-    close(empty);
-    return done;
-}
-
-static void poison(struct attachment *att, const struct fault *fault, enum fault_verdict verdict)
-{
-    uint8_t *page = att->base + fault->offset;
-    struct poison made = {fault->offset, POISON_PROT};
-
-    if (verdict == FAULT_MAPERR) {
-        if (guard(att, page))
-            made.kind = POISON_GUARD;
-    } else if (verdict == FAULT_BROKEN) {
-        if (map_nothing(att, page))
-            made.kind = POISON_BUS;
-    }
-    if (made.kind == POISON_PROT) {
-        bool readable = verdict == FAULT_ACCERR && fault->vma.flags & VMA_PROT;
-        mprotect(page, PAGE_SIZE, readable ? att->prot & ~PROT_WRITE : PROT_NONE);
-    }
-    remember(att, made);
-    add(&att->mm.slots[att->slot].counters.segv, 1);
+    if (!err)
+        return verdict;
+    return err == -EINPROGRESS ? FAULT_LATER : err == -EAGAIN ? FAULT_WAIT : FAULT_BROKEN;
 }
 
 void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
 {
     const struct timespec moment = {.tv_nsec = 20000};
+    const uint64_t offset = (addr - (uintptr_t)att->base) & ~(PAGE_SIZE - 1);
     struct fault fault = {
-        .offset = (addr - (uintptr_t)att->base) & ~(PAGE_SIZE - 1),
+        .offset = offset,
         .access = flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP) ? ACCESS_WRITE
                                                                               : ACCESS_READ,
+        .start = offset,
+        .end = offset + PAGE_SIZE,
+        .fill = 1,
     };
     enum fault_verdict verdict;
 
-    around_choose(&att->around, &fault, flags & UFFD_PAGEFAULT_FLAG_MINOR, att->mm.fault_around);
     /* Unmapped since: what is there now is not ours. */
     if (att->adopted && !pieces_hold(&att->pieces, addr))
         return wake(att, &fault);
     slot_enter(&att->mm, att->slot);
-    verdict = mm_fault(&att->mm, att->slot, &fault);
-    if (verdict == FAULT_WAIT) {
-        /* The thread faults again and we come back: in between we can answer the
-         * server, which may be waiting for just that. */
-        slot_leave(&att->mm, att->slot);
-        nanosleep(&moment, NULL);
-        wake(att, &fault);
-        return;
-    }
-    if (verdict == FAULT_MAP) {
-        count(att, &fault);
-        if (make_reachable(att, &fault, flags))
-            verdict = FAULT_BROKEN;
-    }
+    verdict = handle(att, &fault, flags);
     if (verdict == FAULT_MAPERR && att->adopted)
         verdict = FAULT_BROKEN; /* mremap(2) has made it longer than it is: SIGBUS */
-    /* Poison inside the epoch: a server that maps something here afterwards
-     * waits for us and then sees it. */
-    if (verdict != FAULT_MAP)
-        poison(att, &fault, verdict);
+    if (verdict == FAULT_MAPERR || verdict == FAULT_ACCERR || verdict == FAULT_BROKEN)
+        poison_page(att, &fault, verdict);
     slot_leave(&att->mm, att->slot);
+    if (verdict == FAULT_LATER)
+        return;
+    /* The thread faults again and we come back: in between we can answer the
+     * server, which may be waiting for just that. */
+    if (verdict == FAULT_WAIT)
+        nanosleep(&moment, NULL);
     wake(att, &fault);
-    budget_fault(att, fault.offset, verdict == FAULT_MAP && !fault.filled);
-}
-
-void resolve_rearm(struct attachment *att, uint64_t start, uint64_t end)
-{
-    for (unsigned left = att->poisons_used; left; left--) {
-        struct poison poison = take_oldest(att);
-
-        if (poison.offset >= start && poison.offset < end)
-            unpoison(att, poison);
-        else
-            att->poisons[(att->poisons_at + att->poisons_used++) % POISONS_MAX] = poison;
-    }
-    atomic_store(&att->mm.slots[att->slot].poisoned, att->poisons_used);
+    /* A span with objects in it is not ours alone to give back. */
+    if (!fault.vma.object)
+        budget_fault(att, fault.offset, verdict == FAULT_MAP && !fault.filled);
 }
 
 static int let_go(uint64_t start, uint64_t end)
@@ -292,12 +227,16 @@ static int let_go(uint64_t start, uint64_t end)
     return madvise((void *)start, end - start, MADV_DONTNEED_LOCKED) && errno != ENOMEM ? -errno : 0;
 }
 
-int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end)
+int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool objects)
 {
     int err = 0;
 
     if (start > end || end > att->mm.size)
         return -EINVAL;
+    if (objects && !att->adopted) {
+        objects_drop(att);
+        return arrange(att, start, end, true);
+    }
     start += (uintptr_t)att->base;
     end += (uintptr_t)att->base;
     if (!att->adopted)

@@ -24,11 +24,11 @@
 static int epoll = -1;
 static _Atomic unsigned away; /* attachments whose server is gone */
 
-enum source { SOURCE_UFFD, SOURCE_CTL };
+enum source { SOURCE_UFFD, SOURCE_CTL, SOURCE_MOVED };
 
 static uint64_t tag(const struct attachment *att, enum source source)
 {
-    return (uint64_t)(att - attachments) << 1 | source;
+    return (uint64_t)(att - attachments) << 2 | source;
 }
 
 static int watch_fd(const struct attachment *att, int fd, enum source source)
@@ -38,10 +38,10 @@ static int watch_fd(const struct attachment *att, int fd, enum source source)
     return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
 }
 
-static void answer_faults(struct attachment *att)
+static void answer_faults(struct attachment *att, int uffd)
 {
     struct uffd_msg msgs[EVENTS];
-    ssize_t got = read(att->uffd, msgs, sizeof msgs);
+    ssize_t got = read(uffd, msgs, sizeof msgs);
 
     for (ssize_t i = 0; i < got / (ssize_t)sizeof *msgs; i++)
         if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
@@ -56,6 +56,20 @@ static void lose_server(struct attachment *att)
     away++;
 }
 
+/* What the server asks for. 0 or -errno. */
+static int obey(struct attachment *att, const struct msg *msg)
+{
+    switch (msg->op) {
+    case MSG_REARM:
+        poison_rearm(att, msg->arg[0], msg->arg[1]);
+        return 0;
+    case MSG_REVOKE:
+        return resolve_revoke(att, msg->arg[0], msg->arg[1], msg->arg[2] & REVOKE_OBJECTS);
+    default:
+        return arrange(att, msg->arg[0], msg->arg[1], false);
+    }
+}
+
 static void answer_server(struct attachment *att)
 {
     struct msg msg;
@@ -64,14 +78,15 @@ static void answer_server(struct attachment *att)
 
     if (err == -ETIMEDOUT)
         return;
+    if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_OBJECT >> 32) {
+        object_answer(att, (uint32_t)msg.seq, msg.result ? -1 : fds[0]);
+        fds[0] = msg.result ? fds[0] : -1;
+    }
     for (unsigned i = 0; !err && i < MSG_FDS; i++)
         if (fds[i] >= 0)
             close(fds[i]);
-    if (!err && (msg.op == MSG_REARM || msg.op == MSG_REVOKE)) {
-        if (msg.op == MSG_REARM)
-            resolve_rearm(att, msg.arg[0], msg.arg[1]);
-        else
-            msg.result = resolve_revoke(att, msg.arg[0], msg.arg[1]);
+    if (!err && (msg.op == MSG_REARM || msg.op == MSG_REVOKE || msg.op == MSG_ARRANGE)) {
+        msg.result = obey(att, &msg);
         msg.op = MSG_REPLY;
         err = control_send(att->ctl, &msg, NULL, 0);
     }
@@ -94,6 +109,9 @@ static void rejoin(struct attachment *att)
     }
     att->ctl = sock;
     away--;
+    /* Who waits for an object has to ask this server. */
+    objects_unask(att);
+    resolve_wake(att, 0, att->length);
 }
 
 static void rejoin_all(void)
@@ -123,13 +141,16 @@ static void *serve(void *unused)
         if (count < 0 && errno != EINTR)
             return NULL; /* the program closed our descriptor: nothing to wait on */
         for (int i = 0; i < count; i++) {
-            struct attachment *att = &attachments[events[i].data.u64 >> 1];
+            struct attachment *att = &attachments[events[i].data.u64 >> 2];
+            const enum source source = events[i].data.u64 & 3;
 
             pthread_mutex_lock(&att->lock);
             /* A detach may have come between the wait and the lock. */
-            if (att->live && (events[i].data.u64 & 1) == SOURCE_UFFD)
-                answer_faults(att);
-            else if (att->live && att->ctl >= 0)
+            if (att->live && source == SOURCE_UFFD)
+                answer_faults(att, att->uffd);
+            else if (att->live && source == SOURCE_MOVED && att->moved_uffd >= 0)
+                answer_faults(att, att->moved_uffd);
+            else if (att->live && source == SOURCE_CTL && att->ctl >= 0)
                 answer_server(att);
             pthread_mutex_unlock(&att->lock);
         }
@@ -188,9 +209,16 @@ int service_watch(struct attachment *att)
     return watch_fd(att, att->ctl, SOURCE_CTL);
 }
 
+int service_watch_moved(struct attachment *att)
+{
+    return watch_fd(att, att->moved_uffd, SOURCE_MOVED);
+}
+
 void service_unwatch(struct attachment *att)
 {
     epoll_ctl(epoll, EPOLL_CTL_DEL, att->uffd, NULL);
+    if (att->moved_uffd >= 0)
+        epoll_ctl(epoll, EPOLL_CTL_DEL, att->moved_uffd, NULL);
     if (att->ctl < 0)
         away--;
     else
@@ -224,6 +252,8 @@ static int move_of(struct attachment *att, int fd)
 {
     if (fd == att->uffd)
         return move_watched(att, &att->uffd, SOURCE_UFFD);
+    if (fd == att->moved_uffd)
+        return move_watched(att, &att->moved_uffd, SOURCE_MOVED);
     if (fd == att->ctl)
         return move_watched(att, &att->ctl, SOURCE_CTL);
     for (unsigned i = 0; i < 3; i++) {
@@ -232,7 +262,8 @@ static int move_of(struct attachment *att, int fd)
         if (fd == *held)
             return move(held);
     }
-    return 0;
+    int *object = object_descriptor(att, fd);
+    return object ? move(object) : 0;
 }
 
 int service_move_fd(int fd)

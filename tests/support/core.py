@@ -249,9 +249,7 @@ class Core:
         pages = (fault.end - fault.start) // PAGE
         assert bits >> pages == 0, "a page outside what was looked at"
         present = frozenset(fault.start + at * PAGE for at in range(pages) if bits >> at & 1)
-        return Fault(
-            "MAP", present, fault.filled, fault.protect, fault.beside, fault.vma.object
-        )
+        return Fault("MAP", present, fault.filled, fault.protect, fault.beside, fault.vma.object)
 
     def touch(
         self, slot: int, offset: int, *, write: bool = False, look: Look = PAGE_ONLY, fill: int = 1
