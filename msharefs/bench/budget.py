@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msharefs import client
 from msharefs.workers import PAGE_BYTES, Workers
 
 from .backends import BudgetRegion
-from .scenario import Scenario, Setting
+from .scenario import Scenario, Setting, filled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
+    from contextlib import AbstractContextManager
 
     from msharefs.workers import Answer
 
+    from .backends import Backends, Memory
     from .figures import Sample
 
 WINDOW_PAGES = (256 << 20) // PAGE_BYTES
@@ -42,16 +44,9 @@ class Budget(Scenario):
     rounds = 1
     also = ("vmpte_bytes",)
 
-    @contextmanager
-    def ground(self, backends: Any, row: str, size: int) -> Iterator[Any]:
-        """The memory, filled."""
-        with backends[row].memory(size) as memory:
-            with Workers(1, memory.pass_fds) as filler:
-                for command in memory.take:
-                    filler.ask(command)
-                filler.ask(f"order 0 0 {size // PAGE_BYTES} {size // PAGE_BYTES} sequential")
-                filler.ask("touch 1 write")
-            yield memory
+    def ground(self, backends: Backends, row: str, size: int) -> AbstractContextManager[Memory]:
+        """The memory, filled by a process that stays, with tables of its own."""
+        return filled(backends[row], size)
 
     @contextmanager
     def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
@@ -67,7 +62,7 @@ class Budget(Scenario):
             moving = setting.case["access"] == "moving window"
             answers = list(_wander(setting, workers) if moving else _zipf(setting, workers))
             last = workers.ask("report")
-            kept = _kept(memory.path, setting.row)
+            kept = _kept(memory.path, setting.row, workers.pids)
         pages = sum(answer.pages for of_all in answers for answer in of_all)
         return {
             "ns_per_page": sum(a.nanoseconds for of_all in answers for a in of_all) / pages,
@@ -84,12 +79,12 @@ class Budget(Scenario):
         }
 
 
-def _kept(path: str, row: str) -> Sample:
+def _kept(path: str, row: str, pids: Container[int]) -> Sample:
     """What clients with a budget say of it, in the mean."""
     if row != BudgetRegion.name:
         return {}
     with client.open(path) as region:
-        clients = region.describe("clients")
+        clients = [entry for entry in region.describe("clients") if entry["pid"] in pids]
     figures = {
         "kept_bytes": "budget_bytes",
         "grown": "budget_grown",

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msharefs import client, ptmap
-from msharefs.workers import Workers
+from msharefs.workers import PAGE_BYTES, Workers
 
-from .scenario import Scenario, Setting
+from .scenario import Scenario, Setting, filled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
-    from .backends import Backends
+    from .backends import Backends, Memory
     from .figures import Sample
 
 
@@ -116,3 +117,53 @@ class PageTables(Scenario):
                 sample["host_mm_bytes"] = kind.mount().host_mm_bytes()
                 sample["links"] = held["links"]
             return sample
+
+
+class Clients(Scenario):
+    """Further clients of a region that a process has filled; each reads some pages of it.
+
+    `bookkeeping_bytes` is what the host mm grows by for each: its slot, and the note of what it has
+    touched.
+    """
+
+    name = "clients"
+    title = "what further clients cost the host mm"
+    rows = ("msharefs",)
+    processes = (1, 2000)
+    size = 1 << 30
+    headline = "page_table_bytes"
+    rounds = 1
+    VISITS = 64
+
+    def ground(self, backends: Backends, row: str, size: int) -> AbstractContextManager[Memory]:
+        """The region, filled by a process that stays."""
+        return filled(backends[row], size)
+
+    def need(self, rows: int, processes: int, size: int) -> int:
+        """They touch little, and have few page tables."""
+        few = self.VISITS * 2 * PAGE_BYTES
+        return size + super().need(rows, processes, few)
+
+    @contextmanager
+    def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
+        """Nothing more: all of them come with the round and go with it."""
+        yield lambda: self._trial(setting, setting.ground)
+
+    def _trial(self, setting: Setting, memory: Memory) -> Sample:
+        kind = setting.backends.region()
+        assert kind is not None
+        before, bytes_before = memory.figures(), kind.mount().host_mm_bytes()
+        visits = min(self.VISITS, setting.pages)
+        with Workers(setting.processes, memory.pass_fds) as workers:
+            for command in memory.take:
+                workers.ask(command)
+            workers.ask(lambda n: f"order {setting.seed + n} 0 {setting.pages} {visits} random")
+            workers.ask("touch 1 read")
+            held = memory.figures()
+            grown = kind.mount().host_mm_bytes() - bytes_before
+        return {
+            "page_table_bytes": held["page_table_bytes"],
+            "added_table_frames": held["table_frames"] - before["table_frames"],
+            "bookkeeping_bytes": grown / setting.processes,
+            "links": held["links"] - before["links"],
+        }

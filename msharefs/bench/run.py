@@ -15,6 +15,7 @@ import psutil
 
 from msharefs import units
 
+from . import targets
 from .backends import Backends
 from .figures import ratio, summary
 from .pagetables import meminfo, sample_map
@@ -76,7 +77,7 @@ def run(scenarios: Sequence[Scenario], wishes: Wishes, observer: Observer) -> di
     notify = observer.step("looking what there is", 1)
     with Backends(wishes.backends) if wishes.backends else Backends() as backends:
         notify(1)
-        return {
+        found = {
             "kind": KIND,
             "version": VERSION,
             "started": started.isoformat(timespec="seconds"),
@@ -85,6 +86,7 @@ def run(scenarios: Sequence[Scenario], wishes: Wishes, observer: Observer) -> di
             "scenarios": [play(scenario, wishes, backends, observer) for scenario in scenarios],
             **({"map": sample_map(backends)} if wishes.with_map else {}),
         }
+    return {**found, "targets": targets.judge(found)}
 
 
 def play(

@@ -7,17 +7,17 @@ changes on the machine meanwhile changes for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from msharefs.workers import PAGE_BYTES, Answer, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from .backends import Backends
+    from .backends import Backend, Backends, Memory
     from .figures import Sample
 
 Case = dict[str, str]
@@ -92,6 +92,18 @@ class Scenario(ABC):
     @abstractmethod
     def stage(self, setting: Setting) -> AbstractContextManager[Callable[[], Sample]]:
         """Set up a row; the function it gives plays one round and may be called many times."""
+
+
+@contextmanager
+def filled(backend: Backend, size: int) -> Iterator[Memory]:
+    """Memory that a process has written all of, and it stays."""
+    pages = size // PAGE_BYTES
+    with backend.memory(size) as memory, Workers(1, memory.pass_fds) as filler:
+        for command in memory.take:
+            filler.ask(command)
+        filler.ask(f"order 0 0 {pages} {pages} sequential")
+        filler.ask("touch 1 write")
+        yield memory
 
 
 def orders(*names: str, access: Iterable[str]) -> tuple[Case, ...]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from msharefs.workers import PAGE_BYTES, Workers
+from msharefs.workers import Workers
 
-from .scenario import Case, Scenario, Setting, ask_all, cost, middle, orders
+from .scenario import Case, Scenario, Setting, ask_all, cost, filled, middle, orders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from .backends import Backends, Memory
     from .figures import Sample
@@ -81,15 +82,9 @@ class Populated(Scenario):
     cases = orders("sequential", "random", "zipf", access=["read", "write"])
     size = 1 << 30
 
-    @contextmanager
-    def ground(self, backends: Backends, row: str, size: int) -> Iterator[Memory]:
+    def ground(self, backends: Backends, row: str, size: int) -> AbstractContextManager[Memory]:
         """The memory, filled by a process that stays."""
-        with backends[row].memory(size) as memory, Workers(1, memory.pass_fds) as filler:
-            for command in memory.take:
-                filler.ask(command)
-            filler.ask(f"order 0 0 {size // PAGE_BYTES} {size // PAGE_BYTES} sequential")
-            filler.ask("touch 1 write")
-            yield memory
+        return filled(backends[row], size)
 
     @contextmanager
     def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Here and not asked of msharefs.bench, so that --help loads none of it; a test compares them.
 SCENARIOS = (
     "first-touch", "populated", "steady", "fork", "unmap", "protect", "attach", "ioctl",
-    "metadata", "pagetables", "budget",
+    "metadata", "pagetables", "clients", "budget",
 )  # fmt: skip
 PLAN_CHECK = "plan-check"
 BACKENDS = (
@@ -93,9 +93,11 @@ _ASIDE = (
     ("per_second", "a second"),
     ("meminfo_bytes", "PageTables"),
     ("faults", "faults"),
+    ("added_table_frames", "frames added"),
+    ("bookkeeping_bytes", "a client"),
 )
 _HEADLINES = {"ns_per_page": "a page", "p50_ns": "median", "ns": "time", "ns_per_fork": "a fork",
-              "tables_bytes": "page tables"}  # fmt: skip
+              "tables_bytes": "page tables", "page_table_bytes": "page tables"}  # fmt: skip
 
 
 def table(scenario: dict[str, Any]) -> Table:
@@ -152,6 +154,30 @@ def show(found: dict[str, Any]) -> None:
         _show.show(table(scenario))
         for row, reason in scenario["missing"].items():
             print(f"{row}: not available: {reason}")
+    if found["targets"]:
+        print("\ntargets\n")
+        _show.show(targets_table(found["targets"]))
+
+
+def targets_table(targets: Sequence[dict[str, Any]]) -> Table:
+    """What was to be reached, and what was measured."""
+    lines = _show.table("", "target", "measured", "", "of", right=("target", "measured"))
+    for target in targets:
+        bound = ">=" if target["at_least"] else "<="
+        count = target["processes"]
+        of = f"{target['scenario']}, {units.size(target['size_bytes'])}"
+        lines.add_row(
+            target["what"],
+            f"{bound} {_target_figure(target, target['target'])}",
+            _target_figure(target, target["measured"]),
+            "" if target["met"] else "missed",
+            of if count == 1 else f"{of}, {count:,} processes",
+        )
+    return lines
+
+
+def _target_figure(target: dict[str, Any], value: float) -> str:
+    return f"{value:.3g}x" if target["unit"] == "ratio" else figure(target["figure"], value)
 
 
 def show_check(found: dict[str, Any]) -> None:
@@ -216,9 +242,11 @@ def command(
     """Measure msharefs beside what programs use today.
 
     Scenarios: first-touch, populated, steady, fork, unmap, protect, attach, ioctl, metadata,
-    pagetables, budget; without a name all of them. Every row is measured in turns with the others;
-    ratios are to the first row. plan-check, alone, builds the page tables of `msharefs plan` for a
-    window of --size (300G) and compares them to the byte.
+    pagetables, clients, budget; without a name all of them. Every row is measured in turns with the
+    others; ratios are to the first row. In the end: what was to be reached, and what was.
+
+    plan-check, alone, builds the page tables of `msharefs plan` for a window of --size (300G) and
+    compares them to the byte.
     """
     if PLAN_CHECK in scenarios:
         if len(scenarios) > 1 or processes or backends or plot:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from msharefs import bench
-from msharefs.bench import backends, figures, hugepages, run
+from msharefs.bench import backends, figures, hugepages, run, targets
 from msharefs.cli import bench as verb
 from msharefs.private_mount import PARENT
 
@@ -130,6 +130,71 @@ def test_a_child_that_writes_takes_faults_where_tables_are_its_own(
     found = rows(everything, "fork", child="write")
     assert found["memfd"]["faults_per_fork"] >= PAGES
     assert found["msharefs"]["faults_per_fork"] < PAGES
+
+
+def test_every_target_has_its_figure(
+    everything: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [target for target in targets.TARGETS if target.size is None]
+    assert [found["what"] for found in everything["targets"]] == [one.what for one in wanted]
+    by_name = {found["what"]: found for found in everything["targets"]}
+    touched = by_name["pages filled for each one touched at random"]
+    assert (touched["measured"], touched["target"], touched["met"]) == (1, 1, True)
+    frames = by_name["table frames that further clients add"]
+    assert (frames["measured"], frames["processes"], frames["met"]) == (0, 2, True)
+    verb.show(everything)
+    _, _, table = capsys.readouterr().out.partition("\ntargets\n")
+    for one in wanted:
+        assert one.what in table
+
+
+def target_document(**figures: float) -> dict[str, Any]:
+    """A run of `budget` and `clients`: time and VmPTE to the baseline, page tables."""
+
+    def row(**ratios: float) -> dict[str, Any]:
+        spreads = {key: {"median": value} for key, value in ratios.items()}
+        return {"ratio": spreads.pop("ns"), "ratios": spreads, "figures": spreads}
+
+    moving = [{"access": "moving window"}, {"access": "zipf, whole region"}]
+    return {"scenarios": [
+        {"name": "budget", "headline": "ns_per_page", "size_bytes": 1 << 30, "rounds": 1, "cases": [
+            {"case": case, "processes": count, "rows": {
+                "msharefs-budget": row(ns=ns * figures["ns"], vmpte_bytes=figures["vmpte"]),
+            }}
+            for case in moving for count, ns in ((64, 1), (8, 9))
+        ]},
+        {"name": "clients", "headline": "page_table_bytes", "size_bytes": figures["size"],
+         "rounds": 1, "cases": [
+            {"case": {}, "processes": count, "rows": {"msharefs": row(
+                ns=1, page_table_bytes=figures["tables"], added_table_frames=0, bookkeeping_bytes=1,
+            )}} for count in (1, 2000)
+        ]},
+    ]}  # fmt: skip
+
+
+def judged(**figures: float) -> dict[str, bool]:
+    defaults = {"ns": 1.0, "vmpte": 0.1, "size": 1 << 30, "tables": 2 << 20}
+    found = targets.judge(target_document(**{**defaults, **figures}))
+    return {target["what"]: target["met"] for target in found}
+
+
+def test_targets_are_judged_at_the_most_processes() -> None:
+    assert judged() == dict.fromkeys([
+        "page tables of a region of 1 GiB, whoever attaches",
+        "table frames that further clients add",
+        "bookkeeping for a further client",
+        "moving windows, budget=1M: VmPTE",
+        "moving windows, budget=1M: throughput",
+        "Zipf over all of it, budget=1M: throughput",
+    ], True)  # fmt: skip
+
+
+def test_targets_that_are_missed() -> None:
+    assert not judged(ns=1.2)["moving windows, budget=1M: throughput"]
+    assert not judged(vmpte=0.16)["moving windows, budget=1M: VmPTE"]
+    tables = "page tables of a region of 1 GiB, whoever attaches"
+    assert not judged(tables=3 << 20)[tables]
+    assert tables not in judged(size=1 << 29), "the bound is for 1 GiB"
 
 
 def test_page_tables(everything: dict[str, Any]) -> None:
