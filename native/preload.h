@@ -12,6 +12,7 @@
  *   preload_seek.c   lseek: ESPIPE on a region
  *   preload_syscall.c  syscall(2) with the number of one of these
  *   preload_fd.c     close, dup2: our descriptors are not the program's
+ *   preload_statfs.c statfs: the series' type of file system
  *
  * The program's calls come to functions with the C library's names. The core, linked
  * into this library as into the others, must not: its references to those names are
@@ -28,6 +29,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/vfs.h>
 
 #include "attachment.h"
 #include "msharefs.h"
@@ -53,6 +55,8 @@ int sys_munlock(const void *addr, size_t length) SYS(munlock);
 int sys_mlockall(int flags) SYS(mlockall);
 int sys_close(int fd) SYS(close);
 int sys_close_range(unsigned first, unsigned last, int flags) SYS(close_range);
+int sys_statfs(const char *path, struct statfs *fs) SYS(statfs);
+int sys_fstatfs(int fd, struct statfs *fs) SYS(fstatfs);
 int sys_dup2(int from, int to) SYS(dup2);
 int sys_dup3(int from, int to, int flags) SYS(dup3);
 off_t sys_lseek(int fd, off_t offset, int whence) SYS(lseek);

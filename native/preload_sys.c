@@ -106,6 +106,10 @@ int sys_close_range(unsigned first, unsigned last, int flags)
     return (int)syscall(SYS_close_range, (unsigned long)first, (unsigned long)last, (long)flags);
 }
 
+int sys_statfs(const char *path, struct statfs *fs) { return (int)syscall(SYS_statfs, path, fs); }
+
+int sys_fstatfs(int fd, struct statfs *fs) { return (int)syscall(SYS_fstatfs, (long)fd, fs); }
+
 int sys_dup2(int from, int to) { return (int)syscall(SYS_dup2, (long)from, (long)to); }
 
 int sys_dup3(int from, int to, int flags) { return (int)syscall(SYS_dup3, (long)from, (long)to, (long)flags); }

@@ -129,6 +129,18 @@ T("attach-locked-limit", "MAP_LOCKED beyond RLIMIT_MEMLOCK", "EAGAIN",
 
 T = Table("Attach: where", "1.6, A, C")
 T("hint-20Q", "hint 20Q", "20Q", lambda s: where(s.region(), addr=20 * Q))
+for quantum in (1, 2, 50, 100, 150, 200):
+    T(f"hint-{quantum}Q", f"hint {quantum}Q", f"{quantum}Q",
+      lambda s, quantum=quantum: where(s.region(), addr=quantum * Q))
+    T(f"attach-fixed-{quantum}Q", f"MAP_FIXED at {quantum}Q", f"{quantum}Q",
+      lambda s, quantum=quantum: where(s.region(), flags=SHARED | FIXED, addr=quantum * Q))
+    T(f"attach-noreplace-{quantum}Q", f"MAP_FIXED_NOREPLACE at {quantum}Q", f"{quantum}Q",
+      lambda s, quantum=quantum: where(s.region(), flags=SHARED | NOREPLACE, addr=quantum * Q))
+for name, odd in (("1", 1), ("4K", PAGE), ("2M", 2 << 20), ("Q/2", Q // 2), ("Q-4K", Q - PAGE)):
+    T(f"attach-fixed-odd-{name}", f"MAP_FIXED at 20Q+{name}", "EINVAL",
+      mmap(flags=SHARED | FIXED, addr=20 * Q + odd))
+    T(f"attach-noreplace-odd-{name}", f"MAP_FIXED_NOREPLACE at 20Q+{name}", "EINVAL",
+      mmap(flags=SHARED | NOREPLACE, addr=20 * Q + odd))
 T("hint-20Q+1", "hint 20Q+1: the core drops the low 12 bits", "20Q",
   lambda s: where(s.region(), addr=20 * Q + 1))
 T("hint-20Q+4K", "hint 20Q+4096: rounded up", "21Q",
@@ -336,6 +348,12 @@ def unmapped(offset: int, length: int) -> Callable[[Stage], str]:
 T("munmap-first", "munmap of its first page", "EINVAL, 7", unmapped(0, PAGE))
 T("munmap-middle", "munmap of a page in the middle", "EINVAL, 7", unmapped(Q // 2, PAGE))
 T("munmap-last", "munmap of its last page", "EINVAL, 7", unmapped(Q - PAGE, PAGE))
+for name, start, length in (
+    ("2M", 0, 2 << 20), ("all-but-first", PAGE, Q - PAGE), ("all-but-last", 0, Q - PAGE),
+    ("second-half", Q // 2, Q // 2), ("1G", 1 << 30, 1 << 30),
+):
+    T(f"munmap-{name}", f"munmap of [{start:#x}, {start + length:#x})", "EINVAL, 7",
+      unmapped(start, length))
 T("munmap-half", "munmap of the first half", "EINVAL, 7", unmapped(0, Q // 2))
 T("munmap", "munmap of the whole: what a load says then", "0, SIGSEGV MAPERR", unmapped(0, Q),
   source="1.6, B")

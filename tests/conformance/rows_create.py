@@ -124,8 +124,12 @@ T("create-all", "all of the region, MAP_NORESERVE", "0",
 T("create-offset-end", "region_offset = size of the region", "EINVAL", place(Q))
 T("create-offset-beyond", "region_offset beyond", "EINVAL", place(2 * Q))
 T("create-offset-wrap", "region_offset 2^64-4096", "EINVAL", place(WRAP - PAGE))
-T("create-offset-odd", "region_offset 1", "EINVAL", place(1))
-T("create-offset-odd-2", "region_offset 4K+512", "EINVAL", place(PAGE + 512))
+UNALIGNED = {"1": 1, "511": 511, "4095": 4095, "4097": 4097, "4K+512": PAGE + 512,
+             "2M-1": (2 << 20) - 1, "2M+1": (2 << 20) + 1, "Q-1": Q - 1, "Q-4095": Q - 4095}
+for name, odd in UNALIGNED.items():
+    T(f"create-offset-odd-{name}", f"region_offset {name}", "EINVAL", place(odd))
+for name, size in {"2": 2, "511": 511, "4095": 4095, "4097": 4097, "2M+1": (2 << 20) + 1}.items():
+    T(f"create-size-{name}", f"size {name}: rounded up to pages", "0", place(PAGE, size))
 T("create-beyond", "region_offset + size beyond the region", "EINVAL", place(Q - PAGE, 2 * PAGE))
 T("create-size-more", "size of more than the region", "EINVAL", place(0, Q + PAGE))
 T("create-size-0", "size 0", "EINVAL", place(0, 0))
@@ -267,7 +271,10 @@ T("unmap-more", "more than an object", "0", unmap(0, 16 * PAGE))
 T("unmap-all", "all of the region", "0", unmap(0, Q))
 T("unmap-hole", "a hole", "0", unmap(Q // 2, PAGE))
 T("unmap-size-0", "size 0", "EINVAL", unmap(PAGE, 0))
-T("unmap-odd", "region_offset 1", "EINVAL", unmap(1, PAGE))
+for name, odd in UNALIGNED.items():
+    T(f"unmap-offset-odd-{name}", f"region_offset {name}", "EINVAL", unmap(odd, 1))
+for name, size in {"1": 1, "2": 2, "511": 511, "4095": 4095, "2M+1": (2 << 20) + 1}.items():
+    T(f"unmap-size-{name}", f"size {name}: rounded up to pages", "0", unmap(PAGE, size))
 T("unmap-odd-hole", "region_offset 4K+512 in a hole", "EINVAL", unmap(Q // 2 + 512, PAGE))
 T("unmap-offset-end", "region_offset = size of the region", "EINVAL", unmap(Q, PAGE))
 T("unmap-offset-beyond", "region_offset beyond", "EINVAL", unmap(2 * Q, PAGE))

@@ -55,6 +55,30 @@ for prot in range(8):
       page(prot, "store"), source="1.8, A, C", plain=True)
 
 
+def other_access(stage: Stage, prot: int, access: str, who: str) -> str:
+    """An access by another process to a page that is there, if the first may put it there."""
+    memory = stage.page(prot)
+    if prot & WRITE:
+        memory.store(byte=0)
+    elif prot & READ:
+        memory.load()
+    other = memory.at(memory.agent.fork()) if who == "a child" else memory.again(stage.process())
+    return other.load() if access == "load" else other.store()
+
+
+for who, short in (("a second process", "second"), ("a child", "child")):
+    for prot in range(8):
+        only_run = "SIGSEGV PKUERR" if HAS_PKU else "0"
+        load = {NONE: "SIGSEGV ACCERR", EXEC: only_run}.get(prot, "0")
+        T(f"{short}-load-{prot}", f"{who}: a load from an object of prot {prot}", load,
+          lambda s, prot=prot, who=who: other_access(s, prot, "load", who),
+          source="1.8, 1.11, A", plain=True)
+        T(f"{short}-store-{prot}", f"{who}: a store to it",
+          "ok" if prot & WRITE else "SIGSEGV ACCERR",
+          lambda s, prot=prot, who=who: other_access(s, prot, "store", who),
+          source="1.8, 1.11, A", plain=True)
+
+
 def between(stage: Stage) -> str:
     """Two objects with a hole between them."""
     memory = stage.memory((0, PAGE, RW), (2 * PAGE, PAGE, READ))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
 from typing import TYPE_CHECKING
 
 from .stage import Q, said
@@ -70,15 +71,30 @@ def counts(stage: Stage) -> str:
     return str(found.f_blocks + found.f_bfree + found.f_bavail + found.f_files + found.f_ffree)
 
 
-def magic(stage: Stage) -> str:
-    pool = stage.agent.pool
-    stage.agent.call("statfs", str(stage.dir), pool)
-    return f"{int.from_bytes(stage.agent.get(pool, 8), 'little'):x}"
+def magic(stage: Stage, function: str = "statfs") -> str:
+    """f_type, as a program under `msharefs run` sees it."""
+    agent = stage.agent
+    if function == "statfs":
+        agent.call("statfs", str(stage.dir), agent.pool)
+    else:
+        stage.region().call("fstatfs", agent.pool)
+    return f"{int.from_bytes(agent.get(agent.pool, 8), 'little'):x}"
+
+
+def native_magic(stage: Stage) -> str:
+    """The same by the system call itself: the preloaded library does not see it."""
+    path = str(stage.dir)
+    text = subprocess.check_output(["stat", "--file-system", "--format=%t", path], text=True)
+    return text.strip()
 
 
 T("statfs-counts", "statfs: sum of all counts", "0", counts, source="1.5")
+T("statfs-type", "statfs: f_type", f"{MSHARE_MAGIC:x}", magic, source="1.2, 1.5, A")
+T("fstatfs-type", "fstatfs of a region: f_type", f"{MSHARE_MAGIC:x}",
+  lambda s: magic(s, "fstatfs"), source="1.2, 1.5, A")
 T(
-    "statfs-type", "statfs: f_type", f"{MSHARE_MAGIC:x}", magic, source="1.2, 1.5, A",
+    "statfs-type-native", "statfs by a program that is not run by `msharefs run`",
+    f"{MSHARE_MAGIC:x}", native_magic, source="1.2, 1.5, A",
     ours="65735546", why="FUSE mounts have the type of FUSE; /proc/mounts says fuse.msharefs.",
 )
 

@@ -65,16 +65,22 @@ def read_only(stage: Stage, flags: int = os.O_RDONLY) -> File:
 
 
 T = Table("Sizing by ftruncate", "1.4, 1.5, A")
-for name, size in (("Q", Q), ("2Q", 2 * Q), ("3Q", 3 * Q), ("127Q", 127 * Q), ("2^62", 1 << 62)):
+WHOLE = {
+    "Q": Q, "2Q": 2 * Q, "3Q": 3 * Q, "10Q": 10 * Q, "127Q": 127 * Q, "255Q": 255 * Q,
+    "256Q": 256 * Q, "1000Q": 1000 * Q, "2^61": 1 << 61, "2^62": 1 << 62,
+}
+ODD = {
+    "1": 1, "511": 511, "4K": PAGE, "4K+1": PAGE + 1, "2M": HUGE, "1G": 1 << 30, "Q/2": Q // 2,
+    "Q-1": Q - 1, "Q+1": Q + 1, "Q-4K": Q - PAGE, "Q+4K": Q + PAGE, "Q-2M": Q - HUGE,
+    "Q+2M": Q + HUGE, "Q+1G": Q + (1 << 30), "3Q/2": 3 * Q // 2, "2Q-1": 2 * Q - 1,
+    "2^62+1": (1 << 62) + 1, "2^63-1": (1 << 63) - 1,
+}
+for name, size in WHOLE.items():
     T(f"size-{name}", f"ftruncate {name}", "0", lambda s, size=size: s.unsized().size_to(size),
       source="1.4, 1.5, A, C", plain=True)
 T("size-stat", "st_size then", str(3 * Q),
   lambda s: s.region(3 * Q) and str(os.stat(s.path()).st_size), plain=True)
-for name, size in (
-    ("1", 1), ("4K", PAGE), ("2M", HUGE), ("1G", 1 << 30), ("Q-1", Q - 1), ("Q+1", Q + 1),
-    ("Q-4K", Q - PAGE), ("Q+4K", Q + PAGE), ("Q+2M", Q + HUGE), ("2^63-1", (1 << 63) - 1),
-    ("-1", -1), ("-Q", -Q),
-):
+for name, size in {**ODD, "-1": -1, "-Q": -Q, "-4K": -PAGE}.items():
     T(f"size-{name}", f"ftruncate {name}", "EINVAL",
       lambda s, size=size: s.unsized().size_to(size),
       source="B, A" if name == "2^63-1" else "")
@@ -135,10 +141,14 @@ for name, length in (("4K", PAGE), ("Q", Q), ("2Q", 2 * Q)):
       trapped(lambda f, length=length: f.mmap(length)), source="C")
 
 T = Table("Sizing by fallocate", "1.5, A, C")
-T("falloc-Q", "fallocate(0, 0, Q)", "0", lambda s: fallocate(s.unsized()))
+for name, size in WHOLE.items():
+    T(f"falloc-{name}", f"fallocate(0, 0, {name})", "0",
+      lambda s, size=size: fallocate(s.unsized(), size))
+for name, size in ODD.items():
+    T(f"falloc-{name}", f"fallocate(0, 0, {name})", "EINVAL",
+      lambda s, size=size: fallocate(s.unsized(), size))
 T("falloc-size", "st_size then", str(Q),
   lambda s: fallocate(s.unsized()) and str(s.open().size()))
-T("falloc-odd", "fallocate(0, 0, 4K)", "EINVAL", lambda s: fallocate(s.unsized(), PAGE))
 T("falloc-again", "fallocate(0, 0, Q) of a sized region", "EINVAL",
   lambda s: fallocate(s.region()))
 T("falloc-0", "fallocate(0, 0, 0)", "EINVAL", lambda s: fallocate(s.unsized(), 0), plain=True)

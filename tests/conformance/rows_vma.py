@@ -165,14 +165,21 @@ for name in ("FREE", "DODUMP", "WIPEONFORK", "COLLAPSE", "GUARD_INSTALL", "GUARD
     T(f"advise-{name}", f"MADV_{name} of the whole", "EINVAL", on("madvise", WHOLE, ADVICE[name]))
 T("advise-REMOVE", "MADV_REMOVE of the whole", "EOPNOTSUPP",
   on("madvise", WHOLE, ADVICE["REMOVE"]))
-for name in (
+SPLITTING = (
     "RANDOM", "SEQUENTIAL", "DONTFORK", "HUGEPAGE", "NOHUGEPAGE", "DONTDUMP", "WIPEONFORK",
     "DODUMP",
-):
+)
+for name in SPLITTING:
     T(f"advise-{name}-part", f"MADV_{name} of a page: it would split", "EINVAL",
       on("madvise", PART, ADVICE[name]))
-for name in ("NORMAL", "WILLNEED", "DONTNEED", "DOFORK", "MERGEABLE", "COLD", "PAGEOUT"):
+HARMLESS = ("NORMAL", "WILLNEED", "DONTNEED", "DOFORK", "MERGEABLE", "COLD", "PAGEOUT")
+for name in HARMLESS:
     T(f"advise-{name}-part", f"MADV_{name} of a page", "0", on("madvise", PART, ADVICE[name]))
+for name in (*SPLITTING, *HARMLESS):
+    T(f"advise-{name}-hole", f"MADV_{name} of a page in a hole, in the middle",
+      "EINVAL" if name in SPLITTING else "0", on("madvise", (Q // 2, PAGE), ADVICE[name]))
+    T(f"advise-{name}-half", f"MADV_{name} of the second half",
+      "EINVAL" if name in SPLITTING else "0", on("madvise", (Q // 2, Q // 2), ADVICE[name]))
 for name in ("POPULATE_READ", "POPULATE_WRITE"):
     T(f"advise-{name}-present", f"MADV_{name} of a present page", "0",
       on("madvise", PART, ADVICE[name]))
