@@ -4,6 +4,7 @@
  *
  *   series region FILE    the creator and an attacher share FILE
  *   series memory         the same with memory of Linux's own, which must come out the same
+ *   series refusals FILE  what FILE, new, refuses, and what it takes
  *
  * Says on stdout what each step came to.
  */
@@ -132,13 +133,83 @@ static int consume(void)
     return 0;
 }
 
+static long create_mapping(int fd, size_t offset, size_t length, unsigned flags)
+{
+    const struct mshare_create object = {
+        .region_offset = offset, .size = length, .prot = PROT_READ | PROT_WRITE, .flags = flags,
+        .fd = 9999};
+
+    return ioctl(fd, MSHAREFS_CREATE_MAPPING, &object);
+}
+
+static long unmap(int fd, size_t offset, size_t length)
+{
+    const struct mshare_unmap gone = {.region_offset = offset, .size = length};
+
+    return ioctl(fd, MSHAREFS_UNMAP, &gone);
+}
+
+static long map(int fd, int prot)
+{
+    void *base = mmap(NULL, size, prot, MAP_SHARED, fd, 0);
+
+    return base == MAP_FAILED ? -1 : munmap(base, size);
+}
+
+static int refusals(void)
+{
+    const unsigned anonymous = MAP_ANONYMOUS | MAP_SHARED | MAP_FIXED;
+    char byte = 0;
+
+    size = quantum();
+    int fd = open(file, O_RDWR | O_CREAT | O_EXCL, 0600);
+    check("open", fd);
+    say("open, exclusively, what is there", open(file, O_RDWR | O_CREAT | O_EXCL, 0600));
+    say("object without a size", create_mapping(fd, 0, PAGE, anonymous));
+    say("unknown command without a size", ioctl(fd, _IO('x', 30)));
+    say("half a quantum", ftruncate(fd, (off_t)size / 2));
+    say("fallocate not from 0", fallocate(fd, 0, (off_t)size, (off_t)size));
+    say("fallocate keeping the size", fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)size));
+    say("size", ftruncate(fd, (off_t)size));
+    say("size again", ftruncate(fd, (off_t)size));
+    say("larger", fallocate(fd, 0, 0, 2 * (off_t)size));
+    say("unknown command", ioctl(fd, _IO('x', 30)));
+    say("nowhere to read the object", ioctl(fd, MSHAREFS_CREATE_MAPPING, NULL));
+    say("private object", create_mapping(fd, 0, PAGE, MAP_ANONYMOUS | MAP_PRIVATE | MAP_FIXED));
+    say("object wherever", create_mapping(fd, 0, PAGE, MAP_ANONYMOUS | MAP_SHARED));
+    say("object of nothing", create_mapping(fd, 0, 0, anonymous));
+    say("object between pages", create_mapping(fd, 1, PAGE, anonymous));
+    say("object over the end", create_mapping(fd, size - PAGE, 2 * PAGE, anonymous));
+    say("object of a bad descriptor", create_mapping(fd, 0, PAGE, MAP_SHARED | MAP_FIXED));
+    say("object", create_mapping(fd, 0, USED, anonymous));
+    say("object instead", create_mapping(fd, PAGE, PAGE, anonymous));
+    say("object beside", create_mapping(fd, 0, PAGE, anonymous | MAP_FIXED_NOREPLACE));
+    say("unmap a hole", unmap(fd, USED, PAGE));
+    say("unmap between pages", unmap(fd, 1, PAGE));
+    say("unmap over the end", unmap(fd, PAGE, size));
+    say("read", read(fd, &byte, 1));
+    say("write", write(fd, &byte, 1));
+    say("fsync", fsync(fd));
+    say("mmap", map(fd, PROT_READ | PROT_WRITE));
+    close(fd);
+    fd = open(file, O_RDONLY);
+    say("size, read-only", ftruncate(fd, (off_t)size));
+    say("mmap to write, read-only", map(fd, PROT_READ | PROT_WRITE));
+    say("mmap to read, read-only", map(fd, PROT_READ));
+    close(fd);
+    say("unlink", unlink(file));
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     int status;
 
     if (argc < 2)
         return 2;
-    file = strcmp(argv[1], "region") ? NULL : argv[2];
+    file = argv[2]; /* NULL: none */
+    if (!strcmp(argv[1], "refusals"))
+        return refusals();
     create();
     char *base = attach(O_RDWR, PROT_READ | PROT_WRITE);
     for (size_t at = 0; at < USED; at += PAGE)

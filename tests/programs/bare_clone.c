@@ -1,0 +1,36 @@
+/*
+ * bare_clone.c - a child that fork(3) does not know of: it has its parent's memory and copies of its
+ * descriptors, but nothing was done for it. What it does must not reach its parent.
+ *
+ *   bare_clone FILE    FILE: a region of two pages at least, mapped
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+int main(int argc, char **argv)
+{
+    struct stat status;
+    int fd = argc == 2 ? open(argv[1], O_RDWR) : -1, code;
+
+    if (fd < 0 || fstat(fd, &status))
+        return 2;
+    volatile char *base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (base == MAP_FAILED)
+        return 3;
+    base[0] = 1;
+    pid_t child = _Fork();
+    if (!child)
+        _exit(munmap((void *)base, (size_t)status.st_size) ? 4 : 0);
+    if (waitpid(child, &code, 0) != child || code)
+        return 5;
+    base[4096] = 2; /* a page that nobody has touched: a fault to be answered */
+    printf("%d %d\n", base[0], base[4096]);
+    fflush(stdout);
+    getchar(); /* the test looks who is attached */
+    return 0;
+}
