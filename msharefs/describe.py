@@ -97,6 +97,7 @@ def pagetable(host: HostMM) -> dict[str, Any]:
                     "start": table.start,
                     "end": table.end,
                     "present": table.present,
+                    "huge": table.huge,
                 }
             )
     return {

@@ -141,6 +141,32 @@ static int block_prot(const struct attachment *att, uint32_t flags)
     return (prot & readable(att->prot)) | (flags & VMA_EXEC ? PROT_EXEC : 0);
 }
 
+/* mmap(2) of a hugetlbfs file for writing makes the file as long as the mapping. CREATE_MAPPING
+ * has done that; who made it shorter since does not want it again. */
+static int map_huge_block(uint8_t *at, uint64_t bytes, int prot, int fd, off_t offset)
+{
+    uint8_t *got = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, offset);
+    int err = 0;
+
+    if (got == MAP_FAILED)
+        return -errno;
+    if (mprotect(got, bytes, prot) ||
+        mremap(got, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at) == MAP_FAILED) {
+        err = -errno;
+        munmap(got, bytes);
+    }
+    return err;
+}
+
+static int map_block(uint8_t *at, uint64_t bytes, int prot, int fd, off_t offset, bool huge)
+{
+    if (huge && prot & PROT_WRITE)
+        return map_huge_block(at, bytes, prot, fd, offset);
+    return mmap(at, bytes, prot, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, offset) == MAP_FAILED
+               ? -errno
+               : 0;
+}
+
 int64_t object_map(struct attachment *att, const struct fault *fault)
 {
     const struct object *object = find(att, fault->vma.object);
@@ -150,10 +176,11 @@ int64_t object_map(struct attachment *att, const struct fault *fault)
     if (!object || object->state != OBJECT_HELD)
         return -EUCLEAN;
     touched_mark(&att->mm, att->slot, fault->start, bytes);
-    if (mmap(at, bytes, block_prot(att, fault->vma.flags),
-             MAP_SHARED | MAP_FIXED | MAP_NORESERVE, object->fd,
-             (off_t)(fault->vma.offset + (fault->start - fault->vma.start))) == MAP_FAILED)
-        return errno == EAGAIN ? -ENOMEM : -errno; /* EAGAIN: more than may be locked */
+    int err = map_block(at, bytes, block_prot(att, fault->vma.flags), object->fd,
+                        (off_t)(fault->vma.offset + (fault->start - fault->vma.start)),
+                        fault->vma.flags & VMA_HUGE);
+    if (err)
+        return err == -EAGAIN ? -ENOMEM : err; /* EAGAIN: more than may be locked */
     poison_forget(att, fault->start, fault->end);
     /* As the window around it. */
     madvise(at, bytes, MADV_DONTDUMP);

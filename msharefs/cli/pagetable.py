@@ -17,11 +17,16 @@ ENTRIES = 512  # entries of an x86-64 table
 TABLE_BYTES = 4096
 
 
+def alike(table: dict[str, Any]) -> tuple[int, int]:
+    """What tables of a run have in common."""
+    return table["present"], table["huge"]
+
+
 def runs(tables: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Group tables that follow each other and are equally full."""
     run: list[dict[str, Any]] = []
     for table in tables:
-        if run and (table["start"] != run[-1]["end"] or table["present"] != run[-1]["present"]):
+        if run and (table["start"] != run[-1]["end"] or alike(table) != alike(run[-1])):
             yield run
             run = []
         run.append(table)
@@ -48,7 +53,9 @@ def lines(pagetable: dict[str, Any], every: bool) -> Iterator[str]:
         for run in ([table] for table in tables) if every else runs(tables):
             each = "" if len(run) == 1 else " each"
             span = f"{run[0]['start']:012x}-{run[-1]['end']:012x}"
-            yield f"  {span}  {run[0]['present']:>3}/{ENTRIES} present{each}  {frames(run)}"
+            present, huge = alike(run[0])
+            pages = f", {huge} of 2 MiB" if huge else ""
+            yield f"  {span}  {present:>3}/{ENTRIES} present{pages}{each}  {frames(run)}"
 
 
 def show_map(path: str, plot: str | None, as_json: bool) -> None:

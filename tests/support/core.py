@@ -174,10 +174,13 @@ class Core:
 
     # The writer
 
-    def begin_map(self, start: int, end: int, prot: int) -> int:
-        """Publishes a mapping that faults still wait for; 0 or -errno."""
-        vma = ffi.new("struct mm_vma *", {"start": start, "end": end, "flags": prot})
-        return lib.hostmm_map(self.mm, vma[0])
+    def begin_map(self, start: int, end: int, prot: int, *, file: int = 0, offset: int = 0) -> int:
+        """Publishes a mapping that faults still wait for; 0 or -errno.
+
+        `prot` may have VMA_HUGE; `file` is the number of its object, 0 is anonymous.
+        """
+        vma = {"start": start, "end": end, "flags": prot, "object": file, "offset": offset}
+        return lib.hostmm_map(self.mm, ffi.new("struct mm_vma *", vma)[0])
 
     def begin_unmap(self, start: int, end: int) -> int:
         """Publishes a hole that still has entries; 0 or -errno."""
@@ -200,9 +203,11 @@ class Core:
         """Goes back to the snapshot before."""
         lib.hostmm_abort(self.mm)
 
-    def map(self, start: int, end: int, prot: int = READ | WRITE) -> None:
+    def map(
+        self, start: int, end: int, prot: int = READ | WRITE, *, file: int = 0, offset: int = 0
+    ) -> None:
         """A whole change, with nobody inside a fault."""
-        check(self.begin_map(start, end, prot))
+        check(self.begin_map(start, end, prot, file=file, offset=offset))
         assert self.straggler() is None
         check(self.finish())
 
@@ -233,15 +238,22 @@ class Core:
         return check(lib.slot_claim(self.mm, pid, started))
 
     def fault(
-        self, slot: int, offset: int, *, write: bool = False, look: Look = PAGE_ONLY, fill: int = 1
+        self,
+        slot: int,
+        offset: int,
+        *,
+        write: bool = False,
+        look: Look = PAGE_ONLY,
+        fill: int = 1,
+        limit: int = 1 << 63,
     ) -> Fault:
-        """A fault by a client that is inside an epoch."""
+        """A fault by a client that is inside an epoch. An object's file ends at `limit`."""
         fault = ffi.new("struct fault *")
         fault.offset = offset
         fault.access = lib.ACCESS_WRITE if write else lib.ACCESS_READ
         start, end = look(offset)
         fault.start, fault.end = start % (1 << 64), end % (1 << 64)
-        fault.fill = fill
+        fault.fill, fault.limit = fill, limit
         verdict = lib.mm_fault(self.mm, slot, fault)
         if verdict != MAP:
             return Fault(VERDICTS[verdict])
@@ -252,11 +264,18 @@ class Core:
         return Fault("MAP", present, fault.filled, fault.protect, fault.beside, fault.vma.object)
 
     def touch(
-        self, slot: int, offset: int, *, write: bool = False, look: Look = PAGE_ONLY, fill: int = 1
+        self,
+        slot: int,
+        offset: int,
+        *,
+        write: bool = False,
+        look: Look = PAGE_ONLY,
+        fill: int = 1,
+        limit: int = 1 << 63,
     ) -> Fault:
         """A whole fault: enter, fault, leave."""
         lib.slot_enter(self.mm, slot)
-        fault = self.fault(slot, offset, write=write, look=look, fill=fill)
+        fault = self.fault(slot, offset, write=write, look=look, fill=fill, limit=limit)
         lib.slot_leave(self.mm, slot)
         return fault
 

@@ -166,10 +166,11 @@ class RawMM:
             host = start + (index << 12 + 9 * level)
             address = value & ADDRESS
             flags = value & ~ADDRESS
-            if level == 0 and value & (P | PROTNONE) in (P, PROTNONE):
+            is_leaf = level == 0 or (level == 1 and value & PS)
+            if is_leaf and value & (P | PROTNONE) in (P, PROTNONE):
                 offset = host - HOST_BASE
                 tree.leaves[offset] = Leaf(offset, address - DATA_BASE, flags)
-            elif level == 0 or not value & P:
+            elif is_leaf or not value & P:
                 tree.wrong.append(f"level {level} at {host:#x}: {value:#x} is nothing")
             else:
                 below = (address - TABLES_BASE) // PAGE

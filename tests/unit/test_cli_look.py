@@ -51,8 +51,8 @@ CLIENT = {
 }  # fmt: skip
 
 
-def table(frame: int, start: int, end: int, present: int) -> dict[str, int]:
-    return {"frame": frame, "start": start, "end": end, "present": present}
+def table(frame: int, start: int, end: int, present: int, huge: int = 0) -> dict[str, int]:
+    return {"frame": frame, "start": start, "end": end, "present": present, "huge": huge}
 
 
 def pte(frame: int, number: int, present: int) -> dict[str, int]:
@@ -157,6 +157,17 @@ def test_pagetable_folds_runs_that_are_alike(monkeypatch: pytest.MonkeyPatch) ->
         "  000000000000-000000600000  512/512 present each  frames 4-6",
         "  000000600000-000000800000    7/512 present  frame 9",
         "  000001200000-000001400000    7/512 present  frame 8",
+    ]
+
+
+def test_pagetable_tells_huge_pages_from_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = [table(1, 0, 1 << 30, 4, huge=3), table(2, 1 << 30, 2 << 30, 4)]
+    document = {"levels": [{"level": "pmd", "tables": tables}]}
+    monkeypatch.setattr(_region, "describe", lambda _path, _kind: document)
+    lines = CliRunner().invoke(pagetable.command, ["r"]).output.splitlines()
+    assert lines[1:] == [
+        "  000000000000-000040000000    4/512 present, 3 of 2 MiB  frame 1",
+        "  000040000000-000080000000    4/512 present  frame 2",
     ]
 
 
