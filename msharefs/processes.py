@@ -5,14 +5,13 @@ Sources: proc(5), pidfd_getfd(2).
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
-from typing import TYPE_CHECKING
 
 from .native import ffi, lib
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+PIDFD_THREAD = os.O_EXCL
+"""pidfd_open(2), since Linux 6.9."""
 
 
 def _stat_fields(pid: int) -> list[bytes] | None:
@@ -129,22 +128,35 @@ def fetch_descriptor(pid: int, number: int) -> int:
 
     EBADF: it has none of that number. EPERM: ptrace rules forbid it. ESRCH: the process is gone.
     """
-    with _pidfd(pid) as pidfd:
+    # Any thread that has not ended has them; the first one may have, long ago.
+    for thread in (pid, *_threads(pid)):
+        try:
+            return _fetch_descriptor(thread, number)
+        except ProcessLookupError:
+            continue
+    raise ProcessLookupError(errno.ESRCH, f"descriptor {number} of process {pid}: it has ended")
+
+
+def _fetch_descriptor(thread: int, number: int) -> int:
+    pidfd = os.pidfd_open(thread, PIDFD_THREAD)
+    try:
         found = lib.syscall(
             lib.SYS_pidfd_getfd,
             ffi.cast("int", pidfd),
             ffi.cast("int", number),
             ffi.cast("unsigned int", 0),
         )
+    finally:
+        os.close(pidfd)
     if found < 0:
-        raise OSError(ffi.errno, f"descriptor {number} of process {pid}: {os.strerror(ffi.errno)}")
+        raise OSError(
+            ffi.errno, f"descriptor {number} of thread {thread}: {os.strerror(ffi.errno)}"
+        )
     return found
 
 
-@contextlib.contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
-    pidfd = os.pidfd_open(pid)
+def _threads(pid: int) -> list[int]:
     try:
-        yield pidfd
-    finally:
-        os.close(pidfd)
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []

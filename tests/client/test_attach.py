@@ -385,6 +385,18 @@ def test_an_unlinked_region_lives_while_it_is_attached(actors: Actors, shared_mo
     until(lambda: not (objects / f"{ident}.mem").exists(), "the memory is gone with the last")
 
 
+def test_a_process_whose_first_thread_has_ended(actors: Actors, make_region: Regions) -> None:
+    region = make_region(QUANTUM)
+    actor = actors()
+    fd = actor.give(region.fd)
+    assert actor.call("leave-main") == []
+    base = actor.attach(fd)
+    assert actor.call("fill", base, QUANTUM, 1, 0) == []
+    region.unmap(0, PAGE)
+    assert actor.call("load", base) == maperr(base)
+    assert actor.call("detach", base) == []
+
+
 def test_the_service_thread_keeps_out_of_the_way(actors: Actors, make_region: Regions) -> None:
     actor = actors()
     actor.attach(actor.give(make_region().fd))

@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -94,6 +95,11 @@ static void unmap(const uint64_t *arg) /* fd, offset, size */
     reply_result(mshare_unmap((int)arg[0], arg[1], arg[2]));
 }
 
+static void protect(const uint64_t *arg) /* fd, offset, size, prot */
+{
+    reply_result(mshare_protect((int)arg[0], arg[1], arg[2], (int)arg[3]));
+}
+
 static void plain_map(const uint64_t *arg) /* address, size, prot, flags, fd, offset */
 {
     void *base = mmap((void *)arg[0], arg[1], (int)arg[2], (int)arg[3], (int)arg[4], (off_t)arg[5]);
@@ -107,6 +113,11 @@ static void plain_map(const uint64_t *arg) /* address, size, prot, flags, fd, of
 static void plain_unmap(const uint64_t *arg) /* address, size */
 {
     reply_result(munmap((void *)arg[0], arg[1]));
+}
+
+static void plain_protect(const uint64_t *arg) /* address, size, prot */
+{
+    reply_result(mprotect((void *)arg[0], arg[1], (int)arg[2]));
 }
 
 static void load(const uint64_t *arg) /* address */
@@ -131,6 +142,26 @@ static void store(const uint64_t *arg) /* address, value */
         reply_signal(&trap);
     }
     trap_current = NULL;
+}
+
+/* A byte of each page, one after the other; what is refused is the signal's code, negative. */
+static void look(const uint64_t *arg) /* address, pages */
+{
+    char found[128];
+    volatile int length = 0;
+
+    for (volatile uint64_t i = 0; i < arg[1] && length < (int)sizeof found - 16; i++) {
+        volatile int value;
+        struct trap trap;
+
+        if (TRY(trap))
+            value = *(volatile uint8_t *)(arg[0] + i * PAGE);
+        else
+            value = -trap.code;
+        trap_current = NULL;
+        length += snprintf(found + length, sizeof found - (size_t)length, " %d", value);
+    }
+    reply(-1, "ok%s", found);
 }
 
 /* Without a handler: the kernel's own end of a process, as its parent sees it. */
@@ -311,6 +342,14 @@ static void kill_child(const uint64_t *arg) /* pid; ok: status */
         wait_child(arg);
 }
 
+/* Nobody will wait for any descendant: those without a parent become ours, and go when they end. */
+static void disown(const uint64_t *arg)
+{
+    (void)arg;
+    signal(SIGCHLD, SIG_IGN);
+    reply_result(prctl(PR_SET_CHILD_SUBREAPER, 1));
+}
+
 /* Becomes a new actor; its first answer is "ok". */
 static void exec_again(const uint64_t *arg)
 {
@@ -320,7 +359,7 @@ static void exec_again(const uint64_t *arg)
     (void)arg;
     snprintf(number, sizeof number, "%d", channel);
     fcntl(channel, F_SETFD, 0);
-    execv("/proc/self/exe", argv);
+    execv("/proc/thread-self/exe", argv);
     reply_errno();
 }
 
@@ -362,12 +401,13 @@ static const struct {
     const char *name;
     void (*run)(const uint64_t *arg);
 } commands[] = {
-    {"attach", attach}, {"detach", detach}, {"map", map}, {"unmap", unmap},
-    {"plain-map", plain_map}, {"plain-unmap", plain_unmap},
-    {"load", load}, {"store", store}, {"load-and-die", load_and_die},
+    {"attach", attach}, {"detach", detach}, {"map", map}, {"unmap", unmap}, {"protect", protect},
+    {"plain-map", plain_map}, {"plain-unmap", plain_unmap}, {"plain-protect", plain_protect},
+    {"load", load}, {"store", store}, {"look", look}, {"load-and-die", load_and_die},
     {"store-with-repair", store_with_repair}, {"fill", fill}, {"check", check},
     {"read", read_into}, {"write", write_from},
-    {"fork", fork_child}, {"spawn", spawn}, {"wait", wait_child}, {"kill", kill_child}, {"exec", exec_again},
+    {"fork", fork_child}, {"spawn", spawn}, {"wait", wait_child}, {"kill", kill_child},
+    {"disown", disown}, {"exec", exec_again},
     {"setuser", set_user}, {"unshare", leave_namespace}, {"hide-shm", hide_shm},
     {"take", take}, {"mlockall", lock_all}, {"leave-main", leave_main}, {"close", close_fd}, {"exit", leave},
     {"hammer", crowd_hammer}, {"flood", crowd_flood}, {"holes", crowd_holes}, {"join", crowd_join},

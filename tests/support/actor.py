@@ -153,6 +153,12 @@ class Actor:
         if self.process is not None:
             self.process.wait(ANSWER_LIMIT)
 
+    def gone(self) -> None:
+        """Wait until the last thread of a process that was killed, or exits, has ended."""
+        with contextlib.suppress(OSError):  # it has not read our last command, or was gone before
+            while self._channel.recv(4096):
+                pass
+
     def end(self) -> None:
         """Let the process and its children go, however they are."""
         for child in self._children:
@@ -160,8 +166,7 @@ class Actor:
         if self.process is None:  # not ours to wait for, and its pid may be of another namespace
             with contextlib.suppress(OSError):
                 self._channel.shutdown(socket.SHUT_WR)
-                while self._channel.recv(4096):
-                    pass
+            self.gone()
         self._channel.close()
         if self.process is not None:
             if self.process.poll() is None:

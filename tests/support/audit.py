@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .actor import PAGE
 
@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     import msharefs
 
 
-def assert_whole(region: msharefs.Region) -> None:
-    """The audit finds nothing wrong, and the figures of page tables agree; with nobody faulting."""
+def assert_whole(region: msharefs.Region) -> dict[str, Any]:
+    """The audit finds nothing wrong, and the figures of page tables agree; with nobody faulting.
+
+    Returns the region's figures.
+    """
     audit = region.describe("audit")
     frames = sum(audit["tables"].values())
     problems = {name: audit[name] for name in ("held", "lost", "stray", "bad", "vmas")}
@@ -20,3 +23,4 @@ def assert_whole(region: msharefs.Region) -> None:
     stat = region.stat()
     assert stat["page_table_bytes"] == PAGE * frames
     assert stat["table_frames"] == audit["tables"]
+    return stat

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msharefs.native import check, ffi, lib
 
@@ -31,13 +31,27 @@ def host_mm(mount: Mount, ident: int) -> Iterator[Any]:
         lib.mm_close(mm)
 
 
-def inside_faults(mount: Mount, ident: int) -> set[int]:
-    """Processes that are inside a page fault of a region, dead ones among them."""
+class Attachment(NamedTuple):
+    """One of the clients of a region, perhaps a dead process."""
+
+    pid: int
+    epoch: int
+    """Not 0: inside a fault."""
+    links: int
+
+
+def attachments(mount: Mount, ident: int) -> list[Attachment]:
+    """Who is attached to a region."""
     with host_mm(mount, ident) as mm:
         count = lib.mm_clients(mm, ffi.NULL, 0)
         clients = ffi.new("struct mm_client[]", count)
         count = min(count, lib.mm_clients(mm, clients, count))
-        return {client.pid for client in clients[0:count] if client.epoch}
+        return [Attachment(client.pid, client.epoch, client.links) for client in clients[0:count]]
+
+
+def inside_faults(mount: Mount, ident: int) -> set[int]:
+    """Processes that are inside a page fault of a region, dead ones among them."""
+    return {client.pid for client in attachments(mount, ident) if client.epoch}
 
 
 def is_changing(mount: Mount, ident: int) -> bool:

@@ -1,0 +1,400 @@
+"""Random programs: two to four processes map, unmap, protect, touch, fork and die; all is foreseen.
+
+Each run has a region of its own on one mount. A model foresees the outcome of every access, by
+whatever process, and what the region then is: VMAs, entries, table pages, counters. Where Linux's
+own shared memory is no different, a process with such memory is asked the same.
+
+The same 500 runs each time. For others, as long as one likes, until one fails:
+
+    while .venv/bin/python -m pytest -q tests/random --hypothesis-seed=random; do :; done
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from support.actor import MAP_FIXED, MAP_FIXED_NOREPLACE, PAGE, READ_WRITE, Actor
+from support.audit import assert_whole
+from support.calls import refused
+from support.core import EXEC, GIB1, MIB2, READ, WRITE
+from support.hostview import attachments, number_of
+from support.model import Model
+from support.program import FLAGS, Access, World, answer, expect, look
+from support.rawmm import HOST_BASE, P
+from support.wait import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.program import Program
+    from support.server import Mount
+
+# Strict: an entry only for a page that somebody touched, so that faults can be foreseen.
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
+
+RUNS, STEPS = 500, 20
+PROGRAMS, WINDOWS = 4, 2
+LONGEST = 5  # cells that a change takes
+HALF = 8  # bytes of a system call in each of two pages
+BYTE = 123  # of a page: si_addr must tell it
+SIZE = GIB1 + 2 * MIB2
+# Pages in a row, over the ends of a PTE page and of a PMD page.
+ROWS = tuple(range(edge - 2 * PAGE, edge + 2 * PAGE, PAGE) for edge in (2 * PAGE, MIB2, GIB1))
+CUTS = tuple(sorted({page for row in ROWS for page in row} | {row.stop for row in ROWS} | {SIZE}))
+CELLS = len(CUTS) - 1
+
+# Without "explain": it traces every line, and the failing steps speak for themselves.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+
+picks = st.integers(0, 1 << 12)
+"""Chooses one of what there is when the step runs."""
+windows = st.sampled_from([READ_WRITE, READ_WRITE, READ])
+verbs = st.sampled_from(["map", "map", "unmap", "protect", "protect"])
+rights = st.sampled_from([READ | WRITE, READ | WRITE, READ, 0, WRITE, READ | EXEC])
+spans = st.tuples(st.integers(0, CELLS - 1), st.integers(1, LONGEST)).map(
+    lambda span: (span[0], min(sum(span), CELLS))
+)
+# Whose window, which page, and how: a value is stored, 0 is a load.
+touches = st.tuples(picks, st.integers(0, CELLS - 1), st.integers(0, 255))
+
+Span = tuple[int, int]
+Touch = tuple[int, int, int]
+
+
+class Programs(RuleBasedStateMachine):
+    """One region and its processes."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.model = Model(CUTS)
+        self.memory: dict[int, int] = {}
+        self.programs: list[Program] = []
+        self.faults = self.unsure_faults = 0
+        self.links = self.unsure_links = 0  # of attachments that are gone
+
+    @initialize(count=st.integers(2, PROGRAMS))
+    def begin(self, count: int) -> None:
+        self.run = self.world.run(SIZE)
+        self._change("map", (0, CELLS), READ | WRITE, None)
+        for _ in range(count):
+            self.arrive(None, READ_WRITE)
+
+    # Processes
+
+    @rule(parent=st.none() | picks, prot=windows)
+    def arrive(self, parent: int | None, prot: int) -> None:
+        """One more process, a child of another or not; or a window at another address."""
+        if len(self.programs) < PROGRAMS and (parent is None or not self.programs):
+            program = self.run.fork()
+            program.attach(prot)
+            self.programs.append(program)
+        elif len(self.programs) < PROGRAMS:
+            self.programs.append(self._program(parent or 0).fork())
+        else:
+            program = self._program(parent or 0)
+            if len(program.windows) < WINDOWS:
+                program.attach(prot)
+
+    @precondition(lambda self: self.programs)
+    @rule(who=picks, how=st.sampled_from(["exit", "kill", "exec", "leave-main", "detach"]))
+    def leave(self, who: int, how: str) -> None:
+        """By and by a process goes; nobody waits until it is gone."""
+        program = self._program(who)
+        if how == "leave-main":
+            # Only its first thread ends: to many it looks like a process that has.
+            assert program.actor.call(how) == []
+        elif how == "detach":
+            for window in program.windows[:1]:
+                assert program.actor.call(how, window.base) == []
+                self._forget(program, 1)
+        elif how == "exec":
+            assert program.actor.call(how) == []
+            self._forget(program, WINDOWS)
+            program.fd = program.actor.give(self.run.region.fd)
+        else:
+            self._end(program, how)
+
+    # Accesses
+
+    @precondition(lambda self: self._attached())
+    @rule(chosen=st.lists(touches, min_size=1, max_size=PROGRAMS))
+    def touch(self, chosen: list[Touch]) -> None:
+        """Loads and stores, those of different processes at the same time."""
+        accesses = self._together(chosen)
+        self._start(accesses)
+        self._finish(accesses)
+
+    @precondition(lambda self: self._attached())
+    @rule(row=st.sampled_from(ROWS))
+    def look(self, row: range) -> None:
+        """All processes at once look at pages in a row."""
+        for program in self._attached():
+            at = program.windows[-1].base + row.start + BYTE
+            program.actor.start("look", at, len(row))
+        for program in self._attached():
+            foreseen, filled = look(self.model, self.memory, program.windows[-1], row, BYTE)
+            self.faults += filled
+            assert program.actor.finish() == foreseen
+
+    @precondition(lambda self: self._attached())
+    @rule(who=picks, row=st.sampled_from(ROWS), page=st.integers(0, 2), write=st.booleans())
+    def system_call(self, who: int, row: range, page: int, write: bool) -> None:
+        """read(2) or write(2) of memory, half of it in one page and half in the next."""
+        program = self._program(who, attached=True)
+        offset = row[page + 1] - HALF
+        accesses = [(program, Access(program.windows[0], offset, write, 2 * HALF))]
+        self._start(accesses)
+        self._finish(accesses)
+
+    @precondition(lambda self: self._attached())
+    @rule(touch=touches)
+    def kill_in_an_access(self, touch: Touch) -> None:
+        """It is made or it is not; what was half done another process completes."""
+        [(program, access)] = self._together([touch])
+        self._start([(program, access)])
+        self._end(program, "kill")
+        program.actor.gone()
+        self.unsure_links += access.offset // MIB2 not in access.window.linked
+        if not self._attached():
+            self.arrive(None, READ)
+        witness = self._attached()[0]
+        after = Access(witness.windows[0], access.offset, write=False)
+        said = after.perform(witness.actor)
+        foreseen, filled = expect(self.model, self.memory, after)
+        if access.write and access.window.prot & WRITE and said == [access.value] != foreseen:
+            assert self.run.twin.perform(access) == []
+            self.memory[access.offset] = access.value
+            foreseen = said
+        assert said == foreseen == self.run.twin.perform(after)
+        self.faults += filled
+        self.unsure_faults += filled
+
+    # Changes
+
+    @rule(verb=verbs, span=spans, prot=rights, by=picks, new=st.booleans(),
+          meanwhile=st.lists(touches, max_size=PROGRAMS))  # fmt: skip
+    def change(
+        self, verb: str, span: Span, prot: int, by: int, new: bool, meanwhile: list[Touch]
+    ) -> None:
+        """By any process; accesses elsewhere that go on meanwhile notice nothing of it."""
+        cells = range(*span)
+        chosen = [touch for touch in meanwhile if touch[1] not in cells]
+        accesses = self._together(chosen)
+        busy = [program for program, _ in accesses]
+        free = [None, *(program for program in self.programs if program not in busy)]
+        self._start(accesses)
+        if verb == "map" and new:
+            self._map_new(span, prot)
+        else:
+            self._change(verb, span, prot, free[by % len(free)])
+        self._finish(accesses)
+
+    @precondition(lambda self: self.programs)
+    @rule(who=picks, verb=verbs, span=spans, prot=rights)
+    def kill_in_a_change(self, who: int, verb: str, span: Span, prot: int) -> None:
+        """All of it is done or nothing."""
+        program = self._program(who)
+        before = self._maps()
+        program.actor.start(verb, program.fd, *_range(span), prot)
+        self._end(program, "kill")
+        program.actor.gone()
+        found = self._found_maps()
+        self._change(verb, span, prot, None)
+        assert found in (before, self._maps())
+
+    # What must be so in the end
+
+    def teardown(self) -> None:
+        with self.run:
+            if sys.exception() is None:
+                self._check()
+
+    def _check(self) -> None:
+        for row in ROWS:
+            self.look(row)
+        region = self.run.region
+        count = sum(len(program.windows) for program in self.programs)
+        until(lambda: region.stat()["clients"] == count, f"there are {count} attachments")
+        stat = assert_whole(region)
+        assert self._found_maps() == self._maps()
+        assert stat["rss_bytes"] == PAGE * len(self.model.leaves)
+        assert stat["page_table_bytes"] == PAGE * (1 + len(self.model.tables))
+        assert self._found_entries() == self._entries()
+        self._check_counters(stat["counters"])
+        region.unmap(0, SIZE)
+        stat = assert_whole(region)
+        assert (stat["rss_bytes"], stat["page_table_bytes"]) == (0, PAGE)
+
+    def _check_counters(self, counters: dict[str, int]) -> None:
+        assert self.faults - self.unsure_faults <= counters["faults"] <= self.faults
+        assert counters["prefaulted"] == 0
+        clients = attachments(self.world.mount, number_of(self.run.region.path))
+        assert sorted((client.pid, client.links) for client in clients) == sorted(
+            (program.actor.pid, len(window.linked))
+            for program in self.programs
+            for window in program.windows
+        )
+        gone = counters["links"] - sum(client.links for client in clients)
+        assert self.links <= gone <= self.links + self.unsure_links
+
+    # What the rules share
+
+    def _attached(self) -> list[Program]:
+        return [program for program in self.programs if program.windows]
+
+    def _program(self, number: int, *, attached: bool = False) -> Program:
+        programs = self._attached() if attached else self.programs
+        return programs[number % len(programs)]
+
+    def _end(self, program: Program, how: str) -> None:
+        if how == "kill":
+            program.actor.kill()
+        else:
+            program.actor.start("exit", 0)
+        self._forget(program, WINDOWS)
+        self.programs.remove(program)
+
+    def _forget(self, program: Program, count: int) -> None:
+        """Its first windows are gone."""
+        self.links += sum(len(window.linked) for window in program.windows[:count])
+        del program.windows[:count]
+
+    def _together(self, chosen: list[Touch]) -> list[tuple[Program, Access]]:
+        """Of the chosen accesses one for each process, such that their order does not matter."""
+        found: list[tuple[Program, Access]] = []
+        for who, cell, value in chosen if self._attached() else ():
+            program = self._program(who, attached=True)
+            window = program.windows[who // PROGRAMS % len(program.windows)]
+            access = Access(window, CUTS[cell] + BYTE, write=value > 0, value=value)
+            if not any(
+                other is program or ((access.write or more.write) and more.offset == access.offset)
+                for other, more in found
+            ):
+                found.append((program, access))
+        return found
+
+    def _start(self, accesses: list[tuple[Program, Access]]) -> None:
+        for program, access in accesses:
+            access.start(program.actor)
+
+    def _finish(self, accesses: list[tuple[Program, Access]]) -> None:
+        for program, access in accesses:
+            said = answer(program.actor)
+            foreseen, filled = expect(self.model, self.memory, access)
+            self.faults += filled
+            if not access.write or access.window.prot & WRITE:
+                assert foreseen == self.run.twin.perform(access), "the model is wrong"
+            assert said == foreseen
+
+    def _map_new(self, span: Span, prot: int) -> None:
+        """MAP_FIXED_NOREPLACE."""
+        flags = FLAGS & ~MAP_FIXED | MAP_FIXED | MAP_FIXED_NOREPLACE
+        if any(self.model.cells[slice(*span)]):
+            with refused(errno.EEXIST):
+                self.run.region.map(*_range(span), prot, flags)
+        else:
+            self.run.region.map(*_range(span), prot, flags)
+            self._changed("map", span, prot)
+
+    def _change(self, verb: str, span: Span, prot: int, by: Program | None) -> None:
+        """Made by that process, or by the test's."""
+        arguments = _range(span) if verb == "unmap" else (*_range(span), prot)
+
+        def made() -> Any:
+            if by is None:
+                return getattr(self.run.region, verb)(*arguments)
+            return by.actor.call(verb, by.fd, *arguments)
+
+        if verb == "protect" and not all(self.model.cells[slice(*span)]):
+            with refused(errno.ENOMEM):
+                made()
+        else:
+            made()
+            self._changed(verb, span, prot)
+
+    def _changed(self, verb: str, span: Span, prot: int) -> None:
+        start, size = _range(span)
+        self.run.twin.change(verb, start, size, prot)
+        self.model.begin(verb, *span, prot)
+        self.model.finish()
+        if verb != "protect":
+            for at in [at for at in self.memory if start <= at < start + size]:
+                del self.memory[at]
+
+    # The region: what it should be, and what it is
+
+    def _maps(self) -> list[tuple[int, int, str]]:
+        letters = ((READ, "r"), (WRITE, "w"), (EXEC, "x"))
+        return [
+            (
+                vma.start,
+                vma.end,
+                "".join(letter if vma.flags & bit else "-" for bit, letter in letters) + "s",
+            )
+            for vma in self.model.vmas()
+        ]
+
+    def _found_maps(self) -> list[tuple[int, int, str]]:
+        return [(vma["start"], vma["end"], vma["prot"]) for vma in self.run.region.maps()]
+
+    def _entries(self) -> dict[int, int]:
+        """How many entries are present in the PTE page of each span."""
+        return {
+            start: sum(
+                bool(bits & P) for at, bits in self.model.leaves.items() if at & -MIB2 == start
+            )
+            for level, start in self.model.tables
+            if level == 0
+        }
+
+    def _found_entries(self) -> dict[int, int]:
+        [pages] = (
+            level["tables"]
+            for level in self.run.region.describe("pagetable")["levels"]
+            if level["level"] == "pte"
+        )
+        return {table["start"] - HOST_BASE: table["present"] for table in pages}
+
+
+def _range(span: Span) -> tuple[int, int]:
+    """Region offset and size."""
+    return CUTS[span[0]], CUTS[span[1]] - CUTS[span[0]]
+
+
+@pytest.fixture
+def world(shared_mount: Mount, actor_program: Path) -> Iterator[World]:
+    with Actor.launch(actor_program) as zygote:
+        yield World(shared_mount, zygote)
+
+
+# When it fails it looks for a shorter program, for five minutes at most.
+@pytest.mark.timeout(500)
+@pytest.mark.slow
+def test_random_programs(world: World, request: pytest.FixtureRequest) -> None:
+    seed_given = request.config.getoption("--hypothesis-seed") is not None
+    run_state_machine_as_test(
+        lambda: Programs(world),
+        settings=settings(
+            max_examples=RUNS,
+            stateful_step_count=STEPS,
+            derandomize=not seed_given,
+            deadline=None,
+            phases=PHASES,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
