@@ -72,7 +72,8 @@ def figure(key: str, value: float) -> str:
     return _number(value)
 
 
-def _times(ratio: dict[str, float] | None) -> str:
+def times(ratio: dict[str, float] | None) -> str:
+    """A ratio for people."""
     return f"{ratio['median']:.3g}x" if ratio else "-"
 
 
@@ -122,9 +123,9 @@ def table(scenario: dict[str, Any]) -> Table:
             lines.add_row(
                 *lead,
                 row,
-                _times(ratio),
+                times(ratio),
                 _spread(ratio) if ratio else "",
-                *(_times(found["ratios"].get(key)) for key in scenario["also"]),
+                *(times(found["ratios"].get(key)) for key in scenario["also"]),
                 figure(headline, figures[headline]["median"]),
                 *(
                     figure(key, figures[key]["median"]) if key in figures else ""
@@ -164,16 +165,23 @@ def targets_table(targets: Sequence[dict[str, Any]]) -> Table:
     lines = _show.table("", "target", "measured", "", "of", right=("target", "measured"))
     for target in targets:
         bound = ">=" if target["at_least"] else "<="
-        count = target["processes"]
-        of = f"{target['scenario']}, {units.size(target['size_bytes'])}"
         lines.add_row(
             target["what"],
             f"{bound} {_target_figure(target, target['target'])}",
             _target_figure(target, target["measured"]),
             "" if target["met"] else "missed",
-            of if count == 1 else f"{of}, {count:,} processes",
+            _of(target),
         )
     return lines
+
+
+def _of(target: dict[str, Any]) -> str:
+    """Where it was measured: a scenario of ours, or a case of a workload."""
+    if "scenario" not in target:
+        return ", ".join(f"{key} {value}" for key, value in target["case"].items())
+    of = f"{target['scenario']}, {units.size(target['size_bytes'])}"
+    count = target["processes"]
+    return of if count == 1 else f"{of}, {count:,} processes"
 
 
 def _target_figure(target: dict[str, Any], value: float) -> str:
