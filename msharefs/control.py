@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from . import processes, verbs
+from . import descriptors, processes, verbs
 from .native import ffi, lib
 
 if TYPE_CHECKING:
@@ -50,16 +50,15 @@ class Request:
         self.arguments: list[int] = arguments
         self._fds = fds
 
-    def take_fd(self) -> int:
-        """The next descriptor; it is the caller's now. EPROTO: there is none."""
+    def take_fd(self, missing: int = errno.EPROTO) -> int:
+        """The next descriptor; it is the caller's now. Error `missing`: there is none."""
         if not self._fds:
-            raise OSError(errno.EPROTO, "a message came without its descriptor")
+            raise OSError(missing, "a message came without its descriptor")
         return self._fds.pop(0)
 
     def close(self) -> None:
         """Closes what nobody took."""
-        for fd in self._fds:
-            os.close(fd)
+        descriptors.close_later(*self._fds)
         self._fds = []
 
 
@@ -141,7 +140,8 @@ class Connection:
                 raise OSError(
                     errno.EPERM, f"process {self.pid} has not shown a right to any region"
                 )
-            if self.region is not None:
+            # A client asks for an object inside a fault, which the end of a region waits for.
+            if self.region is not None and request.op != lib.MSG_OBJECT:
                 await self.region.settle()
             reply = await handler(self, request) or Reply()
         except OSError as error:
@@ -183,13 +183,15 @@ class Connection:
 
     async def _ready(self, request: Request) -> None:
         self._settle(request, request.take_fd())
+        self._arrange()
 
     async def _forked(self, request: Request) -> Reply:
-        sock = socket.socket(fileno=request.take_fd())
+        sock = _socket(request.take_fd())
         child = Connection(self._control, sock, self.region, self.flags)
         try:
             child._settle(request, request.take_fd())  # one of us
             self._control.serve(child)
+            child._arrange()
         except OSError as error:  # it has ended already
             log.debug("child of process %d: %s", self.pid, error)
             sock.close()
@@ -198,9 +200,9 @@ class Connection:
     async def _rejoin(self, request: Request) -> None:
         shown = request.take_fd()
         try:
-            found = os.fstat(shown)
+            found = await descriptors.elsewhere(lambda: os.fstat(shown), f"process {self.pid}")
         finally:
-            os.close(shown)
+            descriptors.close_later(shown)
         region = self._control.regions.by_host(found.st_dev, found.st_ino)
         if region is None:
             raise OSError(errno.ESTALE, f"process {self.pid} shows a host mm that is not ours")
@@ -208,6 +210,7 @@ class Connection:
         self._settle(request, request.take_fd())
         # What was refused without us may be there by now.
         self._control.start(self.ask, lib.MSG_REARM, 0, self._region.sized().size)
+        self._arrange()
 
     async def _detach(self, request: Request) -> None:
         del request
@@ -216,7 +219,8 @@ class Connection:
     async def _map(self, request: Request) -> None:
         offset, size, prot, flags, object_offset = request.arguments
         create = verbs.Create(offset, size, object_offset, prot & 0xFFFFFFFF, flags & 0xFFFFFFFF)
-        await self._region.create_mapping(create, self.flags, self.pid)
+        given = None if create.flags & verbs.MAP_ANONYMOUS else request.take_fd(errno.EBADF)
+        await self._region.create_mapping(create, self.flags, self.pid, given)
 
     async def _unmap(self, request: Request) -> None:
         offset, size, *_ = request.arguments
@@ -225,6 +229,10 @@ class Connection:
     async def _protect(self, request: Request) -> None:
         offset, size, prot, flags, *_ = request.arguments
         await self._region.protect(offset, size, prot, flags, self.flags)
+
+    async def _object(self, request: Request) -> Reply:
+        write = self.flags & os.O_ACCMODE != os.O_RDONLY or self._region.quirks
+        return Reply(fds=[await self._region.sized().object(request.arguments[0], write=write)])
 
     async def _stat(self, request: Request) -> Reply:
         del request
@@ -252,6 +260,9 @@ class Connection:
         """The client is attached: from now on its death frees its slot."""
         host = self._region.sized()
         slot, claim, *_ = request.arguments
+        if not processes.is_userfaultfd(uffd):
+            descriptors.close_later(uffd)
+            raise OSError(errno.EBADF, f"process {self.pid} sent no userfaultfd")
         if slot >= lib.MM_SLOTS or not claim or claim != lib.mm_claim(host.mm, slot):
             os.close(uffd)
             raise OSError(errno.ESTALE, f"process {self.pid} does not hold slot {slot} any more")
@@ -259,6 +270,12 @@ class Connection:
         host.clients[slot] = self
         # As we see it: the client may live in another pid namespace.
         lib.mm_set_client(host.mm, slot, self.pid, processes.start_time(self.pid))
+
+    def _arrange(self) -> None:
+        """Execution is permitted where it was, by when nobody could ask the client."""
+        host = self._region.sized()
+        if host.executes():
+            self._control.start(self.ask, lib.MSG_ARRANGE, 0, host.size)
 
     def _leave(self, *, detached: bool = False) -> None:
         """The attachment ends, unless only the connection has: then the client will rejoin."""
@@ -359,6 +376,7 @@ _HANDLERS: dict[int, Any] = {
     lib.MSG_MAP: Connection._map,  # noqa: SLF001
     lib.MSG_UNMAP: Connection._unmap,  # noqa: SLF001
     lib.MSG_PROTECT: Connection._protect,  # noqa: SLF001
+    lib.MSG_OBJECT: Connection._object,  # noqa: SLF001
     lib.MSG_STAT: Connection._stat,  # noqa: SLF001
     lib.MSG_DESCRIBE: Connection._describe,  # noqa: SLF001
 }
@@ -407,7 +425,7 @@ class Control:
             answer.token = token
             answer.path = os.fsencode(self.path)
         else:
-            self.serve(Connection(self, socket.socket(fileno=fd), region, flags))
+            self.serve(Connection(self, _socket(fd), region, flags))
         return 0, bytes(ffi.buffer(answer))
 
     def redeem(self, token: bytes) -> tuple[Region, int]:
@@ -436,6 +454,15 @@ class Control:
         while True:
             await trio.sleep(REAP_SECONDS)
             self.regions.reap_dead()
+
+
+def _socket(fd: int) -> socket.socket:
+    """The socket that somebody gave us. ENOTSOCK: it is something else, and closed."""
+    try:
+        return socket.socket(fileno=fd)
+    except OSError:
+        descriptors.close_later(fd)
+        raise
 
 
 def _plain(sock: trio.socket.SocketType) -> socket.socket:

@@ -61,19 +61,16 @@ def stat(raw: Any, owner: Owner) -> dict[str, Any]:
 
 
 def maps(host: HostMM) -> list[dict[str, Any]]:
-    """The VMAs, in order."""
-    count = check(lib.mm_vmas(host.mm, ffi.NULL, 0), f"{host.name}: reading its VMAs")
-    vmas = ffi.new("struct mm_vma[]", count)
-    lib.mm_vmas(host.mm, vmas, count)
+    """The VMAs, in order; `object` is "anon" or the path of a file."""
     return [
         {
             "start": vma.start,
             "end": vma.end,
             "prot": _prot(vma.flags),
             "offset": vma.offset,
-            "object": "anon",
+            "object": host.objects.describe(vma.object) if vma.object else "anon",
         }
-        for vma in vmas
+        for vma in host.vmas()
     ]
 
 

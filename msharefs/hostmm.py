@@ -7,7 +7,6 @@ fault, because a debugger holds it there, makes the change fail with EBUSY and n
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -15,16 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from . import revocation
+from . import descriptors, revocation
+from .files import object_paths, open_memory, records_path, reset_objects
 from .native import check, ffi, lib
+from .objects import Objects, Part, ranges
 from .owners import KINDS, Owner
 from .processes import has_mapped, is_alive_in
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
+    from .mapping import Mapping
     from .revocation import Client
+    from .sources import Source
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,9 @@ class HostMM:
             os.close(mm_fd)
             raise
         self._unfinished = False
+        self.anonymous_executes = not os.fstatvfs(self.mem_fd).f_flag & os.ST_NOEXEC
+        """Code can run in the region's own memory, as far as its file system lets it."""
+        self.objects = Objects(name, records_path(directory, ident))
         self.clients: dict[int, Client] = {}
         """Connected attachments, by slot."""
 
@@ -111,33 +117,110 @@ class HostMM:
         """How many VMAs there are."""
         return check(lib.mm_vmas(self._mm, ffi.NULL, 0), f"{self.name}: reading its VMAs")
 
-    def ranges(self) -> list[tuple[int, int]]:
-        """What is mapped: start and end of each VMA."""
+    def vmas(self) -> Any:
+        """What is mapped: an array of struct mm_vma, in order."""
         count = self.count()
         vmas = ffi.new("struct mm_vma[]", count)
         lib.mm_vmas(self._mm, vmas, count)
-        return [(vma.start, vma.end) for vma in vmas]
+        return vmas
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """What is mapped: start and end of each VMA."""
+        return [(vma.start, vma.end) for vma in self.vmas()]
+
+    def check_free(self, start: int, end: int) -> None:
+        """EEXIST: something is mapped in [start, end)."""
+        if lib.hostmm_mapped(self._mm, start, end):
+            raise OSError(errno.EEXIST, f"{self.name}: [{start:#x}, {end:#x}) is not free")
 
     def changing(self) -> bool:
         """A change of its VMAs is under way."""
         return self._lock.locked()
 
-    async def map(self, start: int, end: int, prot: int, *, replace: bool = True) -> None:
-        """Maps anonymous memory at [start, end); what was there goes, if `replace`, else EEXIST."""
-        vma = ffi.new("struct mm_vma *", {"start": start, "end": end, "offset": 0})
-        vma.flags = prot & lib.VMA_PROT
+    async def map(
+        self,
+        start: int,
+        end: int,
+        prot: int,
+        *,
+        replace: bool = True,
+        source: Source | None = None,
+        kept: Mapping | None = None,
+        offset: int = 0,
+    ) -> None:
+        """Maps memory at [start, end), or `source` from its byte `offset` on.
+
+        What was there goes, if `replace`, else EEXIST. `kept` is a mapping of the source, and ours.
+        EBUSY: an attached process does not let go of what is there; nothing changed.
+        """
         async with self._lock:
-            if not replace and lib.hostmm_mapped(self._mm, start, end):
-                raise OSError(errno.EEXIST, f"{self.name}: [{start:#x}, {end:#x}) is not free")
-            await self._change(lambda: lib.hostmm_map(self._mm, vma[0]))
-            await revocation.rearm(self, start, end)
+            vma = ffi.new("struct mm_vma *", {"start": start, "end": end, "offset": offset})
+            vma.flags = prot & lib.VMA_PROT
+            if source is not None and kept is not None:
+                added = self.objects.add(self._next_object(), source, kept)
+                vma.object = added.number
+                vma.flags |= lib.VMA_HUGE if added.huge else 0
+            try:
+                if not replace:
+                    self.check_free(start, end)
+                await self._exchange(start, end, lambda: lib.hostmm_map(self._mm, vma[0]))
+            finally:
+                await self._sweep()
 
     async def unmap(self, start: int, end: int) -> None:
-        """Takes [start, end) out and frees its pages; in force everywhere on return."""
+        """Takes [start, end) out and frees its pages; in force everywhere on return.
+
+        EBUSY: an attached process does not let go of an object; nothing changed.
+        """
         async with self._lock:
-            await self._change(lambda: lib.hostmm_unmap(self._mm, start, end))
+            await self._exchange(start, end, lambda: lib.hostmm_unmap(self._mm, start, end))
             lib.mm_count_unmap(self._mm)
-            await revocation.rearm(self, start, end)
+            await self._sweep()
+
+    async def _exchange(self, start: int, end: int, publish: Callable[[], int]) -> None:
+        """A change that takes out what is in [start, end)."""
+        executes = lib.hostmm_has_exec(self._mm, start, end)
+        parts = self._parts(start, end)
+        take = await self._taking(parts)
+        await self._change(publish, take)
+        self.objects.give_back(parts)
+        if executes or lib.hostmm_has_exec(self._mm, start, end):
+            await revocation.arrange(self, start, end)
+        await revocation.rearm(self, start, end)
+
+    def _parts(self, start: int, end: int) -> list[Part]:
+        """What [start, end) has of objects."""
+        if not lib.hostmm_has_objects(self._mm, start, end):
+            return []
+        return [
+            Part(low, high, vma.object, vma.offset + low - vma.start)
+            for vma in self.vmas()
+            if vma.object and (low := max(start, vma.start)) < (high := min(end, vma.end))
+        ]
+
+    async def _taking(self, parts: list[Part]) -> Callable[[], Awaitable[None]] | None:
+        """What makes the clients let go of parts of objects, in the midst of a change.
+
+        EBUSY: somebody is not there who has to. Most of what can fail does so here, before
+        anybody's faults have to wait.
+        """
+        for start, end in ranges(parts):
+            await revocation.wait_connected(self, start, end)
+
+        async def take() -> None:
+            for start, end in ranges(parts):
+                await revocation.take_all(self, start, end, objects=True)
+
+        return take if parts else None
+
+    def _next_object(self) -> int:
+        """A number that no object of the region has had: that of the mapping to come."""
+        return (self._mm.header.serial + 1) & 0xFFFFFFFF
+
+    async def _sweep(self) -> None:
+        """Lets go of the objects that no VMA names any more."""
+        if len(self.objects) and not self._unfinished:  # else the set before may name others
+            await descriptors.close(*self.objects.keep({vma.object for vma in self.vmas()}))
 
     def owner(self) -> Owner:
         """Who made the region, as recorded."""
@@ -161,54 +244,125 @@ class HostMM:
         ENOMEM: a part of it is not mapped. EBUSY: a client does not do its part; nothing changed.
         """
         async with self._lock:
+            parts = self._parts(start, end)
+            if parts or (prot & lib.VMA_EXEC and not self.anonymous_executes):
+                self._check_protect(start, end, prot)
+            executes = prot & lib.VMA_EXEC or lib.hostmm_has_exec(self._mm, start, end)
+            take_objects = await self._taking(parts)
 
             async def take() -> None:
+                if take_objects is not None:
+                    await take_objects()
                 if not prot:
                     await revocation.take_all(self, start, end)
                 elif not prot & lib.VMA_WRITE:
                     await revocation.take_write(self, start, end)
+                if executes and not prot & lib.VMA_EXEC:
+                    await revocation.arrange(self, start, end, must=True)
 
-            # Most of what can fail does so here, before anybody's faults have to wait.
             await revocation.wait_connected(self, start, end)
-            await self._change(lambda: lib.hostmm_protect(self._mm, start, end, prot), take)
+            try:
+                await self._change(lambda: lib.hostmm_protect(self._mm, start, end, prot), take)
+            finally:
+                if executes:  # also what an abort has given back
+                    await revocation.arrange(self, start, end)
             if prot & lib.VMA_WRITE:
                 await revocation.give_write(self, start, end)
             await revocation.rearm(self, start, end)
 
+    def _check_protect(self, start: int, end: int, prot: int) -> None:
+        """EACCES: something in [start, end) may never have these rights."""
+        for vma in self.vmas():
+            if vma.start >= end or vma.end <= start:
+                continue
+            if vma.object:
+                self.objects.check_protect(vma.object, prot)
+            elif prot & lib.VMA_EXEC and not self.anonymous_executes:
+                raise OSError(
+                    errno.EACCES,
+                    f"{self.name}: [{vma.start:#x}, {vma.end:#x}): the state directory is mounted "
+                    "noexec: map it with PROT_EXEC at once, or remount it",
+                )
+
+    async def object(self, number: int, *, write: bool) -> int:
+        """A descriptor of an object, to be passed on and not to be closed; see Objects.descriptor.
+
+        Not under the lock: a client asks inside a fault, which a change waits for.
+        """
+        writes = any(
+            vma.object == number and vma.flags & lib.VMA_WRITE for vma in self.vmas() if vma.object
+        )
+        return await self.objects.descriptor(number, self.processes(), write=write and writes)
+
+    def executes(self) -> bool:
+        """Whether anything executable is mapped."""
+        return bool(lib.hostmm_has_exec(self._mm, 0, self.size))
+
     async def recover(self) -> None:
         """Finishes what a dead server had begun, and lets go of clients that died meanwhile.
 
-        With a process stopped inside a fault it cannot be finished yet: see `catch_up`.
+        With a process stopped inside a fault, or one that has yet to come back and has objects
+        mapped, it cannot be finished yet: see `catch_up`.
         """
         async with self._lock:
             self.reap_dead()
             check(lib.mm_sweep(self._mm), f"{self.name}: its page tables")
+            self.objects.load()
             self._unfinished = True
-            try:
-                await self._grace()
-                self._recover()
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                log.warning("%s: what the server before was changing is finished then", error)
+            if self._takes_objects() or not await self._try_recover():
+                log.warning(
+                    "%s: what the server before was changing is finished when its processes answer",
+                    self.name,
+                )
+            for path in await self.objects.find(self.processes()):
+                log.warning(
+                    "%s: object %s is lost, no attached process has it mapped: to touch it is "
+                    "SIGBUS; UNMAP it and map it again",
+                    self.name,
+                    path,
+                )
 
     async def catch_up(self) -> None:
         """Finishes now what `recover` could not, if that is so, and it can be done."""
         if self._unfinished:
             async with self._lock:
                 try:
-                    await self._grace()
-                    self._recover()
-                except OSError as error:
-                    if error.errno != errno.EBUSY:
-                        # The next change tries again, and tells its caller.
-                        self._unfinished = False
-                        log.exception("%s: a change cannot be finished", self.name)
+                    await self._try_recover()
+                except OSError:
+                    # The next change tries again, and tells its caller.
+                    self._unfinished = False
+                    log.exception("%s: a change cannot be finished", self.name)
+
+    async def _try_recover(self) -> bool:
+        """Whether nothing of an earlier server's is left to finish."""
+        try:
+            await self._grace()
+            await self._recover()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        await self._sweep()
+        return True
 
     def reap(self, slot: int) -> None:
         """Frees the slot of a client that detached or died."""
         self.clients.pop(slot, None)
         check(lib.slot_reap(self._mm, slot), f"{self.name}: slot {slot}")
+
+    def slots(self) -> list[int]:
+        """The slots of the attachments, connected or not."""
+        return [client.slot for client in self._attachments()]
+
+    def processes(self) -> set[int]:
+        """The attached processes."""
+        return {client.pid for client in self._attachments()}
+
+    def _attachments(self) -> Iterator[Any]:
+        """A struct mm_client of each; they live as long as the iteration."""
+        count = self.attached()
+        clients = ffi.new("struct mm_client[]", count)
+        yield from clients[0 : min(count, lib.mm_clients(self._mm, clients, count))]
 
     def process_of(self, slot: int) -> int:
         """Process id of the client of `slot`; 0: nobody's."""
@@ -219,9 +373,7 @@ class HostMM:
 
         Those with a connection free theirs when it ends; `connected` takes them too.
         """
-        count = self.attached()
-        clients = ffi.new("struct mm_client[]", count)
-        for client in clients[0 : min(count, lib.mm_clients(self._mm, clients, count))]:
+        for client in self._attachments():
             unwatched = connected or client.slot not in self.clients
             if unwatched and not self._is_attached(client):
                 self.reap(client.slot)
@@ -236,9 +388,20 @@ class HostMM:
         """Lets go of both objects; the files stay."""
         lib.mm_close(self._mm)
         os.close(self.mem_fd)
+        self.objects.close()
 
-    def _recover(self) -> None:
+    def _takes_objects(self) -> bool:
+        """Whether a change that another server began takes objects away, perhaps."""
+        return bool(len(self.objects)) and self._mm.header.intent.op in (
+            lib.INTENT_MAP,
+            lib.INTENT_UNMAP,
+        )
+
+    async def _recover(self) -> None:
         """Ends a change that another server began, after a grace period; if there is one."""
+        if self._unfinished and self._takes_objects():
+            intent = self._mm.header.intent
+            await revocation.take_all(self, intent.start, intent.end, objects=True)
         check(lib.hostmm_recover(self._mm, self.mem_fd), f"{self.name}: finishing a change")
         self._unfinished = False
 
@@ -247,7 +410,7 @@ class HostMM:
     ) -> None:
         """Publishes, waits for the grace period, lets `take` have its way, finishes."""
         await self._grace()
-        self._recover()
+        await self._recover()
         while (published := publish()) == -errno.EBUSY:
             await self._grace()  # a fault that had read the old epoch announced itself since
         check(published, f"{self.name}: changing its VMAs")
@@ -271,27 +434,3 @@ class HostMM:
                 )
             self.reap_dead()
             await trio.sleep(GRACE_POLL_SECONDS)
-
-
-def object_paths(directory: Path, ident: int) -> tuple[Path, Path]:
-    """Where region `ident` keeps its host mm and its pages."""
-    return directory / f"{ident}.mm", directory / f"{ident}.mem"
-
-
-def open_memory(directory: Path, ident: int) -> int:
-    """Opens a region's pages, which exist from its first open(2) on: native mappings map them."""
-    return os.open(object_paths(directory, ident)[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def reset_objects(directory: Path, ident: int) -> None:
-    """The region has no size, or not yet. What maps its pages still does once it has one."""
-    mm, mem = object_paths(directory, ident)
-    mm.unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.truncate(mem, 0)
-
-
-def remove_objects(directory: Path, ident: int) -> None:
-    """Removes both files; attached processes keep what they have mapped."""
-    for path in object_paths(directory, ident):
-        path.unlink(missing_ok=True)

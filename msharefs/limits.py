@@ -16,25 +16,10 @@ from . import verbs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .hostmm import HostMM
     from .verbs import Create
 
-MAP_LOCKED = 0x2000
-MAP_NORESERVE = 0x4000
 _CAP_IPC_LOCK = 14
 _OVERCOMMIT_ALWAYS, _OVERCOMMIT_NEVER = "1", "2"
-
-
-def check_create(create: Create, caller: int, host: HostMM) -> None:
-    """All checks of a CREATE_MAPPING by process `caller`, in the order of mmap(2).
-
-    ENOMEM, EPERM, EAGAIN.
-    """
-    check_count(host.count())
-    check_locked(create, caller)
-    check_space(create, caller, host.ranges)
-    if create.flags & verbs.MAP_ANONYMOUS:
-        check_commit(create)
 
 
 def check_count(mapped: int) -> None:
@@ -48,7 +33,7 @@ def check_count(mapped: int) -> None:
 
 def check_locked(create: Create, caller: int) -> None:
     """EPERM, EAGAIN: process `caller` may lock nothing, or not as much."""
-    if not create.flags & MAP_LOCKED or _has_capability(caller, _CAP_IPC_LOCK):
+    if not create.flags & verbs.MAP_LOCKED or _has_capability(caller, _CAP_IPC_LOCK):
         return
     limit = _rlimit(caller, "Max locked memory")
     if limit == 0:
@@ -91,7 +76,7 @@ def check_commit(create: Create) -> None:
     memory = _meminfo()
     if policy == _OVERCOMMIT_NEVER:
         left = memory["CommitLimit"] - memory["Committed_AS"]
-    elif create.flags & MAP_NORESERVE:
+    elif create.flags & verbs.MAP_NORESERVE:
         return
     else:
         left = memory["MemTotal"] + memory["SwapTotal"]

@@ -48,9 +48,9 @@ class Mount:
     """Who mounted it, for FUSE; 0 otherwise."""
 
 
-def mounts() -> list[Mount]:
-    """All mounts of this mount namespace; of two on one directory the later covers the earlier."""
-    return [_parse(line) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+def mounts(pid: str = "self") -> list[Mount]:
+    """All mounts that a process has; of two on one directory the later covers the earlier."""
+    return [_parse(line) for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
 
 
 def _parse(line: str) -> Mount:

@@ -13,6 +13,8 @@ from .native import ffi, lib
 PIDFD_THREAD = os.O_EXCL
 """pidfd_open(2), since Linux 6.9."""
 
+_KCMP_FILE = 0
+
 
 def _stat_fields(pid: int) -> list[bytes] | None:
     try:
@@ -160,3 +162,28 @@ def _threads(pid: int) -> list[int]:
         return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
     except OSError:
         return []
+
+
+def same_file(one: int, other: int) -> bool:
+    """Whether two of our own descriptors are one open file: kcmp(2)."""
+    pid = os.getpid()
+    numbers = [ffi.cast("long", value) for value in (pid, pid, _KCMP_FILE, one, other)]
+    return lib.syscall(lib.SYS_kcmp, *numbers) == 0
+
+
+def is_userfaultfd(fd: int) -> bool:
+    """Whether a descriptor of ours is a userfaultfd, told without asking a file system."""
+    return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[userfaultfd]"
+
+
+def mapped_files(pid: int, inode: int) -> list[str]:
+    """Paths that open what process `pid` has mapped of files with that inode number.
+
+    They work for files without a name too, for whoever has CAP_CHECKPOINT_RESTORE.
+    """
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+            fields = [line.split(maxsplit=5) for line in maps]
+    except OSError:
+        return []
+    return [f"/proc/{pid}/map_files/{each[0]}" for each in fields if each[4] == str(inode)]

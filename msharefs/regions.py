@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from . import describe, limits, owners, processes, verbs
-from .hostmm import HostMM, object_paths, open_memory, remove_objects, reset_objects
+from . import describe, descriptors, limits, owners, processes, sources, verbs
+from .files import object_paths, open_memory, records_path, remove_objects, reset_objects
+from .hostmm import HostMM
 from .mappings import NativeMappings
 from .native import ffi, lib
 from .tree import inode_of
@@ -86,20 +87,65 @@ class Region:
             self.owner = dataclasses.replace(self.owner, kind="gone")
             self.watch = None
 
-    async def create_mapping(self, create: verbs.Create, flags: int, caller: int) -> None:
-        """MSHAREFS_CREATE_MAPPING, by a descriptor open with `flags`, for process `caller`."""
-        host = self.sized()
-        self._check_writable(flags)
-        if self.ended and not self.quirks:
-            raise OSError(errno.EINVAL, f"{self.name} has ended with its owner; make a new one")
-        verbs.check_create(create, host.size)
-        if not create.flags & verbs.MAP_ANONYMOUS:
-            os.close(processes.fetch_descriptor(caller, create.fd))
-            raise OSError(errno.ENODEV, f"{self.name}: only anonymous memory can be mapped into it")
-        verbs.check_create_range(create, host.size)
-        limits.check_create(create, caller, host)
+    async def create_mapping(
+        self, create: verbs.Create, flags: int, caller: int, given: int | None = None
+    ) -> None:
+        """MSHAREFS_CREATE_MAPPING, by a descriptor open with `flags`, for process `caller`.
+
+        `given` is the object's descriptor if the caller has sent it; it is closed.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            if given is not None:
+                stack.push_async_callback(descriptors.close, given)
+            host = self.sized()
+            self._check_writable(flags)
+            if self.ended and not self.quirks:
+                raise OSError(errno.EINVAL, f"{self.name} has ended with its owner; make a new one")
+            verbs.check_create(create, host.size)
+            if create.flags & verbs.MAP_ANONYMOUS:
+                source = sources.anonymous(create, executes=host.anonymous_executes)
+                if source is not None:
+                    stack.push_async_callback(descriptors.close, source.fd)
+            else:
+                if given is None:
+                    given = processes.fetch_descriptor(caller, create.fd)
+                    stack.push_async_callback(descriptors.close, given)
+                source = await sources.look(given, caller, create.flags)
+            if source is not None:
+                create = source.rounded(create)
+            verbs.check_create_range(create, host.size, source.page if source else verbs.PAGE)
+            await self._map(host, create, caller, source)
+
+    async def _map(
+        self, host: HostMM, create: verbs.Create, caller: int, source: sources.Source | None
+    ) -> None:
+        """The part of a CREATE that is mmap(2)'s own, in its order."""
         replace = not create.flags & verbs.MAP_FIXED_NOREPLACE
-        await host.map(create.region_offset, create.end, create.prot, replace=replace)
+        limits.check_count(host.count())
+        if not replace:  # once more when it counts
+            host.check_free(create.region_offset, create.end)
+        limits.check_locked(create, caller)
+        kept = await source.map(create) if source is not None else None
+        if kept is not None and source is not None and source.zero:
+            kept.close()
+            kept, source = None, None  # what comes of it is ordinary anonymous memory
+        try:
+            limits.check_space(create, caller, host.ranges)
+            if source is None or (source.anonymous and not source.huge):
+                limits.check_commit(create)
+        except BaseException:
+            if kept is not None:
+                kept.close()
+            raise
+        await host.map(
+            create.region_offset,
+            create.end,
+            create.prot,
+            replace=replace,
+            source=source,
+            kept=kept,
+            offset=create.file_offset if kept else 0,
+        )
 
     async def unmap(self, offset: int, size: int, flags: int) -> None:
         """MSHAREFS_UNMAP, by a descriptor open with `flags`."""
@@ -334,8 +380,9 @@ class Regions:
             await host.recover()
         except OSError:
             log.exception("%s cannot be taken over; it is unsized now", region.name)
-            with contextlib.suppress(OSError):
-                for path in object_paths(self._directory, ident):
+            paths = *object_paths(self._directory, ident), records_path(self._directory, ident)
+            for path in paths:
+                with contextlib.suppress(OSError):
                     path.rename(path.with_suffix(path.suffix + ".broken"))
         else:
             region.host = host

@@ -71,8 +71,12 @@ async def give_write(host: HostMM, start: int, end: int) -> None:
         log.warning("%s: writing comes back by faults only: %s", host.name, error)
 
 
-async def take_all(host: HostMM, start: int, end: int) -> None:
-    """Takes the pages of [start, end) out of every client's page tables."""
+async def take_all(host: HostMM, start: int, end: int, *, objects: bool = False) -> None:
+    """Takes the pages of [start, end) out of every client's page tables.
+
+    With `objects` some of them are of other files, whose mappings have to go too.
+    """
+    flags = lib.REVOKE_OBJECTS if objects else 0
     deadline = trio.current_time() + CONNECT_SECONDS
     done: set[int] = set()
     while slots := [
@@ -83,7 +87,7 @@ async def take_all(host: HostMM, start: int, end: int) -> None:
             for slot in slots
             if await _client(host, slot, deadline) is not None
         }
-        refused = await _ask(host, list(asked), lib.MSG_REVOKE, start, end)
+        refused = await _ask(host, list(asked), lib.MSG_REVOKE, start, end, flags)
         if refused:
             raise OSError(
                 errno.EBUSY,
@@ -92,6 +96,26 @@ async def take_all(host: HostMM, start: int, end: int) -> None:
             )
         # One whose connection ended has perhaps not heard us, and comes back.
         done |= {claim for slot, claim in asked.items() if slot in host.clients}
+
+
+async def arrange(host: HostMM, start: int, end: int, *, must: bool = False) -> None:
+    """Lets every client have execution in [start, end) where the VMAs have it, and only there.
+
+    With `must` EBUSY if one does not; else it may, for a while, see a SIGSEGV more or less.
+    """
+    slots = list(host.clients)
+    if must:
+        deadline = trio.current_time() + CONNECT_SECONDS
+        slots = [slot for slot in host.slots() if await _client(host, slot, deadline) is not None]
+    refused = await _ask(host, slots, lib.MSG_ARRANGE, start, end)
+    if refused and must:
+        raise OSError(
+            errno.EBUSY,
+            f"{host.name}: {' and '.join(refused)}; a process that is stopped cannot stop to "
+            "execute memory: let it go on and try again",
+        )
+    for refusal in refused:
+        log.warning("%s: %s; it executes there as before until it does", host.name, refusal)
 
 
 async def rearm(host: HostMM, start: int, end: int) -> None:
@@ -119,7 +143,7 @@ def _away(host: HostMM, slots: list[int]) -> list[int]:
     return [slot for slot in slots if slot not in host.clients and lib.mm_claim(host.mm, slot)]
 
 
-async def _ask(host: HostMM, slots: list[int], op: int, start: int, end: int) -> list[str]:
+async def _ask(host: HostMM, slots: list[int], op: int, *arguments: int) -> list[str]:
     """Asks all, some at a time; who did not do it, and why.
 
     As long as one after the other answers, the rest is waited for: they share the processors.
@@ -136,7 +160,7 @@ async def _ask(host: HostMM, slots: list[int], op: int, start: int, end: int) ->
             if client is None:
                 return
             waiting.add(client)
-            result = await client.ask(op, start, end)
+            result = await client.ask(op, *arguments)
             waiting.remove(client)
         answered.set()
         answered = trio.Event()

@@ -17,12 +17,21 @@ PAGE = mmap.PAGESIZE
 _WRAP = (1 << 64) - 1
 _TASK_SIZE = lib.HOST_END
 
+PROT_WRITE = lib.VMA_WRITE
+PROT_EXEC = lib.VMA_EXEC
+PROT_ALL = lib.VMA_PROT
+
 MAP_TYPE = 0x0F
 MAP_SHARED = mmap.MAP_SHARED
 MAP_SHARED_VALIDATE = 0x03
 MAP_FIXED = 0x10
 MAP_ANONYMOUS = mmap.MAP_ANONYMOUS
+MAP_32BIT = 0x40
 MAP_GROWSDOWN = 0x0100
+MAP_LOCKED = 0x2000
+MAP_NORESERVE = 0x4000
+MAP_POPULATE = 0x8000
+MAP_NONBLOCK = 0x10000
 MAP_HUGETLB = 0x40000
 MAP_FIXED_NOREPLACE = 0x100000
 
@@ -49,10 +58,20 @@ class Create:
         """Region offset of the end, rounded up to a page."""
         return self.region_offset + page_up(self.size)
 
+    @property
+    def file_offset(self) -> int:
+        """Where it begins in a file: the low bits of `offset` are dropped."""
+        return self.offset & ~(PAGE - 1)
+
+
+def round_up(size: int, page: int) -> int:
+    """`size` rounded up to pages of that size, modulo 2**64."""
+    return (size + page - 1) & ~(page - 1) & _WRAP
+
 
 def page_up(size: int) -> int:
     """`size` rounded up to pages, modulo 2**64."""
-    return (size + PAGE - 1) & ~(PAGE - 1) & _WRAP
+    return round_up(size, PAGE)
 
 
 def check_create(create: Create, region_size: int) -> None:
@@ -66,8 +85,11 @@ def check_create(create: Create, region_size: int) -> None:
         _refuse(errno.EINVAL, f"flags {create.flags:#x}: MAP_SHARED and MAP_FIXED are required")
 
 
-def check_create_range(create: Create, region_size: int) -> None:
-    """The checks that come after the object's: the range, then those of mmap(2) itself."""
+def check_create_range(create: Create, region_size: int, page: int = PAGE) -> None:
+    """The checks that come after the object's: the range, then those of mmap(2) itself.
+
+    `page` is the size of the object's pages in bytes; those may be huge.
+    """
     end = (create.region_offset + create.size) & _WRAP
     if end > region_size:
         _refuse(errno.EINVAL, f"the mapping ends at {end:#x}, the region at {region_size:#x}")
@@ -77,11 +99,11 @@ def check_create_range(create: Create, region_size: int) -> None:
     host_start = lib.HOST_BASE + create.region_offset
     if not length or length > _TASK_SIZE or host_start > _TASK_SIZE - length:
         _refuse(errno.ENOMEM, f"size {create.size:#x} does not fit a host mm")
-    if create.region_offset % PAGE:
+    if create.region_offset % page:
         _refuse(
-            errno.EINVAL, f"region_offset {create.region_offset:#x} is not a multiple of {PAGE}"
+            errno.EINVAL, f"region_offset {create.region_offset:#x} is not a multiple of {page}"
         )
-    if create.flags & MAP_ANONYMOUS and (
+    if create.flags & (MAP_ANONYMOUS | MAP_HUGETLB) == MAP_ANONYMOUS and (
         create.flags & MAP_TYPE != MAP_SHARED or create.flags & MAP_GROWSDOWN
     ):
         _refuse(errno.EINVAL, f"flags {create.flags:#x}: anonymous memory is plain MAP_SHARED")

@@ -131,6 +131,19 @@ static void load(const uint64_t *arg) /* address */
     trap_current = NULL;
 }
 
+static void run(const uint64_t *arg) /* address of code */
+{
+    struct trap trap;
+
+    if (TRY(trap)) {
+        ((void (*)(void))(uintptr_t)arg[0])();
+        reply(-1, "ok");
+    } else {
+        reply_signal(&trap);
+    }
+    trap_current = NULL;
+}
+
 static void store(const uint64_t *arg) /* address, value */
 {
     struct trap trap;
@@ -403,7 +416,7 @@ static const struct {
 } commands[] = {
     {"attach", attach}, {"detach", detach}, {"map", map}, {"unmap", unmap}, {"protect", protect},
     {"plain-map", plain_map}, {"plain-unmap", plain_unmap}, {"plain-protect", plain_protect},
-    {"load", load}, {"store", store}, {"look", look}, {"load-and-die", load_and_die},
+    {"load", load}, {"store", store}, {"run", run}, {"look", look}, {"load-and-die", load_and_die},
     {"store-with-repair", store_with_repair}, {"fill", fill}, {"check", check},
     {"read", read_into}, {"write", write_from},
     {"fork", fork_child}, {"spawn", spawn}, {"wait", wait_child}, {"kill", kill_child},

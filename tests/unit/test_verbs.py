@@ -14,6 +14,7 @@ Q = 512 << 30
 PAGE = 4096
 SHARED, PRIVATE, VALIDATE, TYPE_9 = 1, 2, 3, 9
 FIXED, ANON, GROWSDOWN, NOREPLACE = 0x10, 0x20, 0x100, 0x100000
+HUGE, HUGETLB = 2 << 20, 0x40000
 # POPULATE, NONBLOCK, STACK, 32BIT, SYNC, DENYWRITE, EXECUTABLE, LOCKED, NORESERVE, UNINITIALIZED,
 # and one that means nothing.
 IGNORED = (
@@ -23,16 +24,61 @@ USUAL = SHARED | FIXED | ANON
 
 
 def create(
-    region_offset: int, size: int, flags: int = USUAL, *, region: int = Q, prot: int = 3
+    region_offset: int,
+    size: int,
+    flags: int = USUAL,
+    *,
+    region: int = Q,
+    prot: int = 3,
+    page: int = PAGE,
 ) -> str:
     """The answer to CREATE_MAPPING: "0" or the errno's name."""
     asked = verbs.Create(region_offset, size, 0, prot, flags)
     try:
         verbs.check_create(asked, region)
-        verbs.check_create_range(asked, region)
+        verbs.check_create_range(asked, region, page)
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return "0"
+
+
+@pytest.mark.parametrize(
+    ("size", "page", "rounded"),
+    [
+        (0, PAGE, 0),
+        (1, PAGE, PAGE),
+        (PAGE, PAGE, PAGE),
+        (1, HUGE, HUGE),
+        (HUGE + 1, HUGE, 2 * HUGE),
+        ((1 << 64) - 1, HUGE, 0),
+    ],
+)
+def test_sizes_are_rounded_to_pages(size: int, page: int, rounded: int) -> None:
+    assert verbs.round_up(size, page) == rounded
+
+
+@pytest.mark.parametrize(
+    ("region_offset", "size", "answer"),
+    [
+        (0, HUGE, "0"),
+        (Q - HUGE, HUGE, "0"),
+        (PAGE, HUGE, "EINVAL"),
+        (HUGE - 1, HUGE, "EINVAL"),
+        (Q - PAGE, HUGE, "EINVAL"),
+        (HUGE, 0, "EINVAL"),
+    ],
+)
+def test_huge_pages_lie_at_multiples_of_their_size(
+    region_offset: int, size: int, answer: str
+) -> None:
+    assert create(region_offset, size, USUAL | HUGETLB, page=HUGE) == answer
+
+
+def test_anonymous_huge_pages_may_be_validated_but_not_private() -> None:
+    huge = FIXED | ANON | HUGETLB
+    assert create(0, HUGE, VALIDATE | huge, page=HUGE) == "0"
+    assert create(0, HUGE, VALIDATE | FIXED | ANON) == "EINVAL"
+    assert create(0, HUGE, PRIVATE | huge, page=HUGE) == "EINVAL"
 
 
 def unmap(offset: int, size: int, *, region: int = Q) -> str | int:

@@ -1,0 +1,60 @@
+"""What is asked of other people's file systems: in time, too late, refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import trio
+
+from msharefs import descriptors
+
+from support.calls import refused
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_an_answer_and_a_refusal() -> None:
+    async def ask() -> None:
+        assert await descriptors.elsewhere(lambda: 7, "this") == 7
+        with refused(errno.EBADF):
+            await descriptors.elsewhere(lambda: os.fstat(-1), "this")
+
+    trio.run(ask)
+
+
+def test_what_comes_too_late_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "ANSWER_SECONDS", 0.02)
+    go_on, dropped = threading.Event(), threading.Event()
+
+    def work() -> int:
+        go_on.wait()
+        return 7
+
+    def drop(result: int) -> None:
+        assert result == 7
+        dropped.set()
+
+    async def ask() -> None:
+        with refused(errno.ETIMEDOUT):
+            await descriptors.elsewhere(work, "this", drop)
+        assert not dropped.is_set()
+
+    trio.run(ask)
+    go_on.set()
+    assert dropped.wait(10)
+
+
+def test_all_are_closed_even_if_one_is_not_open() -> None:
+    first, second = os.pipe()
+
+    async def close() -> None:
+        await descriptors.close(first, 1 << 20, second)
+
+    trio.run(close)
+    for fd in (first, second):
+        with refused(errno.EBADF):
+            os.fstat(fd)
