@@ -29,6 +29,8 @@ PLACES = (0, PAGE, MIB2 - PAGE, MIB2, GIB1 + PAGE)
 def new_fault(offset: int, *, write: bool = False) -> Any:
     """As a sequential access makes it: it fills two more entries, and looks further."""
     pages = {"offset": offset, "start": offset, "end": offset + 4 * PAGE, "fill": 3}
+    # In a file: all of the block, and over the edge of a table.
+    pages["limit"] = offset + 3 * PAGE
     fault = ffi.new("struct fault *", pages)
     fault.access = lib.ACCESS_WRITE if write else lib.ACCESS_READ
     return fault
@@ -68,6 +70,8 @@ class Before:
     write: bool
     states: int  # at least so many are seen: fewer, and the test does not look closely
     held: frozenset[int] = frozenset({0})  # frames in hand that are seen
+    file: int = 0  # its number, if it is not anonymous memory
+    flags: int = 0
 
 
 FAULTS = {
@@ -76,6 +80,9 @@ FAULTS = {
     "an entry": Before((PAGE,), 0, True, 4),
     "a dirty bit": Before((0,), 0, True, 4),
     "nothing": Before((0, PAGE), 0, False, 3),
+    "a block of a file": Before((), MIB2 - PAGE, True, 24, frozenset({0, 1}), file=1),
+    "a huge page": Before((), MIB2, True, 14, frozenset({0, 1}), file=1, flags=lib.VMA_HUGE),
+    "a huge page more": Before((0,), MIB2, False, 4, file=1, flags=lib.VMA_HUGE),
 }
 
 
@@ -85,7 +92,7 @@ def test_a_client_dies_in_a_fault(case: str, steps: ctypes.CDLL) -> None:
     held, seen = set(), 0
     with Core() as core:
         other, victim = core.claim(), core.claim()
-        core.map(0, 2 * GIB1)
+        core.map(0, 2 * GIB1, READ | WRITE | before.flags, file=before.file)
         for place in before.touched:
             core.touch(other, place)
         fault = new_fault(before.offset, write=before.write)

@@ -91,7 +91,6 @@ def test_the_preload_library_has_only_names_of_the_c_library(installed: Path) ->
     assert names - c_library <= {"mseal"}  # newer C libraries have it
 
 
-
 def test_extension_keeps_its_copy_of_the_core_to_itself(installed: Path) -> None:
     assert exported(installed / "msharefs/_native.abi3.so") == {"PyInit__native"}
 

@@ -424,6 +424,7 @@ static const struct {
     {"setuser", set_user}, {"unshare", leave_namespace}, {"hide-shm", hide_shm},
     {"take", take}, {"mlockall", lock_all}, {"leave-main", leave_main}, {"close", close_fd}, {"exit", leave},
     {"hammer", crowd_hammer}, {"flood", crowd_flood}, {"holes", crowd_holes}, {"join", crowd_join},
+    {"echo", echo_count}, {"call", echo_call},
     {"budget", churn_budget}, {"stamp", churn_stamp}, {"visit", churn_visit},
     {"play", churn_play}, {"add", churn_add}, {"poke", churn_poke},
 };

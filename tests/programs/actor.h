@@ -20,6 +20,10 @@ void crowd_flood(const uint64_t *arg);
 void crowd_holes(const uint64_t *arg);
 void crowd_join(const uint64_t *arg);
 
+/* echo.c: threads that know what their memory holds; code. */
+void echo_count(const uint64_t *arg);
+void echo_call(const uint64_t *arg);
+
 /* churn.c: accesses to more memory than a budget of page tables covers. */
 void churn_budget(const uint64_t *arg);
 void churn_stamp(const uint64_t *arg);

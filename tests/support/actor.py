@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SOURCES = Path(__file__).parents[1] / "programs"
-SEGV_MAPERR, SEGV_ACCERR = 1, 2  # sigaction(2)
+SEGV_MAPERR, SEGV_ACCERR, BUS_ADRERR = 1, 2, 2  # sigaction(2)
 MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x100000
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 PAGE = mmap.PAGESIZE
@@ -30,7 +30,7 @@ ANSWER_LIMIT = 30.0  # seconds
 
 def build(directory: Path) -> Path:
     """Compile the actor into `directory`."""
-    others = [str(SOURCES / name) for name in ("crowd.c", "churn.c", "trap.c")]
+    others = [str(SOURCES / name) for name in ("crowd.c", "churn.c", "echo.c", "trap.c")]
     return cc.build(SOURCES / "actor.c", directory / "actor", *others)
 
 
@@ -51,6 +51,11 @@ def maperr(address: int) -> Fault:
 def accerr(address: int) -> Fault:
     """SIGSEGV: what is mapped there may not be accessed so."""
     return Fault(signal.SIGSEGV, SEGV_ACCERR, address)
+
+
+def adrerr(address: int) -> Fault:
+    """SIGBUS: nothing is behind what is mapped there."""
+    return Fault(signal.SIGBUS, BUS_ADRERR, address)
 
 
 class Actor:

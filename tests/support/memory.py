@@ -29,9 +29,32 @@ class Memory:
         """New memory, zero, in the place of what was there."""
         raise NotImplementedError
 
+    def map_file(
+        self,
+        offset: int,
+        size: int,
+        fd: int,
+        at: int = 0,
+        prot: int = READ_WRITE,
+        flags: int = 0,
+    ) -> None:
+        """The bytes from `at` on of the test's file `fd`, in the place of what was there.
+
+        `flags` are more than MAP_SHARED and MAP_FIXED.
+        """
+        raise NotImplementedError
+
     def unmap(self, offset: int, size: int = PAGE) -> None:
         """A hole."""
         raise NotImplementedError
+
+    def protect(self, offset: int, size: int, prot: int) -> None:
+        """Other rights."""
+        raise NotImplementedError
+
+    def run(self, offset: int) -> list[int] | Fault:
+        """Call the function there."""
+        return self.actor.call("call", self.base + offset)
 
     def load(self, offset: int) -> list[int] | Fault:
         """Load a byte."""
@@ -62,8 +85,25 @@ class KernelMemory(Memory):
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_FIXED
         self.actor.call("plain-map", self.base + offset, size, prot, flags, -1, 0)
 
+    def map_file(
+        self,
+        offset: int,
+        size: int,
+        fd: int,
+        at: int = 0,
+        prot: int = READ_WRITE,
+        flags: int = 0,
+    ) -> None:
+        own = self.actor.give(fd)
+        flags |= mmap.MAP_SHARED | MAP_FIXED
+        self.actor.call("plain-map", self.base + offset, size, prot, flags, own, at)
+        self.actor.call("close", own)
+
     def unmap(self, offset: int, size: int = PAGE) -> None:
         self.actor.call("plain-unmap", self.base + offset, size)
+
+    def protect(self, offset: int, size: int, prot: int) -> None:
+        self.actor.call("plain-protect", self.base + offset, size, prot)
 
 
 class RegionMemory(Memory):
@@ -72,9 +112,24 @@ class RegionMemory(Memory):
     def __init__(self, actor: Actor, region: msharefs.Region) -> None:
         fd = actor.give(region.fd)
         super().__init__(actor, actor.attach(fd), fd)
+        self.region = region
 
     def map(self, offset: int, size: int = PAGE, prot: int = READ_WRITE) -> None:
         self.actor.call("map", self.fd, offset, size, prot)
 
+    def map_file(
+        self,
+        offset: int,
+        size: int,
+        fd: int,
+        at: int = 0,
+        prot: int = READ_WRITE,
+        flags: int = 0,
+    ) -> None:
+        self.region.map(offset, size, prot, flags | mmap.MAP_SHARED | MAP_FIXED, fd, at)
+
     def unmap(self, offset: int, size: int = PAGE) -> None:
         self.actor.call("unmap", self.fd, offset, size)
+
+    def protect(self, offset: int, size: int, prot: int) -> None:
+        self.region.protect(offset, size, prot)

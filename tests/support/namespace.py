@@ -51,6 +51,11 @@ def tmpfs(path: Path, options: str) -> None:
     _call("mount", b"tmpfs", os.fsencode(path), b"tmpfs", 0, options.encode())
 
 
+def hugetlbfs(path: Path, options: str) -> None:
+    """Mount a hugetlbfs on a directory."""
+    _call("mount", b"hugetlbfs", os.fsencode(path), b"hugetlbfs", 0, options.encode())
+
+
 def mounts() -> list[MountPoint]:
     """All mounts this process sees."""
     found = []
