@@ -330,6 +330,36 @@ def test_a_large_file_does_not_split_the_window_endlessly(
         os.close(fd)
 
 
+def test_an_object_that_is_unmapped_is_held_by_nobody(
+    actors: Callable[[], Actor], make_region: Callable[..., msharefs.Region]
+) -> None:
+    """Its memory would not come back: not to a file system, and not to the pool of huge pages."""
+    region = make_region()
+    memory = RegionMemory(actors(), region)
+    child = memory.actor.fork()
+    assert child.finish() == []
+    fd = os.memfd_create("short-lived", os.MFD_CLOEXEC)
+    os.ftruncate(fd, 40 * PAGE)
+    memory.map_file(0, 40 * PAGE, fd)
+    os.close(fd)
+    assert memory.load(0) == [0]
+    assert child.call("store", memory.base, 1) == []
+    assert all(held(actor.pid, "short-lived") for actor in (memory.actor, child))
+    memory.unmap(0, 40 * PAGE)
+    assert not any(held(actor.pid, "short-lived") for actor in (memory.actor, child))
+
+
+def held(pid: int, name: str) -> list[str]:
+    """Descriptors and mappings that a process has of a memfd."""
+    links = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    with open(f"/proc/{pid}/maps") as maps:
+        links += maps
+    return [link for link in links if name in link]
+
+
 def test_all_see_an_unmap(
     actors: Callable[[], Actor], make_region: Callable[..., msharefs.Region], file: int
 ) -> None:
