@@ -34,13 +34,18 @@ static void choose_run(struct around *around, struct fault *fault, uint64_t faul
         fault->fill = around->pages < fault_around ? around->pages : fault_around;
 }
 
-static void choose_block(struct around *around, struct fault *fault)
+static struct recent *recent_of(struct around *around, uint64_t span)
+{
+    return &around->recent[span / PMD_SIZE % AROUND_SPANS];
+}
+
+static void choose_block(struct around *around, struct fault *fault, bool touched)
 {
     uint64_t span = fault->offset & ~(PMD_SIZE - 1);
-    struct recent *recent = &around->recent[span / PMD_SIZE % AROUND_SPANS];
+    struct recent *recent = recent_of(around, span);
 
-    if (recent->span != span)
-        *recent = (struct recent){.span = span};
+    if (recent->span != span / PMD_SIZE || !recent->faults)
+        *recent = (struct recent){.span = (uint32_t)(span / PMD_SIZE), .faults = touched};
     recent->faults++;
     if (recent->faults == 1) {
         fault->start = fault->offset & ~(RANDOM_PAGES * PAGE_SIZE - 1);
@@ -51,7 +56,8 @@ static void choose_block(struct around *around, struct fault *fault)
     }
 }
 
-void around_choose(struct around *around, struct fault *fault, bool present, uint64_t fault_around)
+void around_choose(struct around *around, struct fault *fault, bool present, bool touched,
+                   uint64_t fault_around)
 {
     fault->start = fault->offset;
     fault->end = fault->offset + PAGE_SIZE;
@@ -62,13 +68,13 @@ void around_choose(struct around *around, struct fault *fault, bool present, uin
     }
     around->pages = 1;
     if (present)
-        choose_block(around, fault);
+        choose_block(around, fault, touched);
 }
 
 void around_forget(struct around *around, uint64_t span)
 {
-    struct recent *recent = &around->recent[span / PMD_SIZE % AROUND_SPANS];
+    struct recent *recent = recent_of(around, span);
 
-    if (recent->span == span)
+    if (recent->span == span / PMD_SIZE)
         recent->faults = 0;
 }

@@ -68,24 +68,25 @@ enum advice {
 
 /* around.c: how far a fault should look beyond its page. */
 
-#define AROUND_SPANS 64
+#define AROUND_SPANS 512 /* what is in use of a region of 1 GiB */
 
 struct around {
     uint64_t next;  /* region offset that would be sequential */
     uint64_t pages; /* length of the next sequential run */
     /* Random access: recent 2 MiB spans, by number modulo AROUND_SPANS. */
     struct recent {
-        uint64_t span; /* region offset */
-        unsigned faults;
+        uint32_t span;   /* region offset / PMD_SIZE */
+        uint32_t faults; /* 0: nothing is known of it */
     } recent[AROUND_SPANS];
 };
 
 /* The span at region offset `span` was taken away: nothing of it is mapped. */
 void around_forget(struct around *around, uint64_t span);
 /* Sets fault->start, end and fill from the faults before. `present`: the page is
- * there already; `fault_around`: the region's limit for pages nobody touched.
+ * there already; `touched`: a page of its span has been mapped before; `fault_around`:
+ * the region's limit for pages nobody touched.
  * Then tell around->next where the run ended. */
-void around_choose(struct around *around, struct fault *fault, bool present,
+void around_choose(struct around *around, struct fault *fault, bool present, bool touched,
                    uint64_t fault_around);
 
 struct attachment {

@@ -171,7 +171,7 @@ static enum fault_verdict handle(struct attachment *att, struct fault *fault, ui
         return verdict;
     if (!fault->vma.object)
         around_choose(&att->around, fault, flags & UFFD_PAGEFAULT_FLAG_MINOR,
-                      att->mm.fault_around);
+                      touched_has(&att->mm, att->slot, fault->offset), att->mm.fault_around);
     else
         err = object_find(att, fault);
     if (!err)

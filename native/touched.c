@@ -42,6 +42,17 @@ void touched_mark(struct mm *mm, unsigned slot, uint64_t offset, uint64_t bytes)
     }
 }
 
+bool touched_has(const struct mm *mm, unsigned slot, uint64_t offset)
+{
+    uint64_t span = offset / PMD_SIZE;
+
+    /* A bitmap page not in use is not looked at: that would give it memory. */
+    if (!(atomic_load_explicit(&mm->slots[slot].touched, memory_order_relaxed) & page_bit(span)))
+        return false;
+    return atomic_load_explicit(&bitmap(mm, slot)[span / WORD_SPANS], memory_order_relaxed) >>
+               span % WORD_SPANS & 1;
+}
+
 void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset)
 {
     uint64_t span = offset / PMD_SIZE;

@@ -15,6 +15,8 @@
 /* The client of `slot` is about to make pages of [offset, offset + bytes) reachable.
  * Call inside an epoch. */
 void touched_mark(struct mm *mm, unsigned slot, uint64_t offset, uint64_t bytes);
+/* Whether it has made any page reachable in the span of `offset`. */
+bool touched_has(const struct mm *mm, unsigned slot, uint64_t offset);
 /* The client of `slot` has given back all of the span at `offset`. Call inside an epoch,
  * without a change of rights under way there. */
 void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset);
