@@ -125,6 +125,9 @@ struct attachment {
 };
 
 extern struct attachment attachments[ATTACHMENTS_MAX];
+/* Those from here on never held anything and are not looked at: each would cost a
+ * page fault, in every child too. Only grows, under the lock. */
+extern _Atomic unsigned attachments_used;
 
 /* The arguments of mmap(2). */
 struct attach_request {

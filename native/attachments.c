@@ -7,6 +7,7 @@
 #include "attachment.h"
 
 struct attachment attachments[ATTACHMENTS_MAX];
+_Atomic unsigned attachments_used;
 
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local unsigned depth; /* how often this thread has the lock */
@@ -67,7 +68,7 @@ struct attachment *attachment_over(uint64_t start, uint64_t end)
 {
     struct attachment *lowest = NULL;
 
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++)
+    for (unsigned i = 0; i < attachments_used; i++)
         if (overlaps(&attachments[i], start, end) &&
             (!lowest || attachments[i].base < lowest->base))
             lowest = &attachments[i];
@@ -76,7 +77,7 @@ struct attachment *attachment_over(uint64_t start, uint64_t end)
 
 struct attachment *attachment_of_tables(uint64_t addr)
 {
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++)
+    for (unsigned i = 0; i < attachments_used; i++)
         if (attachments[i].live && (uintptr_t)attachments[i].mm.header == addr)
             return &attachments[i];
     return NULL;
@@ -84,10 +85,16 @@ struct attachment *attachment_of_tables(uint64_t addr)
 
 struct attachment *attachment_unused(void)
 {
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++)
+    const unsigned used = attachments_used;
+
+    for (unsigned i = 0; i < used; i++)
         if (!attachments[i].live)
             return &attachments[i];
-    return NULL;
+    if (used == ATTACHMENTS_MAX)
+        return NULL;
+    pthread_mutex_init(&attachments[used].lock, NULL);
+    attachments_used = used + 1;
+    return &attachments[used];
 }
 
 bool attachments_near(uint64_t start, uint64_t end)
@@ -133,7 +140,7 @@ int attachments_replace(uint64_t start, uint64_t end, int (*change)(void *), voi
     unsigned count = 0;
     int err = 0;
 
-    for (unsigned i = 0; i < ATTACHMENTS_MAX && !err; i++)
+    for (unsigned i = 0; i < attachments_used && !err; i++)
         if (overlaps(&attachments[i], start, end)) {
             err = check_replaced(&attachments[i], start, end);
             taken[count++] = &attachments[i];

@@ -296,7 +296,7 @@ int budget_tick(void)
     if (now >= due_ms) {
         any_grown = false;
         due_ms = now + PERIOD_MAX_MS;
-        for (unsigned i = 0; i < ATTACHMENTS_MAX; i++) {
+        for (unsigned i = 0; i < attachments_used; i++) {
             struct attachment *att = &attachments[i];
             struct budget *b = &att->budget;
 

@@ -75,7 +75,7 @@ static void in_child(void)
     attachments_relock();
     service_forget();
     err = service_start();
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++) {
+    for (unsigned i = 0; i < attachments_used; i++) {
         struct attachment *att = &attachments[i];
 
         pthread_mutex_init(&att->lock, NULL);
@@ -98,7 +98,5 @@ static void in_child(void)
 
 void fork_prepare(void)
 {
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++)
-        pthread_mutex_init(&attachments[i].lock, NULL);
     pthread_atfork(attachments_lock, attachments_unlock, in_child);
 }

@@ -116,7 +116,7 @@ static void rejoin(struct attachment *att)
 
 static void rejoin_all(void)
 {
-    for (unsigned i = 0; i < ATTACHMENTS_MAX; i++) {
+    for (unsigned i = 0; i < attachments_used; i++) {
         struct attachment *att = &attachments[i];
 
         pthread_mutex_lock(&att->lock);
@@ -272,7 +272,7 @@ int service_move_fd(int fd)
 
     if (fd == epoll)
         return move(&epoll);
-    for (unsigned i = 0; i < ATTACHMENTS_MAX && !err; i++) {
+    for (unsigned i = 0; i < attachments_used && !err; i++) {
         struct attachment *att = &attachments[i];
 
         if (!att->live)
