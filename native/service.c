@@ -11,6 +11,7 @@
 #include <linux/userfaultfd.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "attachment.h"
@@ -131,6 +132,8 @@ static void *serve(void *unused)
     struct epoll_event events[EVENTS];
 
     (void)unused;
+    /* Not by pthread_setname_np() from outside: that opens /proc, in every child. */
+    prctl(PR_SET_NAME, "mshare-service");
     for (;;) {
         int rest = budget_tick();
 
@@ -184,7 +187,6 @@ int service_start(void)
         service_forget();
         return -err;
     }
-    pthread_setname_np(thread, "mshare-service");
     return 0;
 }
 
