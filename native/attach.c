@@ -59,15 +59,15 @@ int attach_register(int uffd, uint8_t *start, uint64_t size)
 
 int attach_map(const struct attachment *att)
 {
-    /* After mlockall(MCL_FUTURE) a mapping is filled as it is made: not this one. */
+    /* Not to be accessed before it is watched: what came in between would come without
+     * us, and stay. Other threads may be at work where there was a window before. Nor is
+     * it filled as it is made, after mlockall(MCL_FUTURE). */
     void *got = mmap(att->base, att->length, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
                      att->mem_fd, 0);
 
     if (got == MAP_FAILED)
         return -errno;
     munlock(att->base, att->length);
-    if (mprotect(att->base, att->length, att->prot))
-        return -errno;
     /* A core dump would walk the whole window page by page. */
     if (!att->adopted)
         madvise(att->base, att->length, MADV_DONTDUMP);
@@ -223,7 +223,9 @@ static int make_window(struct attachment *att, int fd, int mode,
     err = replace ? attachments_replace((uintptr_t)att->base, attachment_end(att), map_over, att)
                   : attach_map(att);
     *mapped = *mapped || !err;
-    return err ? err : attach_watch(att);
+    if (!err)
+        err = attach_watch(att);
+    return err ? err : mprotect(att->base, att->length, att->prot) ? -errno : 0;
 }
 
 /* The server takes the slot back and counts what it did; without it we do. */

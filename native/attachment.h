@@ -180,7 +180,7 @@ void attach_end(struct attachment *att);
 void attach_drop(struct attachment *att, bool claimed);
 /* A slot of our own in the region. */
 int attach_claim(struct attachment *att);
-/* Maps the window over whatever reserved it. */
+/* Maps the window over whatever reserved it; PROT_NONE, until it is watched. */
 int attach_map(const struct attachment *att);
 /* A new userfaultfd, with UFFD_FEATURE_* `more` beside what we need. Or -errno. */
 int attach_uffd(const struct attachment *att, uint64_t more);

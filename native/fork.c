@@ -49,9 +49,9 @@ static int attach_child(struct attachment *att)
     if (!err && !att->adopted)
         err = attach_map(att);
     if (!err)
-        err = arrange(att, 0, att->mm.size, false);
-    if (!err)
         err = attach_watch(att);
+    if (!err)
+        err = arrange(att, 0, att->mm.size, false);
     if (!err)
         join(att, parent);
     if (parent >= 0)

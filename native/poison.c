@@ -36,11 +36,13 @@ static void unpoison(struct attachment *att, struct poison poison)
         mprotect(page, PAGE_SIZE, prot);
         break;
     case POISON_BUS:
-        mmap(page, PAGE_SIZE, prot, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd,
+        /* Not to be accessed before it is watched, as attach_map() has it. */
+        mmap(page, PAGE_SIZE, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd,
              (off_t)poison.offset);
         attach_register(att->uffd, page, PAGE_SIZE);
-        /* Whatever came in between the two calls came without us. */
-        madvise(page, PAGE_SIZE, MADV_DONTNEED);
+        mprotect(page, PAGE_SIZE, prot);
+        if (!att->adopted)
+            madvise(page, PAGE_SIZE, MADV_DONTDUMP);
         break;
     }
 }

@@ -19,6 +19,7 @@ from support.actor import (
     MAP_FIXED_NOREPLACE,
     PAGE,
     READ_WRITE,
+    Board,
     accerr,
     maperr,
 )
@@ -395,6 +396,26 @@ def test_a_process_whose_first_thread_has_ended(actors: Actors, make_region: Reg
     region.unmap(0, PAGE)
     assert actor.call("load", base) == maperr(base)
     assert actor.call("detach", base) == []
+
+
+def test_a_window_in_the_place_of_another_is_never_without_a_watch(
+    actors: Actors, make_region: Regions
+) -> None:
+    """Threads that go on storing meanwhile make no memory where the region has none."""
+    region = make_region(QUANTUM, mapped=False)
+    actor = actors()
+    fd = actor.give(region.fd)
+    base = actor.attach(fd)
+    with Board() as board:
+        board.phase(Board.CHANGING)
+        actor.call("hammer", actor.give(board.fd), 0, base, QUANTUM // PAGE, 2)
+        board.wait(0, 1, 100)
+        for _ in range(200):
+            actor.attach(fd, base, READ_WRITE, mmap.MAP_SHARED | MAP_FIXED)
+        board.phase(Board.STOP)
+        actor.call("join")
+        assert board.seen(0)[0] == 0, "stores to a hole went through"
+    assert region.stat()["rss_bytes"] == 0
 
 
 def test_the_service_thread_keeps_out_of_the_way(actors: Actors, make_region: Regions) -> None:
