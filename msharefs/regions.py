@@ -50,6 +50,8 @@ class Region:
         """No name and no descriptor is left; attachments keep it."""
         self.watch: owners.Watch | None = None
         """On the owner, if the region ends with it."""
+        self.users = 0
+        """Requests that wait for a file system and then go on with the host mm."""
         self._ending = trio.Lock()
 
     @property
@@ -98,9 +100,10 @@ class Region:
             if given is not None:
                 stack.push_async_callback(descriptors.close, given)
             host = self.sized()
+            self.users += 1
+            stack.callback(self._leave)
             self._check_writable(flags)
-            if self.ended and not self.quirks:
-                raise OSError(errno.EINVAL, f"{self.name} has ended with its owner; make a new one")
+            self._check_owner()
             verbs.check_create(create, host.size)
             if create.flags & verbs.MAP_ANONYMOUS:
                 source = sources.anonymous(create, executes=host.anonymous_executes)
@@ -130,6 +133,7 @@ class Region:
             kept.close()
             kept, source = None, None  # what comes of it is ordinary anonymous memory
         try:
+            self._check_owner()  # meanwhile it may have ended
             limits.check_space(create, caller, host.ranges)
             if source is None or (source.anonymous and not source.huge):
                 limits.check_commit(create)
@@ -188,6 +192,13 @@ class Region:
         raw = ffi.new("struct mshare_stat *", {"quantum": self.quantum})
         raw.owner_pid, raw.owner_start_time = self.owner.pid, self.owner.start_time
         return raw
+
+    def _leave(self) -> None:
+        self.users -= 1
+
+    def _check_owner(self) -> None:
+        if self.ended and not self.quirks:
+            raise OSError(errno.EINVAL, f"{self.name} has ended with its owner; make a new one")
 
     def _check_writable(self, flags: int) -> None:
         if flags & os.O_ACCMODE == os.O_RDONLY and not self.quirks:
@@ -319,8 +330,8 @@ class Regions:
         if region is None or not region.evicted:
             return
         if region.host is not None:
-            if region.host.changing():
-                return  # by its owner's end; `reap_dead` comes back to it
+            if region.host.changing() or region.users:
+                return  # by its owner's end, or from afar; `reap_dead` comes back to it
             region.host.reap_dead()
             if region.host.attached():
                 return

@@ -275,6 +275,40 @@ def test_descriptors_of_the_mount_itself_do_not_hang_the_server(
     region.map(0, PAGE)
 
 
+@pytest.mark.slow
+def test_a_region_that_goes_while_a_file_system_hangs(
+    mounts: Callable[..., Mount], shared_mount: Mount
+) -> None:
+    other = mounts("quantum=2M")
+    fd = os.open(other.path / "mshare_info", os.O_RDONLY)
+    path = shared_mount.path / "going"
+    with msharefs.open(path, os.O_RDWR | os.O_CREAT) as going:
+        going.truncate(SIZE)
+        sock = check(lib.control_connect(going.fd), "connecting")
+    message = ffi.new("struct msg *", {"op": lib.MSG_MAP, "arg": [0, PAGE, READ, FILE, 0]})
+    answers = []
+
+    def create() -> None:
+        answers.append(lib.control_call(sock, message, ffi.new("int[]", [fd]), 1, ffi.NULL))
+
+    regions = shared_mount.state / "regions"
+    before = set(regions.glob("*.mm"))
+    os.kill(other.pid, signal.SIGSTOP)
+    try:
+        thread = threading.Thread(target=create)
+        thread.start()
+        path.unlink()
+        time.sleep(0.5)  # the kernel tells the server of the last close when it likes
+        assert set(regions.glob("*.mm")) == before, "it is still needed"
+    finally:
+        os.kill(other.pid, signal.SIGCONT)
+        thread.join()
+        os.close(sock)
+        os.close(fd)
+    assert answers == [-errno.ENODEV]
+    until(lambda: len(set(regions.glob("*.mm"))) < len(before), "it goes afterwards")
+
+
 def test_a_file_system_that_hangs_costs_its_caller_only(
     mounts: Callable[..., Mount], shared_mount: Mount, region: msharefs.Region
 ) -> None:
