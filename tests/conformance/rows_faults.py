@@ -6,7 +6,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from .stage import EXEC, NONE, PAGE, READ, RW, WRITE, Memory, Q, on_page
+from .stage import EXEC, HAS_PKU, NONE, PAGE, READ, RW, WRITE, Memory, Q, on_page
 from .table import Table
 
 if TYPE_CHECKING:
@@ -15,15 +15,6 @@ if TYPE_CHECKING:
     from .stage import Stage
 
 RUSAGE_SELF = 0
-
-
-def has_pku() -> bool:
-    """Whether this processor has protection keys."""
-    with open("/proc/cpuinfo") as text:
-        return any(line.startswith("flags") and "ospke" in line.split() for line in text)
-
-
-HAS_PKU = has_pku()
 
 
 def page(prot: int, access: str) -> Callable[[Stage], str]:

@@ -9,28 +9,16 @@ from typing import TYPE_CHECKING
 from .rows_proc import meminfo
 from .stage import ANON, HUGE, HUGETLB, NORESERVE, PAGE, RW, SHARED_FIXED, Memory, Q
 from .table import Table
+from support import hugepages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .stage import Stage
 
-POOL = Path("/proc/sys/vm/nr_hugepages")
 THP = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 MFD_HUGETLB = 4
 ANONYMOUS = SHARED_FIXED | ANON | HUGETLB
-
-
-@contextlib.contextmanager
-def pool(pages: int) -> Iterator[None]:
-    """That many free huge pages of 2 MiB, for a moment."""
-    before = POOL.read_text()
-    taken = int(before) - meminfo("HugePages_Free") // 1024
-    POOL.write_text(str(taken + pages))
-    try:
-        yield
-    finally:
-        POOL.write_text(before)
 
 
 def create(
@@ -40,7 +28,7 @@ def create(
 
     def check(stage: Stage) -> str:
         file = stage.region()
-        with pool(pages):
+        with hugepages.exactly(pages):
             answer = file.create(offset, size, RW, flags)
             file.unmap(0, Q)
         return answer
@@ -65,7 +53,7 @@ T("huge-noreserve", "4 MiB with MAP_NORESERVE, one in the pool", "0",
 def rounded(stage: Stage) -> str:
     """A size of 4 KiB is one huge page."""
     memory = stage.memory()
-    with pool(2):
+    with hugepages.exactly(2):
         assert memory.file.create(0, PAGE, RW, ANONYMOUS) == "0"
         answer = f"{memory.store(HUGE - 1)}, {memory.load(HUGE)}"
         memory.file.unmap(0, Q)
@@ -78,7 +66,7 @@ T("huge-round", "size 4096: the last byte of 2 MiB, the next", "ok, SIGSEGV MAPE
 def reserved(stage: Stage) -> str:
     """How HugePages_Rsvd grows with a CREATE."""
     file = stage.region()
-    with pool(3):
+    with hugepages.exactly(3):
         before = meminfo("HugePages_Rsvd")
         assert file.create(0, 2 * HUGE, RW, ANONYMOUS) == "0"
         grown = (meminfo("HugePages_Rsvd") - before) // 1024
@@ -92,7 +80,7 @@ T("huge-reserved", "huge pages reserved by a CREATE of 4 MiB", "2", reserved, so
 def exhausted(stage: Stage) -> str:
     """One page in the pool, two mapped with MAP_NORESERVE."""
     memory = stage.memory()
-    with pool(1):
+    with hugepages.exactly(1):
         assert memory.file.create(0, 2 * HUGE, RW, ANONYMOUS | NORESERVE) == "0"
         answer = f"{memory.store()}, {memory.store(HUGE)}"
         memory.file.unmap(0, Q)
@@ -108,7 +96,7 @@ def unmap(offset: int, size: int) -> Callable[[Stage], str]:
 
     def check(stage: Stage) -> str:
         memory = stage.memory()
-        with pool(2):
+        with hugepages.exactly(2):
             assert memory.file.create(0, 2 * HUGE, RW, ANONYMOUS) == "0"
             memory.store()
             memory.store(HUGE)
@@ -129,7 +117,7 @@ T("huge-unmap-end", "UNMAP of 2M+4K at 0", "EINVAL, 7, 7", unmap(0, HUGE + PAGE)
 def shared(stage: Stage) -> str:
     """A store by one process, a load by another."""
     memory = stage.memory()
-    with pool(2):
+    with hugepages.exactly(2):
         assert memory.file.create(0, HUGE, RW, ANONYMOUS) == "0"
         memory.store(PAGE, 9)
         answer = memory.again(stage.process()).load(PAGE)
@@ -145,7 +133,7 @@ def leaf(stage: Stage) -> str:
     from .figures import look
 
     memory = stage.memory()
-    with pool(2):
+    with hugepages.exactly(2):
         assert memory.file.create(0, HUGE, RW, ANONYMOUS) == "0"
         memory.store()
         frames = look(stage, "stat")["table_frames"]
@@ -162,7 +150,7 @@ def file_object(stage: Stage, *, flags: int = SHARED_FIXED, fd_offset: int = 0) 
     """CREATE of a hugetlb memfd of 4 MiB; a store, what another process loads."""
     file = stage.region()
     agent = file.agent
-    with pool(3):
+    with hugepages.exactly(3):
         fd = agent.call("memfd_create", "huge", MFD_HUGETLB)
         agent.call("ftruncate", fd, 2 * HUGE)
         answer = file.create(0, HUGE, RW, flags, fd, fd_offset)

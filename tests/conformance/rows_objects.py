@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from .rows_mount import MNT_DETACH, sys_umount
 from .stage import (
     EXEC,
+    GROWSDOWN,
+    HAS_PKU,
     NONE,
     NOREPLACE,
     PAGE,
@@ -19,6 +21,7 @@ from .stage import (
     SHARED_FIXED,
     VALIDATE,
     WRITE,
+    File,
     Memory,
     Q,
     said,
@@ -143,6 +146,38 @@ T("object-offset-2^63", "file offset 2^63", "EOVERFLOW", create(on_disk(), fd_of
 T("object-sync", "MAP_SHARED_VALIDATE|MAP_SYNC", "EOPNOTSUPP",
   create(on_disk(), flags=VALIDATE | MAP_FIXED | MAP_SYNC))
 T("object-private", "MAP_PRIVATE", "EINVAL", create(on_disk(), flags=0x12))
+T("object-growsdown", "MAP_GROWSDOWN", "EINVAL", create(on_disk(), flags=SHARED_FIXED | GROWSDOWN))
+T("object-type-9", "mapping type 9", "EINVAL", create(on_disk(), flags=9 | MAP_FIXED))
+T("object-validate", "MAP_SHARED_VALIDATE", "0", create(on_disk(), flags=VALIDATE | MAP_FIXED))
+
+
+def noreplace(stage: Stage, offset: int) -> str:
+    """A file at `offset`, of two pages, when there is memory at 4K."""
+    memory = stage.memory((PAGE, PAGE, RW))
+    memory.store(PAGE)
+    fd = on_disk()(stage, stage.agent)
+    answer = memory.file.create(offset, 2 * PAGE, RW, SHARED_FIXED | NOREPLACE, fd)
+    return f"{answer}, {memory.load(PAGE)}"
+
+
+T("object-noreplace", "MAP_FIXED_NOREPLACE over memory; a load from that", "EEXIST, 7",
+  lambda s: noreplace(s, 0))
+T("object-noreplace-hole", "beside it", "0, 7", lambda s: noreplace(s, 2 * PAGE))
+
+
+def by_child(stage: Stage, uid: int = 0) -> str:
+    """CREATE of a file by a child that has both descriptors, of another user perhaps."""
+    file = stage.region()
+    fd = on_disk()(stage, stage.agent)
+    child = file.agent.fork()
+    if uid:
+        child.call("setresgid", uid, uid, uid)
+        child.call("setresuid", uid, uid, uid)
+    return File(child, file.fd, file.path).create(flags=SHARED_FIXED, fd=fd)
+
+
+T("object-child", "by a child of fork that has the descriptors", "0", by_child)
+T("object-user", "by another user who has them", "0", lambda s: by_child(s, 65534))
 
 
 def on_noexec(stage: Stage) -> str:
@@ -440,14 +475,8 @@ T("run-memory", "code stored in a PROT_READ|PROT_WRITE|PROT_EXEC anonymous objec
 
 def read_code(stage: Stage) -> str:
     """A load from a PROT_EXEC object."""
-    found = stage.page(EXEC).load()
-    return "SIGSEGV PKUERR" if found == "SIGSEGV PKUERR" else found
-
-
-def has_pku() -> bool:
-    with open("/proc/cpuinfo") as text:
-        return any(line.startswith("flags") and "ospke" in line.split() for line in text)
+    return stage.page(EXEC).load()
 
 
 T("load-exec-only", "a load from a PROT_EXEC object (SIGSEGV PKUERR on a CPU with protection keys)",
-  "SIGSEGV PKUERR" if has_pku() else "0", read_code, plain=True, source="C")
+  "SIGSEGV PKUERR" if HAS_PKU else "0", read_code, plain=True, source="C")

@@ -41,6 +41,15 @@ _WRAP = (1 << 64) - 1
 _ERRNO_NAMES = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EAGAIN: "EAGAIN"}
 
 
+def _has_pku() -> bool:
+    """Whether this processor has protection keys."""
+    with open("/proc/cpuinfo") as text:
+        return any(line.startswith("flags") and "ospke" in line.split() for line in text)
+
+
+HAS_PKU = _has_pku()
+
+
 def errno_name(error: OSError) -> str:
     """The name of an errno."""
     number = error.errno or 0

@@ -1,0 +1,48 @@
+"""The pool of 2 MiB pages, which is the machine's: as much as a test needs, and then as before."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BYTES = 2 << 20
+_POOL = Path("/proc/sys/vm/nr_hugepages")
+
+
+def free() -> int:
+    """Pages that nobody has, nor has been promised."""
+    found = dict(re.findall(r"(HugePages_\w+):\s+(\d+)", Path("/proc/meminfo").read_text()))
+    return int(found["HugePages_Free"]) - int(found["HugePages_Rsvd"])
+
+
+@contextlib.contextmanager
+def at_least(pages: int) -> Iterator[None]:
+    """So many are free; skips the test where that cannot be."""
+    before = _POOL.read_text()
+    if free() < pages:
+        _POOL.write_text(str(int(before) + pages))
+    try:
+        if free() < pages:
+            pytest.skip("memory is too fragmented for huge pages")
+        yield
+    finally:
+        if _POOL.read_text() != before:
+            _POOL.write_text(before)
+
+
+@contextlib.contextmanager
+def exactly(pages: int) -> Iterator[None]:
+    """So many are free, and no more."""
+    before = _POOL.read_text()
+    _POOL.write_text(str(int(before) - free() + pages))
+    try:
+        yield
+    finally:
+        _POOL.write_text(before)
