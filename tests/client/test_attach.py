@@ -420,7 +420,8 @@ def test_a_window_in_the_place_of_another_is_never_without_a_watch(
 
 def test_the_service_thread_keeps_out_of_the_way(actors: Actors, make_region: Regions) -> None:
     actor = actors()
-    actor.attach(actor.give(make_region().fd))
+    base = actor.attach(actor.give(make_region().fd))
+    assert actor.call("load", base) == [0]  # so that it runs, and has its name
     threads = {}
     for task in Path(f"/proc/{actor.pid}/task").iterdir():
         status = (task / "status").read_text()

@@ -179,7 +179,8 @@ class TestThreads:
         assert child.load(base) == "1"
 
     def test_our_own_is_not_the_programs(self, region: File) -> None:
-        region.attach()
+        base = region.attach()
+        assert region.agent.load(base) == "0"  # so that it runs, and has its name
         tasks = Path(f"/proc/{region.agent.pid}/task")
         (ours,) = [
             task for task in tasks.iterdir() if (task / "comm").read_text() == "mshare-service\n"
