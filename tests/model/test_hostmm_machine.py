@@ -18,9 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from msharefs.native import lib
 
-from support.core import GIB1, GIB512, LOOKS, MIB2, PAGE, Core, Look, check
-from support.model import PROTECTIONS, Model
-from support.rawmm import HOST_BASE, RW, US, A, P
+from support.core import GIB1, GIB512, LOOKS, MIB2, PAGE, Core, Look, block, check, page_only
+from support.model import OBJECT, PROTECTIONS, Kind, Model
+from support.rawmm import DATA_BASE, HOST_BASE, OBJECTS_BASE, RW, US, A, P
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +35,7 @@ picks = st.integers(0, 1 << 16)
 
 
 verbs = st.sampled_from(["map", "unmap", "protect"])
+kinds = st.sampled_from([Kind.ANONYMOUS, Kind.ANONYMOUS, Kind.FILE, Kind.HUGE])
 
 
 class Region(RuleBasedStateMachine):
@@ -64,15 +65,28 @@ class Region(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.inside)
     @rule(who=picks, cell=picks, page=st.sampled_from([0, 1, -1]), write=st.booleans(),
-          look=st.sampled_from(LOOKS), fill=st.sampled_from([1, 2, 16, 512]))  # fmt: skip
-    def touch(self, who: int, cell: int, page: int, write: bool, look: Look, fill: int) -> None:
-        """A fault; of a client that is inside an epoch already, within that epoch."""
+          look=st.sampled_from(LOOKS), fill=st.sampled_from([1, 2, 16, 512]),
+          pages=st.sampled_from([-1, 0, 1, 3, 1 << 40]))  # fmt: skip
+    def touch(
+        self, who: int, cell: int, page: int, write: bool, look: Look, fill: int, pages: int
+    ) -> None:
+        """A fault; of a client that is inside an epoch already, within that epoch.
+
+        If it is in a file, that ends so many pages further on.
+        """
         slot = self._client(who)
         offset = self._page(cell, page)
+        found = self.model.cell_of(offset)
+        if found is not None and found.kind is Kind.FILE:
+            # All of a span would be as good, but takes long to decode after each step.
+            look = page_only if look is page_only else block
+        limit = max(0, offset + pages * PAGE)
+        if found is not None:
+            limit &= -found.page
         fault = self.core.fault if self.model.inside[slot] else self.core.touch
-        said = fault(slot, offset, write=write, look=look, fill=fill)
-        assert said == self.model.fault(offset, write=write, look=look, fill=fill)
-        if said.verdict == "MAP":
+        said = fault(slot, offset, write=write, look=look, fill=fill, limit=limit)
+        assert said == self.model.fault(offset, write=write, look=look, fill=fill, limit=limit)
+        if said.verdict == "MAP" and not said.object:
             # What a client would do next, by another way.
             os.pwrite(self.core.mem_fd, b"\xa5" * PAGE, offset)
             self.written.add(offset)
@@ -103,13 +117,18 @@ class Region(RuleBasedStateMachine):
     # The writer
 
     @precondition(lambda self: self.model.pending is None)
-    @rule(verb=verbs, first=picks, count=picks, prot=st.sampled_from(PROTECTIONS))
-    def begin(self, verb: str, first: int, count: int, prot: int) -> None:
+    @rule(verb=verbs, first=picks, count=picks, prot=st.sampled_from(PROTECTIONS), kind=kinds)
+    def begin(self, verb: str, first: int, count: int, prot: int, kind: Kind) -> None:
         """Publishes; what follows may come in between."""
-        first, last = self._range(first, count)
+        huge = kind is Kind.HUGE
+        # Most of the time where huge pages can be.
+        first, last = self._range(first, count, aligned=huge and count % 8 != 0)
         start, end = self.cuts[first], self.cuts[last]
-        if verb == "map":
+        if verb == "map" and kind is Kind.ANONYMOUS:
             said = self.core.begin_map(start, end, prot)
+        elif verb == "map":
+            flags = prot | (lib.VMA_HUGE if huge else 0)
+            said = self.core.begin_map(start, end, flags, file=OBJECT, offset=start)
         elif verb == "unmap":
             said = self.core.begin_unmap(start, end)
         else:
@@ -118,17 +137,22 @@ class Region(RuleBasedStateMachine):
             assert said == -errno.EBUSY
             # A serial number is spent on the attempt; nothing else happens.
             self.model.serial += verb == "map"
+        elif self.model.cuts_a_huge_page(first, last) or (
+            verb == "map" and huge and (start | end) % MIB2
+        ):
+            assert said == -errno.EINVAL
+            self.model.serial += verb == "map"
         elif verb == "protect" and None in self.model.cells[first:last]:
             assert said == -errno.ENOMEM
         else:
             assert said == 0
-            self.model.begin(verb, first, last, prot)
+            self.model.begin(verb, first, last, prot, kind)
 
     @precondition(lambda self: self.model.pending is None and not self.model.stragglers())
-    @rule(verb=verbs, first=picks, count=picks, prot=st.sampled_from(PROTECTIONS))
-    def change(self, verb: str, first: int, count: int, prot: int) -> None:
+    @rule(verb=verbs, first=picks, count=picks, prot=st.sampled_from(PROTECTIONS), kind=kinds)
+    def change(self, verb: str, first: int, count: int, prot: int, kind: Kind) -> None:
         """Everything at once, unless somebody is inside a fault."""
-        self.begin(verb, first, count, prot)
+        self.begin(verb, first, count, prot, kind)
         if self.model.pending and not self.model.stragglers():
             self.finish()
 
@@ -188,7 +212,9 @@ class Region(RuleBasedStateMachine):
         assert not tree.wrong
         assert tree.spans() == self.model.tables
         assert {leaf.offset: leaf.flags for leaf in tree.leaves.values()} == self.model.leaves
-        assert all(leaf.target == leaf.offset for leaf in tree.leaves.values())
+        for leaf in tree.leaves.values():
+            base = OBJECTS_BASE if leaf.offset in self.model.of_file else DATA_BASE
+            assert leaf.target + DATA_BASE == leaf.offset + base
         assert all(table.flags == P | RW | US | A for table in tree.tables[1:])
         assert self.core.raw.header("epoch") == self.model.epoch
 
@@ -222,10 +248,10 @@ class Region(RuleBasedStateMachine):
         ]
         return slots[who % len(slots)]
 
-    def _range(self, first: int, count: int) -> tuple[int, int]:
-        cells = len(self.cuts) - 1
-        first %= cells
-        return first, first + 1 + count % (cells - first)
+    def _range(self, first: int, count: int, *, aligned: bool = False) -> tuple[int, int]:
+        ends = [at for at, cut in enumerate(self.cuts) if not aligned or cut % MIB2 == 0]
+        first %= len(ends) - 1
+        return ends[first], ends[first + 1 + count % (len(ends) - 1 - first)]
 
     def _page(self, cell: int, page: int) -> int:
         cell %= len(self.cuts) - 1

@@ -1,20 +1,31 @@
 """What a host mm must be, in plain Python: the model that the core is compared with.
 
 The region is a row of cells between cut points, so that VMAs of half a terabyte cost as little as
-those of a page. A cell is in one mapping or in none; faults fill entries of single pages.
+those of a page. A cell is in one mapping or in none; faults fill entries of single pages, in a file
+those of all that the client maps together with the page.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from .core import EXEC, READ, WRITE, Fault, Look, Vma
-from .rawmm import NX, PAGE, PROTNONE, RW, US, A, D, P
+from .rawmm import MIB2, NX, PAGE, PROTNONE, PS, RW, US, A, D, P
 
 # What a table of each level spans: the reach of one entry of the level above.
 TABLE_SPANS = {0: 2 << 20, 1: 1 << 30, 2: 512 << 30}
-BUSY = 8
+BUSY, HUGE = 8, 16
+OBJECT = 7  # the number of the only file
+
+
+class Kind(Enum):
+    """What is mapped."""
+
+    ANONYMOUS = "anonymous"
+    FILE = "file"
+    HUGE = "file of huge pages"
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,25 @@ class Mapping:
 
     serial: int
     prot: int
+    kind: Kind = Kind.ANONYMOUS
     busy: bool = False
+
+    @property
+    def flags(self) -> int:
+        """Of its VMAs."""
+        return self.prot | (BUSY if self.busy else 0) | (HUGE if self.kind is Kind.HUGE else 0)
+
+    @property
+    def page(self) -> int:
+        """Bytes of its pages."""
+        return MIB2 if self.kind is Kind.HUGE else PAGE
+
+    @property
+    def bits(self) -> int:
+        """Of its entries, but for A and D."""
+        present = P if self.prot else PROTNONE
+        rights = (RW if self.prot & WRITE else 0) | (0 if self.prot & EXEC else NX)
+        return present | US | rights | (PS if self.kind is Kind.HUGE else 0)
 
 
 @dataclass(frozen=True)
@@ -44,6 +73,8 @@ class Model:
     cells: list[Mapping | None] = field(init=False)
     leaves: dict[int, int] = field(default_factory=dict)
     """Region offset of each page that has an entry: the bits of its entry, without the address."""
+    of_file: set[int] = field(default_factory=set)
+    """Of those the ones whose page is a file's."""
     tables: set[tuple[int, int]] = field(default_factory=set)
     """Level and region offset of each table below the PGD."""
     serial: int = 0
@@ -69,22 +100,33 @@ class Model:
         for cell, (start, end) in zip(self.cells, itertools.pairwise(self.cuts), strict=True):
             if cell is None:
                 continue
-            flags = cell.prot | (BUSY if cell.busy else 0)
-            if found and (found[-1].end, *found[-1][2:]) == (start, flags, cell.serial):
+            if found and (found[-1].end, *found[-1][2:]) == (start, cell.flags, cell.serial):
                 start = found.pop().start  # noqa: PLW2901  # the VMA goes on
-            found.append(Vma(start, end, flags, cell.serial))
+            found.append(Vma(start, end, cell.flags, cell.serial))
         return found
 
     def stragglers(self) -> set[int]:
         """Slots whose fault began on an older snapshot."""
         return {slot for slot, epoch in self.inside.items() if epoch and epoch < self.epoch}
 
-    def begin(self, verb: str, first: int, last: int, prot: int) -> None:
+    def cuts_a_huge_page(self, first: int, last: int) -> bool:
+        """Whether cells [first, last) end, or begin, inside one."""
+        return any(
+            self.cuts[cut] % MIB2
+            and 0 < cut < len(self.cells)
+            and (cell := self.cells[cut]) is not None
+            and cell.kind is Kind.HUGE
+            for cut in (first, last)
+        )
+
+    def begin(
+        self, verb: str, first: int, last: int, prot: int, kind: Kind = Kind.ANONYMOUS
+    ) -> None:
         """Publishes the change `verb` (map, unmap, protect) of cells [first, last)."""
         self.pending = Change(self.cuts[first], self.cuts[last], tuple(self.cells), verb)
         if verb == "map":
             self.serial += 1
-            self.cells[first:last] = [Mapping(self.serial, prot)] * (last - first)
+            self.cells[first:last] = [Mapping(self.serial, prot, kind)] * (last - first)
         elif verb == "protect":
             self.cells[first:last] = [
                 cell and replace(cell, prot=prot) for cell in self.cells[first:last]
@@ -108,7 +150,7 @@ class Model:
         if change.verb == "protect":
             for at, bits in self.leaves.items():
                 if change.start <= at < change.end:
-                    self.leaves[at] = bits & (A | D) | leaf_bits(self._mapping(at).prot)
+                    self.leaves[at] = bits & (A | D) | self._mapping(at).bits
         else:
             self._zap(change.start, change.end)
         self.epoch += 1
@@ -126,6 +168,7 @@ class Model:
 
     def _zap(self, start: int, end: int) -> None:
         self.leaves = {at: bits for at, bits in self.leaves.items() if not start <= at < end}
+        self.of_file &= self.leaves.keys()
         self.tables = {
             (level, at)
             for level, at in self.tables
@@ -139,8 +182,10 @@ class Model:
             for cell, (low, high) in zip(self.cells, itertools.pairwise(self.cuts), strict=True)
         )
 
-    def fault(self, offset: int, *, write: bool, look: Look, fill: int) -> Fault:
-        """The verdict, and the entries that it leaves."""
+    def fault(
+        self, offset: int, *, write: bool, look: Look, fill: int, limit: int = 1 << 63
+    ) -> Fault:
+        """The verdict, and the entries that it leaves. A file ends at `limit`."""
         cell = self.cell_of(offset)
         if cell is None:
             return Fault("MAPERR")
@@ -148,19 +193,35 @@ class Model:
             return Fault("WAIT")
         if not cell.prot & WRITE if write else not cell.prot:
             return Fault("ACCERR")
-        bits = leaf_bits(cell.prot)
-        filled = int(offset not in self.leaves)
-        self.leaves[offset] = self.leaves.get(offset, bits) | A | (D if write else 0)
-        self.tables |= {(level, offset & -span) for level, span in TABLE_SPANS.items()}
         vma = next(vma for vma in self.vmas() if vma.start <= offset < vma.end)
         start, end = look(offset)
         pages = range(max(start, vma.start), min(end, vma.end), PAGE)
+        if cell.kind is not Kind.ANONYMOUS:
+            filled = int(offset < limit and self._fill(cell, offset))
+            if offset < limit:
+                self.leaves[offset & -cell.page] |= A | (D if write else 0)
+            beside = sum(self._fill(cell, at) for at in pages if at < limit)
+            return Fault("MAP", frozenset(), filled, not cell.prot & WRITE, beside, OBJECT)
+        filled = int(self._fill(cell, offset))
+        self.leaves[offset] |= A | (D if write else 0)
         for at in pages:
             if filled and filled < fill and at == offset + filled * PAGE and at not in self.leaves:
-                self.leaves[at] = bits
-                filled += 1
+                filled += self._fill(cell, at)
         present = frozenset(at for at in pages if at in self.leaves)
         return Fault("MAP", present, filled, not cell.prot & WRITE)
+
+    def _fill(self, cell: Mapping, offset: int) -> bool:
+        """Whether there was no entry for the page yet."""
+        page = offset & -cell.page
+        if page in self.leaves:
+            return False
+        self.leaves[page] = cell.bits
+        if cell.kind is not Kind.ANONYMOUS:
+            self.of_file.add(page)
+        self.tables |= {
+            (level, page & -span) for level, span in TABLE_SPANS.items() if span > cell.page
+        }
+        return True
 
     def stray(self) -> int:
         """Entries that a change has cut off from their VMA and not yet cleared."""
@@ -169,18 +230,14 @@ class Model:
     def other_rights(self) -> int:
         """Entries with rights that their mapping had before the change that is going on."""
         return sum(
-            bool(bits & RW) > bool(cell.prot & WRITE)
+            (at in self.of_file) != (cell.kind is not Kind.ANONYMOUS)
+            or bits & PS != cell.bits & PS
+            or bool(bits & RW) > bool(cell.prot & WRITE)
             or (not bits & NX) > bool(cell.prot & EXEC)
             or bool(bits & P) != bool(cell.prot)
             for at, bits in self.leaves.items()
             if (cell := self.cell_of(at)) is not None
         )
-
-
-def leaf_bits(prot: int) -> int:
-    """The bits of an entry of a mapping with these rights, but for A and D."""
-    present = P if prot else PROTNONE
-    return present | US | (RW if prot & WRITE else 0) | (0 if prot & EXEC else NX)
 
 
 PROTECTIONS = (READ | WRITE, READ, 0, WRITE, EXEC, READ | WRITE | EXEC)

@@ -20,6 +20,7 @@ MIB2, GIB1, GIB512 = 1 << 21, 1 << 30, 1 << 39
 HOST_BASE = 512 << 30
 TABLES_BASE = 1 << 40
 DATA_BASE = 1 << 47
+OBJECTS_BASE = 1 << 48
 ENTRIES = 512
 
 # Offsets in the header.
