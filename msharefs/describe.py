@@ -101,8 +101,16 @@ def pagetable(host: HostMM) -> dict[str, Any]:
         "levels": [
             {"level": level, "tables": sorted(found, key=lambda table: table["start"])}
             for level, found in levels.items()
-        ]
+        ],
+        "huge_pages": _huge_pages(host),
     }
+
+
+def _huge_pages(host: HostMM) -> list[int]:
+    """Host addresses of the 2 MiB pages that have an entry."""
+    count = check(lib.mm_huge_pages(host.mm, ffi.NULL, 0), f"{host.name}: walking its page tables")
+    pages = ffi.new("uint64_t[]", count)
+    return list(pages[0 : min(count, lib.mm_huge_pages(host.mm, pages, count))])
 
 
 def clients(host: HostMM) -> list[dict[str, Any]]:

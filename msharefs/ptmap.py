@@ -1,5 +1,7 @@
 """A map of a region's page tables: for every 2 MiB how full its PTE table is, and who has it.
 
+A 2 MiB page counts as full.
+
 How full comes from the host mm. Who has it is looked up in the clients' own, real page tables
 (PAGEMAP_SCAN of Linux 6.7), so it is what each can reach at this moment without a fault.
 """
@@ -56,6 +58,7 @@ def _map(
 ) -> dict[str, Any]:
     lowest = next(level["tables"] for level in tables["levels"] if level["level"] == "pte")
     present = {(table["start"] - lib.HOST_BASE) // CELL_BYTES: table["present"] for table in lowest}
+    present |= {(page - lib.HOST_BASE) // CELL_BYTES: ENTRIES for page in tables["huge_pages"]}
     holders, unseen = _holders(clients, set(present))
     groups: dict[tuple[int, ...], int] = {(): 0}
     ranges = [

@@ -157,6 +157,38 @@ int64_t mm_tables(struct mm *mm, struct mm_table *tables, uint64_t max)
     return err ? err : (int64_t)listing.used;
 }
 
+struct huge_pages {
+    uint64_t *pages;
+    uint64_t used, max;
+};
+
+static int list_huge(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame, unsigned level,
+                     uint64_t addr)
+{
+    const uint64_t leaf = ENTRY_PRESENT | ENTRY_HUGE;
+    const _Atomic uint64_t *table = frame_entries(walk->mm, frame);
+    struct huge_pages *found = walk->arg;
+
+    (void)entry;
+    for (unsigned i = 0; level == 1 && i < 512; i++) {
+        if ((atomic_load_explicit(&table[i], memory_order_relaxed) & leaf) != leaf)
+            continue;
+        if (found->used < found->max)
+            found->pages[found->used] = addr + i * entry_span(1);
+        found->used++;
+    }
+    return 0;
+}
+
+int64_t mm_huge_pages(struct mm *mm, uint64_t *pages, uint64_t max)
+{
+    struct huge_pages found = {.pages = pages, .max = max};
+    struct walk walk = {.mm = mm, .table = list_huge, .arg = &found};
+    int err = walk_range(&walk, HOST_BASE, mm->host_end);
+
+    return err ? err : (int64_t)found.used;
+}
+
 int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max)
 {
     uint64_t used = 0;

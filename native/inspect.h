@@ -41,6 +41,10 @@ struct mm_table {
 /* Lists the tables, upper levels after their children; returns how many. */
 int64_t mm_tables(struct mm *mm, struct mm_table *tables, uint64_t max);
 
+/* Host addresses of the 2 MiB pages that have an entry; returns how many, at most `max`
+ * copied. */
+int64_t mm_huge_pages(struct mm *mm, uint64_t *pages, uint64_t max);
+
 /* One attachment. */
 struct mm_client {
     uint32_t slot, pid;

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from msharefs import ptmap
+
 from support import namespace
 from support.actor import MAP_FIXED, PAGE, READ_WRITE, accerr, adrerr, maperr
 from support.calls import refused
@@ -89,6 +91,10 @@ def test_a_memfd(memory: Memory, huge_file: int) -> None:
         other[77] = 66
         assert memory.load(77) == [66]
     assert huge_leaves(memory) in (-1, 2)
+    if isinstance(memory, RegionMemory):
+        drawn = ptmap.look(memory.region)
+        assert [part["present"] for part in drawn["ranges"]] == [[512, 512]]
+        assert [drawn["groups"][who] for who in drawn["ranges"][0]["who"]] == [[0], [0]]
     memory.protect(0, MIB2, mmap.PROT_READ)
     assert memory.store(0) == accerr(memory.base)
     assert memory.load(77) == [66]

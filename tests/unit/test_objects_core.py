@@ -117,6 +117,9 @@ def test_huge_leaves(core: Core) -> None:
     assert listed(core, level=1) == [(1, 1)]
     assert core.touch(slot, 3 * MIB2, look=lambda _: (MIB2, 4 * MIB2)).beside == 1
     assert listed(core, level=1) == [(3, 3)]
+    pages = ffi.new("uint64_t[2]")
+    assert lib.mm_huge_pages(core.mm, pages, 2) == 3
+    assert list(pages) == [lib.HOST_BASE + MIB2, lib.HOST_BASE + 2 * MIB2]
 
 
 def listed(core: Core, level: int) -> list[tuple[int, int]]:
