@@ -128,13 +128,18 @@ MSHARE_API int mshare_budget(void *addr, uint64_t bytes);
 /*
  * Maps an object into the region, as ioctl(MSHAREFS_CREATE_MAPPING) does; what
  * was there before is replaced. `flags` needs MAP_SHARED|MAP_FIXED, plus
- * MAP_ANONYMOUS for zero-filled memory (`object_fd` and `offset` are ignored).
- * In force for every attached process when it returns.
+ * MAP_ANONYMOUS for zero-filled memory (`object_fd` and `offset` are ignored),
+ * plus MAP_HUGETLB for huge pages of 2 MiB. An object is a file, from its byte
+ * `offset` on (a multiple of 4096; other bits are dropped). In force for every
+ * attached process when it returns. What follows are our own errors; those of
+ * mmap(2) of the object are the same here.
  *
- * EINVAL  region not sized; offset or size outside it or misaligned; flags
+ * EINVAL  region not sized; offset or size outside it or misaligned; flags;
+ *         the object is a region
  * EACCES  the descriptor `fd` is read-only
  * EBUSY   an attached process does not answer (a debugger stopped it inside a
- *         fault); nothing was changed
+ *         fault, or it has touched an object that is to go); nothing was changed
+ * ETIMEDOUT  the file system of the object does not answer
  */
 MSHARE_API int mshare_map(int fd, uint64_t region_offset, uint64_t size, int prot, int flags,
                           int object_fd, uint64_t offset);

@@ -45,6 +45,8 @@ class Mount:
         self.log = base / "server.log"
         self.options = (f"state={self.state}", *options)
         self.limit = limit
+        self.wrapper: tuple[str, ...] = ()
+        """A command that runs the server."""
         self.process: subprocess.Popen[bytes] | None = None
         self._minor = -1
         self._crashed = False
@@ -77,7 +79,8 @@ class Mount:
             out.write(f"to repeat: .venv/bin/msharefs {shlex.join(verb)}\n".encode())
             out.flush()
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-X", "faulthandler", HERE / "serve.py", *verb],
+                [*self.wrapper, sys.executable, "-P", "-X", "faulthandler",
+                 HERE / "serve.py", *verb],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         pidfd = os.pidfd_open(self.pid)
