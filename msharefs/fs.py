@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 # libfuse's FUSE_IOCTL_COMPAT: a 32-bit caller. The series has no compat ioctl.
 _IOCTL_COMPAT = 1
 _NAME_MAX = 255
+# Names change by requests of the kernel only, so it need not ask for them again. It does for
+# attributes, so that stat(2) on a mount whose server is gone fails.
+_NAME_SECONDS = 3600
 # Of a file handle these bits are ours; see fuse.backed_handle.
 _NUMBERS = (1 << 32) - 1
 
@@ -404,7 +407,7 @@ class Filesystem(pyfuse3.Operations):
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = entry.ino
         attributes.generation = 0
-        attributes.entry_timeout = attributes.attr_timeout = 0
+        attributes.entry_timeout, attributes.attr_timeout = _NAME_SECONDS, 0
         attributes.st_mode = status.st_mode
         attributes.st_nlink = status.st_nlink
         attributes.st_uid = status.st_uid

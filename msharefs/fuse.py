@@ -17,9 +17,8 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import trio
 
@@ -71,10 +70,15 @@ _LOG_LEVELS = [logging.CRITICAL] * 3 + [
 ]
 # How often a caller whose ioctl was interrupted is looked at: has the signal killed it?
 _KILLED_POLL_SECONDS = 0.1
+# As many requests may wait at once: all there can be. pyfuse3 starts another task when the last one
+# is busy.
+_TASKS = 1 << 30
+
+if TYPE_CHECKING:
+    Work = Callable[["ExtraOperations"], Awaitable[Callable[[], int]]]
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who made a request: thread id (0: outside the mount's pid namespace), fsuid, fsgid."""
 
     pid: int
@@ -84,6 +88,9 @@ class Caller:
 
 class ExtraOperations(Protocol):
     """What a file system implements beside `pyfuse3.Operations`. Only `FUSEError` may be raised."""
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """As pyfuse3's. The other requests come in its place: see native/fuse_hook.c."""
 
     async def ioctl(
         self, ino: int, fh: int, command: int, data: bytes, flags: int, caller: Caller
@@ -111,6 +118,8 @@ class _Server:
     last_message = ""
     """Of libfuse."""
     waiting: dict[Any, _Request] = {}  # noqa: RUF012  # by libfuse's handle
+    read: _Request | None = None
+    """The last one, which pyfuse3 is about to await."""
 
 
 def libfuse_version() -> str:
@@ -151,6 +160,21 @@ def mount(
     os.set_inheritable(_lib.hook_session_fd(), False)
     if passthrough:
         _checked(_lib.passthrough_request(), "asking for passthrough")
+
+
+def _or_ours(
+    operations: ExtraOperations, fsync: Callable[[int, bool], Awaitable[None]]
+) -> Callable[[int, bool], Awaitable[None]]:
+    """What pyfuse3 awaits as fsync: the handler of that, or of a request it does not know."""
+
+    async def handler(fh: int, datasync: bool) -> None:
+        request, _Server.read = _Server.read, None
+        if request is None:
+            await fsync(fh, datasync)
+        else:
+            await request.run(operations)
+
+    return handler
 
 
 def backing_open(fd: int) -> int:
@@ -194,15 +218,15 @@ def _stderr_into(fd: int) -> Iterator[None]:
 
 async def serve(operations: ExtraOperations, end: trio.Event) -> None:
     """Answer requests until the file system is unmounted or `end` is set."""
+    operations.fsync = _or_ours(operations, operations.fsync)  # type: ignore[method-assign]
     async with trio.open_nursery() as nursery:
         _Server.operations, _Server.nursery = operations, nursery
-        nursery.start_soon(_terminate, end)
         try:
-            await pyfuse3.main()
+            with trio.CancelScope() as serving:
+                nursery.start_soon(_terminate, end, serving)
+                await pyfuse3.main(max_tasks=_TASKS)
         finally:
             _Server.operations = _Server.nursery = None
-        # Requests still waiting belong to callers who are cut off now: their descriptors answer
-        # ENOTCONN.
         nursery.cancel_scope.cancel()
 
 
@@ -211,13 +235,18 @@ def unmount() -> None:
     pyfuse3.close(unmount=True)
 
 
-async def _terminate(end: trio.Event) -> None:
+async def _terminate(end: trio.Event, serving: trio.CancelScope) -> None:
     await end.wait()
     pyfuse3.terminate()
+    # Requests still waiting belong to callers who are cut off now: their descriptors answer
+    # ENOTCONN.
+    serving.cancel()
 
 
 class _Request:
     """One request that waits for its answer, which is given exactly once."""
+
+    __slots__ = ("_answered", "_work", "caller", "fh", "handle", "ino")
 
     def __init__(self, request: Any) -> None:
         self.handle = request.handle
@@ -226,26 +255,21 @@ class _Request:
         self.caller = Caller(request.pid, request.uid, request.gid)
         self._answered = False
 
-    def start(self, work: Callable[[ExtraOperations], Awaitable[Callable[[], int]]]) -> None:
-        """Run `work` as a task and send the answer it makes."""
-        operations, nursery = _Server.operations, _Server.nursery
-        if (
-            operations is None or nursery is None
-        ):  # between terminate() and the last request already read
+    def start(self, work: Work) -> bool:
+        """Have pyfuse3 await `work`, which makes the answer; whether it shall."""
+        if _Server.operations is None:  # between terminate() and the last request already read
             self._answer(lambda: _lib.hook_reply_error(self.handle, errno.ENOTCONN))
-            return
-        _Server.waiting[self.handle] = self
-        nursery.start_soon(self._run, operations, work)
+            return False
+        self._work = work
+        _Server.read = _Server.waiting[self.handle] = self
         _lib.hook_watch_interrupt(self.handle)
+        return True
 
-    async def _run(
-        self,
-        operations: ExtraOperations,
-        work: Callable[[ExtraOperations], Awaitable[Callable[[], int]]],
-    ) -> None:
+    async def run(self, operations: ExtraOperations) -> None:
+        """Do the work and send the answer it makes."""
         error = errno.ENOTCONN  # what a cancelled one says: the server stops
         try:
-            reply = await work(operations)
+            reply = await self._work(operations)
         except FUSEError as raised:
             error = raised.errno
         else:
@@ -301,7 +325,7 @@ def _callback_failed(
 @_ffi.def_extern(onerror=_callback_failed)
 def hook_on_ioctl(
     given: Any, command: int, flags: int, data: Any, size: int, out_size: int
-) -> None:
+) -> bool:
     """Take one FUSE_IOCTL. `given` and `data` are valid only during this call."""
     request = _Request(given)
     argument = bytes(_ffi.buffer(data, size)) if size else b""
@@ -317,11 +341,11 @@ def hook_on_ioctl(
             raise FUSEError(errno.EIO)
         return lambda: _lib.hook_reply_ioctl(request.handle, result, out, len(out))
 
-    request.start(work)
+    return request.start(work)
 
 
 @_ffi.def_extern(onerror=_callback_failed)
-def hook_on_fallocate(given: Any, mode: int, offset: int, length: int) -> None:
+def hook_on_fallocate(given: Any, mode: int, offset: int, length: int) -> bool:
     """Take one FUSE_FALLOCATE."""
     request = _Request(given)
 
@@ -329,11 +353,11 @@ def hook_on_fallocate(given: Any, mode: int, offset: int, length: int) -> None:
         await operations.fallocate(request.ino, request.fh, mode, offset, length)
         return lambda: _lib.hook_reply_error(request.handle, 0)
 
-    request.start(work)
+    return request.start(work)
 
 
 @_ffi.def_extern(onerror=_callback_failed)
-def hook_on_lseek(given: Any, offset: int, whence: int) -> None:
+def hook_on_lseek(given: Any, offset: int, whence: int) -> bool:
     """Take one FUSE_LSEEK."""
     request = _Request(given)
 
@@ -341,7 +365,7 @@ def hook_on_lseek(given: Any, offset: int, whence: int) -> None:
         position = await operations.seek_data(request.ino, request.fh, offset, whence)
         return lambda: _lib.hook_reply_lseek(request.handle, position)
 
-    request.start(work)
+    return request.start(work)
 
 
 @_ffi.def_extern(onerror=_callback_failed)

@@ -20,6 +20,7 @@ from .native import check, ffi, lib
 from .objects import Objects, Part, ranges
 from .owners import KINDS, Owner
 from .processes import has_mapped, is_alive_in
+from .prompt_lock import PromptLock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -44,7 +45,7 @@ class HostMM:
         self.name = name
         self._paths = object_paths(directory, ident)
         self._mm = ffi.new("struct mm *")
-        self._lock = trio.Lock()
+        self._lock = PromptLock()
         self._straggler = ffi.new("unsigned *")
         mm_fd = os.open(self._paths[0], os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -424,6 +425,8 @@ class HostMM:
         check(lib.hostmm_finish(self._mm, self.mem_fd), f"{self.name}: taking pages away")
 
     async def _grace(self) -> None:
+        if not lib.slot_grace(self._mm, self._straggler):
+            return  # nobody is inside a fault: the usual case
         deadline = trio.current_time() + GRACE_SECONDS
         while lib.slot_grace(self._mm, self._straggler):
             if trio.current_time() > deadline:

@@ -7,7 +7,11 @@ as vm.overcommit_memory says. Sources: observed.md C "core rules", getrlimit(2),
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
+import os
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +24,11 @@ if TYPE_CHECKING:
 
 _CAP_IPC_LOCK = 14
 _OVERCOMMIT_ALWAYS, _OVERCOMMIT_NEVER = "1", "2"
+_LIMITS = {
+    resource.RLIMIT_AS: "Max address space",
+    resource.RLIMIT_MEMLOCK: "Max locked memory",
+}
+"""The names of /proc/PID/limits."""
 
 
 def check_count(mapped: int) -> None:
@@ -35,7 +44,7 @@ def check_locked(create: Create, caller: int) -> None:
     """EPERM, EAGAIN: process `caller` may lock nothing, or not as much."""
     if not create.flags & verbs.MAP_LOCKED or _has_capability(caller, _CAP_IPC_LOCK):
         return
-    limit = _rlimit(caller, "Max locked memory")
+    limit = _rlimit(caller, resource.RLIMIT_MEMLOCK)
     if limit == 0:
         raise OSError(errno.EPERM, f"process {caller} may lock no memory (RLIMIT_MEMLOCK is 0)")
     if limit is not None and verbs.page_up(create.size) > limit:
@@ -49,7 +58,7 @@ def check_space(create: Create, caller: int, mapped: Callable[[], list[tuple[int
 
     `mapped` are the ranges that are mapped now; what the new one replaces does not count.
     """
-    limit = _rlimit(caller, "Max address space")
+    limit = _rlimit(caller, resource.RLIMIT_AS)
     if limit is None:
         return
     start, end = create.region_offset, create.end
@@ -73,11 +82,13 @@ def check_commit(create: Create) -> None:
     if policy == _OVERCOMMIT_ALWAYS:
         return
     size = verbs.page_up(create.size)
+    if policy != _OVERCOMMIT_NEVER and (
+        create.flags & verbs.MAP_NORESERVE or size <= os.sysconf("SC_PHYS_PAGES") * verbs.PAGE
+    ):
+        return
     memory = _meminfo()
     if policy == _OVERCOMMIT_NEVER:
         left = memory["CommitLimit"] - memory["Committed_AS"]
-    elif create.flags & verbs.MAP_NORESERVE:
-        return
     else:
         left = memory["MemTotal"] + memory["SwapTotal"]
     if size > left:
@@ -88,17 +99,18 @@ def check_commit(create: Create) -> None:
         )
 
 
-def _rlimit(pid: int, name: str) -> int | None:
-    """The soft limit of a process, as /proc/PID/limits calls it; None: there is none.
-
-    prlimit(2) would ask for a capability that root may lack.
-    """
+def _rlimit(pid: int, limit: int) -> int | None:
+    """The soft limit of a process, one of `_LIMITS`; None: there is none."""
+    if pid:
+        with contextlib.suppress(OSError):  # it may ask for a capability that root lacks
+            soft = resource.prlimit(pid, limit)[0]
+            return None if soft == resource.RLIM_INFINITY else soft
     try:
         text = Path(f"/proc/{pid}/limits").read_text()
     except OSError:
         return None
-    line = next(line for line in text.splitlines() if line.startswith(name))
-    soft = line.removeprefix(name).split()[0]
+    line = next(line for line in text.splitlines() if line.startswith(_LIMITS[limit]))
+    soft = line.removeprefix(_LIMITS[limit]).split()[0]
     return None if soft == "unlimited" else int(soft)
 
 
@@ -112,7 +124,12 @@ def _has_capability(pid: int, number: int) -> bool:
 
 
 def _sysctl(name: str) -> str:
-    return Path(f"/proc/sys/{name}").read_text().strip()
+    return os.pread(_sysctl_file(name), 32, 0).decode().strip()
+
+
+@functools.cache
+def _sysctl_file(name: str) -> int:
+    return os.open(f"/proc/sys/{name}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _meminfo() -> dict[str, int]:

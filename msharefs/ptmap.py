@@ -102,9 +102,7 @@ def _holders(
     unseen = []
     for number, client in enumerate(clients):
         try:
-            for cell in held_cells(
-                client["pid"], client["base"], client["size"], client["offset"]
-            ):
+            for cell in held_cells(client["pid"], client["base"], client["size"], client["offset"]):
                 if cell in tables:
                     holders.setdefault(cell, []).append(number)
         except (PermissionError, FileNotFoundError, ProcessLookupError):

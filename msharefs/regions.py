@@ -302,13 +302,15 @@ class Regions:
         """The result and the output for thread `tid`, on a descriptor open with `flags`."""
         region = self._find(ident)
         await region.settle()
-        caller = processes.process_of(tid)
         if command == lib.MSHAREFS_CONNECT:  # ours: also before the region is sized
-            return self.connect(region, flags, data, caller)
+            return self.connect(region, flags, data, processes.process_of(tid))
         if not region.frozen:
             region.sized()
         if command == lib.MSHAREFS_CREATE_MAPPING:
-            await region.create_mapping(verbs.Create.from_bytes(data), flags, caller)
+            create = verbs.Create.from_bytes(data)
+            # Of who maps no descriptor only the limits are asked for: a thread will do.
+            caller = tid if create.flags & verbs.MAP_ANONYMOUS else processes.process_of(tid)
+            await region.create_mapping(create, flags, caller)
         elif command == lib.MSHAREFS_UNMAP:
             raw = ffi.from_buffer("struct mshare_unmap *", data)
             await region.unmap(raw.region_offset, raw.size, flags)

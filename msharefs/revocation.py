@@ -128,6 +128,8 @@ async def rearm(host: HostMM, start: int, end: int) -> None:
     while slot >= 0:
         slots.append(slot)
         slot = lib.mm_poisoned(host.mm, slot + 1)
+    if not slots:
+        return
     # A client of an earlier server is on its way to us; one that is stopped is not.
     with trio.move_on_after(REJOIN_SECONDS):
         while _away(host, slots):
@@ -148,6 +150,8 @@ async def _ask(host: HostMM, slots: list[int], op: int, *arguments: int) -> list
 
     As long as one after the other answers, the rest is waited for: they share the processors.
     """
+    if not slots:
+        return []
     refused = []
     waiting: set[Client] = set()
     answered = trio.Event()

@@ -14,6 +14,34 @@
 static struct fuse_session *session;
 static int sessions;
 
+/* pyfuse3 awaits the coroutine of a handler of its own in the task that has read the request, which costs nothing;
+ * a task for each request would cost more than most requests. So a request of ours borrows the handler of fsync: with a
+ * request that is nobody's, whose answer goes nowhere. */
+static void (*borrowed)(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+static char nobody;
+#define NOBODY ((fuse_req_t)&nobody)
+
+static void await_if(int wanted, fuse_ino_t ino)
+{
+    struct fuse_file_info none = {0};
+
+    if (wanted)
+        borrowed(NOBODY, ino, 0, &none);
+}
+
+typedef int reply_err_fn(fuse_req_t, int);
+
+HOOK_INTERPOSED int fuse_reply_err(fuse_req_t req, int error)
+{
+    static reply_err_fn *real;
+
+    if (req == NOBODY)
+        return 0;
+    if (!real)
+        real = (reply_err_fn *)dlsym(RTLD_NEXT, "fuse_reply_err");
+    return real(req, error);
+}
+
 static struct hook_request describe(fuse_req_t req, fuse_ino_t ino, const struct fuse_file_info *fi)
 {
     const struct fuse_ctx *caller = fuse_req_ctx(req);
@@ -35,7 +63,7 @@ static void on_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int command, void 
 
     /* The caller's pointer is of no use: the kernel has copied what the command's encoding says, or said EFAULT. */
     (void)argument;
-    hook_on_ioctl(&request, command, flags, in, in_size, out_size);
+    await_if(hook_on_ioctl(&request, command, flags, in, in_size, out_size), ino);
 }
 
 static void on_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
@@ -43,14 +71,14 @@ static void on_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset,
 {
     struct hook_request request = describe(req, ino, fi);
 
-    hook_on_fallocate(&request, mode, offset, length);
+    await_if(hook_on_fallocate(&request, mode, offset, length), ino);
 }
 
 static void on_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, struct fuse_file_info *fi)
 {
     struct hook_request request = describe(req, ino, fi);
 
-    hook_on_lseek(&request, offset, whence);
+    await_if(hook_on_lseek(&request, offset, whence), ino);
 }
 
 /* libfuse copies the table too, so one static copy serves. `size` is what the caller was compiled with. */
@@ -60,6 +88,7 @@ static const struct fuse_lowlevel_ops *complete(const struct fuse_lowlevel_ops *
 
     memset(&ops, 0, sizeof(ops));
     memcpy(&ops, given, size < sizeof(ops) ? size : sizeof(ops));
+    borrowed = ops.fsync;
     /* A later pyfuse3 may learn some of these: then its own are the right ones. */
     if (!ops.ioctl)
         ops.ioctl = on_ioctl;
