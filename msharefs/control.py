@@ -288,8 +288,8 @@ class Connection:
         if region.host is not None:
             if region.host.clients.get(slot) is self:
                 del region.host.clients[slot]
-            if not lost and lib.mm_claim(region.host.mm, slot) == self._claim:
-                region.host.reap(slot)
+            if not lost:
+                region.host.reap(slot, self._claim)
         self._control.regions.drop_unused(region.ident)
 
     async def _receive(self) -> Request | None:

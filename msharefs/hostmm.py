@@ -346,10 +346,16 @@ class HostMM:
         await self._sweep()
         return True
 
-    def reap(self, slot: int) -> None:
-        """Frees the slot of a client that detached or died."""
+    def reap(self, slot: int, claim: int) -> None:
+        """Frees the slot of a client that detached or died, if it is still by `claim` that it is.
+
+        A client that hears nothing of us frees its own, and the slot may be another's since.
+        """
+        freed = lib.slot_release(self._mm, slot, claim)
+        if freed == -errno.ESTALE:
+            return
         self.clients.pop(slot, None)
-        check(lib.slot_reap(self._mm, slot), f"{self.name}: slot {slot}")
+        check(freed, f"{self.name}: slot {slot}")
 
     def slots(self) -> list[int]:
         """The slots of the attachments, connected or not."""
@@ -377,7 +383,7 @@ class HostMM:
         for client in self._attachments():
             unwatched = connected or client.slot not in self.clients
             if unwatched and not self._is_attached(client):
-                self.reap(client.slot)
+                self.reap(client.slot, client.claim)
 
     def _is_attached(self, client: Any) -> bool:
         """Whether the process lives, and is still the program that attached (execve(2))."""

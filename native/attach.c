@@ -144,7 +144,7 @@ static void close_if(int fd)
 void attach_drop(struct attachment *att, bool claimed)
 {
     if (claimed)
-        slot_reap(&att->mm, att->slot);
+        slot_release(&att->mm, att->slot, att->claim);
     objects_drop(att);
     budget_end(att);
     close_if(att->uffd);
@@ -242,8 +242,9 @@ static void say_goodbye(struct attachment *att)
         for (unsigned i = 0; !err && i < MSG_FDS; i++)
             close_if(fds[i]); /* of an object that somebody waited for */
     } while (!err && (reply.op != MSG_REPLY || reply.seq != msg.seq));
+    /* It may have done so after all, and just not in time. */
     if (err)
-        slot_reap(&att->mm, att->slot);
+        slot_release(&att->mm, att->slot, att->claim);
 }
 
 static int attach(struct attachment *att, int fd, const struct attach_request *request)

@@ -204,6 +204,7 @@ int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max)
                 .slot = i,
                 .pid = (uint32_t)process,
                 .pid_namespace = (uint32_t)(process >> 32),
+                .claim = atomic_load(&slot->claim),
                 .start_time = slot->start_time,
                 .base = slot->base,
                 .prot = slot->prot,

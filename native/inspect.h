@@ -49,6 +49,7 @@ int64_t mm_huge_pages(struct mm *mm, uint64_t *pages, uint64_t max);
 struct mm_client {
     uint32_t slot, pid;
     uint32_t pid_namespace; /* `pid` is of that namespace; 0: the server's */
+    uint64_t claim;
     uint64_t start_time, base;
     uint32_t prot, poisoned;
     uint64_t faults, links, materialised, segv;

@@ -121,6 +121,9 @@ void slot_leave(struct mm *mm, unsigned slot);
 int slot_grace(struct mm *mm, unsigned *straggler);
 /* The client is gone: recovers what it had in hand, keeps its counts. */
 int slot_reap(struct mm *mm, unsigned slot);
+/* The same, if the slot still has that claim (0: none yet). -ESTALE: the other side
+ * has freed it before, and somebody else may have it now. */
+int slot_release(struct mm *mm, unsigned slot, uint64_t claim);
 
 /* audit.c */
 

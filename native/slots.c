@@ -136,3 +136,12 @@ int slot_reap(struct mm *mm, unsigned number)
     atomic_store(&slot->state, SLOT_FREE);
     return 0;
 }
+
+int slot_release(struct mm *mm, unsigned number, uint64_t claim)
+{
+    if (number >= MM_SLOTS)
+        return -EINVAL;
+    if (!atomic_compare_exchange_strong(&mm->slots[number].claim, &claim, 0))
+        return -ESTALE;
+    return slot_reap(mm, number);
+}

@@ -39,7 +39,7 @@ HEADER |= {
     "frames_hint": 512, "frames_high": 520, "slots_high": 528,
     "serial": 624,
 }  # fmt: skip
-SLOT_SIZE, SLOT_EPOCH = 128, 64
+SLOT_SIZE, SLOT_CLAIM, SLOT_EPOCH = 128, 40, 64
 VMA = struct.Struct("=QQQIIQ")
 
 P, RW, US, A, D, PS, NX = (1 << bit for bit in (0, 1, 2, 5, 6, 7, 63))
