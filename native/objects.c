@@ -21,6 +21,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -67,16 +68,28 @@ static struct object *find(struct attachment *att, uint32_t number)
     return NULL;
 }
 
-/* Whether `fd` still is what came: else it is the program's, and not ours to close. */
-static bool is_ours(const struct object *object, struct stat *found)
+/* As Linux has it in hand: the file system behind may be slow, or hang, or be served by
+ * this very process, and faults in all other memory wait for us. */
+static bool look_at(int fd, struct statx *found)
 {
-    return !fstat(object->fd, found) && found->st_dev == object->device &&
-           found->st_ino == object->inode;
+    return !statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_SIZE, found);
+}
+
+static uint64_t device_of(const struct statx *found)
+{
+    return (uint64_t)found->stx_dev_major << 32 | found->stx_dev_minor;
+}
+
+/* Whether `fd` still is what came: else it is the program's, and not ours to close. */
+static bool is_ours(const struct object *object, struct statx *found)
+{
+    return look_at(object->fd, found) && device_of(found) == object->device &&
+           found->stx_ino == object->inode;
 }
 
 static void drop(struct object *object)
 {
-    struct stat found;
+    struct statx found;
 
     if (object->state == OBJECT_HELD && is_ours(object, &found))
         close(object->fd);
@@ -111,7 +124,7 @@ int object_find(struct attachment *att, struct fault *fault)
 {
     const bool writing = fault->vma.flags & VMA_WRITE && att->prot & PROT_WRITE;
     struct object *object = find(att, fault->vma.object);
-    struct stat found;
+    struct statx found;
 
     if (att->adopted) /* the program arranges that memory itself; nobody maps objects there */
         return -EUCLEAN;
@@ -125,7 +138,7 @@ int object_find(struct attachment *att, struct fault *fault)
     }
     if (!object)
         return ask(att, fault->vma.object, writing);
-    choose_block(fault, (uint64_t)found.st_size);
+    choose_block(fault, found.stx_size);
     return 0;
 }
 
@@ -193,19 +206,19 @@ int64_t object_map(struct attachment *att, const struct fault *fault)
 void object_answer(struct attachment *att, uint32_t number, int fd)
 {
     struct object *object = find(att, number);
-    struct stat found;
+    struct statx found;
 
     if (fd >= 0)
         fd = control_hide_fd(fd);
     if (!object || object->state != OBJECT_ASKED) { /* dropped meanwhile, and asked for again */
         if (fd >= 0)
             close(fd);
-    } else if (fd < 0 || fstat(fd, &found)) {
+    } else if (fd < 0 || !look_at(fd, &found)) {
         object->state = OBJECT_FAILED;
     } else {
         object->fd = fd;
-        object->device = found.st_dev;
-        object->inode = found.st_ino;
+        object->device = device_of(&found);
+        object->inode = found.stx_ino;
         object->state = OBJECT_HELD;
     }
     resolve_wake(att, 0, att->length);
