@@ -15,7 +15,7 @@ import mmap
 import os
 import select
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -80,7 +80,7 @@ def save_unsized(directory: Path, ident: int, owner: Owner, *, frozen: bool) -> 
     """Records what is known of a region that has no host mm yet, for a later server."""
     path = _unsized(directory, ident)
     new = path.with_suffix(".new")
-    new.write_text(json.dumps({"frozen": frozen, "owner": asdict(owner)}))
+    new.write_text(json.dumps({"frozen": frozen, "owner": vars(owner)}))
     new.rename(path)
 
 

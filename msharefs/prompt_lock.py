@@ -25,4 +25,7 @@ class PromptLock:
         self._locked = True
 
     async def __aexit__(self, *_: object) -> None:
-        self._locked = bool(self._waiting.unpark())
+        if self._waiting:
+            self._waiting.unpark()
+        else:
+            self._locked = False

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from msharefs.native import lib
 
 from support.actor import PAGE, Board, maperr
 from support.audit import assert_whole
@@ -110,3 +118,39 @@ def test_what_is_killed_inside_a_fault_holds_nobody_up(
         region.unmap(0, SIZE)
         assert region.describe("clients") == []
     assert_whole(region)
+
+
+def test_many_calls_that_wait_leave_room_for_others(
+    actors: Actors, make_region: Regions, shared_mount: Mount
+) -> None:
+    """Each stays in the server until the process that stands lets go; others are answered."""
+    region = make_region(QUANTUM)
+    stopped = actors()
+    base = stopped.attach(stopped.give(region.fd))
+    stopped.call("fill", base, QUANTUM, 1, 0)
+    protect = struct.pack("=QQII", 0, PAGE, 0, 0)
+    waiting: set[int] = set()
+
+    def call() -> int:
+        waiting.add(threading.get_native_id())
+        try:
+            fcntl.ioctl(region.fd, lib.MSHAREFS_PROTECT, protect)
+        except OSError as error:
+            return error.errno
+        return 0
+
+    def inside(tid: int) -> bool:
+        return "request_wait_answer" in Path(f"/proc/self/task/{tid}/wchan").read_text()
+
+    stop(stopped)
+    with ThreadPoolExecutor(150) as pool:
+        calls = [pool.submit(call) for _ in range(150)]
+        until(lambda: sum(map(inside, set(waiting))) >= 140, "the server has them")
+        path = shared_mount.path / "while-they-wait"
+        path.touch()
+        assert os.stat(path).st_size == 0
+        path.unlink()
+        assert sum(not call.done() for call in calls) > 100
+        go_on(stopped)
+    assert {call.result() for call in calls} <= {0, errno.EBUSY}
+    assert calls[-1].result() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,4 +39,5 @@ def stop_inside_a_fault(actor: Actor, mount: Mount, ident: int) -> None:
         if actor.pid in inside_faults(mount, ident):
             return
         go_on(actor)
+        time.sleep(0.001)  # else it may stand there for want of a processor
     raise AssertionError("it was never stopped inside a fault")
