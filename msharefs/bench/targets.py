@@ -66,7 +66,7 @@ TARGETS = (
     ),
     Target(
         "moving windows, budget=1M: VmPTE", "budget", 0.15, "msharefs-budget",
-        case={"access": "moving window"}, figure="vmpte_bytes",
+        case={"access": "moving window"}, figure="vmpte_bytes", size=4 << 30,
     ),
     Target(
         "moving windows, budget=1M: throughput", "budget", 0.9, "msharefs-budget",

@@ -157,7 +157,7 @@ def target_document(**figures: float) -> dict[str, Any]:
 
     moving = [{"access": "moving window"}, {"access": "zipf, whole region"}]
     return {"scenarios": [
-        {"name": "budget", "headline": "ns_per_page", "size_bytes": 1 << 30, "rounds": 1, "cases": [
+        {"name": "budget", "headline": "ns_per_page", "size_bytes": 4 << 30, "rounds": 1, "cases": [
             {"case": case, "processes": count, "rows": {
                 "msharefs-budget": row(ns=ns * figures["ns"], vmpte_bytes=figures["vmpte"]),
             }}
