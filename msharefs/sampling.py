@@ -203,12 +203,13 @@ class Sampler:
                 "links": raw.links,
                 "segv": raw.segv,
             })  # fmt: skip
+            before = sample.own_tables_bytes
             for client in clients:
                 own = own_tables(client["pid"], client["base"], host.size, host.quantum)
                 sample.own_tables_bytes += own.shareable if own else 0
                 sample.upper_tables_bytes += own.upper if own else 0
                 sample.unseen += own is None
-            self._draw(ident, host, clients)
+            self._draw(ident, host, raw.page_table_bytes + sample.own_tables_bytes - before)
             return {client["pid"] for client in clients}
         finally:
             host.close()
@@ -220,18 +221,12 @@ class Sampler:
         sample.attachments += seen["clients"]
         sample.mapped_bytes += seen["mapped_bytes"]
 
-    def _draw(self, ident: int, host: HostMM, clients: list[dict[str, Any]]) -> None:
-        """Keep a map of when there was most to see."""
+    def _draw(self, ident: int, host: HostMM, weight: int) -> None:
+        """Keep a map of when there was most to see: bytes of tables, its own and its clients'."""
         region = self.regions[ident]
         drawn = [one for one in self.regions.values() if one.map is not None]
         if region.map is None and len(drawn) >= MAPS_MAX:
             return
-        present = sum(
-            table["present"]
-            for level in describe.pagetable(host)["levels"] if level["level"] == "pte"
-            for table in level["tables"]
-        )  # fmt: skip
-        weight = present * (1 + len(clients))
         if region.map is None or weight > region.map["weight"] * MAP_GROWTH:
             region.map = {**ptmap.of_host(host), "weight": weight}
 
