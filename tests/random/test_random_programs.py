@@ -12,7 +12,9 @@ The same 500 runs each time. For others, as long as one likes, until one fails:
 from __future__ import annotations
 
 import errno
+import itertools
 import sys
+from mmap import MAP_ANONYMOUS
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,8 +33,8 @@ from support.audit import assert_whole
 from support.calls import refused
 from support.core import EXEC, GIB1, MIB2, READ, WRITE
 from support.hostview import attachments, number_of
-from support.model import Model
-from support.program import FLAGS, Access, World, answer, expect, look
+from support.model import Kind, Model
+from support.program import FLAGS, Access, Foresight, World, answer
 from support.rawmm import HOST_BASE, P
 from support.wait import until
 
@@ -82,9 +84,8 @@ class Programs(RuleBasedStateMachine):
         super().__init__()
         self.world = world
         self.model = Model(CUTS)
-        self.memory: dict[int, int] = {}
+        self.foresight = Foresight(self.model)
         self.programs: list[Program] = []
-        self.faults = self.unsure_faults = 0
         self.links = self.unsure_links = 0  # of attachments that are gone
 
     @initialize(count=st.integers(2, PROGRAMS))
@@ -147,8 +148,7 @@ class Programs(RuleBasedStateMachine):
             at = program.windows[-1].base + row.start + BYTE
             program.actor.start("look", at, len(row))
         for program in self._attached():
-            foreseen, filled = look(self.model, self.memory, program.windows[-1], row, BYTE)
-            self.faults += filled
+            foreseen = self.foresight.look(program.windows[-1], row, BYTE)
             assert program.actor.finish() == foreseen
 
     @precondition(lambda self: self._attached())
@@ -175,21 +175,20 @@ class Programs(RuleBasedStateMachine):
         witness = self._attached()[0]
         after = Access(witness.windows[0], access.offset, write=False)
         said = after.perform(witness.actor)
-        foreseen, filled = expect(self.model, self.memory, after)
+        foreseen = self.foresight.expect(after, unsure=True)
         if access.write and access.window.prot & WRITE and said == [access.value] != foreseen:
             assert self.run.twin.perform(access) == []
-            self.memory[access.offset] = access.value
+            self.foresight.put([access.offset], access.value)
             foreseen = said
         assert said == foreseen == self.run.twin.perform(after)
-        self.faults += filled
-        self.unsure_faults += filled
 
     # Changes
 
-    @rule(verb=verbs, span=spans, prot=rights, by=picks, new=st.booleans(),
+    @rule(verb=verbs, span=spans, prot=rights, by=picks,
+          what=st.sampled_from(["anonymous", "file", "new"]),
           meanwhile=st.lists(touches, max_size=PROGRAMS))  # fmt: skip
     def change(
-        self, verb: str, span: Span, prot: int, by: int, new: bool, meanwhile: list[Touch]
+        self, verb: str, span: Span, prot: int, by: int, what: str, meanwhile: list[Touch]
     ) -> None:
         """By any process; accesses elsewhere that go on meanwhile notice nothing of it."""
         cells = range(*span)
@@ -198,7 +197,9 @@ class Programs(RuleBasedStateMachine):
         busy = [program for program, _ in accesses]
         free = [None, *(program for program in self.programs if program not in busy)]
         self._start(accesses)
-        if verb == "map" and new:
+        if verb == "map" and what == "file":
+            self._map_file(span, prot)
+        elif verb == "map" and what == "new":
             self._map_new(span, prot)
         else:
             self._change(verb, span, prot, free[by % len(free)])
@@ -232,17 +233,26 @@ class Programs(RuleBasedStateMachine):
         until(lambda: region.stat()["clients"] == count, f"there are {count} attachments")
         stat = assert_whole(region)
         assert self._found_maps() == self._maps()
-        assert stat["rss_bytes"] == PAGE * len(self.model.leaves)
+        assert stat["rss_bytes"] == PAGE * len(self.model.leaves.keys() - self.model.of_file)
         assert stat["page_table_bytes"] == PAGE * (1 + len(self.model.tables))
-        assert self._found_entries() == self._entries()
+        self._check_entries()
         self._check_counters(stat["counters"])
         region.unmap(0, SIZE)
         stat = assert_whole(region)
         assert (stat["rss_bytes"], stat["page_table_bytes"]) == (0, PAGE)
 
+    def _check_entries(self) -> None:
+        """Exactly those of the pages touched; of a file's pages, some others near them too."""
+        found = self._found_entries()
+        touched = [at & -MIB2 for at, bits in self.model.leaves.items() if bits & P]
+        assert found.keys() == {start for level, start in self.model.tables if level == 0}
+        for start, count in found.items():
+            least = touched.count(start)
+            assert least <= count <= least + self._file_pages(start, start + MIB2)
+
     def _check_counters(self, counters: dict[str, int]) -> None:
-        assert self.faults - self.unsure_faults <= counters["faults"] <= self.faults
-        assert counters["prefaulted"] == 0
+        most = self.foresight.faults
+        assert most - self.foresight.unsure <= counters["faults"] <= most
         clients = attachments(self.world.mount, number_of(self.run.region.path))
         assert sorted((client.pid, client.links) for client in clients) == sorted(
             (program.actor.pid, len(window.linked))
@@ -295,8 +305,7 @@ class Programs(RuleBasedStateMachine):
     def _finish(self, accesses: list[tuple[Program, Access]]) -> None:
         for program, access in accesses:
             said = answer(program.actor)
-            foreseen, filled = expect(self.model, self.memory, access)
-            self.faults += filled
+            foreseen = self.foresight.expect(access)
             if not access.write or access.window.prot & WRITE:
                 assert foreseen == self.run.twin.perform(access), "the model is wrong"
             assert said == foreseen
@@ -310,6 +319,12 @@ class Programs(RuleBasedStateMachine):
         else:
             self.run.region.map(*_range(span), prot, flags)
             self._changed("map", span, prot)
+
+    def _map_file(self, span: Span, prot: int) -> None:
+        start, size = _range(span)
+        flags = FLAGS & ~MAP_ANONYMOUS
+        self.run.region.map(start, size, prot, flags, self.run.file, start)
+        self._changed("map", span, prot, Kind.FILE)
 
     def _change(self, verb: str, span: Span, prot: int, by: Program | None) -> None:
         """Made by that process, or by the test's."""
@@ -327,14 +342,13 @@ class Programs(RuleBasedStateMachine):
             made()
             self._changed(verb, span, prot)
 
-    def _changed(self, verb: str, span: Span, prot: int) -> None:
+    def _changed(self, verb: str, span: Span, prot: int, kind: Kind = Kind.ANONYMOUS) -> None:
         start, size = _range(span)
-        self.run.twin.change(verb, start, size, prot)
-        self.model.begin(verb, *span, prot)
+        self.run.twin.change(verb, start, size, prot, kind)
+        self.model.begin(verb, *span, prot, kind)
         self.model.finish()
         if verb != "protect":
-            for at in [at for at in self.memory if start <= at < start + size]:
-                del self.memory[at]
+            self.foresight.drop(start, start + size)
 
     # The region: what it should be, and what it is
 
@@ -352,17 +366,17 @@ class Programs(RuleBasedStateMachine):
     def _found_maps(self) -> list[tuple[int, int, str]]:
         return [(vma["start"], vma["end"], vma["prot"]) for vma in self.run.region.maps()]
 
-    def _entries(self) -> dict[int, int]:
-        """How many entries are present in the PTE page of each span."""
-        return {
-            start: sum(
-                bool(bits & P) for at, bits in self.model.leaves.items() if at & -MIB2 == start
-            )
-            for level, start in self.model.tables
-            if level == 0
-        }
+    def _file_pages(self, start: int, end: int) -> int:
+        """How many of a file may be accessible there."""
+        cells = zip(self.model.cells, itertools.pairwise(CUTS), strict=True)
+        return sum(
+            max(0, min(high, end) - max(low, start)) // PAGE
+            for cell, (low, high) in cells
+            if cell and cell.kind is Kind.FILE and cell.prot
+        )
 
     def _found_entries(self) -> dict[int, int]:
+        """How many entries are present in the PTE page of each span."""
         [pages] = (
             level["tables"]
             for level in self.run.region.describe("pagetable")["levels"]

@@ -1,4 +1,7 @@
-"""Random programs: processes with windows of one region, and the same memory of Linux's own."""
+"""Random programs: processes with windows of one region, and the same memory of Linux's own.
+
+A file that is mapped into the region is mapped so that its offsets are the region's.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ import msharefs
 
 from .actor import MAP_FIXED, PAGE, READ_WRITE, Fault, accerr, maperr
 from .memory import QUANTUM, KernelMemory
+from .model import Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from .actor import Actor
@@ -99,14 +104,18 @@ def answer(actor: Actor) -> Answer:
 class Twin:
     """A process with Linux's own shared memory, to which the same is done."""
 
-    def __init__(self, actor: Actor) -> None:
+    def __init__(self, actor: Actor, file: int) -> None:
         self.actor = actor
         self.base = KernelMemory.BASE
+        self._file = actor.give(file)
 
-    def change(self, verb: str, start: int, size: int, prot: int) -> None:
+    def change(self, verb: str, start: int, size: int, prot: int, kind: Kind) -> None:
         """mmap(2), mprotect(2) or munmap(2)."""
         where = (self.base + start, size)
-        if verb == "map":
+        if verb == "map" and kind is Kind.FILE:
+            flags = FLAGS & ~mmap.MAP_ANONYMOUS
+            self.actor.call("plain-map", *where, prot, flags, self._file, start)
+        elif verb == "map":
             self.actor.call("plain-map", *where, prot, FLAGS, -1, 0)
         elif verb == "unmap":
             self.actor.call("plain-unmap", *where)
@@ -123,44 +132,69 @@ class Twin:
         return said
 
 
-def expect(model: Model, memory: dict[int, int], access: Access) -> tuple[Answer, int]:
-    """What must come of an access, and how many pages it touches first; the model remembers it.
+class Foresight:
+    """What must come of accesses, by a model of the region and of its bytes; it remembers them."""
 
-    `memory` has the bytes of the region that are not zero.
-    """
-    window, done, filled = access.window, 0, 0
-    while done < access.size:
-        at = access.offset + done
-        if access.write and not window.prot & mmap.PROT_WRITE:
-            verdict = "ACCERR"  # Linux looks at the window first
-        else:
-            fault = model.fault(at & -PAGE, write=access.write, look=_page, fill=1)
-            verdict, filled = fault.verdict, filled + fault.filled
-        if verdict != "MAP":
-            break
-        window.linked.add(at // QUANTUM)
-        done = min(access.size, (at & -PAGE) + PAGE - access.offset)
-    touched = range(access.offset, access.offset + done)
-    if access.write:
-        memory.update(dict.fromkeys(touched, access.value))
-    if access.size > 1:
-        return _of_call(access, [memory.get(at, 0) for at in touched]), filled
-    if not done:
-        refused = maperr if verdict == "MAPERR" else accerr
-        return refused(window.base + access.offset), filled
-    return ([] if access.write else [memory.get(access.offset, 0)]), filled
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.faults = 0
+        """Pages touched first."""
+        self.unsure = 0
+        """So many of these may not have been counted."""
+        self._anonymous: dict[int, int] = {}  # bytes that are not zero
+        self._file: dict[int, int] = {}
 
+    def expect(self, access: Access, *, unsure: bool = False) -> Answer:
+        """What must come of an access; `unsure`: perhaps another has gone half the way before."""
+        window, done = access.window, 0
+        while done < access.size:
+            at = access.offset + done
+            if access.write and not window.prot & mmap.PROT_WRITE:
+                verdict = "ACCERR"  # Linux looks at the window first
+            else:
+                fault = self.model.fault(at & -PAGE, write=access.write, look=_page, fill=1)
+                verdict = fault.verdict
+                self.faults += fault.filled
+                # An access to a page of a file brings some around it.
+                self.unsure += fault.filled * (unsure or self._is_file(at))
+            if verdict != "MAP":
+                break
+            window.linked.add(at // QUANTUM)
+            done = min(access.size, (at & -PAGE) + PAGE - access.offset)
+        touched = range(access.offset, access.offset + done)
+        if access.write:
+            self.put(touched, access.value)
+        if access.size > 1:
+            return _of_call(access, [self._get(at) for at in touched])
+        if not done:
+            refused = maperr if verdict == "MAPERR" else accerr
+            return refused(window.base + access.offset)
+        return [] if access.write else [self._get(access.offset)]
 
-def look(
-    model: Model, memory: dict[int, int], window: Window, pages: range, byte: int
-) -> tuple[list[int], int]:
-    """The same for the actor's look at a byte of each of the pages."""
-    found, filled = [], 0
-    for page in pages:
-        said, more = expect(model, memory, Access(window, page + byte, write=False))
-        found.append(-said.code if isinstance(said, Fault) else said[0])
-        filled += more
-    return found, filled
+    def look(self, window: Window, pages: range, byte: int) -> list[int]:
+        """The same for the actor's look at a byte of each of the pages."""
+        said = [self.expect(Access(window, page + byte, write=False)) for page in pages]
+        return [-found.code if isinstance(found, Fault) else found[0] for found in said]
+
+    def put(self, offsets: Iterable[int], value: int) -> None:
+        """Stores a byte at each."""
+        for offset in offsets:
+            self._bytes(offset)[offset] = value
+
+    def drop(self, start: int, end: int) -> None:
+        """What is mapped there now is new; a file keeps what it has."""
+        for at in [at for at in self._anonymous if start <= at < end]:
+            del self._anonymous[at]
+
+    def _get(self, offset: int) -> int:
+        return self._bytes(offset).get(offset, 0)
+
+    def _bytes(self, offset: int) -> dict[int, int]:
+        return self._file if self._is_file(offset) else self._anonymous
+
+    def _is_file(self, offset: int) -> bool:
+        cell = self.model.cell_of(offset)
+        return cell is not None and cell.kind is Kind.FILE
 
 
 def _of_call(access: Access, content: list[int]) -> Answer:
@@ -198,7 +232,9 @@ class Run:
         """Forks further processes; attaches nothing itself."""
         assert self.home.finish() == []
         self.fd = self.home.give(self.region.fd)
-        self.twin = Twin(self.fork().actor)
+        self.file = os.memfd_create("object")
+        os.ftruncate(self.file, size)
+        self.twin = Twin(self.fork().actor, self.file)
 
     def __enter__(self) -> Self:
         return self
@@ -210,6 +246,7 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         self.home.end()
+        os.close(self.file)
         os.unlink(self.region.path)
         with contextlib.suppress(OSError):
             self.region.close()
