@@ -32,7 +32,7 @@ from support.actor import MAP_FIXED, MAP_FIXED_NOREPLACE, PAGE, READ_WRITE, Acto
 from support.audit import assert_whole
 from support.calls import refused
 from support.core import EXEC, GIB1, MIB2, READ, WRITE
-from support.hostview import attachments, number_of
+from support.hostview import attachments, is_changing, number_of
 from support.model import Kind, Model
 from support.program import FLAGS, Access, Foresight, World, answer
 from support.rawmm import HOST_BASE, P
@@ -214,6 +214,9 @@ class Programs(RuleBasedStateMachine):
         program.actor.start(verb, program.fd, *_range(span), prot)
         self._end(program, "kill")
         program.actor.gone()
+        # The server has begun or not; it finishes without the one who asked for it.
+        region = number_of(self.run.region.path)
+        until(lambda: not is_changing(self.world.mount, region), "the change is over")
         found = self._found_maps()
         self._change(verb, span, prot, None)
         assert found in (before, self._maps())
