@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import struct
 import threading
@@ -87,6 +88,10 @@ def test_inside_a_fault_changes_are_refused_and_nothing_is_changed(
         with pytest.raises(OSError, match="is it stopped, or in a debugger"):
             region.map(0, QUANTUM)
         assert region.maps() == before
+        with pytest.raises(OSError, match="is it stopped, or in a debugger"):
+            region.protect(0, QUANTUM, mmap.PROT_READ)
+        assert region.maps() == before
+        assert writer.call("store", base + PAGE, 1) == []
         stored = board.seen(1)[0]
         until(lambda: board.seen(1)[0] > stored, "the other goes on")
         assert board.seen(1)[2] == 0, "an access was refused, though nothing was unmapped"
