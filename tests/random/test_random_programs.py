@@ -58,6 +58,8 @@ SIZE = GIB1 + 2 * MIB2
 ROWS = tuple(range(edge - 2 * PAGE, edge + 2 * PAGE, PAGE) for edge in (2 * PAGE, MIB2, GIB1))
 CUTS = tuple(sorted({page for row in ROWS for page in row} | {row.stop for row in ROWS} | {SIZE}))
 CELLS = len(CUTS) - 1
+# In the file: each page has a byte of its own.
+CONTENT = {cut + BYTE: 128 + number for number, cut in enumerate(CUTS[:-1])}
 
 # Without "explain": it traces every line, and the failing steps speak for themselves.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
@@ -84,13 +86,13 @@ class Programs(RuleBasedStateMachine):
         super().__init__()
         self.world = world
         self.model = Model(CUTS)
-        self.foresight = Foresight(self.model)
+        self.foresight = Foresight(self.model, CONTENT)
         self.programs: list[Program] = []
         self.links = self.unsure_links = 0  # of attachments that are gone
 
     @initialize(count=st.integers(2, PROGRAMS))
     def begin(self, count: int) -> None:
-        self.run = self.world.run(SIZE)
+        self.run = self.world.run(SIZE, CONTENT)
         self._change("map", (0, CELLS), READ | WRITE, None)
         for _ in range(count):
             self.arrive(None, READ_WRITE)

@@ -135,14 +135,14 @@ class Twin:
 class Foresight:
     """What must come of accesses, by a model of the region and of its bytes; it remembers them."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, file: dict[int, int]) -> None:
         self.model = model
         self.faults = 0
         """Pages touched first."""
         self.unsure = 0
         """So many of these may not have been counted."""
         self._anonymous: dict[int, int] = {}  # bytes that are not zero
-        self._file: dict[int, int] = {}
+        self._file = dict(file)
 
     def expect(self, access: Access, *, unsure: bool = False) -> Answer:
         """What must come of an access; `unsure`: perhaps another has gone half the way before."""
@@ -217,15 +217,20 @@ class World:
         self._names = count()
         zygote.call("disown")
 
-    def run(self, size: int) -> Run:
+    def run(self, size: int, content: dict[int, int]) -> Run:
         """A new region and its first process."""
-        return Run(self, self.mount.path / f"run{next(self._names)}", size)
+        return Run(self, self.mount.path / f"run{next(self._names)}", size, content)
 
 
 class Run:
-    """A region of its own, and the processes that use it. A context manager."""
+    """A region of its own, and the processes that use it. A context manager.
 
-    def __init__(self, world: World, path: os.PathLike[str], size: int) -> None:
+    `content` is that of the file: offset and value of each byte that is not zero.
+    """
+
+    def __init__(
+        self, world: World, path: os.PathLike[str], size: int, content: dict[int, int]
+    ) -> None:
         self.region = msharefs.open(path, os.O_RDWR | os.O_CREAT)
         self.region.truncate(size)
         self.home = world.zygote.fork()
@@ -234,6 +239,8 @@ class Run:
         self.fd = self.home.give(self.region.fd)
         self.file = os.memfd_create("object")
         os.ftruncate(self.file, size)
+        for offset, value in content.items():
+            os.pwrite(self.file, bytes([value]), offset)
         self.twin = Twin(self.fork().actor, self.file)
 
     def __enter__(self) -> Self:
