@@ -174,9 +174,10 @@ class HostMM:
         EBUSY: an attached process does not let go of an object; nothing changed.
         """
         async with self._lock:
-            await self._exchange(start, end, lambda: lib.hostmm_unmap(self._mm, start, end))
+            if lib.hostmm_mapped(self._mm, start, end):  # nothing to do where nothing is
+                await self._exchange(start, end, lambda: lib.hostmm_unmap(self._mm, start, end))
+                await self._sweep()
             lib.mm_count_unmap(self._mm)
-            await self._sweep()
 
     async def _exchange(self, start: int, end: int, publish: Callable[[], int]) -> None:
         """A change that takes out what is in [start, end)."""

@@ -182,3 +182,10 @@ def test_a_hole_may_be_unmapped(make_region: Regions) -> None:
     region = make_region(QUANTUM, mapped=False)
     region.unmap(PAGE, PAGE)
     assert region.maps() == []
+    region.map(0, PAGE)
+    region.map(2 * PAGE, PAGE)
+    memory = region.attach()
+    memory[0] = memory[2 * PAGE] = 1
+    region.unmap(PAGE, PAGE)
+    assert (memory[0], memory[2 * PAGE]) == (1, 1)
+    assert region.stat()["rss_bytes"] == 2 * PAGE

@@ -299,7 +299,7 @@ def test_killed_while_a_change_waits(
                 assert is_changing(mount, ident), "it cannot be finished yet"
                 assert watcher.call("load", view + PAGE) is not None, "what is not changed works"
                 with refused(errno.EBUSY):
-                    region.unmap(0, PAGE)
+                    region.unmap(PAGE, PAGE)
                 go_on(stopped)
             until(lambda: not is_changing(mount, ident), "the change is finished")
             gone = maperr(view + start)
