@@ -113,6 +113,14 @@ def _huge_pages(host: HostMM) -> list[int]:
     return list(pages[0 : min(count, lib.mm_huge_pages(host.mm, pages, count))])
 
 
+# How a client came to be attached; `mappings` adds "native".
+_KINDS = {
+    lib.ATTACH_LIBRARY: "attached",
+    lib.ATTACH_PRELOAD: "preload",
+    lib.ATTACH_ADOPTED: "adopted",
+}
+
+
 def clients(host: HostMM) -> list[dict[str, Any]]:
     """The attachments that we serve, by slot; `mappings` has the others."""
     count = host.attached()
@@ -123,7 +131,7 @@ def clients(host: HostMM) -> list[dict[str, Any]]:
             "pid": client.pid,
             "start_time": client.start_time,
             "comm": processes.command(client.pid),
-            "kind": "attached",
+            "kind": _KINDS.get(client.way, "attached"),
             "base": client.base,
             "size": host.size,
             "offset": 0,

@@ -132,6 +132,7 @@ int attach_claim(struct attachment *att)
     att->claim = atomic_load(&att->mm.slots[slot].claim);
     att->mm.slots[slot].base = (uintptr_t)att->base;
     att->mm.slots[slot].prot = (uint32_t)att->asked;
+    att->mm.slots[slot].way = att->way;
     return 0;
 }
 
@@ -189,7 +190,7 @@ static int set_length(struct attachment *att, const struct attach_request *reque
     const uint64_t length = (request->length + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
 
     att->length = request->length ? length : att->mm.size;
-    att->adopted = request->adopt;
+    att->adopted = request->way == ATTACH_ADOPTED;
     return att->length == att->mm.size || (att->adopted && att->length < att->mm.size) ? 0 : -EINVAL;
 }
 
@@ -294,11 +295,12 @@ static int attach(struct attachment *att, int fd, const struct attach_request *r
 }
 
 /* All but the lock, which the service thread may be holding for a look. */
-static void reset(struct attachment *att, int prot)
+static void reset(struct attachment *att, const struct attach_request *request)
 {
     memset((char *)att + sizeof att->lock, 0, sizeof *att - sizeof att->lock);
     att->mm.fd = att->mem_fd = att->dev_fd = att->uffd = att->moved_uffd = att->ctl = -1;
-    att->asked = prot & (PROT_READ | PROT_WRITE);
+    att->way = request->way;
+    att->asked = request->prot & (PROT_READ | PROT_WRITE);
 }
 
 int attach_request(int fd, const struct attach_request *request, void **base)
@@ -312,7 +314,7 @@ int attach_request(int fd, const struct attach_request *request, void **base)
     attachments_lock();
     struct attachment *att = attachment_unused();
     if (att) {
-        reset(att, request->prot);
+        reset(att, request);
         err = attach(att, fd, request);
         *base = att->base;
     } else {

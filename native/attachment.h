@@ -100,6 +100,7 @@ struct attachment {
     int ctl;     /* control connection; -1: the server is away */
     uint8_t *base;
     uint64_t length; /* of the window, bytes: the region's size, less if adopted */
+    enum attach_way way;
     int asked; /* PROT_* of the attachment */
     int prot;  /* PROT_* of the window: the same, or all with -o quirks=v3 */
     unsigned slot;
@@ -135,7 +136,7 @@ struct attach_request {
     uint64_t length; /* bytes; rounded up to a page it must be the region's size. 0: whatever it is */
     uint64_t offset; /* into the file: without effect, but checked as by the kernel */
     int prot, flags;
-    bool adopt; /* `length` may be less than the region's size */
+    enum attach_way way; /* adopted: `length` may be less than the region's size */
 };
 
 /* attachments.c */

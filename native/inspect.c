@@ -208,6 +208,7 @@ int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max)
                 .start_time = slot->start_time,
                 .base = slot->base,
                 .prot = slot->prot,
+                .way = slot->way,
                 .poisoned = atomic_load(&slot->poisoned),
                 .faults = atomic_load(&slot->counters.faults),
                 .links = atomic_load(&slot->counters.links),

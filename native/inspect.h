@@ -52,6 +52,7 @@ struct mm_client {
     uint64_t claim;
     uint64_t start_time, base;
     uint32_t prot, poisoned;
+    uint32_t way; /* enum attach_way */
     uint64_t faults, links, materialised, segv;
     uint64_t epoch; /* not 0: inside a fault */
     /* Bytes of its own page tables that it keeps, 0: any; times they were raised. */

@@ -174,6 +174,13 @@ static inline uint64_t slot_process(uint32_t pid, uint32_t pid_namespace)
     return (uint64_t)pid_namespace << 32 | pid;
 }
 
+/* How a client came to be attached. */
+enum attach_way {
+    ATTACH_LIBRARY = 0, /* mshare_attach() */
+    ATTACH_PRELOAD = 1, /* mmap(2) of the region file by a program as it is */
+    ATTACH_ADOPTED = 2, /* shared memory of its own, which is a region instead */
+};
+
 /* A client's attachment. One writer: the client. Two cache lines. */
 struct mm_slot {
     _Alignas(64) _Atomic uint64_t state; /* whose it is, SLOT_FREE */
@@ -188,6 +195,7 @@ struct mm_slot {
     /* Page tables that the client may keep, of one page each; 0: any. */
     _Atomic uint32_t budget, budget_asked; /* now; at first, which is less or equal */
     _Atomic uint32_t budget_grown;         /* times that it had to */
+    uint32_t way;                          /* enum attach_way */
     _Alignas(64) _Atomic uint64_t epoch; /* not 0: inside a fault since that epoch */
     struct mm_counters counters;
 };

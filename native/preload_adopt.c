@@ -126,7 +126,7 @@ bool preload_adopt(void *addr, size_t length, int prot, int flags, void **got)
         .length = length,
         .prot = prot,
         .flags = flags & ~MAP_ANONYMOUS,
-        .adopt = true,
+        .way = ATTACH_ADOPTED,
     };
     int err;
 

@@ -97,6 +97,7 @@ static void *map_region(struct mmap_call *call)
         .offset = (uint64_t)call->offset,
         .prot = call->prot,
         .flags = call->flags,
+        .way = ATTACH_PRELOAD,
     };
     void *base;
     int err = attach_request(call->fd, &request, &base);

@@ -51,7 +51,7 @@ def _budget(client: dict[str, Any]) -> str:
     """What it keeps of its own page tables."""
     now, asked = client["budget_bytes"], client["budget_asked_bytes"]
     if not now:
-        return "none" if client["kind"] == "attached" else "-"
+        return "-" if client["kind"] == "native" else "none"
     return units.size(now) if now == asked else f"{units.size(now)}, asked {units.size(asked)}"
 
 
@@ -59,7 +59,11 @@ def _budget(client: dict[str, Any]) -> str:
 @click.argument("region", type=click.Path())
 @_show.json_option
 def command(region: str, as_json: bool) -> None:
-    """Show the processes that are attached to a region."""
+    """Show the processes that are attached to a region.
+
+    KIND is how: attached by the library's calls, preload by mmap(2) under `msharefs run`, adopted:
+    shared memory of its own that became the region, native by mmap(2) without any library.
+    """
     clients = _region.describe(region, "clients")
     if as_json:
         _show.print_json(clients)

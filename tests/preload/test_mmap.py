@@ -346,7 +346,7 @@ class TestOtherFiles:
         base = plain.call("mmap", 0, region.size, READ_WRITE, SHARED, fd, 0)
         plain.store(base + PAGE, 5)
         assert region.agent.load(region.attach() + PAGE) == "5"
-        assert {client["kind"] for client in clients(region.path)} == {"attached", "native"}
+        assert {client["kind"] for client in clients(region.path)} == {"preload", "native"}
         plain.call("munmap", base, region.size)
 
     def test_python_itself_runs(self, shared_mount: Mount) -> None:
