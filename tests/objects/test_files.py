@@ -201,14 +201,12 @@ def test_a_forked_child_has_it(memory: Memory, file: int) -> None:
             assert actor.call("load", at) == maperr(at)
 
 
-def test_no_store_is_lost_while_rights_change(memory: Memory, file: int) -> None:
-    """Threads that store and load all the time see their own values or a signal, nothing else."""
-    os.ftruncate(file, 16 * PAGE)
-    memory.map_file(0, 16 * PAGE, file)
+def change_rights(memory: Memory, times: int) -> tuple[int, int, int]:
+    """Takes and gives the right to write to 16 pages while two threads store: see Board.seen."""
     with Board() as board:
         board.phase(Board.THERE)
         memory.actor.call("echo", memory.actor.give(board.fd), 0, memory.base, 2)
-        for _ in range(10):
+        for _ in range(times):
             board.wait(0, 0, 20)
             board.phase(Board.CHANGING)
             memory.protect(0, 16 * PAGE, READ)
@@ -220,7 +218,14 @@ def test_no_store_is_lost_while_rights_change(memory: Memory, file: int) -> None
         board.wait(0, 0, 20)
         board.phase(Board.STOP)
         memory.actor.call("join")
-        stored, refused, wrong = board.seen(0)
+        return board.seen(0)
+
+
+def test_no_store_is_lost_while_rights_change(memory: Memory, file: int) -> None:
+    """Threads that store and load all the time see their own values or a signal, nothing else."""
+    os.ftruncate(file, 16 * PAGE)
+    memory.map_file(0, 16 * PAGE, file)
+    stored, refused, wrong = change_rights(memory, times=10)
     assert stored >= 200
     assert refused >= 200
     assert wrong == 0
@@ -258,22 +263,7 @@ def test_anonymous_memory_where_a_file_was(memory: Memory, file: int) -> None:
     memory.map_file(0, 16 * PAGE, file)
     assert memory.store(0, 3) == []
     memory.map(0, 16 * PAGE)
-    with Board() as board:
-        board.phase(Board.THERE)
-        memory.actor.call("echo", memory.actor.give(board.fd), 0, memory.base, 2)
-        for _ in range(5):
-            board.wait(0, 0, 20)
-            board.phase(Board.CHANGING)
-            memory.protect(0, 16 * PAGE, READ)
-            board.phase(Board.GONE)
-            board.wait(0, 1, 20)
-            board.phase(Board.CHANGING)
-            memory.protect(0, 16 * PAGE, READ_WRITE)
-            board.phase(Board.THERE)
-        board.wait(0, 0, 20)
-        board.phase(Board.STOP)
-        memory.actor.call("join")
-        assert board.seen(0)[2] == 0
+    assert change_rights(memory, times=5)[2] == 0
     memory.unmap(3 * PAGE)
     assert memory.load(3 * PAGE) == maperr(memory.base + 3 * PAGE)
     assert os.pread(file, 1, 0) == b"\x03"

@@ -6,54 +6,35 @@ import contextlib
 import errno
 import mmap
 import os
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from msharefs import ptmap
 
-from support import namespace
+from support import hugepages, namespace
 from support.actor import MAP_FIXED, PAGE, READ_WRITE, accerr, adrerr, maperr
 from support.calls import refused
 from support.memory import KernelMemory, RegionMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from support.memory import Memory
 
 pytestmark = [pytest.mark.mount("quantum=2M"), pytest.mark.usefixtures("pool")]
-MIB2 = 2 << 20
+MIB2 = hugepages.BYTES
 ENOUGH = 8  # pages
 MAP_HUGETLB, MAP_NORESERVE = 0x40000, 0x4000
 MFD_HUGETLB = 4
-POOL = Path("/proc/sys/vm/nr_hugepages")
-
-
-def free_pages() -> int:
-    """Huge pages that nobody has or has reserved."""
-    found = dict(re.findall(r"(HugePages_\w+):\s+(\d+)", Path("/proc/meminfo").read_text()))
-    return int(found["HugePages_Free"]) - int(found["HugePages_Rsvd"])
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[None]:
-    """A pool with enough huge pages; as it was when all is done."""
-    try:
-        before = POOL.read_text()
-        if free_pages() < ENOUGH:
-            POOL.write_text(str(int(before) + ENOUGH))
-    except OSError as error:
-        pytest.skip(f"no pool of huge pages can be had: {error.strerror}")
-    try:
-        if free_pages() < ENOUGH:
-            pytest.skip("memory is too fragmented for huge pages")
+    """A pool with enough huge pages."""
+    with hugepages.at_least(ENOUGH):
         yield
-    finally:
-        if POOL.read_text() != before:
-            POOL.write_text(before)
 
 
 @pytest.fixture
