@@ -17,7 +17,7 @@ from support.audit import assert_whole
 from support.calls import refused
 from support.hostview import is_changing, number_of
 from support.memory import QUANTUM
-from support.stopping import go_on, stop_inside_a_fault
+from support.stopping import go_on, kill_in_a_change, stop_inside_a_fault
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -278,18 +278,7 @@ def test_killed_while_a_change_waits(
         where = attach(stopped, path) + PAGE
         stopped.call("flood", stopped.give(board.fd), 0, where, QUANTUM // PAGE - 1, PAGE, 4, 1)
         stop_inside_a_fault(stopped, mount, ident)
-        with msharefs.open(path) as region:
-
-            def begin() -> None:
-                with contextlib.suppress(OSError):
-                    region.unmap(start, size) if change == "unmap" else region.map(start, size)
-
-            changer = threading.Thread(target=begin)
-            changer.start()
-            until(lambda: is_changing(mount, ident), "the change has begun")
-            mount.kill()
-            changer.join(20)
-            assert not changer.is_alive()
+        kill_in_a_change(mount, path, change, start, size)
         board.phase(Board.STOP)
         if not late:
             go_on(stopped)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import mmap
 import os
 import signal
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +18,7 @@ from msharefs import verbs
 from support.actor import Fault
 from support.audit import assert_whole
 from support.hostview import is_changing, number_of
+from support.stopping import kill_in_a_change
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -165,20 +165,7 @@ def test_killed_while_objects_are_taken(
     assert other.call("load", view) == [9]
     os.kill(stopped.pid, signal.SIGSTOP)
     ident = number_of(str(path))
-
-    def begin() -> None:
-        with msharefs.open(path) as region:
-            try:
-                region.unmap(0, PAGE) if change == "unmap" else region.map(0, PAGE)
-            except OSError:
-                return  # the server died under it
-
-    changer = threading.Thread(target=begin)
-    changer.start()
-    until(lambda: is_changing(mount, ident), "the change has begun")
-    mount.kill()
-    changer.join(20)
-    assert not changer.is_alive()
+    kill_in_a_change(mount, path, change, 0, PAGE)
     mount.expect(r"(?m)^.* WARNING .*: region \d+: what the server before was changing .*\n")
     mount.start()
     assert is_changing(mount, ident), "it needs the stopped process"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .hostview import inside_faults
+import msharefs
+
+from .hostview import inside_faults, is_changing, number_of
 from .wait import until
 
 if TYPE_CHECKING:
@@ -41,3 +45,20 @@ def stop_inside_a_fault(actor: Actor, mount: Mount, ident: int) -> None:
         go_on(actor)
         time.sleep(0.001)  # else it may stand there for want of a processor
     raise AssertionError("it was never stopped inside a fault")
+
+
+def kill_in_a_change(mount: Mount, path: Path, change: str, start: int, size: int) -> None:
+    """Kill the server while `change` (unmap, map) of a region has begun and cannot end."""
+    number = number_of(path)
+
+    def begin() -> None:
+        # The server dies under it.
+        with contextlib.suppress(OSError), msharefs.open(path) as region:
+            region.unmap(start, size) if change == "unmap" else region.map(start, size)
+
+    changer = threading.Thread(target=begin)
+    changer.start()
+    until(lambda: is_changing(mount, number), "the change has begun")
+    mount.kill()
+    changer.join(20)
+    assert not changer.is_alive()
