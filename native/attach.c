@@ -27,19 +27,23 @@
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 
-/* Field 22 of /proc/self/stat, in clock ticks: tells a process from a later one
- * with the same number. No stdio: also runs in the child of a fork. */
-static uint64_t own_start_time(void)
+void attach_read_text(const char *path, char *text, size_t size)
 {
-    char text[1024], *at;
-    int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? -1 : read(fd, text, size - 1);
 
     if (fd >= 0)
         close(fd);
-    if (got <= 0)
-        return 0;
-    text[got] = 0;
+    text[got > 0 ? got : 0] = 0;
+}
+
+/* Field 22 of /proc/self/stat, in clock ticks: tells a process from a later one
+ * with the same number. */
+static uint64_t own_start_time(void)
+{
+    char text[1024], *at;
+
+    attach_read_text("/proc/self/stat", text, sizeof text);
     at = strrchr(text, ')'); /* the name may hold anything, also this */
     for (unsigned field = 2; at && field < 22; field++)
         at = strchr(at + 1, ' ');

@@ -173,6 +173,9 @@ static inline uint64_t attachment_end(const struct attachment *att)
 
 /* attach.c */
 
+/* The begin of a small file; empty if it cannot be read. No stdio: also for the child
+ * of a fork, and inside another's program. */
+void attach_read_text(const char *path, char *text, size_t size);
 /* As mshare_attach(), returns 0 or -errno. -ENOTTY: `fd` is not a region. */
 int attach_request(int fd, const struct attach_request *request, void **base);
 /* Ends an attachment whose window is no longer there. Call with both locks held. */

@@ -16,14 +16,12 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <string.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "attachment.h"
 #include "touched.h"
@@ -37,16 +35,12 @@
 
 static bool tables_stay; /* MADV_DONTNEED leaves empty tables */
 
-/* VmPTE, in KiB; 0: unknown. No stdio: not in another's program. */
+/* VmPTE, in KiB; 0: unknown. */
 static uint64_t page_tables(void)
 {
     char text[4096], *at;
-    int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
 
-    if (fd >= 0)
-        close(fd);
-    text[got > 0 ? got : 0] = 0;
+    attach_read_text("/proc/self/status", text, sizeof text);
     at = strstr(text, "VmPTE:");
     return at ? strtoull(at + strlen("VmPTE:"), NULL, 10) : 0;
 }
