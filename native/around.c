@@ -10,16 +10,20 @@
  *                   most the region's fault_around: two neighbours may be chance
  *   random, absent  the page alone: nothing is filled that nobody touched
  *   random, present the first fault in a 2 MiB span maps what is present in its
- *                   64 KiB, as the kernel's own fault-around does; the second
- *                   shows that the span is in use, and maps all that is present.
- *                   So do the 4th, 8th ...: others add pages meanwhile, but most
- *                   are mapped already, and looking at them is not free
+ *                   128 KiB, which costs about what the fault does; the second in
+ *                   its 512 KiB; the third in all of the span. A process that
+ *                   lives for one query mostly comes by with less. So do the 4th,
+ *                   8th ...: others add pages meanwhile, but most are mapped
+ *                   already, and looking at them is not free
  */
 #include "attachment.h"
 #include "fault.h"
 
-#define RANDOM_PAGES 16ull
 #define SURE_PAGES 4u
+
+/* What the first, second and third fault in a span look at, bytes. */
+static const uint64_t reach[] = {FAULT_BLOCK, 4 * FAULT_BLOCK, PMD_SIZE};
+#define REACHES (sizeof reach / sizeof *reach)
 
 static void choose_run(struct around *around, struct fault *fault, uint64_t fault_around)
 {
@@ -39,21 +43,31 @@ static struct recent *recent_of(struct around *around, uint64_t span)
     return &around->recent[span / PMD_SIZE % AROUND_SPANS];
 }
 
+/* A bit for each block of the span that [start, end) covers. */
+static uint32_t blocks(uint64_t start, uint64_t end)
+{
+    const uint64_t first = start % PMD_SIZE / FAULT_BLOCK, count = (end - start) / FAULT_BLOCK;
+
+    return (uint32_t)(((1ull << count) - 1) << first);
+}
+
 static void choose_block(struct around *around, struct fault *fault, bool touched)
 {
-    uint64_t span = fault->offset & ~(PMD_SIZE - 1);
-    struct recent *recent = recent_of(around, span);
+    const uint64_t span = fault->offset / PMD_SIZE;
+    struct recent *recent = recent_of(around, span * PMD_SIZE);
 
-    if (recent->span != span / PMD_SIZE || !recent->faults)
-        *recent = (struct recent){.span = (uint32_t)(span / PMD_SIZE), .faults = touched};
-    recent->faults++;
-    if (recent->faults == 1) {
-        fault->start = fault->offset & ~(RANDOM_PAGES * PAGE_SIZE - 1);
-        fault->end = fault->start + RANDOM_PAGES * PAGE_SIZE;
-    } else if ((recent->faults & (recent->faults - 1)) == 0) {
-        fault->start = span;
-        fault->end = span + PMD_SIZE;
-    }
+    if (recent->span != span || !recent->faults)
+        *recent = (struct recent){.span = (uint32_t)span, .faults = touched};
+    const uint32_t before = recent->faults++;
+    if (before >= REACHES && recent->faults & before)
+        return; /* not the 4th, 8th ... */
+    const uint64_t bytes = before < REACHES ? reach[before] : PMD_SIZE;
+    fault->start = fault->offset & ~(bytes - 1);
+    fault->end = fault->start + bytes;
+    /* Mapping what is mapped costs a call a page. */
+    if (before < REACHES)
+        fault->skip = recent->looked;
+    recent->looked |= blocks(fault->start, fault->end);
 }
 
 void around_choose(struct around *around, struct fault *fault, bool present, bool touched,
@@ -61,6 +75,7 @@ void around_choose(struct around *around, struct fault *fault, bool present, boo
 {
     fault->start = fault->offset;
     fault->end = fault->offset + PAGE_SIZE;
+    fault->skip = 0;
     fault->fill = 1;
     if (fault->offset == around->next && around->pages) {
         choose_run(around, fault, fault_around);

@@ -77,6 +77,7 @@ struct around {
     struct recent {
         uint32_t span;   /* region offset / PMD_SIZE */
         uint32_t faults; /* 0: nothing is known of it */
+        uint32_t looked; /* FAULT_BLOCKs of it that a fault has looked at, a bit each */
     } recent[AROUND_SPANS];
 };
 

@@ -37,8 +37,8 @@ enum span_state { SPAN_UNUSED, SPAN_MAPPED, SPAN_GONE };
 #define PROVED_MAX 4u /* 2^4 - 1 times passed over */
 /* The last ones in are not taken: their threads may not have run again yet. */
 #define FRESH_SPANS 16u
-/* A span maps 64 KiB by the first fault and the rest by the second (around.c). */
-#define FAULTS_OWED 2u
+/* The third fault in a span maps the rest of it (around.c). */
+#define FAULTS_OWED 3u
 #define LOST_FAULTS 64u /* that many, and it is time to look at the clock */
 #define LOSS_SHARE 16
 /* May be lost at once: when a program turns to other data, or the first time that

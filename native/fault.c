@@ -97,6 +97,8 @@ static int look_around(struct walk *walk, _Atomic uint64_t *entry, unsigned leve
 
     if (level)
         return -EUCLEAN;
+    if (fault->skip >> offset % PMD_SIZE / FAULT_BLOCK & 1)
+        return 0;
     if (!old && fault->filled && fault->filled < fault->fill &&
         offset == fault->offset + fault->filled * PAGE_SIZE &&
         atomic_compare_exchange_strong(entry, &old, new_leaf(fault, offset))) {

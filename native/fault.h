@@ -17,6 +17,8 @@ enum fault_verdict {
     FAULT_LATER,  /* its object is on the way here: the thread is woken then */
 };
 
+#define FAULT_BLOCK (32 * PAGE_SIZE)
+
 struct fault {
     uint64_t offset; /* in: region offset of the page */
     enum fault_access access;
@@ -24,6 +26,7 @@ struct fault {
      * inside one 2 MiB span; holds `offset`. In an object: the pages that are
      * mapped together, any number; they all get entries. */
     uint64_t start, end;
+    uint32_t skip; /* in: FAULT_BLOCKs of the span not to look at, a bit each */
     uint64_t fill; /* in: if this is a first touch, entries to fill from `offset` on, >= 1 */
     uint64_t limit; /* in, for an object: nothing is behind pages from here on */
     /* out, with FAULT_MAP */
