@@ -215,6 +215,8 @@ int service_watch(struct attachment *att);
 /* From now on also att->moved_uffd; on the service thread. */
 int service_watch_moved(struct attachment *att);
 void service_unwatch(struct attachment *att);
+/* CPU time, ns, that the thread has spent on looking for events; on the thread. */
+int64_t service_lingered(void);
 /* Gives up the number `fd`, one of ours: the program wants it. Call with the table's
  * lock held. Returns 0 or -errno. */
 int service_move_fd(int fd);

@@ -65,6 +65,9 @@ static uint64_t clock_ns(clockid_t clock)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* Our own thread's time, or the process's, without what it spends on looking for faults. */
+static uint64_t busy_ns(clockid_t clock) { return clock_ns(clock) - (uint64_t)service_lingered(); }
+
 static uint64_t now_ms(void) { return clock_ns(CLOCK_MONOTONIC) / 1000000u; }
 
 /* One writer. */
@@ -183,8 +186,8 @@ static void start_weighing(struct budget *b)
     b->weighing = true;
     b->lost = 0;
     b->faults = atomic_load_explicit(&faults_answered, memory_order_relaxed);
-    b->own_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
-    b->all_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+    b->own_ns = busy_ns(CLOCK_THREAD_CPUTIME_ID);
+    b->all_ns = busy_ns(CLOCK_PROCESS_CPUTIME_ID);
 }
 
 /* Compares what coming back has cost with all that the process did meanwhile. The
@@ -192,8 +195,8 @@ static void start_weighing(struct budget *b)
 static void weigh(struct attachment *att)
 {
     struct budget *b = &att->budget;
-    uint64_t own = clock_ns(CLOCK_THREAD_CPUTIME_ID) - b->own_ns;
-    uint64_t all = clock_ns(CLOCK_PROCESS_CPUTIME_ID) - b->all_ns;
+    uint64_t own = busy_ns(CLOCK_THREAD_CPUTIME_ID) - b->own_ns;
+    uint64_t all = busy_ns(CLOCK_PROCESS_CPUTIME_ID) - b->all_ns;
     uint64_t faults = atomic_load_explicit(&faults_answered, memory_order_relaxed) - b->faults;
 
     b->allowed_ns += (int64_t)(all / LOSS_SHARE);
