@@ -274,7 +274,7 @@ class Connection:
     def _arrange(self) -> None:
         """Execution is permitted where it was, by when nobody could ask the client."""
         host = self._region.sized()
-        if host.executes():
+        if host.executes() and not lib.mm_adopted(host.mm, self.slot):
             self._control.start(self.ask, lib.MSG_ARRANGE, 0, host.size)
 
     def _leave(self, *, detached: bool = False) -> None:

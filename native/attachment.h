@@ -183,8 +183,13 @@ int attach_request(int fd, const struct attach_request *request, void **base);
 void attach_end(struct attachment *att);
 /* Lets go of all that `att` holds, but its window. */
 void attach_drop(struct attachment *att, bool claimed);
-/* A slot of our own in the region. */
-int attach_claim(struct attachment *att);
+/* Field 22 of /proc/self/stat, in clock ticks: tells a process from a later one with
+ * the same number. */
+uint64_t attach_start_time(void);
+/* A slot of our own in the region. `start_time`: 0, if the server is about to put it there. */
+int attach_claim(struct attachment *att, uint64_t start_time);
+/* In a forked child: it is another process. */
+void attach_forked(void);
 /* Maps the window over whatever reserved it; PROT_NONE, until it is watched. */
 int attach_map(const struct attachment *att);
 /* A new userfaultfd, with UFFD_FEATURE_* `more` beside what we need. Or -errno. */

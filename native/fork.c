@@ -43,7 +43,7 @@ static int attach_child(struct attachment *att)
     att->uffd = att->moved_uffd = -1;
     memset(att->linked, 0, (att->mm.size / att->mm.quantum / 64 + 1) * sizeof(uint64_t));
     objects_unask(att);
-    err = attach_claim(att);
+    err = attach_claim(att, 0);
     if (!err)
         budget_forked(att);
     if (!err && !att->adopted)
@@ -54,6 +54,8 @@ static int attach_child(struct attachment *att)
         err = arrange(att, 0, att->mm.size, false);
     if (!err)
         join(att, parent);
+    if (!err && att->ctl < 0)
+        att->mm.slots[att->slot].start_time = attach_start_time();
     if (parent >= 0)
         close(parent);
     return err ? err : service_watch(att);
@@ -73,6 +75,7 @@ static void in_child(void)
     int err;
 
     attachments_relock();
+    attach_forked();
     service_forget();
     err = service_start();
     for (unsigned i = 0; i < attachments_used; i++) {

@@ -236,6 +236,11 @@ uint64_t mm_claim(const struct mm *mm, unsigned slot)
     return slot < MM_SLOTS ? atomic_load(&mm->slots[slot].claim) : 0;
 }
 
+bool mm_adopted(const struct mm *mm, unsigned slot)
+{
+    return slot < MM_SLOTS && mm->slots[slot].way == ATTACH_ADOPTED;
+}
+
 int mm_poisoned(const struct mm *mm, unsigned from)
 {
     for (unsigned high = slots_high(mm); from < high; from++)

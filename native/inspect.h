@@ -65,6 +65,8 @@ int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max)
 uint32_t mm_client_pid(const struct mm *mm, unsigned slot);
 /* Number of the claim of a slot; 0: it is free. */
 uint64_t mm_claim(const struct mm *mm, unsigned slot);
+/* Whether the client of a slot may change the window as it likes (ATTACH_ADOPTED). */
+bool mm_adopted(const struct mm *mm, unsigned slot);
 /* The first slot from `from` on whose client has pages that fault natively, -1. */
 int mm_poisoned(const struct mm *mm, unsigned from);
 /* Tells a slot's process as the server sees it, for another pid namespace. */
