@@ -141,6 +141,20 @@ def test_without_filling_ahead_each_page_is_a_fault(mount: Mount, actors: Actors
         assert [client["faults"] for client in region.describe("clients")] == [QUANTUM // PAGE, 0]
 
 
+def test_each_fault_in_a_span_reaches_further(actors: Actors, make_region: Regions) -> None:
+    """What others filled: 128 KiB around the first, 512 KiB, all; and nothing twice."""
+    region = make_region(QUANTUM)
+    writer, reader = actors(), actors()
+    assert writer.call("fill", writer.attach(writer.give(region.fd)), QUANTUM, 1, 0) == []
+    base = reader.attach(reader.give(region.fd))
+    mapped = []
+    for page in (40, 500, 200, 300):
+        assert reader.call("check", base + page * PAGE, PAGE, 1, page) == [0]
+        (client,) = (c for c in region.describe("clients") if c["pid"] == reader.pid)
+        mapped.append(client["materialised_pages"])
+    assert mapped == [32, 32 + 128, 512, 512]
+
+
 def test_page_tables_are_paid_once(actors: Actors, make_region: Regions) -> None:
     """The figure of it all: more processes, no more tables."""
     region = make_region(8 * QUANTUM)
