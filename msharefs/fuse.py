@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import signal
 import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -39,7 +41,7 @@ import pyfuse3  # noqa: E402  # after the hook: see above
 from pyfuse3 import FUSEError  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
     from types import TracebackType
 
 __all__ = [
@@ -118,8 +120,8 @@ class _Server:
     last_message = ""
     """Of libfuse."""
     waiting: dict[Any, _Request] = {}  # noqa: RUF012  # by libfuse's handle
-    read: _Request | None = None
-    """The last one, which pyfuse3 is about to await."""
+    begun: Awaitable[None] | None = None
+    """The rest of the last one, which pyfuse3 is about to await."""
 
 
 def libfuse_version() -> str:
@@ -163,16 +165,13 @@ def mount(
 
 
 def _or_ours(
-    operations: ExtraOperations, fsync: Callable[[int, bool], Awaitable[None]]
+    fsync: Callable[[int, bool], Awaitable[None]],
 ) -> Callable[[int, bool], Awaitable[None]]:
     """What pyfuse3 awaits as fsync: the handler of that, or of a request it does not know."""
 
     async def handler(fh: int, datasync: bool) -> None:
-        request, _Server.read = _Server.read, None
-        if request is None:
-            await fsync(fh, datasync)
-        else:
-            await request.run(operations)
+        begun, _Server.begun = _Server.begun, None
+        await (begun or fsync(fh, datasync))
 
     return handler
 
@@ -218,7 +217,7 @@ def _stderr_into(fd: int) -> Iterator[None]:
 
 async def serve(operations: ExtraOperations, end: trio.Event) -> None:
     """Answer requests until the file system is unmounted or `end` is set."""
-    operations.fsync = _or_ours(operations, operations.fsync)  # type: ignore[method-assign]
+    operations.fsync = _or_ours(operations.fsync)  # type: ignore[method-assign]
     async with trio.open_nursery() as nursery:
         _Server.operations, _Server.nursery = operations, nursery
         try:
@@ -246,7 +245,7 @@ async def _terminate(end: trio.Event, serving: trio.CancelScope) -> None:
 class _Request:
     """One request that waits for its answer, which is given exactly once."""
 
-    __slots__ = ("_answered", "_work", "caller", "fh", "handle", "ino")
+    __slots__ = ("_answered", "caller", "fh", "handle", "ino")
 
     def __init__(self, request: Any) -> None:
         self.handle = request.handle
@@ -256,20 +255,26 @@ class _Request:
         self._answered = False
 
     def start(self, work: Work) -> bool:
-        """Have pyfuse3 await `work`, which makes the answer; whether it shall."""
-        if _Server.operations is None:  # between terminate() and the last request already read
+        """Begin `work`, which makes the answer; whether pyfuse3 shall await the rest of it."""
+        operations = _Server.operations
+        if operations is None:  # between terminate() and the last request already read
             self._answer(lambda: _lib.hook_reply_error(self.handle, errno.ENOTCONN))
             return False
-        self._work = work
-        _Server.read = _Server.waiting[self.handle] = self
+        running = self._run(work(operations))
+        try:
+            trap = running.send(None)
+        except (StopIteration, trio.Cancelled):
+            return False  # answered; the task that reads hears itself that it is cancelled
+        _Server.waiting[self.handle] = self
         _lib.hook_watch_interrupt(self.handle)
+        _Server.begun = _rest(running, trap)
         return True
 
-    async def run(self, operations: ExtraOperations) -> None:
+    async def _run(self, work: Awaitable[Callable[[], int]]) -> None:
         """Do the work and send the answer it makes."""
         error = errno.ENOTCONN  # what a cancelled one says: the server stops
         try:
-            reply = await self._work(operations)
+            reply = await work
         except FUSEError as raised:
             error = raised.errno
         else:
@@ -300,6 +305,22 @@ class _Request:
                 self._answer(lambda: _lib.hook_reply_error(self.handle, errno.EINTR))
                 return
             await trio.sleep(_KILLED_POLL_SECONDS)
+
+
+@types.coroutine
+def _rest(running: Coroutine[Any, Any, None], trap: Any) -> Generator[Any, Any, None]:
+    """Goes on with a coroutine that was begun, and waits for what `trap` tells trio."""
+    while True:
+        try:
+            value = yield trap
+        except BaseException as error:  # noqa: BLE001  # it is `running`'s
+            step = functools.partial(running.throw, error)
+        else:
+            step = functools.partial(running.send, value)
+        try:
+            trap = step()
+        except StopIteration:
+            return
 
 
 def _killed(pid: int) -> bool:

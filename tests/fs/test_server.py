@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import msharefs
+
 from support.calls import in_child, refused
 
 if TYPE_CHECKING:
@@ -109,6 +111,45 @@ def test_others_are_served_while_one_waits(sabotaged: Mount) -> None:
     waiting.join()
     assert results == [7]  # a result is the ioctl's own
     os.close(fd)
+
+
+def test_bursts_of_ioctls_keep_nobody_waiting(sabotaged: Mount) -> None:
+    """They are answered where they are read (native/fuse_hook.c), in turns with all else."""
+    path = sabotaged.path / "r"
+    fd = os.open(path, CREATE)
+    children: list[int] = []
+    try:
+        with msharefs.open(path) as region:
+            region.truncate(region.stat()["quantum_bytes"])
+            region.map(0, 4096)
+            for _ in range(3):
+                children.append(os.fork())
+                if children[-1] == 0:
+                    _unmap_a_hole_for_ever(region)
+            results: list[int] = []
+            waiting = threading.Thread(target=lambda: results.append(slow(fd, 3, 7)))
+            waiting.start()
+            begin = time.monotonic()
+            for number in range(20):
+                (sabotaged.path / f"d{number}").mkdir()
+                region.detach(region.attach())
+            assert time.monotonic() - begin < WAIT_LIMIT
+            waiting.join()
+            assert results == [7]
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            assert os.WIFSIGNALED(status), "its ioctls went on until then"
+        os.close(fd)
+
+
+def _unmap_a_hole_for_ever(region: msharefs.Region) -> None:
+    try:
+        while True:
+            region.unmap(1 << 20, 4096)
+    finally:
+        os._exit(1)
 
 
 def test_who_waits_in_an_ioctl_can_be_killed(sabotaged: Mount) -> None:
