@@ -16,7 +16,7 @@
  *               and spans of one pass flow through without pushing it out
  *   working set what comes back costs time. If that is more than a LOSS_SHARE-th of
  *               the CPU time of the process, and not just for a moment, the working
- *               set is larger than the budget: that grows by half, and says so
+ *               set is larger than the budget: that doubles, and says so
  *               (msharefs clients)
  *   shrinking   a budget that has grown is asked for again: from time to time a
  *               sample is given back, and what does not return the budget loses
@@ -167,7 +167,7 @@ static void grow(struct attachment *att)
 {
     struct budget *b = &att->budget;
     struct mm_slot *slot = &att->mm.slots[att->slot];
-    uint32_t all = (uint32_t)(att->length / PMD_SIZE + 1), more = b->limit + b->limit / 2;
+    uint32_t all = (uint32_t)(att->length / PMD_SIZE + 1), more = 2 * b->limit;
 
     b->limit = more < all ? more : all;
     atomic_store_explicit(&slot->budget_grown,
