@@ -127,8 +127,21 @@ def soft_dirty(stage: Stage) -> str:
     return "as any" if ("sd" in vmflags(stage)) == other else "unlike others"
 
 
-T("smaps-rss", "smaps Rss of a process that touched 64 MiB, in kB", str(SOME >> 10),
-  lambda s: str(smaps(filled(s), "Rss")))
+def most(stage: Stage) -> str:
+    """smaps Rss of a process that touched 64 MiB, in kB: the most of three looks.
+
+    Where Linux pages out what seems idle (DAMON), it takes a page out of page tables now and then,
+    also without swap.
+    """
+    memory = filled(stage)
+    looks = []
+    for _ in range(3):
+        memory.agent.call("memset", memory.base, 1, SOME)
+        looks.append(smaps(memory, "Rss"))
+    return str(max(looks))
+
+
+T("smaps-rss", "smaps Rss of a process that touched 64 MiB, in kB", str(SOME >> 10), most)
 T("smaps-unlinked", "smaps Rss of another process that has touched nothing", "0",
   lambda s: str(smaps(filled(s).again(s.process()), "Rss")))
 
