@@ -52,6 +52,10 @@ enum span_state { SPAN_UNUSED, SPAN_MAPPED, SPAN_GONE };
 #define SAMPLE_MAX 64u
 #define PERIOD_MIN_MS 250u
 #define PERIOD_MAX_MS 16000u
+/* A program that has run for so long since a sample would have come by again; one that does
+ * not run needs nothing. One in between has had to wait for a processor. */
+#define RAN_NS 50000000u
+#define RESTED_NS 1000000u
 
 /* Of all attachments; whoever answers faults counts. */
 static _Atomic uint64_t faults_answered;
@@ -163,6 +167,14 @@ void budget_trim(struct attachment *att)
 
 /* The working set */
 
+/* Of the program itself. */
+static uint64_t program_ns(void)
+{
+    return clock_ns(CLOCK_PROCESS_CPUTIME_ID) - clock_ns(CLOCK_THREAD_CPUTIME_ID);
+}
+
+static void start_looking(struct budget *b) { b->since_ns = b->seen_ns = program_ns(); }
+
 static void grow(struct attachment *att)
 {
     struct budget *b = &att->budget;
@@ -176,6 +188,7 @@ static void grow(struct attachment *att)
     b->period_ms = PERIOD_MIN_MS;
     b->due_ms = now_ms() + b->period_ms;
     b->sampled = 0;
+    start_looking(b);
     any_grown = true;
     budget_publish(att);
 }
@@ -269,6 +282,7 @@ static void sample(struct attachment *att)
     uint32_t wanted = b->limit / 64;
 
     wanted = wanted < SAMPLE_MIN ? SAMPLE_MIN : wanted > SAMPLE_MAX ? SAMPLE_MAX : wanted;
+    start_looking(b);
     if (b->used + wanted <= b->limit && !b->sampled) {
         shrink(att, wanted); /* nobody uses so much */
         return;
@@ -289,6 +303,15 @@ static void sample(struct attachment *att)
     }
 }
 
+/* Whether what was used since then says what is in use. */
+static bool telling(struct budget *b)
+{
+    const uint64_t now = program_ns(), lately = now - b->seen_ns;
+
+    b->seen_ns = now;
+    return lately < RESTED_NS || now - b->since_ns >= RAN_NS;
+}
+
 int budget_tick(void)
 {
     static uint64_t due_ms;
@@ -306,7 +329,8 @@ int budget_tick(void)
             pthread_mutex_lock(&att->lock);
             if (att->live && b->spans && b->limit > b->asked) {
                 if (now >= b->due_ms) {
-                    sample(att);
+                    if (telling(b))
+                        sample(att);
                     b->due_ms = now + b->period_ms;
                 }
                 any_grown = true;

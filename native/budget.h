@@ -39,6 +39,7 @@ struct budget {
     int64_t allowed_ns;      /* may still be lost before the budget grows */
     uint32_t sample, sampled, returned; /* number of the last sample, spans in it, and back */
     uint64_t period_ms, due_ms;         /* between samples; when the next is due */
+    uint64_t since_ns, seen_ns;         /* CPU time of the program: then, or as it grew; lately */
 };
 
 /* Sets the budget of an attachment, in bytes; 0: none. `mapped`: spans may be mapped
