@@ -12,12 +12,13 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-/* How long to look for the next request; so close together they are a burst; how long to keep everybody else waiting. */
+/* How long to look for the next request; a sched_yield(2) that took longer has let another run; so close together they
+ * are a burst; how long to keep everybody else waiting. */
 #define LINGER_NS 50000
+#define YIELDED_NS 3000
 #define BURST_NS 200000
 #define TURN_NS 1000000
 
@@ -39,17 +40,21 @@ static int64_t now_ns(void)
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-/* Whether there is a request now, or soon. */
-static bool more(int64_t until)
+/* Whether there is a request now, or soon, unless somebody else wants the processor. */
+static bool more(void)
 {
     struct pollfd input = {fuse_session_fd(session), POLLIN, 0};
+    const int64_t until = now_ns() + LINGER_NS;
+    int64_t before, now;
 
-    while (!poll(&input, 1, 0)) {
-        if (now_ns() > until)
-            return false;
+    do {
+        if (poll(&input, 1, 0))
+            return input.revents == POLLIN;
+        before = now_ns();
         sched_yield();
-    }
-    return input.revents == POLLIN;
+        now = now_ns();
+    } while (now < until && now - before < YIELDED_NS);
+    return poll(&input, 1, 0) && input.revents == POLLIN;
 }
 
 /* Answered while it was read; of the last request. */
@@ -63,18 +68,17 @@ static void take_more(void)
 {
     static bool taking;
     static int64_t last;
-    struct fuse_buf buf = {0};
+    static struct fuse_buf buf; /* libfuse's memory, a megabyte, once */
     const int64_t start = now_ns();
 
     if (taking)
         return;
     taking = true;
     while (done && start - last < BURST_NS && now_ns() - start < TURN_NS && !fuse_session_exited(session) &&
-           more(now_ns() + LINGER_NS) && fuse_session_receive_buf(session, &buf) > 0) {
+           more() && fuse_session_receive_buf(session, &buf) > 0) {
         done = false;
         fuse_session_process_buf(session, &buf);
     }
-    free(buf.mem);
     last = now_ns();
     taking = false;
 }

@@ -1,0 +1,59 @@
+"""Who stays awake for the next fault or request does not do so for long."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from support.wait import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import msharefs
+
+    from support.actor import Actor
+    from support.server import Mount
+
+QUANTUM = 2 << 20
+WATCHED = 0.5  # seconds
+IDLE = 0.05  # of them, for what is done from time to time
+
+
+def service_thread(pid: int) -> Path:
+    """Its directory in /proc."""
+    (found,) = (
+        task
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        if (task / "comm").read_text() == "mshare-service\n"
+    )
+    return found
+
+
+def cpu_seconds(task: Path) -> float:
+    """Time on a CPU so far."""
+    return int((task / "schedstat").read_text().split()[0]) / 1e9
+
+
+def sleeps(task: Path) -> bool:
+    """Whether it waits for something."""
+    return (task / "stat").read_text().rpartition(") ")[2][0] == "S"
+
+
+def test_after_a_burst_they_sleep(
+    shared_mount: Mount, actors: Callable[[], Actor], make_region: Callable[..., msharefs.Region]
+) -> None:
+    region = make_region(QUANTUM)
+    actor = actors()
+    base = actor.attach(actor.give(region.fd))
+    assert actor.call("fill", base, QUANTUM, 1, 0) == []
+    for _ in range(100):
+        region.unmap(0, 4096)
+    watched = [service_thread(actor.pid), Path(f"/proc/{shared_mount.pid}")]
+    for task in watched:
+        until(lambda task=task: sleeps(task), f"{task} sleeps")
+    before = [cpu_seconds(task) for task in watched]
+    time.sleep(WATCHED)
+    for task, spent in zip(watched, before, strict=True):
+        assert cpu_seconds(task) - spent < IDLE, task
