@@ -46,7 +46,7 @@ class Wishes:
 
     processes: tuple[int, ...] = ()
     size: int | None = None
-    rounds: int = 5
+    rounds: int | None = None
     backends: tuple[str, ...] = ()
     seed: int = 1
     with_map: bool = False
@@ -94,7 +94,7 @@ def play(
 ) -> dict[str, Any]:
     """One scenario, all its cases."""
     rows = scenario.available(backends)
-    rounds = scenario.rounds or wishes.rounds
+    rounds = wishes.rounds or scenario.rounds
     counts = wishes.processes or scenario.processes
     size = scenario.size if wishes.size is None else wishes.size
     notify = observer.step(scenario.name, len(scenario.cases) * len(counts) * len(rows) * rounds)
