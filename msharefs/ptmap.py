@@ -113,14 +113,15 @@ def _holders(
 def held_cells(pid: int, base: int, size: int, offset: int = 0) -> Iterator[int]:
     """Cells of which a process has a page in its own tables, in its window [base, base+size).
 
-    The window begins at region offset `offset`.
+    The window begins at region offset `offset`. Of adopted memory only a part need be there, and
+    the rest may lie past the end of the address space.
 
     OSError: EPERM or ESRCH and ENOENT for a process that is another's or gone; ENOTTY, old kernel.
     """
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
         vector = bytearray(_REGION.size * _REGIONS)
         where = _address(vector)
-        at, end, last = base, base + size, -1
+        at, end, last = base, min(base + size, lib.HOST_END), -1
         while at < end:
             argument = bytearray(
                 _SCAN.pack(_SCAN.size, 0, at, end, 0, where, _REGIONS, 0, 0, _PRESENT, 0, _PRESENT)
