@@ -40,7 +40,7 @@ def test_spans_in_use_stay_while_a_scan_goes_by(client: Callable[..., Client]) -
     order = [page for span in scanned * 2 for page in (*hot, *range(span, span + 8 * STEP, STEP))]
     before = made.seen
     # Each is in use for a while, so that what comes back costs little in comparison.
-    play(made, order, len(hot) + 8, 60_000)
+    play(made, order, len(hot) + 8, 150_000)
     seen = made.seen
     assert seen["budget_grown"] == 0
     gone = seen["evicted_spans"] - before["evicted_spans"]
