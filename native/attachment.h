@@ -221,7 +221,7 @@ int service_watch(struct attachment *att);
 int service_watch_moved(struct attachment *att);
 void service_unwatch(struct attachment *att);
 /* CPU time, ns, that the thread has spent on looking for events; on the thread. */
-int64_t service_lingered(void);
+uint64_t service_lingered(void);
 /* Gives up the number `fd`, one of ours: the program wants it. Call with the table's
  * lock held. Returns 0 or -errno. */
 int service_move_fd(int fd);

@@ -28,9 +28,9 @@
 #include "budget.h"
 
 #include <errno.h>
-#include <time.h>
 
 #include "attachment.h"
+#include "linger.h"
 
 enum span_state { SPAN_UNUSED, SPAN_MAPPED, SPAN_GONE };
 
@@ -61,16 +61,8 @@ enum span_state { SPAN_UNUSED, SPAN_MAPPED, SPAN_GONE };
 static _Atomic uint64_t faults_answered;
 static _Atomic bool any_grown;
 
-static uint64_t clock_ns(clockid_t clock)
-{
-    struct timespec now;
-
-    clock_gettime(clock, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 /* Our own thread's time, or the process's, without what it spends on looking for faults. */
-static uint64_t busy_ns(clockid_t clock) { return clock_ns(clock) - (uint64_t)service_lingered(); }
+static uint64_t busy_ns(clockid_t clock) { return clock_ns(clock) - service_lingered(); }
 
 static uint64_t now_ms(void) { return clock_ns(CLOCK_MONOTONIC) / 1000000u; }
 

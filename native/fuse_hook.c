@@ -8,17 +8,14 @@
 #include <fuse_lowlevel.h>
 #include <fuse_log.h>
 #include <poll.h>
-#include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
-/* How long to look for the next request; a sched_yield(2) that took longer has let another run; so close together they
- * are a burst; how long to keep everybody else waiting. */
-#define LINGER_NS 50000
-#define YIELDED_NS 3000
+#include "linger.h"
+
+/* So close together requests are a burst; how long to keep everybody else waiting. */
 #define BURST_NS 200000
 #define TURN_NS 1000000
 
@@ -32,29 +29,14 @@ static void (*borrowed)(fuse_req_t req, fuse_ino_t ino, int datasync, struct fus
 static char nobody;
 #define NOBODY ((fuse_req_t)&nobody)
 
-static int64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
+static int look(void *input) { return poll(input, 1, 0); }
 
 /* Whether there is a request now, or soon, unless somebody else wants the processor. */
 static bool more(void)
 {
     struct pollfd input = {fuse_session_fd(session), POLLIN, 0};
-    const int64_t until = now_ns() + LINGER_NS;
-    int64_t before, now;
 
-    do {
-        if (poll(&input, 1, 0))
-            return input.revents == POLLIN;
-        before = now_ns();
-        sched_yield();
-        now = now_ns();
-    } while (now < until && now - before < YIELDED_NS);
-    return poll(&input, 1, 0) && input.revents == POLLIN;
+    return (look(&input) || linger(look, &input)) && input.revents == POLLIN;
 }
 
 /* Answered while it was read; of the last request. */
@@ -67,19 +49,19 @@ static bool done;
 static void take_more(void)
 {
     static bool taking;
-    static int64_t last;
+    static uint64_t last;
     static struct fuse_buf buf; /* libfuse's memory, a megabyte, once */
-    const int64_t start = now_ns();
+    const uint64_t start = clock_ns(CLOCK_MONOTONIC);
 
     if (taking)
         return;
     taking = true;
-    while (done && start - last < BURST_NS && now_ns() - start < TURN_NS && !fuse_session_exited(session) &&
+    while (done && start - last < BURST_NS && clock_ns(CLOCK_MONOTONIC) - start < TURN_NS && !fuse_session_exited(session) &&
            more() && fuse_session_receive_buf(session, &buf) > 0) {
         done = false;
         fuse_session_process_buf(session, &buf);
     }
-    last = now_ns();
+    last = clock_ns(CLOCK_MONOTONIC);
     taking = false;
 }
 

@@ -9,22 +9,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "attachment.h"
 #include "control.h"
+#include "linger.h"
 
 #define EVENTS 16
 #define RECONNECT_MS 200
-/* How long to look for the next event before sleeping. */
-#define LINGER_NS 50000
-/* A sched_yield(2) that took longer has let another thread run. */
-#define YIELDED_NS 3000
 /* glibc takes thread-local storage from it too; ours is shallow. */
 #define STACK_BYTES (256 * 1024)
 
@@ -133,48 +128,25 @@ static void rejoin_all(void)
     }
 }
 
-static int64_t clock_ns(clockid_t clock)
-{
-    struct timespec now;
+static uint64_t lingered_ns; /* CPU time */
 
-    clock_gettime(clock, &now);
-    return now.tv_sec * 1000000000ll + now.tv_nsec;
-}
+uint64_t service_lingered(void) { return lingered_ns; }
 
-static int64_t lingered_ns; /* CPU time */
+static int look(void *events) { return epoll_wait(epoll, events, EVENTS, 0); }
 
-int64_t service_lingered(void) { return lingered_ns; }
-
-/* Until somebody else has wanted the processor. */
-static int linger(struct epoll_event *events, int64_t until)
-{
-    const int64_t start = clock_ns(CLOCK_THREAD_CPUTIME_ID);
-    int64_t now = clock_ns(CLOCK_MONOTONIC), before;
-    int count;
-
-    do {
-        before = now;
-        sched_yield();
-        count = epoll_wait(epoll, events, EVENTS, 0);
-        now = clock_ns(CLOCK_MONOTONIC);
-    } while (!count && now < until && now - before < YIELDED_NS);
-    lingered_ns += clock_ns(CLOCK_THREAD_CPUTIME_ID) - start;
-    return count;
-}
-
-/*
- * Faults come in bursts, and to wake a thread that sleeps on another processor takes
- * longer than all of a fault; in a virtual machine, ten times as long. So after an
- * event that came soon we stay awake for the next, as long as they go on coming soon.
- */
+/* After an event that came soon we stay awake for the next, as long as they go on coming soon. */
 static int wait_events(struct epoll_event *events, int rest_ms)
 {
     static bool burst;
-    const int64_t start = clock_ns(CLOCK_MONOTONIC);
-    int count = epoll_wait(epoll, events, EVENTS, 0);
+    const uint64_t start = clock_ns(CLOCK_MONOTONIC);
+    int count = burst ? look(events) : 0;
 
-    if (!count && burst)
-        count = linger(events, start + LINGER_NS);
+    if (!count && burst) {
+        const uint64_t spent = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+
+        count = linger(look, events);
+        lingered_ns += clock_ns(CLOCK_THREAD_CPUTIME_ID) - spent;
+    }
     burst = count;
     if (!count) {
         count = epoll_wait(epoll, events, EVENTS, rest_ms);
