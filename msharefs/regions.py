@@ -333,7 +333,7 @@ class Regions:
             return
         if region.host is not None:
             if region.host.changing() or region.users or region.host.clients:
-                return  # attached, from afar too, or changing: `reap_dead` comes back to it
+                return  # or changing, by its owner's end or from afar; `reap_dead` comes back to it
             region.host.reap_dead()
             if region.host.attached():
                 return

@@ -54,19 +54,20 @@ static uint32_t blocks(uint64_t start, uint64_t end)
 static void choose_block(struct around *around, struct fault *fault, bool touched)
 {
     const uint64_t span = fault->offset / PMD_SIZE;
-    struct recent *recent = recent_of(around, span * PMD_SIZE);
+    struct recent *recent = recent_of(around, fault->offset);
+    uint64_t bytes = PMD_SIZE;
 
     if (recent->span != span || !recent->faults)
         *recent = (struct recent){.span = (uint32_t)span, .faults = touched};
     const uint32_t before = recent->faults++;
-    if (before >= REACHES && recent->faults & before)
+    if (before < REACHES) {
+        bytes = reach[before];
+        fault->skip = recent->looked; /* mapping what is mapped costs a call a page */
+    } else if (recent->faults & before) {
         return; /* not the 4th, 8th ... */
-    const uint64_t bytes = before < REACHES ? reach[before] : PMD_SIZE;
+    }
     fault->start = fault->offset & ~(bytes - 1);
     fault->end = fault->start + bytes;
-    /* Mapping what is mapped costs a call a page. */
-    if (before < REACHES)
-        fault->skip = recent->looked;
     recent->looked |= blocks(fault->start, fault->end);
 }
 

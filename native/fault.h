@@ -17,6 +17,7 @@ enum fault_verdict {
     FAULT_LATER,  /* its object is on the way here: the thread is woken then */
 };
 
+/* The unit of fault.skip, bytes. */
 #define FAULT_BLOCK (32 * PAGE_SIZE)
 
 struct fault {
