@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from support.tasks import service_thread, state
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -21,24 +22,9 @@ WATCHED = 0.5  # seconds
 IDLE = 0.05  # of them, for what is done from time to time
 
 
-def service_thread(pid: int) -> Path:
-    """Its directory in /proc."""
-    (found,) = (
-        task
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        if (task / "comm").read_text() == "mshare-service\n"
-    )
-    return found
-
-
 def cpu_seconds(task: Path) -> float:
     """Time on a CPU so far."""
     return int((task / "schedstat").read_text().split()[0]) / 1e9
-
-
-def sleeps(task: Path) -> bool:
-    """Whether it waits for something."""
-    return (task / "stat").read_text().rpartition(") ")[2][0] == "S"
 
 
 def test_after_a_burst_they_sleep(
@@ -52,7 +38,7 @@ def test_after_a_burst_they_sleep(
         region.unmap(0, 4096)
     watched = [service_thread(actor.pid), Path(f"/proc/{shared_mount.pid}")]
     for task in watched:
-        until(lambda task=task: sleeps(task), f"{task} sleeps")
+        until(lambda task=task: state(task) == "S", f"{task} sleeps")
     before = [cpu_seconds(task) for task in watched]
     time.sleep(WATCHED)
     for task, spent in zip(watched, before, strict=True):

@@ -133,7 +133,7 @@ def most(stage: Stage) -> str:
     Where Linux pages out what seems idle (DAMON), it takes a page out of page tables now and then,
     also without swap.
     """
-    memory = filled(stage)
+    memory = stage.memory((0, SOME, RW))
     looks = []
     for _ in range(3):
         memory.agent.call("memset", memory.base, 1, SOME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -20,7 +21,7 @@ import msharefs
 from support.calls import in_child, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from support.server import Mount
 
@@ -55,6 +56,17 @@ regions.Regions.ioctl = slow_ioctl
 def slow(fd: int, tenths: int, result: int) -> int:
     """An ioctl that the sabotaged server answers with `result` after `tenths` of a second."""
     return fcntl.ioctl(fd, SLOW, bytearray([tenths, result, 0, 0]))
+
+
+@contextlib.contextmanager
+def one_waiting(fd: int, tenths: int) -> Iterator[list[int]]:
+    """Meanwhile another thread waits in such an ioctl, whose result comes into this list."""
+    results: list[int] = []
+    waiting = threading.Thread(target=lambda: results.append(slow(fd, tenths, 7)))
+    waiting.start()
+    yield results
+    waiting.join()
+    assert results == [7]  # a result is the ioctl's own
 
 
 def close_dead(fd: int) -> None:
@@ -100,16 +112,12 @@ def test_a_handler_that_fails_is_eio_and_the_mount_lives_on(sabotaged: Mount) ->
 
 def test_others_are_served_while_one_waits(sabotaged: Mount) -> None:
     fd = os.open(sabotaged.path / "r", CREATE)
-    results: list[int] = []
-    waiting = threading.Thread(target=lambda: results.append(slow(fd, 5, 7)))
-    waiting.start()
-    begin = time.monotonic()
-    for number in range(20):
-        (sabotaged.path / f"d{number}").mkdir()
-    assert not results
-    assert time.monotonic() - begin < 0.5
-    waiting.join()
-    assert results == [7]  # a result is the ioctl's own
+    with one_waiting(fd, 5) as results:
+        begin = time.monotonic()
+        for number in range(20):
+            (sabotaged.path / f"d{number}").mkdir()
+        assert not results
+        assert time.monotonic() - begin < 0.5
     os.close(fd)
 
 
@@ -126,16 +134,12 @@ def test_bursts_of_ioctls_keep_nobody_waiting(sabotaged: Mount) -> None:
                 children.append(os.fork())
                 if children[-1] == 0:
                     _unmap_a_hole_for_ever(region)
-            results: list[int] = []
-            waiting = threading.Thread(target=lambda: results.append(slow(fd, 3, 7)))
-            waiting.start()
-            begin = time.monotonic()
-            for number in range(20):
-                (sabotaged.path / f"d{number}").mkdir()
-                region.detach(region.attach())
-            assert time.monotonic() - begin < WAIT_LIMIT
-            waiting.join()
-            assert results == [7]
+            with one_waiting(fd, 3):
+                begin = time.monotonic()
+                for number in range(20):
+                    (sabotaged.path / f"d{number}").mkdir()
+                    region.detach(region.attach())
+                assert time.monotonic() - begin < WAIT_LIMIT
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)

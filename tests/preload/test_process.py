@@ -15,6 +15,7 @@ import msharefs
 from msharefs import running
 
 from .conftest import PAGE, PLACE, QUANTUM, READ_WRITE, SHARED, File, clients
+from support.tasks import service_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -181,11 +182,7 @@ class TestThreads:
     def test_our_own_is_not_the_programs(self, region: File) -> None:
         base = region.attach()
         assert region.agent.load(base) == "0"  # so that it runs, and has its name
-        tasks = Path(f"/proc/{region.agent.pid}/task")
-        (ours,) = [
-            task for task in tasks.iterdir() if (task / "comm").read_text() == "mshare-service\n"
-        ]
-        status = (ours / "status").read_text()
+        status = (service_thread(region.agent.pid) / "status").read_text()
         (blocked,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")]
         # All but those that cannot be, and perhaps the two that the C library keeps for itself.
         free = (1 << 64) - 1 & ~int(blocked, 16)

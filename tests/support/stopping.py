@@ -6,15 +6,17 @@ import contextlib
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msharefs
 
 from .hostview import inside_faults, is_changing, number_of
+from .tasks import state, tasks
 from .wait import until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .actor import Actor
     from .server import Mount
 
@@ -22,13 +24,7 @@ if TYPE_CHECKING:
 def stop(actor: Actor) -> None:
     """SIGSTOP; waits until all threads stand."""
     actor.process.send_signal(signal.SIGSTOP)
-    tasks = Path(f"/proc/{actor.pid}/task")
-    until(
-        lambda: all(
-            (task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in tasks.iterdir()
-        ),
-        "the process stands",
-    )
+    until(lambda: all(state(task) == "T" for task in tasks(actor.pid)), "the process stands")
 
 
 def go_on(actor: Actor) -> None:
