@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -10,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +26,6 @@ from support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from support.server import Mount
 
@@ -275,6 +276,15 @@ def test_descriptors_of_the_mount_itself_do_not_hang_the_server(
     region.map(0, PAGE)
 
 
+def holds(pid: int, path: Path) -> bool:
+    """Whether a process has a file open, told without asking its file system."""
+    names = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            names.append(os.readlink(fd))
+    return str(path) in names
+
+
 @pytest.mark.slow
 def test_a_region_that_goes_while_a_file_system_hangs(
     mounts: Callable[..., Mount], shared_mount: Mount
@@ -297,6 +307,7 @@ def test_a_region_that_goes_while_a_file_system_hangs(
     try:
         thread = threading.Thread(target=create)
         thread.start()
+        until(lambda: holds(shared_mount.pid, other.path / "mshare_info"), "it was asked")
         path.unlink()
         time.sleep(0.5)  # the kernel tells the server of the last close when it likes
         assert set(regions.glob("*.mm")) == before, "it is still needed"
