@@ -183,7 +183,7 @@ class HostMM:
         """A change that takes out what is in [start, end)."""
         executes = lib.hostmm_has_exec(self._mm, start, end)
         parts = self._parts(start, end)
-        take = await self._taking(parts)
+        take = await self._taking(start, end, parts)
         await self._change(publish, take)
         self.objects.give_back(parts)
         if executes or lib.hostmm_has_exec(self._mm, start, end):
@@ -200,20 +200,27 @@ class HostMM:
             if vma.object and (low := max(start, vma.start)) < (high := min(end, vma.end))
         ]
 
-    async def _taking(self, parts: list[Part]) -> Callable[[], Awaitable[None]] | None:
-        """What makes the clients let go of parts of objects, in the midst of a change.
+    async def _taking(
+        self, start: int, end: int, parts: list[Part]
+    ) -> Callable[[], Awaitable[None]]:
+        """What makes the clients let go of [start, end), with these parts of objects.
 
-        EBUSY: somebody is not there who has to. Most of what can fail does so here, before
-        anybody's faults have to wait.
+        To be called in the midst of a change. EBUSY: somebody is not there who has to. Most of what
+        can fail does so here, before anybody's faults have to wait.
         """
-        for start, end in ranges(parts):
-            await revocation.wait_connected(self, start, end)
+        await revocation.wait_connected(self, start, end, handed=True)
+        for low, high in ranges(parts):
+            await revocation.wait_connected(self, low, high)
 
         async def take() -> None:
-            for start, end in ranges(parts):
-                await revocation.take_all(self, start, end, objects=True)
+            at = start
+            for low, high in [*ranges(parts), (end, end)]:
+                await revocation.watch(self, at, low)
+                at = high
+            for low, high in ranges(parts):
+                await revocation.take_all(self, low, high, objects=True)
 
-        return take if parts else None
+        return take
 
     def _next_object(self) -> int:
         """A number that no object of the region has had: that of the mapping to come."""
@@ -250,11 +257,10 @@ class HostMM:
             if parts or (prot & lib.VMA_EXEC and not self.anonymous_executes):
                 self._check_protect(start, end, prot)
             executes = prot & lib.VMA_EXEC or lib.hostmm_has_exec(self._mm, start, end)
-            take_objects = await self._taking(parts)
+            take_first = await self._taking(start, end, parts)
 
             async def take() -> None:
-                if take_objects is not None:
-                    await take_objects()
+                await take_first()
                 if not prot:
                     await revocation.take_all(self, start, end)
                 elif not prot & lib.VMA_WRITE:
@@ -311,7 +317,7 @@ class HostMM:
             check(lib.mm_sweep(self._mm), f"{self.name}: its page tables")
             self.objects.load()
             self._unfinished = True
-            if self._takes_objects() or not await self._try_recover():
+            if self._takes_pages() or not await self._try_recover():
                 log.warning(
                     "%s: what the server before was changing is finished when its processes answer",
                     self.name,
@@ -398,23 +404,24 @@ class HostMM:
         os.close(self.mem_fd)
         self.objects.close()
 
-    def _takes_objects(self) -> bool:
-        """Whether a change that another server began takes objects away, perhaps."""
-        return bool(len(self.objects)) and self._mm.header.intent.op in (
-            lib.INTENT_MAP,
-            lib.INTENT_UNMAP,
+    def _takes_pages(self) -> bool:
+        """Whether clients have a part in the end of a change that another server began, perhaps."""
+        return self._mm.header.intent.op in (lib.INTENT_MAP, lib.INTENT_UNMAP) and (
+            bool(len(self.objects)) or any(lib.mm_handed(self._mm, slot) for slot in self.slots())
         )
 
     async def _recover(self) -> None:
         """Ends a change that another server began, after a grace period; if there is one."""
-        if self._unfinished and self._takes_objects():
+        if self._unfinished and self._takes_pages():
             intent = self._mm.header.intent
-            await revocation.take_all(self, intent.start, intent.end, objects=True)
+            if len(self.objects):
+                await revocation.take_all(self, intent.start, intent.end, objects=True)
+            await revocation.watch(self, intent.start, intent.end)
         check(lib.hostmm_recover(self._mm, self.mem_fd), f"{self.name}: finishing a change")
         self._unfinished = False
 
     async def _change(
-        self, publish: Callable[[], int], take: Callable[[], Awaitable[None]] | None = None
+        self, publish: Callable[[], int], take: Callable[[], Awaitable[None]]
     ) -> None:
         """Publishes, waits for the grace period, lets `take` have its way, finishes."""
         await self._grace()
@@ -424,8 +431,7 @@ class HostMM:
         check(published, f"{self.name}: changing its VMAs")
         try:
             await self._grace()
-            if take is not None:
-                await take()
+            await take()
         except BaseException:
             lib.hostmm_abort(self._mm)
             raise

@@ -51,22 +51,30 @@ class Client(Protocol):
         """Whether it has sent something that was not read yet."""
 
 
-async def wait_connected(host: HostMM, start: int, end: int) -> None:
-    """Waits until all who have pages of [start, end) are connected; bounded, then EBUSY."""
+async def wait_connected(host: HostMM, start: int, end: int, *, handed: bool = False) -> None:
+    """Waits until all who have pages of [start, end) are connected; bounded, then EBUSY.
+
+    `handed`: only those for whom there is something to `watch`.
+    """
     deadline = trio.current_time() + CONNECT_SECONDS
-    for slot in _touched(host, start, end):
+    for slot in _touched(host, start, end, handed=handed):
         await _client(host, slot, deadline)
+
+
+async def watch(host: HostMM, start: int, end: int) -> None:
+    """Has every client's absent pages of [start, end) fault to us, also where all were there."""
+    await _change(host, start, end, lib.UFFD_WATCH)
 
 
 async def take_write(host: HostMM, start: int, end: int) -> None:
     """Makes [start, end) read-only in every client's page tables."""
-    await _write_protect(host, start, end, protect=True)
+    await _change(host, start, end, lib.UFFD_PROTECT)
 
 
 async def give_write(host: HostMM, start: int, end: int) -> None:
     """Makes [start, end) writable again, where that can be done at once."""
     try:
-        await _write_protect(host, start, end, protect=False)
+        await _change(host, start, end, lib.UFFD_ALLOW)
     except OSError as error:
         log.warning("%s: writing comes back by faults only: %s", host.name, error)
 
@@ -187,15 +195,15 @@ async def _ask(host: HostMM, slots: list[int], op: int, *arguments: int) -> list
     return refused + [f"process {client.pid} does not answer" for client in waiting]
 
 
-async def _write_protect(host: HostMM, start: int, end: int, *, protect: bool) -> None:
+async def _change(host: HostMM, start: int, end: int, change: int) -> None:
     deadline = trio.current_time() + CONNECT_SECONDS
     turn = trio.current_time()
-    for slot in _touched(host, start, end):
+    for slot in _touched(host, start, end, handed=change == lib.UFFD_WATCH):
         at = start
         while at < end and (client := await _client(host, slot, deadline)) is not None:
             at = check(
-                lib.touched_protect(host.mm, slot, client.uffd, at, end, protect),
-                f"{host.name}: write-protecting [{start:#x}, {end:#x}) for process {client.pid}",
+                lib.touched_change(host.mm, slot, client.uffd, at, end, change),
+                f"{host.name}: page tables of process {client.pid}, [{start:#x}, {end:#x})",
             )
             if trio.current_time() - turn > TURN_SECONDS:
                 await trio.lowlevel.checkpoint()
@@ -227,9 +235,10 @@ def _backlog(host: HostMM) -> bool:
     return any(client.has_news() for client in host.clients.values())
 
 
-def _touched(host: HostMM, start: int, end: int) -> Iterator[int]:
+def _touched(host: HostMM, start: int, end: int, *, handed: bool = False) -> Iterator[int]:
     """The slots that touched [start, end), as they are when the iteration gets there."""
     slot = lib.mm_touched(host.mm, 0, start, end)
     while slot >= 0:
-        yield slot
+        if not handed or lib.mm_handed(host.mm, slot):
+            yield slot
         slot = lib.mm_touched(host.mm, slot + 1, start, end)

@@ -5,9 +5,10 @@
  * microsecond. But a page mapped for nothing costs that fraction, and an entry
  * filled for nothing is a lie about who touched what. So:
  *
- *   sequential      runs of 2, 4, 8 ... pages, as readahead does. From the third
- *                   fault in a row on, a first touch fills entries ahead too, at
- *                   most the region's fault_around: two neighbours may be chance
+ *   sequential      runs of 2, 4, 8 ... pages, as readahead does, and where others have
+ *                   filled them on to 32 MiB: one page in thousands faults then.
+ *                   From the third fault in a row on, a first touch fills entries ahead
+ *                   too, at most the region's fault_around: two neighbours may be chance
  *   random, absent  the page alone: nothing is filled that nobody touched
  *   random, present the first fault in a 2 MiB span maps what is present in its
  *                   128 KiB, which costs about what the fault does; the second in
@@ -29,7 +30,7 @@ static void choose_run(struct around *around, struct fault *fault, uint64_t faul
 {
     uint64_t span_end = (fault->offset & ~(PMD_SIZE - 1)) + PMD_SIZE;
 
-    if (around->pages < SPAN_PAGES)
+    if (around->pages < AHEAD_PAGES)
         around->pages *= 2;
     fault->end = fault->offset + around->pages * PAGE_SIZE;
     if (fault->end > span_end)

@@ -116,7 +116,7 @@ static int put_back(struct attachment *att, uint64_t start, uint64_t end, int pr
     if (att->advice & ADVICE_DONTFORK)
         madvise(move.from, move.bytes, MADV_DONTFORK);
     if (!err)
-        err = attach_register(att->moved_uffd, move.from, move.bytes);
+        err = uffd_watch(att->moved_uffd, (uintptr_t)move.from, move.bytes);
     if (!err)
         err = move_window(att, &move);
     if (err)

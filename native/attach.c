@@ -48,17 +48,6 @@ uint64_t attach_start_time(void)
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
-int attach_register(int uffd, uint8_t *start, uint64_t size)
-{
-    struct uffdio_register range = {
-        .range = {(uintptr_t)start, size},
-        .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
-                UFFDIO_REGISTER_MODE_WP,
-    };
-
-    return ioctl(uffd, UFFDIO_REGISTER, &range) ? -errno : 0;
-}
-
 int attach_map(const struct attachment *att)
 {
     /* Not to be accessed before it is watched: what came in between would come without
@@ -104,15 +93,8 @@ int attach_watch(struct attachment *att)
     if (err < 0)
         return err;
     att->uffd = err;
-    if (!att->adopted)
-        return attach_register(att->uffd, att->base, att->length);
-    err = 0;
-    for (unsigned i = 0; i < att->pieces.count && !err; i++) {
-        const struct piece *piece = &att->pieces.list[i];
-
-        err = attach_register(att->uffd, (uint8_t *)piece->start, piece->end - piece->start);
-    }
-    return err;
+    return att->adopted ? handover_watch(att)
+                        : uffd_watch(att->uffd, (uintptr_t)att->base, att->length);
 }
 
 /* The inode number of the pid namespace of process `pid`. A child need not ask for it again:

@@ -19,9 +19,11 @@
 
 #include "budget.h"
 #include "fault.h"
+#include "handover.h"
 #include "mm.h"
 #include "pieces.h"
 #include "protocol.h"
+#include "uffd.h"
 
 /* About 250 windows of 512 GiB fit an address space. */
 #define ATTACHMENTS_MAX 256
@@ -68,6 +70,7 @@ enum advice {
 
 /* around.c: how far a fault should look beyond its page. */
 
+#define AHEAD_PAGES 8192u /* of a sequential run: 32 MiB, some milliseconds */
 #define AROUND_SPANS 512 /* what is in use of a region of 1 GiB */
 
 struct around {
@@ -123,6 +126,7 @@ struct attachment {
      * the window as it likes, and `pieces` are what is left. */
     bool adopted;
     struct pieces pieces;
+    struct handed handed; /* and of that, what Linux serves alone */
     char path[MSG_TEXT]; /* of the server's socket */
 };
 
@@ -196,8 +200,6 @@ int attach_map(const struct attachment *att);
 int attach_uffd(const struct attachment *att, uint64_t more);
 /* A userfaultfd of our own, over the window. */
 int attach_watch(struct attachment *att);
-/* Registers [start, start+size) with `uffd` for every event we answer. */
-int attach_register(int uffd, uint8_t *start, uint64_t size);
 
 /* check.c */
 
@@ -233,6 +235,8 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags);
 /* Takes the pages of region offsets [start, end) out of the real page tables; with
  * `objects` (REVOKE_OBJECTS) there may be pages of objects among them. */
 int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool objects);
+/* Counts the pages of region offsets [start, end) as reachable; `fresh` of them were not. */
+void resolve_reached(struct attachment *att, uint64_t start, uint64_t end, uint64_t fresh);
 /* Wakes all who wait for a page of region offsets [start, end): they fault again. */
 void resolve_wake(const struct attachment *att, uint64_t start, uint64_t end);
 

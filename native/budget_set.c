@@ -68,6 +68,10 @@ int budget_set(struct attachment *att, uint64_t bytes, bool mapped)
         reclaim_probe();
         if (allocate(att))
             return -ENOMEM;
+        if (att->handed.count && handover_end(att)) {
+            budget_end(att);
+            return -ENOMEM;
+        }
         if (mapped)
             note_mapped(att);
     }

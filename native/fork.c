@@ -46,6 +46,8 @@ static int attach_child(struct attachment *att)
     err = attach_claim(att, 0);
     if (!err)
         budget_forked(att);
+    if (!att->adopted)
+        att->handed.count = 0;
     if (!err && !att->adopted)
         err = attach_map(att);
     if (!err)
@@ -99,7 +101,20 @@ static void in_child(void)
     attachments_unlock();
 }
 
+static void before(void)
+{
+    attachments_lock();
+    for (unsigned i = 0; i < attachments_used; i++) {
+        struct attachment *att = &attachments[i];
+
+        pthread_mutex_lock(&att->lock);
+        if (att->live)
+            handover_search(att);
+        pthread_mutex_unlock(&att->lock);
+    }
+}
+
 void fork_prepare(void)
 {
-    pthread_atfork(attachments_lock, attachments_unlock, in_child);
+    pthread_atfork(before, attachments_unlock, in_child);
 }

@@ -241,6 +241,11 @@ bool mm_adopted(const struct mm *mm, unsigned slot)
     return slot < MM_SLOTS && mm->slots[slot].way == ATTACH_ADOPTED;
 }
 
+bool mm_handed(const struct mm *mm, unsigned slot)
+{
+    return slot < MM_SLOTS && atomic_load(&mm->slots[slot].handed);
+}
+
 int mm_poisoned(const struct mm *mm, unsigned from)
 {
     for (unsigned high = slots_high(mm); from < high; from++)

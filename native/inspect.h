@@ -67,6 +67,8 @@ uint32_t mm_client_pid(const struct mm *mm, unsigned slot);
 uint64_t mm_claim(const struct mm *mm, unsigned slot);
 /* Whether the client of a slot may change the window as it likes (ATTACH_ADOPTED). */
 bool mm_adopted(const struct mm *mm, unsigned slot);
+/* Whether there are pages that the client of a slot does not watch any more (handover.c). */
+bool mm_handed(const struct mm *mm, unsigned slot);
 /* The first slot from `from` on whose client has pages that fault natively, -1. */
 int mm_poisoned(const struct mm *mm, unsigned from);
 /* Tells a slot's process as the server sees it, for another pid namespace. */

@@ -195,7 +195,10 @@ struct mm_slot {
     /* Page tables that the client may keep, of one page each; 0: any. */
     _Atomic uint32_t budget, budget_asked; /* now; at first, which is less or equal */
     _Atomic uint32_t budget_grown;         /* times that it had to */
-    uint32_t way;                          /* enum attach_way */
+    uint16_t way;                          /* enum attach_way */
+    /* 1: pages of its window are not watched, and it takes a REGISTER on its userfaultfd
+     * before anything can be taken away there (handover.c). */
+    _Atomic uint16_t handed;
     _Alignas(64) _Atomic uint64_t epoch; /* not 0: inside a fault since that epoch */
     struct mm_counters counters;
 };
@@ -260,6 +263,7 @@ static inline uint64_t layout_signature(void)
         offsetof(struct mm_header, retired), offsetof(struct mm_slot, epoch),
         offsetof(struct mm_slot, counters), offsetof(struct mm_slot, touched),
         offsetof(struct mm_slot, claim), offsetof(struct mm_slot, budget),
+        offsetof(struct mm_slot, handed),
         offsetof(struct mm_header, claims), offsetof(struct mm_header, budget), MM_SLOTS, MM_VMAS,
         TABLES_BASE, DATA_BASE, OBJECTS_BASE, HOST_BASE, VMA_BUSY, VMA_HUGE, FRAME_TABLE,
         INTENT_RIGHTS,

@@ -39,7 +39,7 @@ static void unpoison(struct attachment *att, struct poison poison)
         /* Not to be accessed before it is watched, as attach_map() has it. */
         mmap(page, PAGE_SIZE, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd,
              (off_t)poison.offset);
-        attach_register(att->uffd, page, PAGE_SIZE);
+        uffd_watch(att->uffd, (uintptr_t)page, PAGE_SIZE);
         mprotect(page, PAGE_SIZE, prot);
         if (!att->adopted)
             madvise(page, PAGE_SIZE, MADV_DONTDUMP);

@@ -75,7 +75,10 @@ static int unlink_quanta(struct attachment *att, struct range range)
     const uint64_t quantum = att->mm.quantum;
     const uint64_t first = offset_of(att, range.start) / quantum;
     const uint64_t last = (offset_of(att, range.end) - 1) / quantum;
+    int err = handover_end(att); /* or a touch would come back without us */
 
+    if (err)
+        return err;
     if (sys_madvise(att->base + first * quantum, (last + 1 - first) * quantum,
                     MADV_DONTNEED_LOCKED))
         return -errno;

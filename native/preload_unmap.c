@@ -194,6 +194,8 @@ static int remap_adopted(struct attachment *att, struct remap *remap)
 
     pthread_mutex_lock(&att->lock);
     err = pieces_reserve(&att->pieces);
+    if (!err) /* what is handed over is another mapping, and mremap(2) moves one only */
+        err = handover_end(att);
     if (!err)
         err = remap_kernel(remap);
     if (!err && (uintptr_t)remap->got == remap->old)

@@ -58,3 +58,67 @@ uint64_t present_pages(struct attachment *att, uint64_t start, uint64_t end, uns
     slot_leave(&att->mm, att->slot);
     return found.pages;
 }
+
+/* The entries of a 2 MiB span, a bit each. */
+struct span_bits {
+    uint64_t start; /* host address */
+    uint64_t bits[SPAN_PAGES / 64];
+};
+
+static int see(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    struct span_bits *span = walk->arg;
+    const uint64_t page = (addr - span->start) / PAGE_SIZE;
+
+    if (!level && atomic_load_explicit(entry, memory_order_relaxed) & ENTRY_PRESENT)
+        span->bits[page / 64] |= 1ull << page % 64;
+    return 0;
+}
+
+static struct span_bits look_at(struct mm *mm, uint64_t offset)
+{
+    struct span_bits span = {.start = HOST_BASE + (offset & ~(PMD_SIZE - 1))};
+    struct walk walk = {.mm = mm, .leaf = see, .arg = &span};
+    const uint64_t end = span.start + PMD_SIZE;
+
+    /* A table that is broken ends the walk: what is behind it is absent. */
+    walk_range(&walk, span.start, end < mm->host_end ? end : mm->host_end);
+    return span;
+}
+
+static bool has(const struct span_bits *span, uint64_t page)
+{
+    return span->bits[page / 64] >> page % 64 & 1;
+}
+
+uint64_t present_end(struct mm *mm, uint64_t from, uint64_t limit)
+{
+    uint64_t at = from;
+
+    while (at < limit) {
+        const struct span_bits span = look_at(mm, at);
+        uint64_t page = at % PMD_SIZE / PAGE_SIZE;
+
+        for (; page < SPAN_PAGES && has(&span, page); page++)
+            at += PAGE_SIZE;
+        if (page < SPAN_PAGES)
+            break;
+    }
+    return at < limit ? at : limit;
+}
+
+uint64_t present_begin(struct mm *mm, uint64_t from, uint64_t limit)
+{
+    uint64_t at = from;
+
+    while (at > limit) {
+        const struct span_bits span = look_at(mm, at - PAGE_SIZE);
+        uint64_t page = (at - PAGE_SIZE) % PMD_SIZE / PAGE_SIZE + 1;
+
+        for (; page && has(&span, page - 1); page--)
+            at -= PAGE_SIZE;
+        if (page)
+            break;
+    }
+    return at > limit ? at : limit;
+}

@@ -12,4 +12,9 @@
  * with att->lock held. */
 uint64_t present_pages(struct attachment *att, uint64_t start, uint64_t end, unsigned char *vec);
 
+/* Where the pages end that have entries from region offset `from` on, without a gap; at most
+ * `limit`. And where those right before `from` begin. Call inside an epoch. */
+uint64_t present_end(struct mm *mm, uint64_t from, uint64_t limit);
+uint64_t present_begin(struct mm *mm, uint64_t from, uint64_t limit);
+
 #endif

@@ -161,7 +161,7 @@ static int map_again(const struct attachment *att, uint8_t *page)
              page - att->base) == MAP_FAILED)
         return -errno;
     madvise(page, PMD_SIZE, MADV_DONTDUMP);
-    err = attach_register(att->uffd, page, PMD_SIZE);
+    err = uffd_watch(att->uffd, (uintptr_t)page, PMD_SIZE);
     /* Whatever came in between came without us. */
     madvise(page, PMD_SIZE, MADV_DONTNEED);
     return err;

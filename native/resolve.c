@@ -25,6 +25,7 @@
 
 #include "attachment.h"
 #include "fault.h"
+#include "present.h"
 #include "touched.h"
 
 #ifndef MADV_DONTNEED_LOCKED
@@ -116,9 +117,27 @@ static int map_present(struct attachment *att, const struct fault *fault)
     return err;
 }
 
+/* A sequential run that has come to the end of its span goes on over the pages behind it that
+ * are there. Not with a budget, which counts spans by their faults. */
+static int map_ahead(struct attachment *att, const struct fault *fault)
+{
+    const uint64_t start = (fault->offset & ~(PMD_SIZE - 1)) + PMD_SIZE;
+    const uint64_t quantum_end = (fault->offset / att->mm.quantum + 1) * att->mm.quantum;
+    uint64_t end = fault->offset + att->around.pages * PAGE_SIZE;
+
+    end = end < quantum_end ? end : quantum_end; /* the next one is not linked yet */
+    end = end < fault->vma.end ? end : fault->vma.end;
+    if (att->around.next != start || start >= end || fault->filled || att->budget.spans)
+        return 0;
+    end = present_end(&att->mm, start, end);
+    att->around.next = end;
+    return start < end ? continue_run(att, start, end, fault->protect) : 0;
+}
+
 static int make_reachable(struct attachment *att, const struct fault *fault, uint64_t flags)
 {
     uint64_t fresh = fault->filled > 1 ? fault->filled : 1;
+    int err;
 
     if (flags & UFFD_PAGEFAULT_FLAG_WP) {
         struct uffdio_writeprotect off = {
@@ -131,14 +150,32 @@ static int make_reachable(struct attachment *att, const struct fault *fault, uin
         fallocate(att->mem_fd, 0, (off_t)fault->offset, (off_t)(fresh * PAGE_SIZE)) &&
         fallocate(att->mem_fd, 0, (off_t)fault->offset, PAGE_SIZE))
         return -errno;
-    return map_present(att, fault);
+    if (handover(att, fault))
+        return 0;
+    err = map_present(att, fault);
+    return err ? err : map_ahead(att, fault);
+}
+
+static void link_quantum(struct attachment *att, uint64_t quantum)
+{
+    const uint64_t bit = 1ull << quantum % 64;
+
+    if (att->linked[quantum / 64] & bit)
+        return;
+    att->linked[quantum / 64] |= bit;
+    add(&att->mm.slots[att->slot].counters.links, 1);
+}
+
+void resolve_reached(struct attachment *att, uint64_t start, uint64_t end, uint64_t fresh)
+{
+    for (uint64_t at = start / att->mm.quantum; at <= (end - 1) / att->mm.quantum; at++)
+        link_quantum(att, at);
+    add(&att->mm.slots[att->slot].counters.materialised, fresh);
 }
 
 static void count(struct attachment *att, const struct fault *fault)
 {
     struct mm_counters *counters = &att->mm.slots[att->slot].counters;
-    uint64_t quantum = fault->offset / att->mm.quantum;
-    uint64_t bit = 1ull << quantum % 64;
 
     if (fault->filled) {
         add(&counters->faults, 1);
@@ -146,10 +183,7 @@ static void count(struct attachment *att, const struct fault *fault)
     }
     if (fault->beside)
         add(&counters->prefaulted, fault->beside);
-    if (!(att->linked[quantum / 64] & bit)) {
-        att->linked[quantum / 64] |= bit;
-        add(&counters->links, 1);
-    }
+    link_quantum(att, fault->offset / att->mm.quantum);
 }
 
 static int reach_object(struct attachment *att, struct fault *fault)
@@ -169,11 +203,13 @@ static enum fault_verdict handle(struct attachment *att, struct fault *fault, ui
 
     if (verdict != FAULT_MAP)
         return verdict;
-    if (!fault->vma.object)
+    if (!fault->vma.object) {
         around_choose(&att->around, fault, flags & UFFD_PAGEFAULT_FLAG_MINOR,
                       touched_has(&att->mm, att->slot, fault->offset), att->mm.fault_around);
-    else
+        handover_clip(&att->handed, fault);
+    } else {
         err = object_find(att, fault);
+    }
     if (!err)
         verdict = fault_fill(&att->mm, att->slot, fault);
     if (!err && verdict == FAULT_MAP) {

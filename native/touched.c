@@ -4,16 +4,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <sys/ioctl.h>
 
 #define WORD_SPANS 64ull
 #define PAGE_WORDS (PAGE_SIZE / sizeof(uint64_t))
 #define PAGE_SPANS (PAGE_WORDS * WORD_SPANS)
-/* One call of touched_protect(): some milliseconds. */
+/* One call of touched_change(): some milliseconds. */
 #define TURN_BYTES (4ull << 30)
-/* The kernel asks to come again while a mapping of the client changes. */
-#define AGAIN_MAX 1000
 
 static _Atomic uint64_t *bitmap(const struct mm *mm, unsigned slot)
 {
@@ -127,34 +123,8 @@ int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end)
     return -1;
 }
 
-/* A part of the window may be somebody else's mapping by now: then halves, and
- * halves of halves, until that part is left out. */
-static int protect_range(int uffd, uint64_t addr, uint64_t size, bool protect)
-{
-    struct uffdio_writeprotect range = {
-        .range = {addr, size},
-        .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
-    };
-    uint64_t half = size / 2 & ~(PAGE_SIZE - 1);
-    unsigned again = 0;
-
-    while (ioctl(uffd, UFFDIO_WRITEPROTECT, &range)) {
-        if (errno == ESRCH) /* exited, or another program by exec */
-            return 0;
-        if (errno == EAGAIN && again++ < AGAIN_MAX)
-            continue;
-        if (errno != ENOENT)
-            return -errno;
-        if (!half)
-            return 0;
-        int err = protect_range(uffd, addr, half, protect);
-        return err ? err : protect_range(uffd, addr + half, size - half, protect);
-    }
-    return 0;
-}
-
-int64_t touched_protect(const struct mm *mm, unsigned slot, int uffd, uint64_t start,
-                        uint64_t end, bool protect)
+int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, uint64_t start,
+                       uint64_t end, enum uffd_change change)
 {
     uint64_t stop, done = 0;
 
@@ -165,18 +135,10 @@ int64_t touched_protect(const struct mm *mm, unsigned slot, int uffd, uint64_t s
             return (int64_t)start;
         if (stop - start > TURN_BYTES)
             stop = start + TURN_BYTES;
-        int err = protect_range(uffd, mm->slots[slot].base + start, stop - start, protect);
+        int err = uffd_change(uffd, mm->slots[slot].base + start, stop - start, change);
         if (err)
             return err;
         done += stop - start;
     }
     return (int64_t)end;
-}
-
-bool uffd_alive(int uffd)
-{
-    /* Nothing of ours is ever mapped there: ENOENT, or ESRCH without memory. */
-    struct uffdio_writeprotect last_page = {.range = {HOST_END - PAGE_SIZE, PAGE_SIZE}};
-
-    return !ioctl(uffd, UFFDIO_WRITEPROTECT, &last_page) || errno != ESRCH;
 }

@@ -11,6 +11,7 @@
 #define MSHARE_TOUCHED_H
 
 #include "mm.h"
+#include "uffd.h"
 
 /* The client of `slot` is about to make pages of [offset, offset + bytes) reachable.
  * Call inside an epoch. */
@@ -28,17 +29,10 @@ bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t e
 void touched_clear(struct mm *mm, unsigned slot);
 /* The first slot in use from `from` on that touched [start, end), -1: none. */
 int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end);
-/*
- * Makes what `slot` has touched of [start, end) read-only (`protect`) or
- * writable again in the real page tables of its client, through a duplicate of
- * the client's userfaultfd. Returns where it stopped: `end`, or less after so
- * much that others should have a turn; or -errno. A client without memory any
- * more has nothing left to protect.
- */
-int64_t touched_protect(const struct mm *mm, unsigned slot, int uffd, uint64_t start,
-                        uint64_t end, bool protect);
-/* Whether the memory that `uffd` watches still is somebody's: it goes when the
- * process exits or starts another program. */
-bool uffd_alive(int uffd);
+/* Changes the real page tables of the client of `slot`, where it has touched [start, end),
+ * through a duplicate of its userfaultfd. Returns where it stopped: `end`, or less after
+ * so much that others should have a turn; or -errno. */
+int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, uint64_t start,
+                       uint64_t end, enum uffd_change change);
 
 #endif

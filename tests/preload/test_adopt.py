@@ -25,7 +25,9 @@ from .conftest import (
     SHARED,
     WRITE,
 )
+from support.hostview import attachments
 from support.wait import until
+from support.watched import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,6 +121,89 @@ class TestWhatIsAdopted:
             f"msharefs: process {agent.pid}: {SIZE} bytes of shared memory stay plain: "
             "No such file or directory\n"
         )
+
+
+class TestHandover:
+    """Pages that are all there are left to Linux: to children of fork() from the begin."""
+
+    RUN = 64 * PAGE
+
+    def fill(self, agent: Agent, start: int, value: int) -> None:
+        """From the end on: of what is filled in turn, more is filled ahead."""
+        for at in range(start + self.RUN - PAGE, start - PAGE, -PAGE):
+            agent.call("memset", at, value, PAGE)
+
+    @staticmethod
+    def faults(mount: Mount) -> int:
+        """First touches that the region's processes have been through."""
+        (path,) = (mount.state / "regions").glob("*.mm")
+        return sum(client.faults for client in attachments(mount, int(path.stem)))
+
+    def test_children_begin_with_what_is_there(self, adopting: Agent, shared_mount: Mount) -> None:
+        base = shared(adopting)
+        self.fill(adopting, base + PAGE, 7)
+        assert watched(adopting.pid, base, SIZE) == [(0, SIZE)]
+        child = adopting.fork()
+        rest = [(0, PAGE), (PAGE + self.RUN, SIZE)]
+        assert watched(child.pid, base, SIZE) == rest
+        assert {child.load(base + at) for at in range(PAGE, PAGE + self.RUN, PAGE)} == {"7"}
+        # What is not there is still ours to count.
+        before = self.faults(shared_mount)
+        assert child.store(base, 1) == "ok"
+        assert child.store(base + SIZE - 1, 2) == "ok"
+        assert self.faults(shared_mount) == before + 2
+        assert (adopting.load(base), adopting.load(base + SIZE - 1)) == ("1", "2")
+        child.store(base + PAGE, 8)
+        assert adopting.load(base + PAGE) == "8"
+
+    def test_more_is_found_at_each_fork(self, adopting: Agent) -> None:
+        base = shared(adopting)
+        for number in range(1, 4):
+            self.fill(adopting, base + (number - 1) * self.RUN, 7)
+            child = adopting.fork()
+            assert watched(child.pid, base, SIZE) == [(number * self.RUN, SIZE)]
+            child.exit()
+
+    def test_a_search_goes_on_where_it_stopped(self, adopting: Agent) -> None:
+        """It looks at a part of the tables at each fork."""
+        size = 100 << 20
+        base = shared(adopting, size)
+        adopting.call("memset", base, 1, size)
+        left = []
+        for _ in range(3):
+            child = adopting.fork()
+            left.append(sum(end - start for start, end in watched(child.pid, base, size)))
+            child.exit()
+        assert left == [size - (64 << 20), 0, 0]
+
+    def test_not_with_a_budget(
+        self, agents: Agents, agent_program: Path, shared_mount: Mount
+    ) -> None:
+        environ = running.environment(shared_mount.path, 1 << 20) | {"MSHAREFS_PT_BUDGET": "1M"}
+        agent = agents.start([agent_program], environ)
+        base = shared(agent)
+        agent.call("memset", base, 7, self.RUN)
+        child = agent.fork()
+        assert child.load(base) == "7"
+        assert watched(child.pid, base, SIZE) == [(0, SIZE)]
+
+    def test_it_can_be_remapped_and_unmapped(self, agent: Agent) -> None:
+        """As one mapping, which it is to the program."""
+        base = shared(agent)
+        agent.call("memset", base + PAGE, 7, self.RUN)
+        child = agent.fork()
+        assert child.call("munmap", base + 2 * PAGE, PAGE) == 0
+        assert child.load(base + 2 * PAGE) == "SIGSEGV MAPERR"
+        grandchild = child.fork()
+        assert grandchild.load(base + 2 * PAGE) == "SIGSEGV MAPERR"
+        assert grandchild.load(base + 3 * PAGE) == "7"
+        other = agent.fork()
+        moved = other.call("mremap", base, SIZE, SIZE, MAYMOVE | MREMAP_FIXED, PLACE)
+        assert moved == PLACE
+        assert other.load(PLACE + PAGE) == "7"
+        assert other.load(base + PAGE) == "SIGSEGV MAPERR"
+        other.store(PLACE + SIZE - 1, 9)
+        assert agent.load(base + SIZE - 1) == "9"
 
 
 class TestFork:

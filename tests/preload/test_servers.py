@@ -46,10 +46,15 @@ def need(program: str | None, package: str) -> str:
 
 
 def adopted(pid: int) -> list[int]:
-    """Sizes of the mappings of regions in a process, but for the regions' own tables."""
+    """Sizes of the windows of regions in a process; parts of one need no watch (handover.c)."""
     lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
-    ranges = [line.split()[0].split("-") for line in lines if line.endswith(".mem")]
-    return [int(end, 16) - int(start, 16) for start, end in ranges]
+    found: dict[str, int] = {}
+    for line in lines:
+        if line.endswith(".mem"):
+            start, end = line.split()[0].split("-")
+            path = line.split()[-1]
+            found[path] = found.get(path, 0) + int(end, 16) - int(start, 16)
+    return list(found.values())
 
 
 def children(pid: int) -> list[int]:

@@ -38,6 +38,7 @@ class Attachment(NamedTuple):
     epoch: int
     """Not 0: inside a fault."""
     links: int
+    faults: int
 
 
 def attachments(mount: Mount, ident: int) -> list[Attachment]:
@@ -46,7 +47,10 @@ def attachments(mount: Mount, ident: int) -> list[Attachment]:
         count = lib.mm_clients(mm, ffi.NULL, 0)
         clients = ffi.new("struct mm_client[]", count)
         count = min(count, lib.mm_clients(mm, clients, count))
-        return [Attachment(client.pid, client.epoch, client.links) for client in clients[0:count]]
+        return [
+            Attachment(client.pid, client.epoch, client.links, client.faults)
+            for client in clients[0:count]
+        ]
 
 
 def inside_faults(mount: Mount, ident: int) -> set[int]:

@@ -1,0 +1,41 @@
+/*
+ * handover.h - runs of pages that Linux serves without us. Internal to the client library.
+ */
+#ifndef MSHARE_HANDOVER_H
+#define MSHARE_HANDOVER_H
+
+#include <stdbool.h>
+
+#include "layout.h"
+
+struct attachment;
+struct fault;
+
+/* Each may split a mapping of the process in two. */
+#define HANDED_MAX 256u
+
+/* Region offsets; ranges neither overlap nor touch. */
+struct handed {
+    struct handed_run {
+        uint64_t start, end;
+    } runs[HANDED_MAX];
+    unsigned count;
+    uint64_t searched; /* how far handover_search() has come */
+};
+
+/* After a fault that found its page there: hands over the run of pages around it that are
+ * all there, and wakes who waits in it. False: it was not worth it, or not possible; the
+ * page is to be made reachable as ever. Call inside the epoch of the fault. */
+bool handover(struct attachment *att, const struct fault *fault);
+/* Before fork(2): hands over runs of adopted memory without waiting for a fault in them, so
+ * that a child has them from the begin. Looks at a part of the tables each time. */
+void handover_search(struct attachment *att);
+/* Leaves what is handed over out of what a fault looks at. */
+void handover_clip(const struct handed *handed, struct fault *fault);
+/* Watches adopted memory, but for what is handed over: in a forked child by its parent.
+ * 0 or -errno. */
+int handover_watch(struct attachment *att);
+/* Watches again all that is handed over; what is mapped there stays mapped. 0 or -errno. */
+int handover_end(struct attachment *att);
+
+#endif
