@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #define ARGS_MAX 8
+#define REPLY_MAX 512
 
 static int channel;
 static int received = -1; /* the descriptor that came with the command */
@@ -36,7 +37,7 @@ static char *program;
 
 void reply(int fd, const char *format, ...)
 {
-    char text[256], space[CMSG_SPACE(sizeof fd)] = {0};
+    char text[REPLY_MAX], space[CMSG_SPACE(sizeof fd)] = {0};
     struct iovec part = {text, 0};
     struct msghdr head = {.msg_iov = &part, .msg_iovlen = 1};
     va_list args;
@@ -160,7 +161,7 @@ static void store(const uint64_t *arg) /* address, value */
 /* A byte of each page, one after the other; what is refused is the signal's code, negative. */
 static void look(const uint64_t *arg) /* address, pages */
 {
-    char found[128];
+    char found[REPLY_MAX - 16];
     volatile int length = 0;
 
     for (volatile uint64_t i = 0; i < arg[1] && length < (int)sizeof found - 16; i++) {

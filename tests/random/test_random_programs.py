@@ -54,8 +54,10 @@ LONGEST = 5  # cells that a change takes
 HALF = 8  # bytes of a system call in each of two pages
 BYTE = 123  # of a page: si_addr must tell it
 SIZE = GIB1 + 2 * MIB2
-# Pages in a row, over the ends of a PTE page and of a PMD page.
-ROWS = tuple(range(edge - 2 * PAGE, edge + 2 * PAGE, PAGE) for edge in (2 * PAGE, MIB2, GIB1))
+# Pages in a row, over the ends of a PTE page and of a PMD page: on either side enough that they
+# are left to Linux when all are there.
+SIDE = 20 * PAGE
+ROWS = tuple(range(edge - SIDE, edge + SIDE, PAGE) for edge in (SIDE, MIB2, GIB1))
 CUTS = tuple(sorted({page for row in ROWS for page in row} | {row.stop for row in ROWS} | {SIZE}))
 CELLS = len(CUTS) - 1
 # In the file: each page has a byte of its own.
@@ -152,6 +154,16 @@ class Programs(RuleBasedStateMachine):
         for program in self._attached():
             foreseen = self.foresight.look(program.windows[-1], row, BYTE)
             assert program.actor.finish() == foreseen
+
+    @precondition(lambda self: self._attached())
+    @rule(who=picks, row=st.sampled_from(ROWS), backwards=st.booleans(), value=st.integers(1, 255))
+    def fill(self, who: int, row: range, backwards: bool, value: int) -> None:
+        """One process stores into all pages in a row."""
+        program = self._program(who, attached=True)
+        for offset in reversed(row) if backwards else row:
+            accesses = [(program, Access(program.windows[-1], offset + BYTE, True, 1, value))]
+            self._start(accesses)
+            self._finish(accesses)
 
     @precondition(lambda self: self._attached())
     @rule(who=picks, row=st.sampled_from(ROWS), page=st.integers(0, 2), write=st.booleans())

@@ -26,6 +26,7 @@ MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x100000
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 PAGE = mmap.PAGESIZE
 ANSWER_LIMIT = 30.0  # seconds
+REPLY_MAX = 512  # bytes, as in actor.c
 
 
 def build(directory: Path) -> Path:
@@ -105,7 +106,7 @@ class Actor:
 
     def finish(self) -> list[int] | Fault:
         """Wait for the answer."""
-        data, fds, _, _ = socket.recv_fds(self._channel, 256, 1)
+        data, fds, _, _ = socket.recv_fds(self._channel, REPLY_MAX, 1)
         self.received = fds[0] if fds else -1
         if not data:
             raise EOFError(f"actor {self.pid} is gone")
