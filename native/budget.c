@@ -130,7 +130,10 @@ static struct span *evict(struct attachment *att)
     for (unsigned tries = 0; tries < TRIES && b->used; tries++) {
         uint32_t number = victim(b);
         struct span *span = &b->spans[number];
-        int err = reclaim_span(att, number * PMD_SIZE);
+        int err = handover_end_span(att, number);
+
+        if (!err)
+            err = reclaim_span(att, number * PMD_SIZE);
 
         if (err == -EBUSY) {
             budget_push(b, number);

@@ -21,6 +21,7 @@ struct span {
     uint8_t credit;  /* times that it is passed over when a victim is looked for */
     uint8_t owed;    /* faults to come that the giving back has caused */
     uint32_t sample; /* budget.sample when it was given back to see what happens; 0: not so */
+    uint16_t handed_from, handed_to; /* pages that are handed over (handover.c); equal: none */
 };
 
 struct budget {
@@ -29,6 +30,7 @@ struct budget {
     uint8_t *reserved, *scratch; /* 2 MiB of address space at a multiple of that */
     uint32_t first, last;        /* the queue of mapped spans: number + 1; 0: empty */
     uint32_t used;               /* spans in it */
+    uint32_t handed;             /* spans with pages that are handed over, all in the queue */
     uint32_t asked, limit;       /* spans; limit >= asked */
     uint32_t turn;               /* spans given back so far, modulo 2^32 */
     /* What coming back costs, since the last look at the clocks. */

@@ -63,12 +63,14 @@ int budget_set(struct attachment *att, uint64_t bytes, bool mapped)
     if (bytes && bytes < BUDGET_MIN_BYTES)
         return -EINVAL;
     if (!bytes) {
+        if (handover_end(att))
+            return -ENOMEM;
         budget_end(att);
     } else if (!b->spans) {
         reclaim_probe();
         if (allocate(att))
             return -ENOMEM;
-        if (att->handed.count && handover_end(att)) {
+        if (handover_end(att)) {
             budget_end(att);
             return -ENOMEM;
         }

@@ -13,8 +13,10 @@
  * itself, through its duplicate of our userfaultfd, also while we are stopped. So nothing is
  * handed over where a duplicate would not do: adopted memory, whose window the program
  * changes as it likes, only if it lives as long as its processes, for then nothing is ever
- * taken away; a window that arrange.c has put together of two userfaultfds not any more. Nor
- * with a budget of page tables, which goes by faults.
+ * taken away; a window that arrange.c has put together of two userfaultfds not any more.
+ *
+ * A budget of page tables goes by faults: with one, no more is handed over than the 2 MiB span
+ * of the fault, and what is given back is watched again.
  *
  * Each run splits a mapping, so there are not many, and they are not short.
  *
@@ -77,7 +79,18 @@ static struct handed_run bounds_of(const struct attachment *att, const struct fa
         if (base + offset >= piece->start && base + offset < piece->end)
             bounds = cut(bounds, piece->start - base, piece->end - base);
     }
+    if (att->budget.spans)
+        bounds = cut(bounds, offset & ~(PMD_SIZE - 1), (offset & ~(PMD_SIZE - 1)) + PMD_SIZE);
     return cut_touched(att, offset, cut(bounds, fault->vma.start, fault->vma.end));
+}
+
+static struct handed_run of_span(const struct attachment *att, uint32_t number)
+{
+    const struct span *span = &att->budget.spans[number];
+    const uint64_t start = number * PMD_SIZE;
+
+    return (struct handed_run){start + span->handed_from * PAGE_SIZE,
+                               start + span->handed_to * PAGE_SIZE};
 }
 
 static uint64_t pages(struct handed_run run) { return (run.end - run.start) / PAGE_SIZE; }
@@ -108,6 +121,19 @@ static uint64_t note(struct handed *handed, struct handed_run run)
     return pages(whole) - known;
 }
 
+/* The same with a budget. */
+static uint64_t note_in_span(struct budget *budget, struct handed_run run)
+{
+    struct span *span = &budget->spans[run.start / PMD_SIZE];
+
+    if (budget->handed == HANDED_SPANS_MAX)
+        return 0;
+    budget->handed += span->handed_from == span->handed_to;
+    span->handed_from = (uint16_t)(run.start % PMD_SIZE / PAGE_SIZE);
+    span->handed_to = (uint16_t)(span->handed_from + pages(run));
+    return pages(run);
+}
+
 /* Wakes who waits there, too. */
 static bool unwatch(const struct attachment *att, struct handed_run run)
 {
@@ -124,14 +150,15 @@ static bool sequential_write(const struct attachment *att, const struct fault *f
 
 static bool may_hand_over(const struct attachment *att)
 {
-    return !att->budget.spans && att->moved_uffd < 0 &&
+    return att->moved_uffd < 0 &&
            (!att->adopted || att->mm.header->owner_kind == OWNER_FILE);
 }
 
 /* Hands over a run. */
 static bool take(struct attachment *att, struct handed_run run)
 {
-    const uint64_t fresh = note(&att->handed, run);
+    const uint64_t fresh =
+        att->budget.spans ? note_in_span(&att->budget, run) : note(&att->handed, run);
 
     if (!fresh)
         return false;
@@ -142,16 +169,22 @@ static bool take(struct attachment *att, struct handed_run run)
     return unwatch(att, run);
 }
 
-void handover_clip(const struct handed *handed, struct fault *fault)
+static void leave_out(struct handed_run run, struct fault *fault)
 {
-    for (unsigned i = 0; i < handed->count; i++) {
-        const struct handed_run run = handed->runs[i];
+    if (run.end <= fault->offset && run.end > fault->start)
+        fault->start = run.end;
+    if (run.start > fault->offset && run.start < fault->end)
+        fault->end = run.start;
+}
 
-        if (run.end <= fault->offset && run.end > fault->start)
-            fault->start = run.end;
-        if (run.start > fault->offset && run.start < fault->end)
-            fault->end = run.start;
-    }
+void handover_clip(const struct attachment *att, struct fault *fault)
+{
+    const uint32_t number = (uint32_t)(fault->offset / PMD_SIZE);
+
+    for (unsigned i = 0; i < att->handed.count; i++)
+        leave_out(att->handed.runs[i], fault);
+    if (att->budget.handed && att->budget.spans[number].handed_to)
+        leave_out(of_span(att, number), fault);
 }
 
 /* The first run that ends behind `from`; none: [end, end). */
@@ -197,20 +230,40 @@ int handover_watch(struct attachment *att) { return each_watched(att, watch, NUL
 
 static int watch_again(struct attachment *att, struct handed_run run)
 {
-    /* Objects may be mapped there by now. */
-    return att->adopted ? handover_watch(att)
-                        : uffd_change(att->uffd, (uintptr_t)att->base + run.start,
-                                      run.end - run.start, UFFD_WATCH);
+    const uint64_t base = (uintptr_t)att->base;
+    int err = 0;
+
+    if (!att->adopted) /* objects may be mapped there by now */
+        return uffd_change(att->uffd, base + run.start, run.end - run.start, UFFD_WATCH);
+    for (unsigned i = 0; i < att->pieces.count && !err; i++) {
+        const struct piece *piece = &att->pieces.list[i];
+        const struct handed_run part = cut(run, piece->start - base, piece->end - base);
+
+        if (part.start < part.end)
+            err = uffd_watch(att->uffd, base + part.start, part.end - part.start);
+    }
+    return err;
+}
+
+int handover_end_span(struct attachment *att, uint32_t number)
+{
+    struct span *span = &att->budget.spans[number];
+    const struct handed_run run = of_span(att, number);
+
+    if (run.start == run.end)
+        return 0;
+    span->handed_from = span->handed_to = 0;
+    att->budget.handed--;
+    return watch_again(att, run);
 }
 
 int handover_end(struct attachment *att)
 {
+    const struct budget *budget = &att->budget;
     int err = 0;
 
-    if (att->adopted && att->handed.count) {
-        att->handed.count = 0;
-        return handover_watch(att);
-    }
+    for (uint32_t at = budget->first; at && budget->handed && !err; at = budget->spans[at - 1].next)
+        err = handover_end_span(att, at - 1);
     while (att->handed.count && !err)
         err = watch_again(att, att->handed.runs[--att->handed.count]);
     return err;
@@ -221,7 +274,11 @@ int handover_end(struct attachment *att)
 static bool taken_away(struct attachment *att, uint64_t offset)
 {
     struct handed *handed = &att->handed;
+    const uint32_t number = (uint32_t)(offset / PMD_SIZE);
 
+    if (att->budget.handed && offset >= of_span(att, number).start &&
+        offset < of_span(att, number).end)
+        return !handover_end_span(att, number);
     for (unsigned i = 0; i < handed->count; i++) {
         const struct handed_run run = handed->runs[i];
 
@@ -301,7 +358,7 @@ void handover_search(struct attachment *att)
 {
     struct search search = {.att = att, .left = SEARCHED_MAX};
 
-    if (!att->adopted || !may_hand_over(att))
+    if (!att->adopted || att->budget.spans || !may_hand_over(att))
         return;
     slot_enter(&att->mm, att->slot);
     if (!each_watched(att, search_part, &search))

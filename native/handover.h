@@ -11,10 +11,13 @@
 struct attachment;
 struct fault;
 
-/* Each may split a mapping of the process in two. */
+/* Each run may split a mapping of the process in two. */
 #define HANDED_MAX 256u
+/* Under a budget each span is a run of its own. */
+#define HANDED_SPANS_MAX 4096u
 
-/* Region offsets; ranges neither overlap nor touch. */
+/* Without a budget (which keeps what is handed over with its spans). Region offsets; ranges
+ * neither overlap nor touch. */
 struct handed {
     struct handed_run {
         uint64_t start, end;
@@ -27,15 +30,17 @@ struct handed {
  * all there, and wakes who waits in it. False: it was not worth it, or not possible; the
  * page is to be made reachable as ever. Call inside the epoch of the fault. */
 bool handover(struct attachment *att, const struct fault *fault);
+/* Leaves what is handed over out of what a fault looks at. */
+void handover_clip(const struct attachment *att, struct fault *fault);
 /* Before fork(2): hands over runs of adopted memory without waiting for a fault in them, so
  * that a child has them from the begin. Looks at a part of the tables each time. */
 void handover_search(struct attachment *att);
-/* Leaves what is handed over out of what a fault looks at. */
-void handover_clip(const struct handed *handed, struct fault *fault);
 /* Watches adopted memory, but for what is handed over: in a forked child by its parent.
  * 0 or -errno. */
 int handover_watch(struct attachment *att);
 /* Watches again all that is handed over; what is mapped there stays mapped. 0 or -errno. */
 int handover_end(struct attachment *att);
+/* The same for one 2 MiB span of an attachment with a budget. */
+int handover_end_span(struct attachment *att, uint32_t number);
 
 #endif

@@ -206,7 +206,7 @@ static enum fault_verdict handle(struct attachment *att, struct fault *fault, ui
     if (!fault->vma.object) {
         around_choose(&att->around, fault, flags & UFFD_PAGEFAULT_FLAG_MINOR,
                       touched_has(&att->mm, att->slot, fault->offset), att->mm.fault_around);
-        handover_clip(&att->handed, fault);
+        handover_clip(att, fault);
     } else {
         err = object_find(att, fault);
     }

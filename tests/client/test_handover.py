@@ -151,16 +151,31 @@ def test_not_what_is_write_protected(pair: tuple[msharefs.Region, Client, Client
     assert reader.actor.call("store", reader.base, 1) == accerr(reader.base)
 
 
-def test_not_with_a_budget(pair: tuple[msharefs.Region, Client, Client]) -> None:
-    """It goes by the faults in a span."""
-    _, writer, reader = pair
-    writer.fill(0, SIZE)
+def test_with_a_budget_span_by_span(actors: Actors, make_region: Regions) -> None:
+    """What is given back is watched again: by its faults a budget knows what is in use."""
+    spans, budget = 48, 32
+    region = make_region(spans * QUANTUM)
+    writer, reader = Client(actors(), region), Client(actors(), region)
+    starts = range(0, spans * QUANTUM, QUANTUM)
+    for start in starts:
+        writer.fill(start, RUN)
     assert reader.reads(0, PAGE)
-    assert reader.actor.call("budget", reader.base, 64 * PAGE) == []
-    assert reader.watched == [(0, SIZE)]
-    assert reader.reads(0, SIZE)
-    assert reader.watched == [(0, SIZE)]
+    assert reader.watched == [(RUN, spans * QUANTUM)]
+    assert reader.actor.call("budget", reader.base, budget * PAGE) == []
+    assert reader.watched == [(0, spans * QUANTUM)], "what was handed over before"
+    for start in starts:
+        assert reader.reads(start, PAGE)
+    found = of(region, reader)
+    assert found["evicted_spans"] >= spans - budget
+    given_back = found["evicted_spans"] - found["refaulted_spans"]
+    handed = spans * QUANTUM - sum(end - start for start, end in reader.watched)
+    assert handed == (spans - given_back) * RUN
+    assert all(reader.reads(start, RUN) for start in starts)
+    assert of(region, reader)["refaulted_spans"] > found["refaulted_spans"]
     assert reader.actor.call("budget", reader.base, 0) == []
+    assert reader.watched == [(0, spans * QUANTUM)]
+    assert all(reader.reads(start, RUN) for start in starts)
+    assert_whole(region)
 
 
 def test_children_begin_with_a_watch(pair: tuple[msharefs.Region, Client, Client]) -> None:

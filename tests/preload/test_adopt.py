@@ -176,16 +176,20 @@ class TestHandover:
             child.exit()
         assert left == [size - (64 << 20), 0, 0]
 
-    def test_not_with_a_budget(
+    def test_with_a_budget_not_before_a_fault(
         self, agents: Agents, agent_program: Path, shared_mount: Mount
     ) -> None:
         environ = running.environment(shared_mount.path, 1 << 20) | {"MSHAREFS_PT_BUDGET": "1M"}
         agent = agents.start([agent_program], environ)
         base = shared(agent)
-        agent.call("memset", base, 7, self.RUN)
+        self.fill(agent, base, 7)
         child = agent.fork()
-        assert child.load(base) == "7"
         assert watched(child.pid, base, SIZE) == [(0, SIZE)]
+        assert child.load(base) == "7"
+        assert watched(child.pid, base, SIZE) == [(self.RUN, SIZE)]
+        grandchild = child.fork()
+        assert watched(grandchild.pid, base, SIZE) == [(0, SIZE)]
+        assert grandchild.load(base + PAGE) == "7"
 
     def test_it_can_be_remapped_and_unmapped(self, agent: Agent) -> None:
         """As one mapping, which it is to the program."""
