@@ -118,17 +118,20 @@ static int map_present(struct attachment *att, const struct fault *fault)
 }
 
 /* A sequential run that has come to the end of its span goes on over the pages behind it that
- * are there. Not with a budget, which counts spans by their faults. */
+ * are there, as far as we have mapped none of them. Not with a budget, which counts spans by
+ * their faults. */
 static int map_ahead(struct attachment *att, const struct fault *fault)
 {
     const uint64_t start = (fault->offset & ~(PMD_SIZE - 1)) + PMD_SIZE;
     const uint64_t quantum_end = (fault->offset / att->mm.quantum + 1) * att->mm.quantum;
-    uint64_t end = fault->offset + att->around.pages * PAGE_SIZE;
+    uint64_t end = fault->offset + att->around.pages * PAGE_SIZE, mapped = start, stop;
 
     end = end < quantum_end ? end : quantum_end; /* the next one is not linked yet */
     end = end < fault->vma.end ? end : fault->vma.end;
     if (att->around.next != start || start >= end || fault->filled || att->budget.spans)
         return 0;
+    if (touched_run(&att->mm, att->slot, &mapped, end, &stop))
+        end = mapped;
     end = present_end(&att->mm, start, end);
     att->around.next = end;
     return start < end ? continue_run(att, start, end, fault->protect) : 0;

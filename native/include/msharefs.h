@@ -105,7 +105,9 @@ MSHARE_API void *mshare_attach(int fd, void *addr, int prot, int flags);
 
 /*
  * Detaches the region attached at `addr`. EINVAL: nothing is attached there.
- * The pages stay in the region. No other thread may be using the memory.
+ * The pages stay in the region. No other thread may be using the memory. A bare
+ * munmap(2) (outside of `msharefs run`) does not detach: other shared memory that is
+ * mapped in its place would be taken for the region's.
  */
 MSHARE_API int mshare_detach(void *addr);
 
@@ -138,7 +140,8 @@ MSHARE_API int mshare_budget(void *addr, uint64_t bytes);
  *         the object is a region
  * EACCES  the descriptor `fd` is read-only
  * EBUSY   an attached process does not answer (a debugger stopped it inside a
- *         fault, or it has touched an object that is to go); nothing was changed
+ *         fault, or it has touched an object that is to go, or it is stopped since
+ *         before the server was restarted); nothing was changed
  * ETIMEDOUT  the file system of the object does not answer
  */
 MSHARE_API int mshare_map(int fd, uint64_t region_offset, uint64_t size, int prot, int flags,

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 PTRACE_TRACEME, PTRACE_CONT, PTRACE_SINGLESTEP = 0, 7, 9
 
-_SOURCES = ("mm", "frames", "pagetable", "vma", "slots", "touched", "fault", "hostmm", "audit")
+_SOURCES = (
+    "mm", "frames", "pagetable", "vma", "slots", "touched", "uffd", "fault", "hostmm", "audit",
+)  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
