@@ -208,9 +208,9 @@ static void weigh(struct attachment *att)
     uint64_t faults = atomic_load_explicit(&faults_answered, memory_order_relaxed) - b->faults;
 
     b->allowed_ns += (int64_t)(all / LOSS_SHARE);
+    b->allowed_ns -= (int64_t)(own * b->lost / faults + b->lost * SWITCH_NS);
     if (b->allowed_ns > BURST_NS)
         b->allowed_ns = BURST_NS;
-    b->allowed_ns -= (int64_t)(own * b->lost / faults + b->lost * SWITCH_NS);
     if (b->allowed_ns < 0) {
         grow(att);
         b->allowed_ns = BURST_NS;
