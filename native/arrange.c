@@ -214,7 +214,7 @@ int arrange(struct attachment *att, uint64_t start, uint64_t end, bool objects)
 
     if (start > end || end > att->mm.size || (start | end) % PAGE_SIZE)
         return -EINVAL;
-    if (att->adopted) /* the program protects that memory as it likes */
+    if (is_adopted(att)) /* the program protects that memory as it likes */
         return 0;
     slot_enter(&att->mm, att->slot);
     err = arrange_all(att, start, end, objects);

@@ -60,7 +60,7 @@ int attach_map(const struct attachment *att)
         return -errno;
     munlock(att->base, att->length);
     /* A core dump would walk the whole window page by page. */
-    if (!att->adopted)
+    if (!is_adopted(att))
         madvise(att->base, att->length, MADV_DONTDUMP);
     return 0;
 }
@@ -93,8 +93,8 @@ int attach_watch(struct attachment *att)
     if (err < 0)
         return err;
     att->uffd = err;
-    return att->adopted ? handover_watch(att)
-                        : uffd_watch(att->uffd, (uintptr_t)att->base, att->length);
+    return is_adopted(att) ? handover_watch(att)
+                           : uffd_watch(att->uffd, (uintptr_t)att->base, att->length);
 }
 
 /* The inode number of the pid namespace of process `pid`. A child need not ask for it again:
@@ -190,8 +190,9 @@ static int set_length(struct attachment *att, const struct attach_request *reque
     const uint64_t length = (request->length + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
 
     att->length = request->length ? length : att->mm.size;
-    att->adopted = request->way == ATTACH_ADOPTED;
-    return att->length == att->mm.size || (att->adopted && att->length < att->mm.size) ? 0 : -EINVAL;
+    return att->length == att->mm.size || (is_adopted(att) && att->length < att->mm.size)
+               ? 0
+               : -EINVAL;
 }
 
 static int allocate(struct attachment *att)
@@ -199,7 +200,9 @@ static int allocate(struct attachment *att)
     att->linked = calloc(att->mm.size / att->mm.quantum / 64 + 1, sizeof(uint64_t));
     if (!att->linked)
         return -ENOMEM;
-    return att->adopted ? pieces_init(&att->pieces, (uintptr_t)att->base, attachment_end(att)) : 0;
+    return is_adopted(att)
+               ? pieces_init(&att->pieces, (uintptr_t)att->base, attachment_end(att))
+               : 0;
 }
 
 static int map_over(void *arg) { return attach_map(arg); }

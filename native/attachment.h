@@ -122,11 +122,8 @@ struct attachment {
     } policy;        /* what mbind(2) was told of the whole; for the preload library */
     bool sealed;     /* mseal(2); for the preload library */
     unsigned advice; /* enum advice: what madvise(2) was told (preload library) */
-    /* Shared memory the program made itself: it may unmap and protect parts of
-     * the window as it likes, and `pieces` are what is left. */
-    bool adopted;
-    struct pieces pieces;
-    struct handed handed; /* and of that, what Linux serves alone */
+    struct pieces pieces; /* of adopted memory: what is left of the window */
+    struct handed handed; /* what Linux serves alone */
     char path[MSG_TEXT]; /* of the server's socket */
 };
 
@@ -170,6 +167,10 @@ void attachments_cover(const struct attachment *att);
  * a part of one, -EPERM: a sealed one; nothing is changed. Needs the table's lock.
  */
 int attachments_replace(uint64_t start, uint64_t end, int (*change)(void *), void *arg);
+
+/* Shared memory that the program made itself: it may unmap and protect parts of the window as
+ * it likes. */
+static inline bool is_adopted(const struct attachment *att) { return att->way == ATTACH_ADOPTED; }
 
 static inline uint64_t attachment_end(const struct attachment *att)
 {

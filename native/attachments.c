@@ -126,7 +126,7 @@ static int check_replaced(struct attachment *att, uint64_t start, uint64_t end)
 
     if (att->sealed)
         return -EPERM;
-    if (!att->adopted)
+    if (!is_adopted(att))
         return start <= (uintptr_t)att->base && attachment_end(att) <= end ? 0 : -EINVAL;
     pthread_mutex_lock(&att->lock);
     err = pieces_reserve(&att->pieces);
@@ -154,9 +154,9 @@ int attachments_replace(uint64_t start, uint64_t end, int (*change)(void *), voi
     for (unsigned i = count; i--;) {
         struct attachment *att = taken[i];
 
-        if (!err && att->adopted)
+        if (!err && is_adopted(att))
             pieces_cut(&att->pieces, start, end);
-        if (!err && (!att->adopted || !att->pieces.count))
+        if (!err && (!is_adopted(att) || !att->pieces.count))
             attach_end(att);
         pthread_mutex_unlock(&att->lock);
     }

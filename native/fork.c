@@ -46,9 +46,9 @@ static int attach_child(struct attachment *att)
     err = attach_claim(att, 0);
     if (!err)
         budget_forked(att);
-    if (!att->adopted)
+    if (!is_adopted(att))
         att->handed.count = 0;
-    if (!err && !att->adopted)
+    if (!err && !is_adopted(att))
         err = attach_map(att);
     if (!err)
         err = attach_watch(att);
@@ -66,7 +66,7 @@ static int attach_child(struct attachment *att)
 /* Whether the child has it at all: MADV_DONTFORK. */
 static bool inherited(struct attachment *att)
 {
-    if (!att->adopted)
+    if (!is_adopted(att))
         return !(att->advice & ADVICE_DONTFORK);
     pieces_fork(&att->pieces);
     return att->pieces.count;
@@ -92,7 +92,7 @@ static void in_child(void)
             /* fork() cannot fail any more. A window that works without us would show
              * memory the region does not have: let it fault instead. Adopted memory
              * has no holes and works. */
-            if (!att->adopted)
+            if (!is_adopted(att))
                 mmap(att->base, att->length, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
         }

@@ -70,7 +70,7 @@ static struct handed_run bounds_of(const struct attachment *att, const struct fa
     const uint64_t base = (uintptr_t)att->base, offset = fault->offset;
     /* Other quanta are not linked yet; of adopted memory nobody sees that. */
     const uint64_t look =
-        att->adopted || att->mm.quantum > LOOK_BYTES ? LOOK_BYTES : att->mm.quantum;
+        is_adopted(att) || att->mm.quantum > LOOK_BYTES ? LOOK_BYTES : att->mm.quantum;
     struct handed_run bounds = {offset & ~(look - 1), (offset & ~(look - 1)) + look};
 
     for (unsigned i = 0; i < att->pieces.count; i++) {
@@ -151,7 +151,7 @@ static bool sequential_write(const struct attachment *att, const struct fault *f
 static bool may_hand_over(const struct attachment *att)
 {
     return att->moved_uffd < 0 &&
-           (!att->adopted || att->mm.header->owner_kind == OWNER_FILE);
+           (!is_adopted(att) || att->mm.header->owner_kind == OWNER_FILE);
 }
 
 /* Hands over a run. */
@@ -163,7 +163,7 @@ static bool take(struct attachment *att, struct handed_run run)
     if (!fresh)
         return false;
     touched_mark(&att->mm, att->slot, run.start, run.end - run.start);
-    if (!att->adopted)
+    if (!is_adopted(att))
         atomic_store(&att->mm.slots[att->slot].handed, 1);
     resolve_reached(att, run.start, run.end, fresh);
     return unwatch(att, run);
@@ -233,7 +233,7 @@ static int watch_again(struct attachment *att, struct handed_run run)
     const uint64_t base = (uintptr_t)att->base;
     int err = 0;
 
-    if (!att->adopted) /* objects may be mapped there by now */
+    if (!is_adopted(att)) /* objects may be mapped there by now */
         return uffd_change(att->uffd, base + run.start, run.end - run.start, UFFD_WATCH);
     for (unsigned i = 0; i < att->pieces.count && !err; i++) {
         const struct piece *piece = &att->pieces.list[i];
@@ -358,7 +358,7 @@ void handover_search(struct attachment *att)
 {
     struct search search = {.att = att, .left = SEARCHED_MAX};
 
-    if (!att->adopted || att->budget.spans || !may_hand_over(att))
+    if (!is_adopted(att) || att->budget.spans || !may_hand_over(att))
         return;
     slot_enter(&att->mm, att->slot);
     if (!each_watched(att, search_part, &search))

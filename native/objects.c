@@ -126,7 +126,7 @@ int object_find(struct attachment *att, struct fault *fault)
     struct object *object = find(att, fault->vma.object);
     struct statx found;
 
-    if (att->adopted) /* the program arranges that memory itself; nobody maps objects there */
+    if (is_adopted(att)) /* the program arranges that itself; nobody maps objects there */
         return -EUCLEAN;
     if (object && object->state == OBJECT_ASKED)
         return -EINPROGRESS;

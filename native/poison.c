@@ -41,7 +41,7 @@ static void unpoison(struct attachment *att, struct poison poison)
              (off_t)poison.offset);
         uffd_watch(att->uffd, (uintptr_t)page, PAGE_SIZE);
         mprotect(page, PAGE_SIZE, prot);
-        if (!att->adopted)
+        if (!is_adopted(att))
             madvise(page, PAGE_SIZE, MADV_DONTDUMP);
         break;
     }

@@ -161,7 +161,7 @@ static void mark_adopted(struct range range, bool stays)
     struct attachment *att;
 
     for (uint64_t at = range.start; (att = attachment_over(at, range.end)); at = attachment_end(att)) {
-        if (!att->adopted)
+        if (!is_adopted(att))
             continue;
         pthread_mutex_lock(&att->lock);
         if (!pieces_reserve(&att->pieces))

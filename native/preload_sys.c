@@ -139,7 +139,7 @@ static struct attachment *region_over(uint64_t start, uint64_t end)
 {
     struct attachment *att;
 
-    while ((att = attachment_over(start, end)) && att->adopted)
+    while ((att = attachment_over(start, end)) && is_adopted(att))
         start = attachment_end(att);
     return att;
 }

@@ -104,7 +104,7 @@ static bool splits(struct range range)
     struct attachment *att;
 
     for (uint64_t at = range.start; (att = attachment_over(at, range.end)); at = attachment_end(att))
-        if (!att->adopted &&
+        if (!is_adopted(att) &&
             ((uintptr_t)att->base < range.start || attachment_end(att) > range.end))
             return true;
     return false;
@@ -214,7 +214,7 @@ static int remap_locked(struct remap *remap)
     const bool fixed = remap->flags & MREMAP_FIXED;
     int err = 0;
 
-    if (att && !att->adopted)
+    if (att && !is_adopted(att))
         return remap_window(att, remap);
     /* As the kernel does: first the target goes, then the end that is too much. */
     if (fixed && attachment_over(remap->to, remap->to + remap->new_size))

@@ -182,11 +182,11 @@ int reclaim_span(struct attachment *att, uint64_t start)
     struct rights rights = rights_of(&att->mm, start, start + PMD_SIZE);
     if (rights.busy)
         err = -EBUSY;
-    else if (!(att->adopted ? left_whole(att, page) : watched(att, page)))
+    else if (!(is_adopted(att) ? left_whole(att, page) : watched(att, page)))
         err = -ENOENT;
     else if (tables_stay)
-        err = rights.read_only || !rights.whole || att->adopted ? -EOPNOTSUPP
-                                                                : map_again(att, page);
+        err = rights.read_only || !rights.whole || is_adopted(att) ? -EOPNOTSUPP
+                                                                   : map_again(att, page);
     else
         err = rights.read_only ? move_and_discard(att, page) : discard(page, PMD_SIZE);
     /* Or a change of rights would give it a table again, for nothing. */

@@ -239,11 +239,11 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
     enum fault_verdict verdict;
 
     /* Unmapped since: what is there now is not ours. */
-    if (att->adopted && !pieces_hold(&att->pieces, addr))
+    if (is_adopted(att) && !pieces_hold(&att->pieces, addr))
         return wake(att, &fault);
     slot_enter(&att->mm, att->slot);
     verdict = handle(att, &fault, flags);
-    if (verdict == FAULT_MAPERR && att->adopted)
+    if (verdict == FAULT_MAPERR && is_adopted(att))
         verdict = FAULT_BROKEN; /* mremap(2) has made it longer than it is: SIGBUS */
     if (verdict == FAULT_MAPERR || verdict == FAULT_ACCERR || verdict == FAULT_BROKEN)
         poison_page(att, &fault, verdict);
@@ -272,13 +272,13 @@ int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool ob
 
     if (start > end || end > att->mm.size)
         return -EINVAL;
-    if (objects && !att->adopted) {
+    if (objects && !is_adopted(att)) {
         objects_drop(att);
         return arrange(att, start, end, true);
     }
     start += (uintptr_t)att->base;
     end += (uintptr_t)att->base;
-    if (!att->adopted)
+    if (!is_adopted(att))
         return let_go(start, end);
     for (unsigned i = 0; i < att->pieces.count && !err; i++) {
         const struct piece *piece = &att->pieces.list[i];

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from msharefs import running
+from msharefs import describe, running
+from msharefs.hostmm import HostMM
 
 from .conftest import (
     ANONYMOUS,
@@ -71,6 +72,16 @@ class TestWhatIsAdopted:
         assert adopting.store(base + size - 1, 1) == "ok"
         assert adopting.call("munmap", base, size) == 0
         assert regions(adopting) == 0
+
+    def test_who_has_it_has_adopted_it(self, adopting: Agent, shared_mount: Mount) -> None:
+        shared(adopting)
+        child = adopting.fork()
+        objects = shared_mount.state / "regions"
+        (path,) = objects.glob("*.mm")
+        host = HostMM("the region", objects, int(path.stem))
+        found = {client["pid"]: client["kind"] for client in describe.clients(host)}
+        host.close()
+        assert found == {adopting.pid: "adopted", child.pid: "adopted"}
 
     @pytest.mark.parametrize(
         ("size", "prot", "flags"),
