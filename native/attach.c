@@ -93,7 +93,7 @@ int attach_watch(struct attachment *att)
     if (err < 0)
         return err;
     att->uffd = err;
-    return is_adopted(att) ? handover_watch(att)
+    return is_adopted(att) ? handover_inherit(att)
                            : uffd_watch(att->uffd, (uintptr_t)att->base, att->length);
 }
 

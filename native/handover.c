@@ -154,6 +154,13 @@ static bool may_hand_over(const struct attachment *att)
            (!is_adopted(att) || att->mm.header->owner_kind == OWNER_FILE);
 }
 
+/* For those who look at us. */
+static void show(struct attachment *att, struct handed_run run, uint64_t fresh)
+{
+    touched_mark(&att->mm, att->slot, run.start, run.end - run.start);
+    resolve_reached(att, run.start, run.end, fresh);
+}
+
 /* Hands over a run. */
 static bool take(struct attachment *att, struct handed_run run)
 {
@@ -162,10 +169,9 @@ static bool take(struct attachment *att, struct handed_run run)
 
     if (!fresh)
         return false;
-    touched_mark(&att->mm, att->slot, run.start, run.end - run.start);
     if (!is_adopted(att))
         atomic_store(&att->mm.slots[att->slot].handed, 1);
-    resolve_reached(att, run.start, run.end, fresh);
+    show(att, run, fresh);
     return unwatch(att, run);
 }
 
@@ -226,7 +232,16 @@ static int watch(struct attachment *att, struct handed_run run, void *unused)
     return uffd_watch(att->uffd, (uintptr_t)att->base + run.start, run.end - run.start);
 }
 
-int handover_watch(struct attachment *att) { return each_watched(att, watch, NULL); }
+int handover_inherit(struct attachment *att)
+{
+    if (att->handed.count) { /* else there may be no slot yet */
+        slot_enter(&att->mm, att->slot);
+        for (unsigned i = 0; i < att->handed.count; i++)
+            show(att, att->handed.runs[i], pages(att->handed.runs[i]));
+        slot_leave(&att->mm, att->slot);
+    }
+    return each_watched(att, watch, NULL);
+}
 
 static int watch_again(struct attachment *att, struct handed_run run)
 {

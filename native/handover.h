@@ -35,9 +35,9 @@ void handover_clip(const struct attachment *att, struct fault *fault);
 /* Before fork(2): hands over runs of adopted memory without waiting for a fault in them, so
  * that a child has them from the begin. Looks at a part of the tables each time. */
 void handover_search(struct attachment *att);
-/* Watches adopted memory, but for what is handed over: in a forked child by its parent.
- * 0 or -errno. */
-int handover_watch(struct attachment *att);
+/* Watches adopted memory, but for what is handed over: in a forked child by its parent, and
+ * counted as the child's own. 0 or -errno. */
+int handover_inherit(struct attachment *att);
 /* Watches again all that is handed over; what is mapped there stays mapped. 0 or -errno. */
 int handover_end(struct attachment *att);
 /* The same for one 2 MiB span of an attachment with a budget. */

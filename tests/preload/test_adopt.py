@@ -145,6 +145,12 @@ class TestHandover:
             agent.call("memset", at, value, PAGE)
 
     @staticmethod
+    def links(mount: Mount) -> dict[int, int]:
+        """How many quanta each of the region's processes has linked."""
+        (path,) = (mount.state / "regions").glob("*.mm")
+        return {client.pid: client.links for client in attachments(mount, int(path.stem))}
+
+    @staticmethod
     def faults(mount: Mount) -> int:
         """First touches that the region's processes have been through."""
         (path,) = (mount.state / "regions").glob("*.mm")
@@ -158,6 +164,7 @@ class TestHandover:
         rest = [(0, PAGE), (PAGE + self.RUN, SIZE)]
         assert watched(child.pid, base, SIZE) == rest
         assert {child.load(base + at) for at in range(PAGE, PAGE + self.RUN, PAGE)} == {"7"}
+        assert self.links(shared_mount) == {adopting.pid: 1, child.pid: 1}
         # What is not there is still ours to count.
         before = self.faults(shared_mount)
         assert child.store(base, 1) == "ok"
