@@ -4,7 +4,7 @@ Each run has a region of its own on one mount. A model foresees the outcome of e
 whatever process, and what the region then is: VMAs, entries, table pages, counters. Where Linux's
 own shared memory is no different, a process with such memory is asked the same.
 
-The same 350 runs each time. For others, as long as one likes, until one fails:
+The same 500 runs each time. For others, as long as one likes, until one fails:
 
     while .venv/bin/python -m pytest -q tests/random --hypothesis-seed=random; do :; done
 """
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 # Strict: an entry only for a page that somebody touched, so that faults can be foreseen.
 pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
 
-RUNS, STEPS = 350, 20
+RUNS, STEPS = 500, 20
 PROGRAMS, WINDOWS = 4, 2
 LONGEST = 5  # cells that a change takes
 HALF = 8  # bytes of a system call in each of two pages
