@@ -59,7 +59,7 @@ def print_libdir(ctx: click.Context, param: click.Parameter, value: bool) -> Non
     del param
     if not value or ctx.resilient_parsing:
         return
-    from msharefs import installed
+    from msharefs.launch import installed
 
     click.echo(installed.libdir())
     click.echo(f"header: {installed.includedir() / 'msharefs.h'}", err=True)

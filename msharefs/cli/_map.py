@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from msharefs import ptmap, units
+from msharefs import units
+from msharefs.lab import ptmap
 
 from . import _show
 

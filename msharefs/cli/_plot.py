@@ -10,7 +10,7 @@ import click
 def module() -> Any:
     """The module that draws. Usage error with what to install if matplotlib is missing."""
     try:
-        from msharefs import plot
+        from msharefs.lab import plot
     except ImportError as error:
         raise click.UsageError(
             f"--plot needs matplotlib ({error}): pip install 'msharefs[plot]'"

@@ -209,7 +209,7 @@ def show_check(found: dict[str, Any]) -> None:
 
 def plan_check(size: int | None, output: IO[str] | None) -> None:
     """Build the shared side of a plan and compare."""
-    from msharefs.bench import plan_check
+    from msharefs.lab.bench import plan_check
 
     size = size or plan_check.SIZE
     with _progress.Bars() as bars:
@@ -261,8 +261,8 @@ def command(
         if len(scenarios) > 1 or processes or backends or plot:
             raise click.UsageError("plan-check stands alone, with --size and --json only")
         plan_check(size, output)
-    from msharefs import bench
-    from msharefs.bench import run
+    from msharefs.lab import bench
+    from msharefs.lab.bench import run
 
     draw = _plot.module() if plot else None
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -157,7 +157,7 @@ def command(processes: int, size: int, output: IO[str] | None) -> None:
     if a page was wrong or a process did not share.
     """
     check_memory(processes, size)
-    from msharefs import demo
+    from msharefs.lab import demo
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _progress.end)

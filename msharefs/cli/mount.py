@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from msharefs import mountpoint, server
-from msharefs.options import BadOptionError, parse
+from msharefs import mountpoint
+from msharefs.server import server
+from msharefs.server.options import BadOptionError, parse
 
 
 @click.command()

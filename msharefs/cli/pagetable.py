@@ -60,7 +60,7 @@ def lines(pagetable: dict[str, Any], every: bool) -> Iterator[str]:
 
 def show_map(path: str, plot: str | None, as_json: bool) -> None:
     """The region's map, in the terminal, as a picture or as JSON."""
-    from msharefs import ptmap
+    from msharefs.lab import ptmap
 
     from . import _map, _plot
 

@@ -7,7 +7,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from msharefs import plan, units
+from msharefs import units
+from msharefs.lab import plan
 
 from . import _show, _types
 

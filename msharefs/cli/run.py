@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from msharefs import running
+from msharefs.launch import running
 
 from ._types import Size
 

@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from msharefs import bench
-from msharefs.bench import backends, figures, hugepages, run, targets
 from msharefs.cli import bench as verb
-from msharefs.private_mount import PARENT
+from msharefs.lab import bench
+from msharefs.lab.bench import backends, figures, hugepages, run, targets
+from msharefs.launch.private_mount import PARENT
 
 from support.wait import until
 

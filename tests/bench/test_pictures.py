@@ -11,11 +11,12 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.image import imread
 
-from msharefs import client, plot, ptmap
-from msharefs.bench import backends, pagetables
+from msharefs import client
 from msharefs.cli import _map
 from msharefs.cli import pagetable as verb
-from msharefs.workers import Workers
+from msharefs.lab import plot, ptmap
+from msharefs.lab.bench import backends, pagetables
+from msharefs.lab.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

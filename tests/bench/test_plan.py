@@ -10,10 +10,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msharefs import plan, units
-from msharefs.bench import plan_check
+from msharefs import units
 from msharefs.cli import bench as bench_verb
 from msharefs.cli import plan as verb
+from msharefs.lab import plan
+from msharefs.lab.bench import plan_check
 
 if TYPE_CHECKING:
     from pathlib import Path

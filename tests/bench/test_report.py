@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from msharefs import client, describe, plan, report, sampling
-from msharefs.hostmm import HostMM
-from msharefs.private_mount import PARENT, PREFIX
-from msharefs.workers import Workers
+from msharefs import client
+from msharefs.lab import plan, report, sampling
+from msharefs.lab.workers import Workers
+from msharefs.launch.private_mount import PARENT, PREFIX
+from msharefs.server import describe
+from msharefs.server.hostmm import HostMM
 
 from support.wait import until
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from msharefs.private_mount import PARENT
+from msharefs.launch.private_mount import PARENT
 
 from support.wait import until
 

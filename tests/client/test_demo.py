@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from msharefs import demo, installed
 from msharefs.cli import demo as verb
-from msharefs.private_mount import PARENT, PrivateMount
+from msharefs.lab import demo
+from msharefs.launch import installed
+from msharefs.launch.private_mount import PARENT, PrivateMount
 
 from support import namespace
 

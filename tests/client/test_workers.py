@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from msharefs.workers import PAGE_BYTES, Workers
+from msharefs.lab.workers import PAGE_BYTES, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

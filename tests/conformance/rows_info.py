@@ -6,7 +6,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from msharefs.tree import Tree
+from msharefs.server.tree import Tree
 
 from .rows_names import AT_FDCWD, EXCHANGE
 from .stage import CREATE, PAGE, READ, SHARED, UNKNOWN, UNMAP, File, Q, errno_name

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from msharefs import options, server
+from msharefs.server import options, server
 
 from .stage import EXEC, READ, RW, File, Memory, Q, said
 from .table import SAFE, Table

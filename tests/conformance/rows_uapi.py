@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msharefs import installed
+from msharefs.launch import installed
 
 from .stage import ANON, PAGE, RW, SHARED_FIXED, Memory, Q, errno_name
 from .table import Table

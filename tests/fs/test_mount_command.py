@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from msharefs import mountpoint
-from msharefs.options import default_state
+from msharefs.server.options import default_state
 
 from support import namespace
 from support.calls import NOBODY

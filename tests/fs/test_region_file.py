@@ -75,7 +75,7 @@ def test_lseek(either: int, whence: int) -> None:
 def test_lseek_of_a_position_that_means_nothing(either: int) -> None:
     """ESPIPE in the series. FUSE has that only where it has ESPIPE for pread, and ENODEV for mmap.
 
-    tests/native/test_without_passthrough.py has the other choice.
+    tests/native_attach/test_without_passthrough.py has the other choice.
     """
     assert os.lseek(either, 5, os.SEEK_SET) == 5
     assert os.lseek(either, 5, os.SEEK_CUR) == 10

@@ -30,7 +30,7 @@ SLOW = 0x40047862  # _IOW('x', 98, int): answered late by the server of these te
 WAIT_LIMIT = 10.0
 
 SABOTAGE = """
-from msharefs import regions, tree
+from msharefs.server import regions, tree
 import trio
 
 mkdir, ioctl = tree.Tree.mkdir, regions.Regions.ioctl
@@ -122,7 +122,7 @@ def test_others_are_served_while_one_waits(sabotaged: Mount) -> None:
 
 
 def test_bursts_of_ioctls_keep_nobody_waiting(sabotaged: Mount) -> None:
-    """They are answered where they are read (native/fuse_hook.c), in turns with all else."""
+    """They are answered where they are read (native/fuse/fuse_hook.c), in turns with all else."""
     path = sabotaged.path / "r"
     fd = os.open(path, CREATE)
     children: list[int] = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from msharefs import ptmap
+from msharefs.lab import ptmap
 
 from support import hugepages, namespace
 from support.actor import MAP_FIXED, PAGE, READ_WRITE, accerr, adrerr, maperr

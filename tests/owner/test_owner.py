@@ -12,7 +12,8 @@ import pytest
 import trio
 
 import msharefs
-from msharefs import installed, owners
+from msharefs.launch import installed
+from msharefs.server import owners
 
 from support import agent
 from support.agent import Agent, Agents

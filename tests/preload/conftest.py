@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import msharefs
-from msharefs import running
+from msharefs.launch import running
 from msharefs.native import lib
 
 from support import agent as agents_of

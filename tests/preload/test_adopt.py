@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from msharefs import describe, running
-from msharefs.hostmm import HostMM
+from msharefs.launch import running
+from msharefs.server import describe
+from msharefs.server.hostmm import HostMM
 
 from .conftest import (
     ANONYMOUS,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import msharefs
-from msharefs import running
+from msharefs.launch import running
 
 from .conftest import (
     ANONYMOUS,

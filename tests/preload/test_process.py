@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import msharefs
-from msharefs import running
+from msharefs.launch import running
 
 from .conftest import PAGE, PLACE, QUANTUM, READ_WRITE, SHARED, File, clients
 from support.tasks import service_thread

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from msharefs import installed, running
+from msharefs.launch import installed, running
 from msharefs.mountpoint import FSTYPE, mounts
 
 from support import namespace

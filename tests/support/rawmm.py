@@ -1,7 +1,8 @@
 """A host mm read from the bytes of its file, and nothing else: a second opinion on the core.
 
-Nothing here calls the core. What it knows is written down once more, from native/layout.h for the
-header and from the Intel SDM (volume 3A, 4.5) for the entries, so that the two can disagree.
+Nothing here calls the core. What it knows is written down once more, from native/core/layout.h
+for the header and from the Intel SDM (volume 3A, 4.5) for the entries, so that the two can
+disagree.
 """
 
 from __future__ import annotations

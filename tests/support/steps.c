@@ -11,8 +11,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "fault.h"
-#include "hostmm.h"
+#include "core/fault.h"
+#include "server/hostmm.h"
 
 /* raise(3) would add two hundred instructions around each operation. */
 static void stop(void) { syscall(SYS_kill, getpid(), SIGSTOP); }

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 PTRACE_TRACEME, PTRACE_CONT, PTRACE_SINGLESTEP = 0, 7, 9
 
 _SOURCES = (
-    "mm", "frames", "pagetable", "vma", "slots", "touched", "uffd", "fault", "hostmm", "audit",
+    "core/mm", "core/frames", "core/pagetable", "core/vma", "core/slots", "core/touched",
+    "core/uffd", "core/fault", "core/audit", "server/hostmm",
 )  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long

@@ -11,7 +11,8 @@ import click
 import pytest
 
 import msharefs
-from msharefs import cli, installed
+from msharefs import cli
+from msharefs.launch import installed
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

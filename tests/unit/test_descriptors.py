@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from msharefs import descriptors
+from msharefs.server import descriptors
 
 from support.calls import refused
 

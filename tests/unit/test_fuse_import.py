@@ -17,13 +17,13 @@ def test_wrong_order_is_refused() -> None:
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith(
         "ImportError: pyfuse3 was imported before msharefs.fuse, so ioctl() would not reach the "
-        "server: import msharefs.fuse first"
+        "server: import msharefs.server.fuse first"
     )
 
 
 def test_right_order_leaves_the_loader_as_it_was() -> None:
     done = python(
-        "import sys; flags = sys.getdlopenflags(); import msharefs.fuse as fuse;"
+        "import sys; flags = sys.getdlopenflags(); import msharefs.server.fuse as fuse;"
         "assert sys.getdlopenflags() == flags; print(fuse.libfuse_version())"
     )
     assert done.returncode == 0, done.stderr
@@ -34,7 +34,7 @@ def test_a_pyfuse3_that_misses_the_hook_is_noticed() -> None:
     """As a pyfuse3 with a libfuse linked in would: its session is made without us."""
     done = python("""
 from pathlib import Path
-import msharefs.fuse as fuse
+import msharefs.server.fuse as fuse
 fuse.pyfuse3 = type("Fake", (), {"init": lambda *_: None, "close": lambda **_: print("closed")})
 try:
     fuse.mount(None, Path("/nowhere"), set())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from msharefs.native import lib
-from msharefs.options import BUDGET_MIN, BadOptionError, default_state, parse
+from msharefs.server.options import BUDGET_MIN, BadOptionError, default_state, parse
 
 MNT = Path("/mnt/m")
 

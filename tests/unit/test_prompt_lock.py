@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from msharefs.prompt_lock import PromptLock
+from msharefs.server.prompt_lock import PromptLock
 
 
 def test_a_free_one_is_taken_at_once() -> None:

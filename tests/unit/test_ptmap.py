@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from msharefs import ptmap
+from msharefs.lab import ptmap
 from msharefs.native import lib
 
 

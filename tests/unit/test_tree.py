@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from msharefs.tree import INFO_INO, INFO_NAME, RENAME_EXCHANGE, ROOT_INO, Tree
+from msharefs.server.tree import INFO_INO, INFO_NAME, RENAME_EXCHANGE, ROOT_INO, Tree
 
 from support.calls import refused
 

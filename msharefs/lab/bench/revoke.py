@@ -1,0 +1,193 @@
+"""Taking memory away from many processes at once: unmap and protect."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from msharefs import processes
+from msharefs.lab.workers import Workers
+
+from .scenario import Scenario, Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .backends import Memory
+    from .figures import Sample
+
+FIRST = 0  # the worker that fills, and that makes the call where one call is enough
+
+# linux/userfaultfd.h: struct uffdio_writeprotect {start, len, mode}.
+_WRITEPROTECT = struct.Struct("=QQQ")
+_UFFDIO_WRITEPROTECT = 3 << 30 | _WRITEPROTECT.size << 16 | 0xAA << 8 | 0x06
+_MODE_WP = 1
+
+
+def sum_ns(workers: Workers, command: str) -> float:
+    """Time in a call that every process makes for itself, all together.
+
+    One after the other: at once they would wait for processors, and that would count.
+    """
+    return float(
+        sum(workers.ask(command, [number])[0].nanoseconds for number in range(len(workers)))
+    )
+
+
+def one_ns(workers: Workers, command: str) -> float:
+    """Time in a call that one process makes for all."""
+    return float(workers.ask(command, [FIRST])[0].nanoseconds)
+
+
+class Revocation(Scenario):
+    """Processes that have read all of a piece of memory, and a call that changes it for all.
+
+    What every process does for itself is counted as the sum of their times in the call, so without
+    the messages by which they would have to be told.
+    """
+
+    processes = (1, 8, 64, 512)
+    size = 64 << 20
+    headline = "ns"
+
+    @contextmanager
+    def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
+        """The processes; the first has written all, the others have read it."""
+        kind = setting.backends[self.backend(setting.row)]
+        with ExitStack() as stack:
+            memory = stack.enter_context(kind.memory(setting.size))
+            workers = stack.enter_context(Workers(setting.processes, memory.pass_fds))
+            (found,) = [workers.ask(command) for command in memory.take]
+            workers.ask(f"order 0 0 {setting.pages} {setting.pages} sequential")
+            workers.ask(f"open {memory.path}", [FIRST])
+            self.fill(workers)
+            bases = [answer.value or 0 for answer in found]
+            yield self.trial(setting, memory, workers, bases, stack)
+
+    def fill(self, workers: Workers) -> None:
+        """Bring back what was taken away."""
+        workers.ask("touch 1 write", [FIRST])
+        workers.ask("touch 1 read")
+
+    def trial(
+        self, setting: Setting, memory: Memory, workers: Workers, bases: list[int], stack: ExitStack
+    ) -> Callable[[], Sample]:
+        """The function that plays a round of this row; `bases` are the addresses of the memory."""
+        raise NotImplementedError
+
+
+class Unmap(Revocation):
+    """64 MiB are unmapped.
+
+    With a memfd each process calls munmap(2). Punching a hole frees the pages in one call, but
+    leaves the mapping: who touches it gets zeroes, not a signal.
+    """
+
+    name = "unmap"
+    title = "unmap from all attached processes"
+    rows = ("memfd, munmap in each", "memfd, punch a hole", "msharefs")
+
+    def backend(self, row: str) -> str:
+        """Both of the others are memfds."""
+        return row.split(",", maxsplit=1)[0]
+
+    def trial(
+        self, setting: Setting, memory: Memory, workers: Workers, bases: list[int], stack: ExitStack
+    ) -> Callable[[], Sample]:
+        """Unmap, then bring all of it back."""
+        del bases, stack
+
+        def munmap() -> float:
+            ns = sum_ns(workers, "detach")
+            for command in memory.take:
+                workers.ask(command)
+            return ns
+
+        def punch() -> float:
+            return one_ns(workers, f"punch 0 {setting.size}")
+
+        def unmap() -> float:
+            ns = one_ns(workers, f"unmap 0 {setting.size}")
+            workers.ask(f"create 0 {setting.size}", [FIRST])
+            return ns
+
+        call = dict(zip(self.rows, (munmap, punch, unmap), strict=True))[setting.row]
+
+        def trial() -> Sample:
+            ns = call()
+            self.fill(workers)
+            return {"ns": ns, "ns_per_page": ns / setting.pages / setting.processes}
+
+        return trial
+
+
+class Protect(Revocation):
+    """64 MiB become read-only.
+
+    The bare calls are the least a region's server has to make on today's kernel: a
+    UFFDIO_WRITEPROTECT for each process.
+    """
+
+    name = "protect"
+    title = "make read-only in all attached processes"
+    rows = ("memfd, bare UFFDIO_WRITEPROTECT", "memfd, mprotect in each", "msharefs")
+
+    def backend(self, row: str) -> str:
+        """Both of the others are memfds."""
+        return row.split(",", maxsplit=1)[0]
+
+    def trial(
+        self, setting: Setting, memory: Memory, workers: Workers, bases: list[int], stack: ExitStack
+    ) -> Callable[[], Sample]:
+        """Protect, then allow all again."""
+        del memory
+
+        def protect() -> float:
+            ns = one_ns(workers, f"protect 0 {setting.size} read")
+            workers.ask(f"protect 0 {setting.size} write", [FIRST])
+            return ns
+
+        def mprotect() -> float:
+            ns = sum_ns(workers, "mprotect read")
+            workers.ask("mprotect write")
+            return ns
+
+        call: Callable[[], float] = mprotect
+        if setting.row == "msharefs":
+            call = protect
+        elif "bare" in setting.row:
+            call = _bare(workers, setting.size, bases, stack)
+
+        def trial() -> Sample:
+            ns = call()
+            self.fill(workers)
+            return {"ns": ns, "ns_per_page": ns / setting.pages / setting.processes}
+
+        call()  # what is not supported here says so before the rounds begin
+        return trial
+
+
+def _bare(workers: Workers, size: int, bases: list[int], stack: ExitStack) -> Callable[[], float]:
+    watched = workers.ask("watch")
+    uffds = []
+    for pid, answer in zip(workers.pids, watched, strict=True):
+        assert answer.value is not None
+        uffds.append(processes.fetch_descriptor(pid, answer.value))
+        stack.callback(os.close, uffds[-1])
+
+    def switch(mode: int) -> float:
+        started = time.perf_counter_ns()
+        for uffd, base in zip(uffds, bases, strict=True):
+            fcntl.ioctl(uffd, _UFFDIO_WRITEPROTECT, _WRITEPROTECT.pack(base, size, mode))
+        return float(time.perf_counter_ns() - started)
+
+    def protect() -> float:
+        ns = switch(_MODE_WP)
+        switch(0)
+        return ns
+
+    return protect

@@ -1,0 +1,134 @@
+"""What a scenario is: rows that are compared, cases, and a stage where each row plays rounds.
+
+All rows of a case stand ready at the same time, then play in turns: A B C, B C A, ... So whatever
+changes on the machine meanwhile changes for all of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from msharefs.lab.workers import PAGE_BYTES, Answer, Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from .backends import Backend, Backends, Memory
+    from .figures import Sample
+
+Case = dict[str, str]
+"""What sets one table apart from another: {"order": "random", "access": "read"}."""
+
+Trial = "Callable[[], Sample]"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of one case, as it is to be played."""
+
+    backends: Backends
+    row: str
+    case: Case
+    processes: int
+    size: int
+    seed: int
+    ground: Any = None
+    """What `Scenario.ground` has given for this row."""
+
+    @property
+    def pages(self) -> int:
+        """4 KiB pages of the memory, whatever its real pages are."""
+        return self.size // PAGE_BYTES
+
+
+# Less than a worker takes by itself: stack, libraries, kernel's part. Only to refuse the hopeless.
+_PROCESS_BYTES = 256 * 1024
+_ENTRIES = 512
+
+
+class Scenario(ABC):
+    """A question, and how to put it to the machine."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    rows: ClassVar[tuple[str, ...]]
+    """The first is the baseline."""
+    cases: ClassVar[tuple[Case, ...]] = ({},)
+    processes: ClassVar[tuple[int, ...]] = (1,)
+    size: ClassVar[int]
+    """Bytes, unless the user has other wishes."""
+    headline: ClassVar[str] = "ns_per_page"
+    """The figure whose ratio to the baseline is the answer."""
+    also: ClassVar[tuple[str, ...]] = ()
+    """Other figures whose ratio belongs to the answer."""
+    rounds: ClassVar[int] = 5
+    """Unless the user has other wishes: one where more would take very long, or teach nothing."""
+
+    together: ClassVar[bool] = True
+    """Whether the memory and the processes of all rows are there at the same time."""
+
+    def backend(self, row: str) -> str:
+        """The kind of memory a row needs."""
+        return row
+
+    def available(self, backends: Backends) -> list[str]:
+        """The rows that can be played here."""
+        return [row for row in self.rows if self.backend(row) in backends]
+
+    def ground(self, backends: Backends, row: str, size: int) -> AbstractContextManager[Any]:
+        """What a row needs once for all its cases: `Setting.ground`."""
+        del backends, row, size
+        return nullcontext()
+
+    def need(self, rows: int, processes: int, size: int) -> int:
+        """Memory in bytes that it takes at least: the pages, and every process's page tables."""
+        one = size + processes * (size // _ENTRIES + _PROCESS_BYTES)
+        return one * (rows if self.together else 1)
+
+    @abstractmethod
+    def stage(self, setting: Setting) -> AbstractContextManager[Callable[[], Sample]]:
+        """Set up a row; the function it gives plays one round and may be called many times."""
+
+
+@contextmanager
+def filled(backend: Backend, size: int) -> Iterator[Memory]:
+    """Memory that a process has written all of, and it stays."""
+    pages = size // PAGE_BYTES
+    with backend.memory(size) as memory, Workers(1, memory.pass_fds) as filler:
+        for command in memory.take:
+            filler.ask(command)
+        filler.ask(f"order 0 0 {pages} {pages} sequential")
+        filler.ask("touch 1 write")
+        yield memory
+
+
+def orders(*names: str, access: Iterable[str]) -> tuple[Case, ...]:
+    """Cases: every access in every order."""
+    return tuple({"access": how, "order": name} for how in access for name in names)
+
+
+def ask_all(workers: Workers, commands: Iterable[str]) -> list[list[Answer]]:
+    """Give commands to all workers, one after the other; the answers, a list for each worker."""
+    said = [workers.ask(command) for command in commands]
+    return [list(of_one) for of_one in zip(*said, strict=True)]
+
+
+def cost(answers: Sequence[Answer], pages: int) -> Sample:
+    """What one worker's timed commands cost, for each of the `pages` it visited."""
+    faults = sum(a.minor_faults.growth + a.major_faults.growth for a in answers)
+    cpu = sum(a.user_microseconds.growth + a.system_microseconds.growth for a in answers)
+    return {
+        "ns_per_page": sum(a.nanoseconds for a in answers) / pages,
+        "cpu_ns_per_page": cpu * 1000 / pages,
+        "faults_per_page": faults / pages,
+        "vmpte_bytes": answers[-1].vmpte_bytes.after - answers[0].vmpte_bytes.before,
+    }
+
+
+def middle(samples: Sequence[Sample]) -> Sample:
+    """One sample for many workers: the mean of each figure."""
+    return {key: sum(sample[key] for sample in samples) / len(samples) for key in samples[0]}

@@ -1,0 +1,186 @@
+"""What page tables will cost: the arithmetic of the kernel series' cover letter, level by level.
+
+Every client that maps a window has tables of its own for what it touches; with a region the host mm
+has them once. A window is taken to be aligned as a region is (512 GiB), which is the best case for
+the unshared side too. x86-64, four levels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+TABLE_BYTES = 4096
+ENTRY_BYTES = 8
+ENTRIES = 512
+PAGE_SIZES = {"4K": 1 << 12, "2M": 1 << 21, "1G": 1 << 30}
+# Bytes that one entry of a table spans, from the leaves up. The top level is not here: a process
+# has its PGD anyway.
+LEVELS = {"pte": 1 << 12, "pmd": 1 << 21, "pud": 1 << 30}
+PGD_SPAN = 1 << 39
+
+# native/core/layout.h: what the emulator keeps of an attached client (struct mm_slot).
+SLOT_BYTES = 128
+
+
+@dataclass(frozen=True)
+class Touched:
+    """How much of the window's pages somebody touches, 0 to 1, and where that is from."""
+
+    client: float
+    """By each client: decides what it pays unshared."""
+    anybody: float
+    """By any of them: decides what the host mm holds."""
+    source: str
+
+    @classmethod
+    def assume(cls, fraction: float, clients: int) -> Touched:
+        """Each client touches `fraction`; nobody knows which, so count them all as different."""
+        return cls(fraction, min(1.0, fraction * clients), "assumed")
+
+
+def tables(size: int, page: int, touched: float = 1.0) -> dict[str, int]:
+    """Tables a mapping of `size` bytes needs below the PGD, by level, the upper levels last.
+
+    `page` is the page size in bytes; leaves of 2 MiB are entries of a PMD table, so there is no PTE
+    table then. The share `touched` lies in one piece; `scattered` has the other extreme.
+    """
+    length = math.ceil(size * touched)
+    return {
+        level: math.ceil(length / (span * ENTRIES)) if span >= page else 0
+        for level, span in LEVELS.items()
+    }
+
+
+def scattered(size: int, page: int, touched: float) -> dict[str, int]:
+    """As `tables`, but the touched pages lie as far apart as they can: the most tables."""
+    pages = math.ceil(size / page * touched)
+    return {level: min(most, pages) for level, most in tables(size, page).items()}
+
+
+def host_mm(size: int, page: int = PAGE_SIZES["4K"], touched: float = 1.0) -> dict[str, int]:
+    """Tables of a region's host mm, by level: an mm of its own, so with its own PGD."""
+    return {**tables(size, page, touched), "pgd": 1}
+
+
+def count_bytes(found: dict[str, int]) -> int:
+    """Memory of tables by level."""
+    return sum(found.values()) * TABLE_BYTES
+
+
+def client_share(table_bytes: float, size: int) -> float:
+    """The share of `size` bytes for which a process has measured tables of 4 KiB pages.
+
+    Its upper tables may hold other mappings too and be no growth, so only what is certain is taken
+    off for them: a PMD table for each 512 PTE tables. What that leaves is two tables too many at
+    most.
+    """
+    pte = table_bytes / TABLE_BYTES
+    pte -= pte // (ENTRIES + 1)
+    return min(1.0, pte / tables(size, PAGE_SIZES["4K"])["pte"])
+
+
+def host_share(table_bytes: float, size: int) -> float:
+    """The share of `size` bytes that the measured tables of a host mm stand for."""
+    pte = table_bytes / TABLE_BYTES - sum(host_mm(size, PAGE_SIZES["2M"]).values())
+    return min(1.0, max(0.0, pte / tables(size, PAGE_SIZES["4K"])["pte"]))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run tells a plan."""
+
+    size: int
+    clients: int
+    touched: Touched
+
+
+def measured(document: Any) -> Measured:
+    """From the JSON of ``bench pagetables`` or of ``run --report``. ValueError: it is neither."""
+    kind = document.get("kind") if isinstance(document, dict) else None
+    try:
+        if kind == "msharefs bench":
+            return _from_bench(document)
+        if kind == "msharefs run":
+            return _from_report(document)
+    except (KeyError, TypeError, StopIteration, ZeroDivisionError) as error:
+        raise ValueError(f"this {kind} has no figures of page tables: {error!r}") from None
+    raise ValueError("this is no JSON of `msharefs bench` or `msharefs run --report`")
+
+
+def _from_bench(document: dict[str, Any]) -> Measured:
+    found = next(one for one in document["scenarios"] if one["name"] == "pagetables")
+    case = max(found["cases"], key=lambda case: case["processes"])
+    size, clients = found["size_bytes"], case["processes"]
+    plain, region = (
+        case["rows"][row]["figures"]["tables_bytes"]["median"] for row in ("memfd", "msharefs")
+    )
+    touched = Touched(
+        client_share(plain / clients, size),
+        host_share(region, size),
+        f"measured, {clients} processes",
+    )
+    return Measured(size, clients, touched)
+
+
+def _from_report(document: dict[str, Any]) -> Measured:
+    size, clients = document["mapped_bytes"], document["clients"]
+    touched = Touched(
+        client_share(document["own_tables_bytes"] / clients, size),
+        host_share(document["page_table_bytes"], size),
+        f"measured, {clients} processes",
+    )
+    return Measured(size, clients, touched)
+
+
+def ways(size: int, clients: int, touched: Touched) -> dict[str, int]:
+    """Bytes of page tables of all clients together, for each way to map the same window."""
+    small, large, giant = PAGE_SIZES.values()
+    each = {page: count_bytes(tables(size, page, touched.client)) for page in (small, large, giant)}
+    # hugetlb shares the PMD tables of whole, aligned gigabytes among all who map them
+    # (huge_pmd_share()), so a client pays the PUD table only.
+    pmd_shared = tables(size // giant * giant, large, touched.anybody)["pmd"] * TABLE_BYTES
+    own = tables(size, large, touched.client)
+    rest = tables(size % giant, large, touched.client)["pmd"]
+    return {
+        "unshared 4 KiB pages": clients * each[small],
+        "unshared 2 MiB pages (THP)": clients * each[large],
+        "hugetlb 2 MiB, the kernel shares PMD tables": (
+            pmd_shared + clients * (own["pud"] + rest) * TABLE_BYTES
+        ),
+        "hugetlb 1 GiB": clients * each[giant],
+        "mshare 4 KiB pages": count_bytes(host_mm(size, small, touched.anybody)),
+        "mshare 2 MiB pages": count_bytes(host_mm(size, large, touched.anybody)),
+    }
+
+
+def plan(size: int, clients: int, page: int, touched: Touched) -> dict[str, Any]:
+    """The whole plan as a document: what ``msharefs plan --json`` writes. Sizes in bytes."""
+    own, most = tables(size, page, touched.client), scattered(size, page, touched.client)
+    host = host_mm(size, page, touched.anybody)
+    unshared, shared = clients * count_bytes(own), count_bytes(host)
+    return {
+        "size_bytes": size,
+        "clients": clients,
+        "page_bytes": page,
+        "touched": {
+            "by_each_client": touched.client,
+            "by_anybody": touched.anybody,
+            "source": touched.source,
+        },
+        "unshared": {
+            "tables_each": own,
+            "bytes_each": count_bytes(own),
+            "bytes": unshared,
+            "bytes_if_scattered": clients * count_bytes(most),
+        },
+        "shared": {"tables": host, "bytes": shared},
+        "each_client_still": {
+            "kernel_bytes": math.ceil(size / PGD_SPAN) * ENTRY_BYTES,
+            "emulator_slot_bytes": SLOT_BYTES,
+            "emulator_own_tables_bytes": count_bytes(own),
+        },
+        "ways": ways(size, clients, touched),
+        "ratio": unshared / shared,
+    }

@@ -1,0 +1,314 @@
+"""Pictures of what was measured, as PNG; needs matplotlib (the extra `plot`)."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
+
+from msharefs import units
+
+from . import ptmap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which everybody can tell apart.
+COLOURS = {
+    "memfd": "#d55e00",
+    "sysv": "#e69f00",
+    "thp": "#0072b2",
+    "hugetlb": "#56b4e9",
+    "msharefs": "#009e73",
+    "msharefs-strict": "#6fc7ab",
+    "msharefs-native": "#cc79a7",
+}
+OTHER = "#777777"
+INK = "#222222"
+DPI = 130
+# Of the map: those who have a cell alone, and the others.
+ONE = ("#0072b2", "#cc79a7", "#e69f00", "#56b4e9", "#d55e00", "#999933")
+MANY = {"nobody": "#bbbbbb", "several": "#555555", "all": "#009e73"}
+MAP_WIDTH = 64  # cells a line: 128 MiB
+
+
+def draw_bench(found: dict[str, Any], directory: str) -> list[Path]:
+    """Everything there is to draw of a benchmark, into `directory`; the files written."""
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    scenarios = {scenario["name"]: scenario for scenario in found["scenarios"]}
+    drawn = []
+    if "pagetables" in scenarios:
+        drawn.append(target / "pagetables.png")
+        draw_pagetables(scenarios["pagetables"], str(drawn[-1]))
+    costs = [scenarios[name] for name in ("first-touch", "populated") if name in scenarios]
+    if costs:
+        drawn.append(target / "cost.png")
+        draw_cost(costs, str(drawn[-1]))
+    if found.get("map"):
+        drawn.append(target / "map.png")
+        draw_map(found["map"], str(drawn[-1]))
+    return drawn
+
+
+def draw_pagetables(scenario: dict[str, Any], path: str) -> None:
+    """Page-table memory against processes, a line for each kind of memory, both axes by decades."""
+    figure, axes = _figure(10.2, 5.2)
+    labels: list[tuple[float, float, str, str]] = []
+    for name, counts, sizes in _lines(scenario):
+        row = name.removesuffix(", own tables today")
+        dashed = name != row
+        axes.plot(
+            counts, sizes, color=COLOURS.get(row, OTHER), linestyle="--" if dashed else "-",
+            marker="o", markersize=4, linewidth=1.3 if dashed else 2.2, zorder=2 if dashed else 3,
+        )  # fmt: skip
+        labels.append((counts[-1], sizes[-1], name, COLOURS.get(row, OTHER)))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    counts = sorted({case["processes"] for case in scenario["cases"]})
+    axes.xaxis.set_major_locator(FixedLocator(counts))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    _bytes_axis(axes)
+    axes.set_xlabel("processes")
+    axes.set_title(
+        f"Page tables of processes that all read the same {units.size(scenario['size_bytes'])}",
+        loc="left",
+    )
+    _label_ends(axes, labels)
+    _save(figure, path)
+
+
+def _lines(scenario: dict[str, Any]) -> Iterable[tuple[str, list[int], list[float]]]:
+    """Name, processes and bytes of each line; what is zero has no place on such an axis."""
+    rows = dict.fromkeys(row for case in scenario["cases"] for row in case["rows"])
+    for row in rows:
+        for key, name in (("tables_bytes", row), ("vmpte_bytes", f"{row}, own tables today")):
+            points = [
+                (case["processes"], case["rows"][row]["figures"][key]["median"])
+                for case in scenario["cases"]
+                if row in case["rows"]
+            ]
+            points = [point for point in points if point[1] > 0]
+            if points and (key == "tables_bytes" or "msharefs" in row):
+                yield name, [count for count, _ in points], [size for _, size in points]
+
+
+def _bytes_axis(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    steps = range(math.floor(math.log2(low) / 4) * 4, math.ceil(math.log2(high)) + 1, 4)
+    axes.yaxis.set_major_locator(FixedLocator([2.0**step for step in steps]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: units.size(value)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+
+
+def _label_ends(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
+    """Write each line's name at its end; those that would overlap are moved apart."""
+    low, high = (math.log10(limit) for limit in axes.get_ylim())
+    room, ceiling = (high - low) / 18, high
+    for _, y, name, colour in sorted(labels, key=lambda label: -label[1]):
+        at = min(ceiling, math.log10(y))
+        ceiling = at - room
+        axes.annotate(
+            f"{name}  {units.size(y)}", (1, y), xytext=(1.02, 10**at),
+            xycoords=axes.get_yaxis_transform(), textcoords=axes.get_yaxis_transform(),
+            color=colour, va="center", fontsize=9, annotation_clip=False,
+        )  # fmt: skip
+
+
+def draw_cost(scenarios: list[dict[str, Any]], path: str) -> None:
+    """Time a page of each kind of memory, a panel a case, with the ratio to the first row."""
+    cases = [(scenario, case) for scenario in scenarios for case in scenario["cases"]]
+    columns = 2
+    lines = math.ceil(len(cases) / columns)
+    most = max(len(case["rows"]) for _, case in cases)
+    figure = _canvas(10.4, 0.5 + lines * (0.75 + 0.24 * most))
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
+    for panel, (scenario, case) in zip(panels.flat, cases, strict=False):
+        _points(panel, scenario, case)
+    for panel in panels.flat[len(cases) :]:
+        panel.set_axis_off()
+    for panel in panels[-1]:
+        panel.set_xlabel("time a 4 KiB page")
+    figure.suptitle("Cost a page, median and range of the rounds", x=0.01, ha="left", fontsize=12)
+    _save(figure, path)
+
+
+def _points(axes: Axes, scenario: dict[str, Any], case: dict[str, Any]) -> None:
+    rows = list(case["rows"])
+    for place, row in enumerate(rows):
+        found = case["rows"][row]
+        spread, ratio = found["figures"]["ns_per_page"], found["ratio"]
+        middle = spread["median"]
+        colour = COLOURS.get(row, OTHER)
+        axes.plot([spread["low"], spread["high"]], [place, place], color=colour, linewidth=2)
+        axes.plot([middle], [place], color=colour, marker="o", markersize=7)
+        times = f"  {ratio['median']:.2g}x" if ratio and row != scenario["baseline"] else ""
+        axes.text(
+            max(middle, spread["high"]) * 1.15, place, f"{_duration(middle)}{times}",
+            va="center", fontsize=8, color=INK,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.margins(x=0.4)
+    axes.grid(axis="both", color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _duration(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(labelsize=8)
+    what = ", ".join(case["case"].values())
+    processes = f", {case['processes']} processes" if case["processes"] > 1 else ""
+    axes.set_title(f"{scenario['name']}: {what}{processes}", loc="left", fontsize=9)
+
+
+def _duration(nanoseconds: float) -> str:
+    if nanoseconds >= 1e6:
+        return f"{nanoseconds / 1e6:.3g} ms"
+    return f"{nanoseconds / 1e3:.3g} us" if nanoseconds >= 1e3 else f"{nanoseconds:.3g} ns"
+
+
+def draw_map(found: dict[str, Any], path: str) -> None:
+    """The page-table map of `ptmap.look`, into a file."""
+    _save(map_figure(found), path)
+
+
+def map_figure(found: dict[str, Any]) -> Figure:
+    """The page-table map: a cell for 2 MiB, the fuller the darker, coloured by who has it."""
+    picture, marks = _cells(found)
+    figure, axes = _figure(9.6, 1.55 + 0.128 * len(picture))
+    axes.pcolormesh(picture, edgecolors="white", linewidth=0.8)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    axes.set_yticks([line + 0.5 for line, _ in marks], [text for _, text in marks], fontsize=8)
+    places = range(0, MAP_WIDTH + 1, 8)
+    axes.set_xticks(
+        places, [f"+{units.size(cell * found['cell_bytes'])}" for cell in places], fontsize=8
+    )
+    axes.tick_params(length=0)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    entries = sum(sum(part["present"]) for part in found["ranges"])
+    axes.set_title(
+        f"Page tables of {found['name']}, {entries:,} entries: a cell is one PTE table of "
+        f"{units.size(found['cell_bytes'])}, the darker the fuller",
+        loc="left", fontsize=10,
+    )  # fmt: skip
+    figure.legend(
+        handles=_map_legend(found), loc="outside lower left", ncols=4, frameon=False, fontsize=8,
+        title="in the page tables of", title_fontsize=8, alignment="left",
+    )  # fmt: skip
+    return figure
+
+
+def timeline(found: dict[str, Any]) -> bytes:
+    """Page tables of a program while it ran (`sampling.Sampler.document`), as PNG."""
+    figure, axes = _figure(9.6, 4.2)
+    samples = found["samples"]
+    seconds = [sample["seconds"] for sample in samples]
+    labels = []
+    for key, name, colour in (
+        ("vmpte_bytes", "all processes", OTHER),
+        ("own_tables_bytes", "theirs for regions", COLOURS["memfd"]),
+        ("page_table_bytes", "regions' host mms", COLOURS["msharefs"]),
+    ):
+        sizes = [sample[key] for sample in samples]
+        axes.plot(seconds, sizes, color=colour, linewidth=2)
+        labels.append((seconds[-1], float(max(sizes)), f"{name}, at most", colour))
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    # A power of two a step, some five steps.
+    step = 2.0 ** math.ceil(math.log2(max(1.0, axes.get_ylim()[1]) / 6))
+    axes.yaxis.set_major_locator(MultipleLocator(step))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: units.size(value)))
+    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    axes.set_xlabel("seconds")
+    axes.legend(
+        handles=[
+            Patch(color=colour, label=f"{name} {units.size(most)}")
+            for _, most, name, colour in labels
+        ],
+        frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3,
+    )  # fmt: skip
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()
+
+
+def _cells(found: dict[str, Any]) -> tuple[list[list[tuple[float, ...]]], list[tuple[int, str]]]:
+    """Colours line by line, and the lines that carry an offset."""
+    picture: list[list[tuple[float, ...]]] = []
+    marks = []
+    for part in found["ranges"]:
+        cells = list(zip(part["present"], part["who"], strict=True))
+        for at in range(0, len(cells), MAP_WIDTH):
+            start = part["start"] + at * found["cell_bytes"]
+            marks.append((len(picture), f"{start / 2**30:.4g} GiB"))
+            line = [_cell(found, *cell) for cell in cells[at : at + MAP_WIDTH]]
+            picture.append(line + [(1.0, 1.0, 1.0)] * (MAP_WIDTH - len(line)))
+    every = math.ceil(len(marks) / 32)
+    return picture or [[(1.0, 1.0, 1.0)] * MAP_WIDTH], marks[::every]
+
+
+def _cell(found: dict[str, Any], present: int, group: int) -> tuple[float, ...]:
+    if present == 0:
+        return to_rgb("#f0f0f0")
+    colour = to_rgb(_holder_colour(ptmap.holder(found["groups"][group], len(found["clients"]))))
+    depth = 0.25 + 0.75 * present / ptmap.ENTRIES
+    return tuple(1 - depth * (1 - part) for part in colour)
+
+
+def _holder_colour(word: str) -> str:
+    return MANY[word] if word in MANY else ONE[int(word) % len(ONE)]
+
+
+def _map_legend(found: dict[str, Any]) -> list[Patch]:
+    words = {
+        ptmap.holder(found["groups"][who], len(found["clients"]))
+        for part in found["ranges"]
+        for who, present in zip(part["who"], part["present"], strict=True)
+        if present
+    }
+    legend = []
+    for word in sorted(words):
+        if word in MANY:
+            label = f"all {len(found['clients'])} clients" if word == "all" else word
+        else:
+            label = (
+                f"{found['clients'][int(word)]['comm']} {found['clients'][int(word)]['pid']} alone"
+            )
+        legend.append(Patch(color=_holder_colour(word), label=label))
+    return [*legend, Patch(color="#f0f0f0", label="no table")]
+
+
+def _canvas(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)  # no display is needed
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = _canvas(width, height)
+    axes = figure.subplots()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: str) -> None:
+    figure.savefig(path)

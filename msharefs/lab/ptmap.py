@@ -1,0 +1,147 @@
+"""A map of a region's page tables: for every 2 MiB how full its PTE table is, and who has it.
+
+A 2 MiB page counts as full.
+
+How full comes from the host mm. Who has it is looked up in the clients' own, real page tables
+(PAGEMAP_SCAN of Linux 6.7), so it is what each can reach at this moment without a fault.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from typing import TYPE_CHECKING, Any
+
+from msharefs.native import ffi, lib
+from msharefs.server import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from msharefs.client import Region
+    from msharefs.server.hostmm import HostMM
+
+CELL_BYTES = 1 << 21
+ENTRIES = 512
+
+# linux/fs.h: struct pm_scan_arg, struct page_region, PAGE_IS_PRESENT.
+_SCAN = struct.Struct("=12Q")
+_REGION = struct.Struct("=3Q")
+_PAGEMAP_SCAN = 3 << 30 | _SCAN.size << 16 | ord("f") << 8 | 16
+_PRESENT = 1 << 3
+_REGIONS = 1024
+
+
+def look(region: Region) -> dict[str, Any]:
+    """The map of an open region, as its server tells, as a document.
+
+    `ranges` has the mapped parts; in each `present` is a number of entries a cell and `who` an
+    index into `groups`, lists of clients' numbers. OSError: as `Region.describe`, and ENOTTY on a
+    kernel before 6.7.
+    """
+    return _map(
+        os.path.basename(region.path),
+        region.describe("pagetable"),
+        region.describe("clients"),
+        region.maps(),
+    )
+
+
+def of_host(host: HostMM) -> dict[str, Any]:
+    """The same of a host mm that is open in this process."""
+    return _map(host.name, describe.pagetable(host), describe.clients(host), describe.maps(host))
+
+
+def _map(
+    name: str, tables: dict[str, Any], clients: list[dict[str, Any]], vmas: list[dict[str, Any]]
+) -> dict[str, Any]:
+    lowest = next(level["tables"] for level in tables["levels"] if level["level"] == "pte")
+    present = {(table["start"] - lib.HOST_BASE) // CELL_BYTES: table["present"] for table in lowest}
+    present |= {(page - lib.HOST_BASE) // CELL_BYTES: ENTRIES for page in tables["huge_pages"]}
+    holders, unseen = _holders(clients, set(present))
+    groups: dict[tuple[int, ...], int] = {(): 0}
+    ranges = [
+        {
+            "start": first * CELL_BYTES,
+            "present": [present.get(cell, 0) for cell in range(first, last)],
+            "who": [
+                groups.setdefault(tuple(holders.get(cell, ())), len(groups))
+                for cell in range(first, last)
+            ],
+        }
+        for first, last in _mapped(vmas)
+    ]
+    return {
+        "name": name,
+        "cell_bytes": CELL_BYTES,
+        "clients": [{"pid": client["pid"], "comm": client["comm"]} for client in clients],
+        "unseen": unseen,
+        "groups": [list(group) for group in groups],
+        "ranges": ranges,
+    }
+
+
+def _mapped(vmas: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Cells that are mapped at least in part, as ranges that do not touch."""
+    found: list[tuple[int, int]] = []
+    for vma in vmas:
+        first, last = vma["start"] // CELL_BYTES, -(-vma["end"] // CELL_BYTES)
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        else:
+            found.append((first, last))
+    return found
+
+
+def _holders(
+    clients: list[dict[str, Any]], tables: set[int]
+) -> tuple[dict[int, list[int]], list[int]]:
+    """Who has pages of which cell; and the clients whose page tables we may not see."""
+    holders: dict[int, list[int]] = {}
+    unseen = []
+    for number, client in enumerate(clients):
+        try:
+            for cell in held_cells(client["pid"], client["base"], client["size"], client["offset"]):
+                if cell in tables:
+                    holders.setdefault(cell, []).append(number)
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            unseen.append(number)
+    return holders, unseen
+
+
+def held_cells(pid: int, base: int, size: int, offset: int = 0) -> Iterator[int]:
+    """Cells of which a process has a page in its own tables, in its window [base, base+size).
+
+    The window begins at region offset `offset`. Of adopted memory only a part need be there, and
+    the rest may lie past the end of the address space.
+
+    OSError: EPERM or ESRCH and ENOENT for a process that is another's or gone; ENOTTY, old kernel.
+    """
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        vector = bytearray(_REGION.size * _REGIONS)
+        where = _address(vector)
+        at, end, last = base, min(base + size, lib.HOST_END), -1
+        while at < end:
+            argument = bytearray(
+                _SCAN.pack(_SCAN.size, 0, at, end, 0, where, _REGIONS, 0, 0, _PRESENT, 0, _PRESENT)
+            )
+            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+            for start, stop, _ in _REGION.iter_unpack(vector[: count * _REGION.size]):
+                first = max(last + 1, (start - base + offset) // CELL_BYTES)
+                last = max(last, (stop - 1 - base + offset) // CELL_BYTES)
+                yield from range(first, last + 1)
+            at = _SCAN.unpack(argument)[4]  # walk_end
+
+
+def _address(buffer: bytearray) -> int:
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))
+
+
+def holder(group: list[int], clients: int) -> str:
+    """Who has a cell, in a word: "nobody", "all", "several", or the client's number."""
+    if not group:
+        return "nobody"
+    if len(group) == 1:
+        return str(group[0])
+    return "all" if len(group) == clients else "several"

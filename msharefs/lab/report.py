@@ -1,0 +1,157 @@
+"""A program's own answer to what shared page tables would do for it: as text, HTML and JSON.
+
+The figures are those of `sampling.Sampler`. The HTML stands alone: pictures are inside, nothing is
+fetched from anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from msharefs import units
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from .sampling import Sampler
+
+KIND = "msharefs run"
+VERSION = 1
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em;
+       color: #222; }
+h1 { font-size: 1.3em; } h2 { font-size: 1.05em; margin-top: 2em; }
+table { border-collapse: collapse; } td, th { padding: .15em 1.2em .15em 0; text-align: left; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+tr.answer td { font-weight: 600; border-top: 1px solid #bbb; }
+img { max-width: 100%; } code { background: #f3f3f3; padding: 0 .3em; } .note { color: #666; }
+"""
+
+
+def document(
+    program: Sequence[str], status: int, seconds: float, faults: int, seen: Sampler
+) -> dict[str, Any]:
+    """Everything about a run: `faults` are those of the program and its children (getrusage)."""
+    return {
+        "kind": KIND,
+        "version": VERSION,
+        "program": list(program),
+        "status": status,
+        "seconds": seconds,
+        "faults": faults,
+        **seen.document(),
+    }
+
+
+def write(found: dict[str, Any], path: Path) -> list[Path]:
+    """Write the report: HTML, and its figures as JSON beside it; JSON alone if `path` is *.json."""
+    written = [path.with_suffix(".json")]
+    written[0].write_text(json.dumps(found, indent=1) + "\n")
+    if path.suffix != ".json":
+        path.write_text(page(found))
+        written.insert(0, path)
+    return written
+
+
+def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What the report says: a name, a figure and a remark, line by line; the answer last."""
+    own, held = found["own_tables_bytes"], found["page_table_bytes"]
+    yield "processes at once", f"{found['processes']:,}", ""
+    yield "  with a region attached", f"{found['clients']:,}", ""
+    yield "memory in regions", units.size(found["mapped_bytes"]), ""
+    yield "faults", f"{found['faults']:,}", "the program and its children, getrusage(2)"
+    yield "  first touches of region pages", f"{found['region_faults']:,}", "once for all processes"
+    yield "  pages filled ahead of them", f"{found['prefaulted']:,}", "while access is sequential"
+    yield "  links", f"{found['links']:,}", "one for each attachment and quantum"
+    yield "page tables of all processes", units.size(found["vmpte_bytes"]), "VmPTE, at most"
+    yield "  of that for the regions", units.size(own), "what each process pays for itself today"
+    yield "page tables of the regions", units.size(held), "host mm, at most: with sharing paid once"
+    if found["upper_tables_bytes"]:
+        kept = units.size(found["upper_tables_bytes"])
+        yield "  and in the processes still", kept, "tables above a quantum, which is below 512 GiB"
+    if found["ratio"] is not None:
+        yield "ratio", f"{found['ratio']:.3g}x", "what sharing saves of page tables for the regions"
+
+
+def remarks(found: dict[str, Any]) -> Iterator[str]:
+    """What the reader must know beside the figures."""
+    if not found["regions"]:
+        yield "The program attached no region: was its memory large enough for --adopt-anon?"
+    if found["unseen_clients"]:
+        yield (
+            f"The own page tables of {found['unseen_clients']} attachments could not be seen "
+            "(another user's, or a kernel before 6.7) and are not counted."
+        )
+    if found["incomplete"]:
+        yield f"Watching ended before the program did: {found['incomplete']}"
+
+
+def title(found: dict[str, Any]) -> str:
+    """What was run, and how it ended."""
+    return f"{shlex.join(found['program'])}: {found['seconds']:.1f} s, status {found['status']}"
+
+
+def text(found: dict[str, Any]) -> str:
+    """The report for a terminal."""
+    lines = list(rows(found))
+    wide = max(len(name) for name, _, _ in lines)
+    right = max(len(figure) for _, figure, _ in lines)
+    return "\n".join(
+        [
+            title(found),
+            "",
+            *(f"{name:{wide}}  {figure:>{right}}  {note}".rstrip() for name, figure, note in lines),
+            *(f"\n{remark}" for remark in remarks(found)),
+            "",
+        ]
+    )
+
+
+def page(found: dict[str, Any]) -> str:
+    """The report as one HTML page."""
+    body = [f"<h1>{html.escape(title(found))}</h1>", "<table>"]
+    for name, figure, note in rows(found):
+        mark = ' class="answer"' if name == "ratio" else ""
+        indent = "&emsp;" if name.startswith(" ") else ""
+        body.append(
+            f"<tr{mark}><td>{indent}{html.escape(name.strip())}</td>"
+            f'<td class="number">{html.escape(figure)}</td>'
+            f'<td class="note">{html.escape(note)}</td></tr>'
+        )
+    body.append("</table>")
+    body += [f'<p class="note">{html.escape(remark)}</p>' for remark in remarks(found)]
+    body += pictures(found)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title(found))}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def pictures(found: dict[str, Any]) -> Iterator[str]:
+    """The pictures, as HTML; a sentence instead where matplotlib is missing."""
+    try:
+        from . import plot
+    except ImportError:
+        yield '<p class="note">For pictures install matplotlib: <code>msharefs[plot]</code>.</p>'
+        return
+    if len(found["samples"]) > 1:
+        yield "<h2>Page tables while it ran</h2>"
+        yield _image(plot.timeline(found), "page tables over time")
+    for region in found["regions"]:
+        if region["map"] is not None:
+            name = html.escape(region["map"]["name"])
+            yield f"<h2>Map of {name} when it had most</h2>"
+            yield _image(plot.png(plot.map_figure(region["map"])), f"page tables of {name}")
+
+
+def _image(png: bytes, alternative: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'

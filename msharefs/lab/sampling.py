@@ -1,0 +1,264 @@
+"""Watching the page tables of running programs: their own, and those of the regions they attach.
+
+A region's figures are read from its objects in the state directory, without asking the server, so
+that unlinked regions are seen too and nobody is disturbed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from msharefs.server import describe
+from msharefs.server.hostmm import HostMM
+
+from . import ptmap
+from .plan import PGD_SPAN, TABLE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+INTERVAL_SECONDS = 0.05
+# Looking takes time of the program's processors: at most this share of one.
+COST_SHARE = 0.1
+# Samples kept; when there are more, every other one goes and the rest stand for longer.
+SAMPLES_MAX = 2000
+# A new map is drawn when the page tables have grown by this since the last one.
+MAP_GROWTH = 1.1
+MAPS_MAX = 4
+
+
+def vmpte(pid: int) -> int:
+    """Bytes of a process's own page tables; 0 if it is gone or is a kernel's thread."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    for line in text.splitlines():
+        if line.startswith("VmPTE:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class Own(NamedTuple):
+    """Bytes of a process's own page tables for a window, the PGD left out."""
+
+    shareable: int
+    """With sharing the host mm has these: tables that span a quantum or less."""
+    upper: int
+    """Those above, which each process keeps: none with a quantum of 512 GiB."""
+
+
+def own_tables(pid: int, base: int, size: int, quantum: int) -> Own | None:
+    """Of the window [base, base+size) of a region with this quantum.
+
+    None if they may not be seen: another user's process, or a kernel before 6.7.
+    """
+    try:
+        cells = list(ptmap.held_cells(pid, base, size))
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return Own(0, 0)
+    except OSError:
+        return None
+    found = {True: 0, False: 0}
+    for span in (ptmap.CELL_BYTES, 1 << 30, PGD_SPAN):
+        tables = {(base + cell * ptmap.CELL_BYTES) // span for cell in cells}
+        found[span <= quantum] += len(tables) * TABLE_BYTES
+    return Own(found[True], found[False])
+
+
+@dataclass
+class Sample:
+    """One look; bytes."""
+
+    seconds: float
+    """Since the start."""
+    processes: int
+    vmpte_bytes: int
+    """All their page tables."""
+    own_tables_bytes: int
+    """Of these, for the regions: what sharing would take from them."""
+    upper_tables_bytes: int
+    """Of these, for the regions too, but above what is shared: the quantum is below 512 GiB."""
+    page_table_bytes: int
+    """What the host mms hold."""
+    clients: int
+    """Processes that have a region attached."""
+    attachments: int
+    mapped_bytes: int
+    """Mapped in regions, each counted once."""
+    unseen: int = 0
+    """Clients whose own tables for the regions may not be seen, and are not counted."""
+
+
+@dataclass
+class Region:
+    """The last that was seen of a region, and the most."""
+
+    ident: int
+    size_bytes: int = 0
+    mapped_bytes: int = 0
+    clients: int = 0
+    page_table_bytes: int = 0
+    host_mm_bytes: int = 0
+    rss_bytes: int = 0
+    faults: int = 0
+    prefaulted: int = 0
+    links: int = 0
+    segv: int = 0
+    map: dict[str, Any] | None = field(default=None, repr=False)
+
+
+class Sampler:
+    """Looks again and again while this context lives.
+
+    `processes` gives the processes to look at, `state` is the state directory of the mount.
+    """
+
+    def __init__(
+        self,
+        processes: Callable[[], Iterable[int]],
+        state: Path,
+        interval: float = INTERVAL_SECONDS,
+    ) -> None:
+        self._processes = processes
+        self._objects = state / "regions"
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="msharefs-sampler", daemon=True)
+        self.samples: list[Sample] = []
+        self.regions: dict[int, Region] = {}
+        self.error: Exception | None = None
+        """What ended the looking too early."""
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._started
+
+    def _watch(self) -> None:
+        interval = self._interval
+        try:
+            while True:
+                before = time.thread_time()
+                self.look()
+                cost = time.thread_time() - before
+                if len(self.samples) > SAMPLES_MAX:
+                    self.samples = self.samples[::2]
+                    interval *= 2
+                if self._stop.wait(max(interval, cost / COST_SHARE)):
+                    break
+            self.look()  # whoever is left
+        except Exception as error:  # noqa: BLE001  # told in the report; the program goes on
+            self.error = error
+
+    def look(self) -> None:
+        """Take a sample."""
+        pids = list(self._processes())
+        sample = Sample(self.seconds, len(pids), sum(map(vmpte, pids)), *[0] * 6)
+        attached: set[int] = set()
+        for path in sorted(self._objects.glob("*.mm")):
+            attached |= self._look_at(int(path.stem), sample)
+        sample.clients = len(attached)
+        self.samples.append(sample)
+
+    def _look_at(self, ident: int, sample: Sample) -> set[int]:
+        """Add a region to the sample; the processes that have it attached."""
+        try:
+            host = HostMM(f"region {ident}", self._objects, ident)
+        except OSError:  # it went since we saw its name, or is not ready yet
+            return set()
+        try:
+            raw, clients = describe.raw_stat(host), describe.clients(host)
+            mapped = sum(vma["end"] - vma["start"] for vma in describe.maps(host))
+            whole = (self._objects / f"{ident}.mm").stat().st_blocks * 512
+        except OSError:
+            return set()
+        else:
+            self._add(self.regions.setdefault(ident, Region(ident)), sample, {
+                "size_bytes": raw.size,
+                "mapped_bytes": mapped,
+                "clients": len(clients),
+                "page_table_bytes": raw.page_table_bytes,
+                "host_mm_bytes": whole,
+                "rss_bytes": raw.rss,
+                "faults": raw.faults,
+                "prefaulted": raw.prefaulted,
+                "links": raw.links,
+                "segv": raw.segv,
+            })  # fmt: skip
+            before = sample.own_tables_bytes
+            for client in clients:
+                own = own_tables(client["pid"], client["base"], host.size, host.quantum)
+                sample.own_tables_bytes += own.shareable if own else 0
+                sample.upper_tables_bytes += own.upper if own else 0
+                sample.unseen += own is None
+            self._draw(ident, host, raw.page_table_bytes + sample.own_tables_bytes - before)
+            return {client["pid"] for client in clients}
+        finally:
+            host.close()
+
+    def _add(self, region: Region, sample: Sample, seen: dict[str, int]) -> None:
+        for key, value in seen.items():
+            setattr(region, key, max(getattr(region, key), value))
+        sample.page_table_bytes += seen["page_table_bytes"]
+        sample.attachments += seen["clients"]
+        sample.mapped_bytes += seen["mapped_bytes"]
+
+    def _draw(self, ident: int, host: HostMM, weight: int) -> None:
+        """Keep a map of when there was most to see: bytes of tables, its own and its clients'."""
+        region = self.regions[ident]
+        drawn = [one for one in self.regions.values() if one.map is not None]
+        if region.map is None and len(drawn) >= MAPS_MAX:
+            return
+        if region.map is None or weight > region.map["weight"] * MAP_GROWTH:
+            region.map = {**ptmap.of_host(host), "weight": weight}
+
+    def document(self) -> dict[str, Any]:
+        """What was seen, for JSON: peaks, each over all samples; the samples; the regions."""
+
+        def peak(key: str) -> int:
+            return max((getattr(sample, key) for sample in self.samples), default=0)
+
+        def total(key: str) -> int:
+            return sum(getattr(region, key) for region in self.regions.values())
+
+        own, held = peak("own_tables_bytes"), peak("page_table_bytes")
+        regions = [asdict(region) for region in self.regions.values()]
+        return {
+            "processes": peak("processes"),
+            "clients": peak("clients"),
+            "attachments": peak("attachments"),
+            "mapped_bytes": peak("mapped_bytes"),
+            "vmpte_bytes": peak("vmpte_bytes"),
+            "own_tables_bytes": own,
+            "upper_tables_bytes": peak("upper_tables_bytes"),
+            "page_table_bytes": held,
+            "host_mm_bytes": total("host_mm_bytes"),
+            "unseen_clients": peak("unseen"),
+            "ratio": own / held if held else None,
+            "region_faults": total("faults"),
+            "prefaulted": total("prefaulted"),
+            "links": total("links"),
+            "samples": [asdict(sample) for sample in self.samples],
+            "regions": regions,
+            "incomplete": str(self.error) if self.error else None,
+        }

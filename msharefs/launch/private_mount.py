@@ -1,0 +1,140 @@
+"""A mount of msharefs for one purpose: up for the time of a `with`, then nothing of it is left.
+
+The demonstration measures on one, so that it needs no mount of the user's and disturbs none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from msharefs import mountpoint
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+# A server's state must be on tmpfs; the mount point may as well be beside it.
+PARENT = "/dev/shm"  # noqa: S108  # mkdtemp makes a name of our own
+PREFIX = "msharefs-private-"
+
+# `python -m msharefs mount`, and a SIGTERM when we die: a mount must not outlive us, however we
+# end. 1 is PR_SET_PDEATHSIG of prctl(2).
+_SERVER = (
+    "import ctypes; ctypes.CDLL(None).prctl(1, 15); from msharefs.cli import main; main()"
+)  # fmt: skip
+_START_SECONDS = 30.0
+_STOP_SECONDS = 15.0
+
+
+class PrivateMount:
+    """A mounted msharefs, served by a child of ours; a context manager. Its `directory` is there.
+
+    `options` are those of ``msharefs mount -o``. Entering raises OSError with the sentence of the
+    mount if it cannot be done. Other users cannot reach it, unless `shared`.
+    """
+
+    def __init__(self, *options: str, shared: bool = False) -> None:
+        self._options = options
+        self._shared = shared
+
+    def __enter__(self) -> Self:
+        self._base = Path(tempfile.mkdtemp(dir=PARENT, prefix=PREFIX)).resolve()
+        self._log = self._base / "log"
+        self._server: subprocess.Popen[bytes] | None = None
+        self.directory = self._base / "mount"
+        self.state = self._base / "state"
+        try:
+            self.directory.mkdir()
+            if self._shared:  # the way through; mount and state have modes of their own
+                self._base.chmod(0o711)
+            self._start()
+        except BaseException:
+            self._clean_up()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        server = self._server
+        died = server is not None and server.poll() is not None
+        self._clean_up()
+        if died and isinstance(error, OSError):
+            assert server is not None
+            raise OSError(
+                errno.EIO, f"the private server died (status {server.returncode}): {self._said}"
+            ) from error
+
+    @property
+    def server_pid(self) -> int:
+        """The server's process, our child."""
+        assert self._server is not None
+        return self._server.pid
+
+    def note_end(self) -> None:
+        """The server has ended: wait(2) for it. For whoever waits for all children."""
+        assert self._server is not None
+        self._server.poll()
+
+    def host_mm_bytes(self) -> int:
+        """Memory that the host mms of all its regions take: page tables, slots, mappings."""
+        objects = (self.state / "regions").glob("*.mm")
+        return sum(path.stat().st_blocks * 512 for path in objects)  # st_blocks: stat(2)
+
+    def _start(self) -> None:
+        options = ",".join((f"state={self.state}", *self._options))
+        with self._log.open("wb") as log:
+            self._server = subprocess.Popen(
+                [sys.executable, "-c", _SERVER, "mount", "-f", "-o", options, self.directory],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                process_group=0,  # a Ctrl-C is for us: we end the server when we are done with it
+            )  # fmt: skip
+        pidfd = os.pidfd_open(self._server.pid)
+        # The kernel tells by POLLPRI that the table of mounts has changed.
+        with Path("/proc/self/mountinfo").open("rb") as table:
+            poll = select.poll()
+            poll.register(table, select.POLLPRI)
+            poll.register(pidfd, select.POLLIN)
+            try:
+                while mountpoint.covering(self.directory) is None:
+                    events = poll.poll(_START_SECONDS * 1000)
+                    if not events:
+                        raise TimeoutError(
+                            errno.ETIMEDOUT,
+                            f"no mount after {_START_SECONDS:g} seconds: {self._last_words()}",
+                        )
+                    if any(fd == pidfd for fd, _ in events):
+                        raise OSError(errno.EIO, self._last_words())
+            finally:
+                os.close(pidfd)
+
+    def _last_words(self) -> str:
+        """The last line the server wrote: its error, if it has ended with one."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return lines[-1].removeprefix("msharefs: ") if lines else "the server said nothing"
+
+    def _clean_up(self) -> None:
+        if self._server is not None:
+            self._server.send_signal(signal.SIGTERM)
+            try:
+                self._server.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait()
+            self._said = self._last_words()
+        while (mount := mountpoint.covering(self.directory)) is not None:
+            mountpoint.take_away(self.directory, mount, lazy=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._base)

@@ -1,0 +1,355 @@
+"""Running a program under the preload library, on a mount that is there or on one of its own.
+
+On a mount that is there the program takes our place (execve). With a mount of its own there are
+three of us: this process, which stands in for the program towards whoever started it; a keeper,
+which serves the mount as long as the program or any descendant lives, daemons included; and the
+mount's server::
+
+    stand-in        waits for the program's end, forwards signals, ends with its status
+      keeper        adopts orphans (PR_SET_CHILD_SUBREAPER), takes the mount away at the end
+        server
+        program
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import pickle
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Self
+
+import psutil
+
+from msharefs import mountpoint
+
+from . import installed
+from .private_mount import PARENT, PREFIX, PrivateMount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+
+# What env(1), nohup(1) and the shells answer for a program that cannot be started.
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+SIGNALLED = 128  # plus the signal's number
+
+MOUNT = "MSHAREFS_MOUNT"
+ADOPT = "MSHAREFS_ADOPT_ANON"
+PRELOAD = "LD_PRELOAD"
+
+_FORWARDED = {
+    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM,
+    signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGWINCH,
+}  # fmt: skip
+_FROM_KERNEL = 0x80  # siginfo_t.si_code SI_KERNEL: of a terminal, which tells the program itself
+_WORD_MAX = 1 << 16  # bytes: an OSError with its sentence
+_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+
+
+def choose_mount(given: Path | None, *, adopts: bool = False) -> Path | None:
+    """The mount that a program should use: the one given, else $MSHAREFS_MOUNT, else the only one.
+
+    None: it needs its own. OSError with a sentence if what was given is no msharefs that works, or
+    one that is no home for memory that the program makes (`adopts`).
+    """
+    named = given or (Path(os.environ[MOUNT]) if os.environ.get(MOUNT) else None)
+    if named is not None:
+        directory = mountpoint.resolve(named)
+        mount = mountpoint.covering(directory)
+        if mount is None or mount.fstype != mountpoint.FSTYPE:
+            raise OSError(
+                errno.EINVAL,
+                "no msharefs is mounted here: mount one (`msharefs mount DIR`), or name none "
+                "to get one for the time of the program",
+                str(named),
+            )
+        if mountpoint.probe(directory) != "alive":
+            raise OSError(
+                errno.ENOTCONN,
+                f"its server does not answer; `msharefs mount {directory}` brings it back",
+                str(named),
+            )
+        if adopts and (kind := _owner_kind(directory)) != "file":
+            raise OSError(
+                errno.EINVAL,
+                f"its regions end with their owner (-o owner={kind}): a program's memory must "
+                "outlive the process that makes it. Mount with -o owner=file, or name none to get "
+                "one for the time of the program",
+                str(named),
+            )
+        return directory
+    own = f"{PARENT}/{PREFIX}"
+    found = {
+        mount.directory
+        for mount in mountpoint.mounts()
+        if mount.fstype == mountpoint.FSTYPE and not str(mount.directory).startswith(own)
+    }
+    alive = [directory for directory in found if mountpoint.probe(directory) == "alive"]
+    if len(alive) != 1 or (adopts and _owner_kind(alive[0]) != "file"):
+        return None
+    return alive[0]
+
+
+def _owner_kind(directory: Path) -> str:
+    """What regions made on a mount end with: "file", "process" or "thread". Asked by making one."""
+    from msharefs import client
+
+    path = directory / f".run-{os.getpid()}"
+    with client.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as region:
+        path.unlink()
+        kind: str = region.stat()["owner"]["kind"]
+    return kind
+
+
+def environment(directory: Path, adopt: int | None) -> dict[str, str]:
+    """The environment of a program: `adopt` is the least size in bytes of what becomes a region."""
+    library = str(installed.preload())
+    if set(library) & set(" :"):
+        raise OSError(
+            errno.EINVAL,
+            "the dynamic linker takes no library with a blank or a colon in its path: "
+            "install msharefs elsewhere",
+            library,
+        )
+    # Ours comes last: it calls the kernel and nobody after it.
+    others = [name for name in os.environ.get(PRELOAD, "").split(":") if name not in ("", library)]
+    added = {PRELOAD: ":".join((*others, library)), MOUNT: str(directory)}
+    if adopt is not None:
+        added[ADOPT] = str(adopt)
+    return {**os.environ, **added}
+
+
+class GivenMount:
+    """A mount that is there, as far as a keeper needs it; its `state` is its server's."""
+
+    server_pid = 0  # none of our children
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __enter__(self) -> Self:
+        self.state = _state_of(self.directory)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def note_end(self) -> None:
+        """Its server's end is not ours to wait for."""
+
+
+_Home = PrivateMount | GivenMount
+
+
+def _state_of(directory: Path) -> Path:
+    """The state directory of a mount: where its server holds the lock. EACCES: not for us."""
+    server = mountpoint.open_server(directory)
+    if server.pidfd >= 0:
+        os.close(server.pidfd)
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            for link in Path(f"/proc/{server.pid}/fd").iterdir():
+                target = Path(os.readlink(link))
+                if target.name == "lock" and os.access(
+                    target.parent / "regions", os.R_OK | os.X_OK
+                ):
+                    return target.parent
+    raise OSError(
+        errno.EACCES,
+        "--report reads its page tables and may not: run as the user of its server, or let the "
+        "program have a mount of its own",
+        str(directory),
+    )
+
+
+def run(
+    arguments: Sequence[str], directory: Path | None, adopt: int | None, report: Path | None = None
+) -> int:
+    """Run a program to its end; the exit status to end with.
+
+    With a mount that is there (`directory`), and no report to write, this process becomes the
+    program and nothing returns. OSError: the program cannot be started (its `filename` is the
+    program's), or the mount.
+    """
+    if directory is not None and report is None:
+        _become(arguments, environment(directory, adopt))
+    if directory is not None:
+        return _stand_in(arguments, GivenMount(directory), adopt, report)
+    # Its windows are rounded up to the quantum: a program's own shared memory needs a small one.
+    options = ("quantum=2M",) if adopt is not None else ()
+    return _stand_in(arguments, PrivateMount(*options, shared=True), adopt, report)
+
+
+def _become(arguments: Sequence[str], environ: dict[str, str]) -> NoReturn:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec keeps that
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvpe(arguments[0], arguments, environ)  # noqa: S606  # to run it is what we are for
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, arguments[0]) from None
+
+
+def _stand_in(arguments: Sequence[str], home: _Home, adopt: int | None, report: Path | None) -> int:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    if os.fork() == 0:
+        status = 1
+        try:
+            ours.close()
+            _Keeper(theirs, mask).keep(arguments, home, adopt, report)
+            status = 0
+        finally:
+            os._exit(status)
+    theirs.close()
+    with ours:
+        program = _hear(ours)
+        threading.Thread(target=_forward, args=(program,), daemon=True).start()
+        return _hear(ours)
+
+
+def _hear(channel: socket.socket) -> int:
+    """What the keeper says next: the program's pidfd, its exit status, or an OSError to raise."""
+    data, fds, _, _ = socket.recv_fds(channel, _WORD_MAX, 1)
+    if not data:
+        raise OSError(errno.ECHILD, "the keeper of the private mount was killed")
+    word = pickle.loads(data)  # noqa: S301  # our own child's words
+    if isinstance(word, OSError):
+        raise word
+    return fds[0] if fds else word
+
+
+def _forward(program: int) -> NoReturn:
+    """Pass on the signals that we get, but those of the terminal."""
+    while True:
+        info = signal.sigwaitinfo(_FORWARDED)
+        if info.si_code == _FROM_KERNEL:
+            continue
+        with contextlib.suppress(ProcessLookupError):  # ended; its status is on the way
+            signal.pidfd_send_signal(program, info.si_signo)
+
+
+class _Watch:
+    """Looks at the page tables of all descendants, if there is a report to write; a context."""
+
+    def __init__(self, arguments: Sequence[str], mount: _Home, path: Path | None) -> None:
+        self.status = 0
+        self._arguments = arguments
+        self._mount = mount
+        self._path = path
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            from msharefs.lab.sampling import Sampler
+
+            self._path.touch()  # if that cannot be, then now
+            self._sampler = Sampler(self._processes, self._mount.state).__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._path is None:
+            return
+        from msharefs.lab import report
+
+        seconds = self._sampler.seconds
+        self._sampler.__exit__(kind, error, trace)
+        if error is not None:
+            return
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)  # the server has not ended yet
+        faults = used.ru_minflt + used.ru_majflt
+        found = report.document(self._arguments, self.status, seconds, faults, self._sampler)
+        written = report.write(found, self._path)
+        sys.stderr.write(f"\n{report.text(found)}\nwritten to {', '.join(map(str, written))}\n")
+        sys.stderr.flush()
+
+    def _processes(self) -> list[int]:
+        every = psutil.Process().children(recursive=True)
+        return [process.pid for process in every if process.pid != self._mount.server_pid]
+
+
+class _Keeper:
+    """Serves the private mount while a descendant lives.
+
+    It tells the program's end when the mount is gone, or at once if others live on. `mask` is the
+    signal mask the program gets.
+    """
+
+    def __init__(self, channel: socket.socket, mask: set[signal.Signals]) -> None:
+        self._channel = channel
+        for number in _FORWARDED:  # a Ctrl-C goes to the whole process group
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)  # unlike SIG_IGN, not kept by exec
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def keep(
+        self, arguments: Sequence[str], home: _Home, adopt: int | None, report: Path | None
+    ) -> None:
+        """From mount to unmount; tells the program's pidfd, then its exit status, or an OSError."""
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        try:
+            with home as mount, _Watch(arguments, mount, report) as watch:
+                program = self._start(arguments, environment(mount.directory, adopt))
+                watch.status = status = self._wait(mount, program)
+                if self._descendants(mount):
+                    self._tell(status)
+                    self._let_go()
+                    self._wait(mount)
+        except OSError as error:
+            self._tell(error)
+        else:
+            self._tell(status)
+
+    def _start(self, arguments: Sequence[str], environ: dict[str, str]) -> int:
+        try:
+            # Kept: one that nobody needs waits for its process, which is our business.
+            self._program = subprocess.Popen(arguments, env=environ, close_fds=False)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, arguments[0]) from None
+        pidfd = os.pidfd_open(self._program.pid)
+        self._tell(0, pidfd)
+        os.close(pidfd)
+        return self._program.pid
+
+    def _wait(self, mount: _Home, program: int | None = None) -> int:
+        """Wait for the program, or until no descendant is left; a status as a shell has it."""
+        while program is not None or self._descendants(mount):
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            assert ended is not None
+            if ended.si_pid == mount.server_pid:
+                mount.note_end()
+                continue
+            _, status = os.waitpid(ended.si_pid, 0)
+            if ended.si_pid == program:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else SIGNALLED - code
+        return 0
+
+    @staticmethod
+    def _descendants(mount: _Home) -> bool:
+        """Whether any is left; those whose parents have ended are our children."""
+        return any(child.pid != mount.server_pid for child in psutil.Process().children())
+
+    def _tell(self, word: object, fd: int = -1) -> None:
+        # A stand-in that was killed, or has what it waited for: the rest goes on.
+        with contextlib.suppress(BrokenPipeError, OSError):
+            socket.send_fds(self._channel, [pickle.dumps(word)], [fd] if fd >= 0 else [])
+
+    def _let_go(self) -> None:
+        """Whoever reads the program's output must not wait for us."""
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nothing, number)
+        os.close(nothing)

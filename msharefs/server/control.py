@@ -1,0 +1,472 @@
+"""The control socket: attach, detach and the verbs of ioctl(2), for clients of any kind.
+
+A connection begins as one end of a socket pair that a client named in ioctl(MSHAREFS_CONNECT), and
+has the rights of that descriptor. Where the server may not fetch it (Yama), the ioctl answers with
+a token for the socket in the state directory. A client that was attached when an earlier server
+died shows its host mm there instead. Messages: native/core/protocol.h.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import json
+import logging
+import os
+import secrets
+import select
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from msharefs import processes, verbs
+from msharefs.native import ffi, lib
+
+from . import descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from .regions import Region, Regions
+
+log = logging.getLogger(__name__)
+
+MESSAGE = struct.Struct(f"=IiQ5Q{lib.MSG_TEXT}s")
+assert MESSAGE.size == ffi.sizeof("struct msg")
+
+# Attached processes that vanish are noticed by their socket; this is for those that had none.
+REAP_SECONDS = 5.0
+# Processes may be waiting for a change that an earlier server began.
+CATCH_UP_SECONDS = 0.5
+_INT = struct.Struct("i")
+
+
+class Request:
+    """One message of a client, with the descriptors that came with it."""
+
+    def __init__(self, data: bytes, fds: list[int]) -> None:
+        self.op, self.result, self.seq, *arguments, self.text = MESSAGE.unpack(data)
+        self.arguments: list[int] = arguments
+        self._fds = fds
+
+    def take_fd(self, missing: int = errno.EPROTO) -> int:
+        """The next descriptor; it is the caller's now. Error `missing`: there is none."""
+        if not self._fds:
+            raise OSError(missing, "a message came without its descriptor")
+        return self._fds.pop(0)
+
+    def close(self) -> None:
+        """Closes what nobody took."""
+        descriptors.close_later(*self._fds)
+        self._fds = []
+
+
+class Connection:
+    """A client's connection: to one region, with the rights of `flags` (O_RDONLY, O_RDWR)."""
+
+    def __init__(
+        self, control: Control, sock: socket.socket, region: Region | None, flags: int
+    ) -> None:
+        self._control = control
+        self._sock = trio.socket.from_stdlib_socket(sock)
+        self.region = region
+        self.flags = flags
+        self.pid, *_ = struct.unpack(
+            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        )
+        self.slot: int | None = None
+        self._claim = 0
+        self.uffd = -1
+        self._answers: dict[int, _Answer] = {}
+        self._last_seq = 0
+
+    async def run(self) -> None:
+        """Serves the client until it goes; then so does its attachment.
+
+        When it is the server that ends, the attachment stays, for the next server.
+        """
+        try:
+            while (request := await self._receive()) is not None:
+                try:
+                    await self._handle(request)
+                finally:
+                    request.close()
+        except OSError as error:
+            log.debug("connection of process %d: %s", self.pid, error)
+        except Exception:
+            log.exception("connection of process %d failed; it is closed", self.pid)
+        finally:
+            self._sock.close()
+        try:
+            self._leave()
+        except Exception:
+            log.exception("letting go of process %d failed", self.pid)
+        for answer in self._answers.values():
+            answer.set(0)
+
+    async def ask(self, op: int, *arguments: int) -> int:
+        """Sends the client a message and waits for its answer (see revocation.Client)."""
+        self._last_seq += 1
+        seq = self._last_seq
+        answer = self._answers[seq] = _Answer()
+        try:
+            await self._send(op, 0, seq, arguments)
+            return await answer.get()
+        except OSError as error:
+            log.debug("process %d went away: %s", self.pid, error)
+            return 0
+        finally:
+            del self._answers[seq]
+
+    def has_news(self) -> bool:
+        """Whether there is a message of the client that was not read yet."""
+        if self._sock.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def _handle(self, request: Request) -> None:
+        if request.op == lib.MSG_REPLY:
+            if request.seq in self._answers:
+                self._answers[request.seq].set(request.result)
+            return
+        handler = _HANDLERS.get(request.op)
+        try:
+            if handler is None:
+                raise OSError(errno.EPROTO, f"process {self.pid} sent message {request.op}")
+            if self.region is None and request.op not in (lib.MSG_TOKEN, lib.MSG_REJOIN):
+                raise OSError(
+                    errno.EPERM, f"process {self.pid} has not shown a right to any region"
+                )
+            # A client asks for an object inside a fault, which the end of a region waits for.
+            if self.region is not None and request.op != lib.MSG_OBJECT:
+                await self.region.settle()
+            reply = await handler(self, request) or Reply()
+        except OSError as error:
+            log.debug("process %d, message %d: %s", self.pid, request.op, error)
+            reply = Reply(result=-(error.errno or errno.EIO), text=str(error.strerror).encode())
+        try:
+            if reply is not _NO_REPLY:
+                await self._send(
+                    lib.MSG_REPLY, reply.result, request.seq, reply.arguments, reply.text, reply.fds
+                )
+        finally:
+            reply.close()
+
+    # The messages
+
+    async def _token(self, request: Request) -> None:
+        self.region, self.flags = self._control.redeem(request.text[:16])
+
+    async def _attach(self, request: Request) -> Reply:
+        host = self._region.sized()
+        if self._region.ended:
+            raise OSError(
+                errno.EINVAL, f"{self._region.name} has ended with its owner; make a new one"
+            )
+        writes = request.arguments[0] & lib.VMA_WRITE
+        if writes and self.flags & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(
+                errno.EACCES, f"{self._region.name}: a read-only descriptor, attach PROT_READ"
+            )
+        return Reply(
+            arguments=(
+                host.size,
+                host.quantum,
+                lib.ATTACH_ANY_PROT if self._region.quirks else 0,
+            ),
+            text=os.fsencode(self._control.path),
+            fds=[host.fd, host.mem_fd, self._control.userfaultfd],
+        )
+
+    async def _ready(self, request: Request) -> None:
+        self._settle(request, request.take_fd())
+        self._arrange()
+
+    async def _forked(self, request: Request) -> Reply:
+        sock = _socket(request.take_fd())
+        child = Connection(self._control, sock, self.region, self.flags)
+        try:
+            child._settle(request, request.take_fd())  # one of us
+            self._control.serve(child)
+            child._arrange()
+        except OSError as error:  # it has ended already
+            log.debug("child of process %d: %s", self.pid, error)
+            sock.close()
+        return _NO_REPLY
+
+    async def _rejoin(self, request: Request) -> None:
+        shown = request.take_fd()
+        try:
+            found = await descriptors.elsewhere(lambda: os.fstat(shown), f"process {self.pid}")
+        finally:
+            descriptors.close_later(shown)
+        region = self._control.regions.by_host(found.st_dev, found.st_ino)
+        if region is None:
+            raise OSError(errno.ESTALE, f"process {self.pid} shows a host mm that is not ours")
+        self.region, self.flags = region, os.O_RDWR
+        self._settle(request, request.take_fd())
+        # What was refused without us may be there by now.
+        self._control.start(self.ask, lib.MSG_REARM, 0, self._region.sized().size)
+        self._arrange()
+
+    async def _detach(self, request: Request) -> None:
+        del request
+        self._leave(detached=True)
+
+    async def _map(self, request: Request) -> None:
+        offset, size, prot, flags, object_offset = request.arguments
+        create = verbs.Create(offset, size, object_offset, prot & 0xFFFFFFFF, flags & 0xFFFFFFFF)
+        given = None if create.flags & verbs.MAP_ANONYMOUS else request.take_fd(errno.EBADF)
+        await self._region.create_mapping(create, self.flags, self.pid, given)
+
+    async def _unmap(self, request: Request) -> None:
+        offset, size, *_ = request.arguments
+        await self._region.unmap(offset, size, self.flags)
+
+    async def _protect(self, request: Request) -> None:
+        offset, size, prot, flags, *_ = request.arguments
+        await self._region.protect(offset, size, prot, flags, self.flags)
+
+    async def _object(self, request: Request) -> Reply:
+        write = self.flags & os.O_ACCMODE != os.O_RDONLY or self._region.quirks
+        return Reply(fds=[await self._region.sized().object(request.arguments[0], write=write)])
+
+    async def _stat(self, request: Request) -> Reply:
+        del request
+        return Reply(text=bytes(ffi.buffer(self._region.raw_stat())))
+
+    async def _describe(self, request: Request) -> Reply:
+        what = request.text.rstrip(b"\0").decode()
+        found = self._region.describe(what)
+        if what == "clients":
+            found += await self._control.regions.native_mappings(self._region.ident)
+        answer = json.dumps(found).encode()
+        fd = os.memfd_create("msharefs-describe", os.MFD_CLOEXEC)
+        reply = Reply(fds=[fd], own=True)
+        os.write(fd, answer)
+        return reply
+
+    # What they share
+
+    @property
+    def _region(self) -> Region:
+        assert self.region is not None
+        return self.region
+
+    def _settle(self, request: Request, uffd: int) -> None:
+        """The client is attached: from now on its death frees its slot."""
+        host = self._region.sized()
+        slot, claim, *_ = request.arguments
+        if not processes.is_userfaultfd(uffd):
+            descriptors.close_later(uffd)
+            raise OSError(errno.EBADF, f"process {self.pid} sent no userfaultfd")
+        if slot >= lib.MM_SLOTS or not claim or claim != lib.mm_claim(host.mm, slot):
+            os.close(uffd)
+            raise OSError(errno.ESTALE, f"process {self.pid} does not hold slot {slot} any more")
+        self.slot, self.uffd, self._claim = slot, uffd, claim
+        host.clients[slot] = self
+        # As we see it: the client may live in another pid namespace.
+        lib.mm_set_client(host.mm, slot, self.pid, processes.start_time(self.pid))
+
+    def _arrange(self) -> None:
+        """Execution is permitted where it was, by when nobody could ask the client."""
+        host = self._region.sized()
+        if host.executes() and not lib.mm_adopted(host.mm, self.slot):
+            self._control.start(self.ask, lib.MSG_ARRANGE, 0, host.size)
+
+    def _leave(self, *, detached: bool = False) -> None:
+        """The attachment ends, unless only the connection has: then the client will rejoin."""
+        if self.slot is None:
+            return
+        slot, self.slot = self.slot, None
+        lost = not detached and lib.uffd_alive(self.uffd)
+        os.close(self.uffd)
+        region = self._region
+        if region.host is not None:
+            if region.host.clients.get(slot) is self:
+                del region.host.clients[slot]
+            if not lost:
+                region.host.reap(slot, self._claim)
+        self._control.regions.drop_unused(region.ident)
+
+    async def _receive(self) -> Request | None:
+        size = socket.CMSG_SPACE(lib.MSG_FDS * _INT.size)
+        flags = socket.MSG_CMSG_CLOEXEC
+        data, ancillary, _, _ = await self._sock.recvmsg(MESSAGE.size, size, flags)
+        fds = array.array("i")
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(content[: len(content) // _INT.size * _INT.size])
+        if len(data) == MESSAGE.size:
+            return Request(data, fds.tolist())
+        for fd in fds:
+            os.close(fd)
+        if data:
+            raise OSError(errno.EPROTO, f"process {self.pid} sent {len(data)} bytes")
+        return None
+
+    async def _send(
+        self,
+        op: int,
+        result: int,
+        seq: int,
+        arguments: tuple[int, ...] = (),
+        text: bytes = b"",
+        fds: list[int] | None = None,
+    ) -> None:
+        padded = (*arguments, *(0,) * (5 - len(arguments)))
+        data = MESSAGE.pack(op, result, seq, *padded, text[: lib.MSG_TEXT])
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        await self._sock.sendmsg([data], rights)
+
+
+class _Answer:
+    """A client's answer, to come."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self._result = 0
+
+    def set(self, result: int) -> None:
+        self._result = result
+        self._event.set()
+
+    async def get(self) -> int:
+        await self._event.wait()
+        return self._result
+
+
+class Reply:
+    """What goes back; `own` descriptors are closed once sent."""
+
+    def __init__(
+        self,
+        *,
+        result: int = 0,
+        arguments: tuple[int, ...] = (),
+        text: bytes = b"",
+        fds: list[int] | None = None,
+        own: bool = False,
+    ) -> None:
+        self.result = result
+        self.arguments = arguments
+        self.text = text
+        self.fds = fds or []
+        self._own = own
+
+    def close(self) -> None:
+        """After sending."""
+        if self._own:
+            for fd in self.fds:
+                os.close(fd)
+
+
+_NO_REPLY = Reply()
+
+_HANDLERS: dict[int, Any] = {
+    lib.MSG_TOKEN: Connection._token,  # noqa: SLF001
+    lib.MSG_ATTACH: Connection._attach,  # noqa: SLF001
+    lib.MSG_READY: Connection._ready,  # noqa: SLF001
+    lib.MSG_FORKED: Connection._forked,  # noqa: SLF001
+    lib.MSG_REJOIN: Connection._rejoin,  # noqa: SLF001
+    lib.MSG_DETACH: Connection._detach,  # noqa: SLF001
+    lib.MSG_MAP: Connection._map,  # noqa: SLF001
+    lib.MSG_UNMAP: Connection._unmap,  # noqa: SLF001
+    lib.MSG_PROTECT: Connection._protect,  # noqa: SLF001
+    lib.MSG_OBJECT: Connection._object,  # noqa: SLF001
+    lib.MSG_STAT: Connection._stat,  # noqa: SLF001
+    lib.MSG_DESCRIBE: Connection._describe,  # noqa: SLF001
+}
+
+
+class Control:
+    """The connections of a mount.
+
+    They pass clients a descriptor of /dev/userfaultfd: only root may open it, but whoever gets it
+    makes a userfaultfd of its own from it.
+    """
+
+    def __init__(self, regions: Regions, state: Path) -> None:
+        self.regions = regions
+        self.path = state / "control"
+        self.userfaultfd = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+        self._nursery: trio.Nursery | None = None
+        self._tokens: dict[bytes, tuple[Region, int]] = {}
+        regions.connect = self.connect
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serves until cancelled; started when connections can be made."""
+        with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            self.path.unlink(missing_ok=True)
+            await listener.bind(os.fspath(self.path))
+            os.chmod(self.path, 0o666)  # noqa: S103  a descriptor or token is the permission, not the path
+            listener.listen(4096)
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._reap)
+                self._nursery.start_soon(self._catch_up)
+                task_status.started()
+                while True:
+                    sock, _ = await listener.accept()
+                    self.serve(Connection(self, _plain(sock), None, os.O_RDONLY))
+
+    def connect(self, region: Region, flags: int, data: bytes, caller: int) -> tuple[int, bytes]:
+        """ioctl(MSHAREFS_CONNECT): takes the caller's socket, or tells it how to come to ours."""
+        answer = ffi.new("struct mshare_connect *")
+        ffi.buffer(answer)[:] = data
+        try:
+            fd = processes.fetch_descriptor(caller, answer.fd)
+        except PermissionError:
+            token = secrets.token_bytes(16)
+            self._tokens[token] = (region, flags)
+            answer.flags = lib.MSHARE_CONNECT_TOKEN
+            answer.token = token
+            answer.path = os.fsencode(self.path)
+        else:
+            self.serve(Connection(self, _socket(fd), region, flags))
+        return 0, bytes(ffi.buffer(answer))
+
+    def redeem(self, token: bytes) -> tuple[Region, int]:
+        """What a token stands for; it does so once. EACCES: nothing."""
+        try:
+            return self._tokens.pop(token)
+        except KeyError:
+            raise OSError(errno.EACCES, "that token is not, or no longer, valid") from None
+
+    def serve(self, connection: Connection) -> None:
+        """Starts to serve a connection."""
+        self.start(connection.run)
+
+    def start(self, work: Callable[..., Awaitable[Any]], *arguments: int) -> None:
+        """Starts a task of the control socket's."""
+        if self._nursery is None:
+            raise OSError(errno.ENOTCONN, "the control socket is not open yet")
+        self._nursery.start_soon(work, *arguments)
+
+    async def _catch_up(self) -> None:
+        while True:
+            await trio.sleep(CATCH_UP_SECONDS)
+            await self.regions.catch_up()
+
+    async def _reap(self) -> None:
+        while True:
+            await trio.sleep(REAP_SECONDS)
+            self.regions.reap_dead()
+
+
+def _socket(fd: int) -> socket.socket:
+    """The socket that somebody gave us. ENOTSOCK: it is something else, and closed."""
+    try:
+        return socket.socket(fileno=fd)
+    except OSError:
+        descriptors.close_later(fd)
+        raise
+
+
+def _plain(sock: trio.socket.SocketType) -> socket.socket:
+    """The ordinary socket of a trio one, which is given up."""
+    return socket.socket(fileno=sock.detach())

@@ -1,0 +1,163 @@
+"""What is in a host mm, as plain dicts: the JSON of the look verbs.
+
+Offsets and sizes are region offsets and bytes. Figures are read from the shared memory and its
+files, never computed from a formula; those of running clients move while one looks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msharefs import processes
+from msharefs.native import LEVELS, check, ffi, lib
+
+if TYPE_CHECKING:
+    from .hostmm import HostMM
+    from .owners import Owner
+
+
+def raw_stat(host: HostMM) -> Any:
+    """`struct mshare_stat` of a region."""
+    raw = ffi.new("struct mshare_stat *")
+    check(lib.mm_stat(host.mm, host.mem_fd, raw), f"{host.name}: reading its figures")
+    return raw
+
+
+def stat(raw: Any, owner: Owner) -> dict[str, Any]:
+    """`struct mshare_stat` and the owner as a dict.
+
+    What the owner's memory cgroup would be charged in the kernel is told apart: data and tables.
+    """
+    return {
+        "size_bytes": raw.size,
+        "quantum_bytes": raw.quantum,
+        "vmas": raw.vmas,
+        "rss_bytes": raw.rss,
+        "page_table_bytes": raw.page_table_bytes,
+        "table_frames": {
+            name: raw.table_frames[level] for level, name in reversed(list(enumerate(LEVELS)))
+        },
+        "clients": raw.clients,
+        "owner": {
+            "kind": owner.kind,
+            "pid": owner.pid,
+            "start_time": owner.start_time,
+            "cgroup": owner.cgroup,
+            "charged_data_bytes": raw.rss,
+            "charged_table_bytes": raw.page_table_bytes,
+        },
+        "counters": {
+            "faults": raw.faults,
+            "links": raw.links,
+            "materialised_pages": raw.materialised_pages,
+            "unmaps": raw.unmaps,
+            "segv": raw.segv,
+            "prefaulted": raw.prefaulted,
+            "evicted_spans": raw.evicted_spans,
+            "refaulted_spans": raw.refaulted_spans,
+        },
+        "budget": {"bytes": raw.budget, "clients_grown": raw.budgets_grown},
+    }
+
+
+def maps(host: HostMM) -> list[dict[str, Any]]:
+    """The VMAs, in order; `object` is "anon" or the path of a file."""
+    return [
+        {
+            "start": vma.start,
+            "end": vma.end,
+            "prot": _prot(vma.flags),
+            "offset": vma.offset,
+            "object": host.objects.describe(vma.object) if vma.object else "anon",
+        }
+        for vma in host.vmas()
+    ]
+
+
+def _prot(flags: int) -> str:
+    bits = ((lib.VMA_READ, "r"), (lib.VMA_WRITE, "w"), (lib.VMA_EXEC, "x"))
+    return "".join(letter if flags & bit else "-" for bit, letter in bits) + "s"
+
+
+def pagetable(host: HostMM) -> dict[str, Any]:
+    """The tree of tables, level by level from the top; spans are host addresses."""
+    count = check(lib.mm_tables(host.mm, ffi.NULL, 0), f"{host.name}: walking its page tables")
+    tables = ffi.new("struct mm_table[]", count)
+    # Clients may have added tables since: those wait for the next look.
+    lib.mm_tables(host.mm, tables, count)
+    levels: dict[str, list[dict[str, Any]]] = {name: [] for name in reversed(LEVELS)}
+    for table in tables:
+        if table.end:
+            levels[LEVELS[table.level]].append(
+                {
+                    "frame": table.frame,
+                    "start": table.start,
+                    "end": table.end,
+                    "present": table.present,
+                    "huge": table.huge,
+                }
+            )
+    return {
+        "levels": [
+            {"level": level, "tables": sorted(found, key=lambda table: table["start"])}
+            for level, found in levels.items()
+        ],
+        "huge_pages": _huge_pages(host),
+    }
+
+
+def _huge_pages(host: HostMM) -> list[int]:
+    """Host addresses of the 2 MiB pages that have an entry."""
+    count = check(lib.mm_huge_pages(host.mm, ffi.NULL, 0), f"{host.name}: walking its page tables")
+    pages = ffi.new("uint64_t[]", count)
+    return list(pages[0 : min(count, lib.mm_huge_pages(host.mm, pages, count))])
+
+
+# How a client came to be attached; `mappings` adds "native".
+_KINDS = {
+    lib.ATTACH_LIBRARY: "attached",
+    lib.ATTACH_PRELOAD: "preload",
+    lib.ATTACH_ADOPTED: "adopted",
+}
+
+
+def clients(host: HostMM) -> list[dict[str, Any]]:
+    """The attachments that we serve, by slot; `mappings` has the others."""
+    count = host.attached()
+    found = ffi.new("struct mm_client[]", count)
+    count = min(count, lib.mm_clients(host.mm, found, count))
+    return [
+        {
+            "pid": client.pid,
+            "start_time": client.start_time,
+            "comm": processes.command(client.pid),
+            "kind": _KINDS.get(client.way, "attached"),
+            "base": client.base,
+            "size": host.size,
+            "offset": 0,
+            "prot": _prot(client.prot),
+            "links": client.links,
+            "faults": client.faults,
+            "materialised_pages": client.materialised,
+            "segv": client.segv,
+            "budget_bytes": client.budget,
+            "budget_asked_bytes": client.budget_asked,
+            "budget_grown": client.budget_grown,
+            "evicted_spans": client.evicted,
+            "refaulted_spans": client.refaulted,
+        }
+        for client in found[0:count]
+    ]
+
+
+def audit(host: HostMM) -> dict[str, Any]:
+    """The invariants of the whole region, checked (struct mm_audit)."""
+    found = ffi.new("struct mm_audit *")
+    check(lib.mm_audit(host.mm, found), f"{host.name}: auditing it")
+    return {
+        "tables": {name: found.tables[level] for level, name in reversed(list(enumerate(LEVELS)))},
+        **{
+            field: getattr(found, field)
+            for field in ("leaves", "frame_bytes", "held", "lost", "stray", "bad", "vmas")
+        },
+    }

@@ -1,0 +1,423 @@
+"""The file system a mount shows: thin FUSE handlers over `Tree` (names) and `Regions` (host mms).
+
+Sources: the series' msharefs.rst and the behaviour of its fs/ part. Region files are control files:
+their memory is reached by attaching, never by read(2) or write(2).
+
+Any exception but FUSEError in a handler would end the mount for everybody, so `guarded` wraps them
+all, once.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import logging
+import os
+import resource
+import stat
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from msharefs.mountpoint import SERVER_COMMAND, SERVER_STRUCT
+from msharefs.processes import start_time
+
+from .backing import BackingFiles
+from .fuse import Caller, FUSEError, backed_handle, pyfuse3
+from .tree import INFO_INO, ROOT_INO, Entry, Node, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from .options import MountOptions
+    from .regions import Regions
+
+log = logging.getLogger(__name__)
+
+# libfuse's FUSE_IOCTL_COMPAT: a 32-bit caller. The series has no compat ioctl.
+_IOCTL_COMPAT = 1
+_NAME_MAX = 255
+# Names change by requests of the kernel only, so it need not ask for them again. It does for
+# attributes, so that stat(2) on a mount whose server is gone fails.
+_NAME_SECONDS = 3600
+# Of a file handle these bits are ours; see fuse.backed_handle.
+_NUMBERS = (1 << 32) - 1
+
+
+def guarded(cls: type) -> type:
+    """Make the public coroutines of `cls` answer OSError as its errno, all else as EIO, logged."""
+    for name, method in list(vars(cls).items()):
+        if inspect.iscoroutinefunction(method) and not name.startswith("_"):
+            setattr(cls, name, _guard(method))
+    return cls
+
+
+def _guard(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    has_answer = method.__name__ != "forget"
+
+    @functools.wraps(method)
+    async def guard(*args: Any) -> Any:
+        try:
+            return await method(*args)
+        except FUSEError:
+            raise
+        except OSError as error:
+            log.debug("%s%r: %s", method.__name__, args[1:], error)
+            code = error.errno or errno.EIO
+        except Exception:
+            log.exception("%s%r failed; answered EIO", method.__name__, args[1:])
+            code = errno.EIO
+        if has_answer:
+            raise FUSEError(code)
+        return None
+
+    return guard
+
+
+@dataclass
+class Handle:
+    """One open(2) of a file; `flags` are its O_* flags, `backing` is 0 if it has no such file."""
+
+    node: Node
+    flags: int
+    backing: int
+
+
+@dataclass
+class Listing:
+    """One opendir(3).
+
+    The names are those of the last rewind: no entry is then seen twice or skipped.
+    """
+
+    ino: int
+    names: list[bytes]
+
+
+@guarded
+class Filesystem(pyfuse3.Operations):
+    """The handlers.
+
+    Names and attributes are never cached by the kernel, so changes by others are seen at once.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        tree: Tree,
+        regions: Regions,
+        options: MountOptions,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__()
+        self._ready = ready
+        self._tree = tree
+        self._regions = regions
+        self._zero_freezes = options.quirks == "v3"
+        self._info = b"%d\n" % options.quantum
+        self._backing = BackingFiles(wanted=options.passthrough)
+        self._handles: dict[int, Handle] = {}
+        self._listings: dict[int, Listing] = {}
+        self._next_handle = count(1)
+
+    def init(self) -> None:
+        """The kernel has shaken hands: requests will come."""
+        self._ready()
+
+    async def shut_down(self) -> None:
+        """No request comes any more: let regions go that had no name left and were only open."""
+        for node in list(self._tree.unlinked_regions()):
+            await self._regions.evict(node.ident)
+
+    # Names
+
+    async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Find a name."""
+        del ctx
+        return self._attributes(self._tree.lookup(parent, name))
+
+    async def forget(self, inodes: Sequence[tuple[int, int]]) -> None:
+        """The kernel dropped inodes. One without a name is evicted, as the kernel evicts it."""
+        gone = [self._tree.forget(ino, times) for ino, times in inodes]
+        for node in filter(None, gone):
+            await self._regions.evict(node.ident)
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """open(2) with O_CREAT: make a region file, unsized, owned by the caller."""
+        entry, made = self._make(parent, name, mode, ctx, exclusive=bool(flags & os.O_EXCL))
+        try:
+            # A file that this open(2) made is not truncated.
+            info = await self._open(entry.ino, flags & ~os.O_TRUNC if made else flags)
+        except BaseException:
+            # The file stays, as in the kernel, where O_DIRECT is refused after the file was made.
+            await self.forget([(entry.ino, 1)])
+            raise
+        return info, self._attributes(entry)
+
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Make a region file; devices, fifos and sockets EPERM."""
+        del rdev
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+            raise OSError(
+                errno.EPERM,
+                "only regular files and directories can be made here",
+                os.fsdecode(name),
+            )
+        entry, _ = self._make(parent, name, mode, ctx, exclusive=True)
+        return self._attributes(entry)
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Make a directory."""
+        return self._attributes(self._tree.mkdir(parent, name, mode, ctx.uid, ctx.gid))
+
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """EPERM, always."""
+        del parent, target, ctx
+        raise OSError(errno.EPERM, "there are no symbolic links on msharefs", os.fsdecode(name))
+
+    async def link(self, ino: int, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        """One more name for a region."""
+        del ctx
+        return self._attributes(self._tree.link(ino, parent, name))
+
+    async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
+        """Take a name away; the region lives while it is open or attached."""
+        del ctx
+        self._tree.unlink(parent, name)
+
+    async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
+        """Remove an empty directory."""
+        del ctx
+        self._tree.rmdir(parent, name)
+
+    async def rename(
+        self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int, ctx: Any
+    ) -> None:
+        """Rename, with RENAME_NOREPLACE or RENAME_EXCHANGE; other flags EINVAL."""
+        del ctx
+        self._tree.rename(old_parent, old, new_parent, new, flags)
+
+    # Attributes
+
+    async def getattr(self, ino: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        """stat(2)."""
+        del ctx
+        return self._attributes(self._tree.entry(ino))
+
+    async def setattr(
+        self,
+        ino: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: Any,
+    ) -> pyfuse3.EntryAttributes:
+        """chmod, chown, utimensat, and truncate, which sizes the region.
+
+        The kernel has checked permissions.
+        """
+        del fh, ctx
+        if fields.update_size:
+            await self._resize(self._tree.node(ino), attr.st_size)
+        if fields.update_uid or fields.update_gid:
+            uid = attr.st_uid if fields.update_uid else -1
+            gid = attr.st_gid if fields.update_gid else -1
+            self._tree.chown(ino, uid, gid)
+        if fields.update_mode:  # after chown, which clears the set-ID bits
+            self._tree.chmod(ino, attr.st_mode)
+        if fields.update_atime or fields.update_mtime:
+            atime = attr.st_atime_ns if fields.update_atime else None
+            mtime = attr.st_mtime_ns if fields.update_mtime else None
+            self._tree.utime(ino, atime, mtime)
+        return self._attributes(self._tree.entry(ino))
+
+    async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
+        """Size a region by the rules of ftruncate, but only from 0, and the times stay."""
+        del fh
+        node = self._tree.node(ino)
+        if mode or not node.is_region:
+            raise OSError(errno.EOPNOTSUPP, f"fallocate mode {mode:#x}: only mode 0 of a region")
+        if offset:
+            raise OSError(errno.EINVAL, f"fallocate offset {offset}: a region is sized from 0")
+        before = node.stat()
+        await self._resize(node, length)
+        self._tree.utime(ino, before.st_atime_ns, before.st_mtime_ns)
+
+    async def listxattr(self, ino: int, ctx: Any) -> list[bytes]:
+        """There are none.
+
+        The other calls on extended attributes answer ENOSYS, which the kernel makes EOPNOTSUPP.
+        """
+        del ino, ctx
+        return []
+
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        """Block size and longest name; the counts are 0. The type is FUSE's, whatever we want."""
+        del ctx
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = resource.getpagesize()
+        data.f_namemax = _NAME_MAX
+        return data
+
+    # Open files
+
+    async def open(self, ino: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        """Open an existing file. The kernel has checked the permission bits."""
+        del ctx
+        return await self._open(ino, flags)
+
+    async def release(self, fh: int) -> None:
+        """The last close of a descriptor."""
+        handle = self._handles.pop(fh)
+        if handle.backing:
+            self._backing.close(handle.node.ident)
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        """mshare_info has the quantum as text; a region EINVAL."""
+        if self._handles[fh].node.ino == INFO_INO:
+            return self._info[offset : offset + size]
+        raise OSError(errno.EINVAL, "a region is read by attaching it, not by read(2)")
+
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
+        """EINVAL, always."""
+        del fh, offset, data
+        raise OSError(errno.EINVAL, "a region is written by attaching it, not by write(2)")
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """EINVAL, always: the kernel's region file has no such operation."""
+        del fh, datasync
+        raise OSError(errno.EINVAL, "a region is memory: there is nothing to sync")
+
+    async def seek_data(self, ino: int, fh: int, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE: ESPIPE on a region; on mshare_info the offset, as it is."""
+        del fh, whence
+        if ino == INFO_INO:
+            return offset
+        raise OSError(errno.ESPIPE, "a region file has no position")
+
+    async def ioctl(
+        self, ino: int, fh: int, command: int, data: bytes, flags: int, caller: Caller
+    ) -> tuple[int, bytes]:
+        """The control interface of a region; ENOTTY on anything else."""
+        if ino == ROOT_INO and command == SERVER_COMMAND:
+            pid = os.getpid()
+            return 0, SERVER_STRUCT.pack(pid, start_time(pid), self._regions.attached())
+        node = self._tree.node(ino)
+        if not node.is_region or flags & _IOCTL_COMPAT:
+            raise OSError(
+                errno.ENOTTY, f"ioctl {command:#x}: only a region takes it, from a 64-bit program"
+            )
+        return await self._regions.ioctl(
+            node.ident, command, data, self._handles[fh].flags, caller.pid
+        )
+
+    # Directories
+
+    async def opendir(self, ino: int, ctx: Any) -> int:
+        """Start a listing."""
+        del ctx
+        handle = next(self._next_handle)
+        self._listings[handle] = Listing(ino, [])
+        return handle
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List from position `start_id`; 0 is opendir(3) or rewinddir(3)."""
+        listing = self._listings[fh]
+        if start_id == 0:
+            listing.names = [b".", b"..", *self._tree.names(listing.ino)]
+        for position in range(start_id, len(listing.names)):
+            name = listing.names[position]
+            if name in (b".", b".."):
+                # The kernel takes only number and type from these two and counts no lookup for
+                # them.
+                entry, counted = self._tree.entry(listing.ino), False
+            else:
+                try:
+                    entry, counted = self._tree.lookup(listing.ino, name), True
+                except FileNotFoundError:
+                    continue  # removed since the listing was made
+            if not pyfuse3.readdir_reply(token, name, self._attributes(entry), position + 1):
+                if counted:
+                    self._tree.forget(entry.ino, 1)
+                break
+
+    async def releasedir(self, fh: int) -> None:
+        """End a listing."""
+        del self._listings[fh]
+
+    # Shared by several handlers
+
+    def _make(
+        self, parent: int, name: bytes, mode: int, ctx: Any, exclusive: bool
+    ) -> tuple[Entry, bool]:
+        entry, made = self._tree.create(parent, name, mode, ctx.uid, ctx.gid, exclusive)
+        if made:
+            try:
+                self._regions.create(self._tree.node(entry.ino).ident, ctx.pid)
+            except BaseException:
+                self._tree.unlink(parent, name)
+                self._tree.forget(entry.ino, 1)
+                raise
+        return entry, made
+
+    async def _open(self, ino: int, flags: int) -> pyfuse3.FileInfo:
+        node = self._tree.node(ino)
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "O_DIRECT means nothing for a region: open it without")
+        if node.is_region:
+            await self._regions.settle(node.ident)
+            self._regions.check_open(node.ident, flags)
+        if flags & os.O_TRUNC:
+            await self._resize(node, 0)
+        backing = 0
+        if node.is_region:
+            backing = self._backing.open(node.ident, lambda: self._regions.open_memory(node.ident))
+        handle = backed_handle(next(self._next_handle) & _NUMBERS, backing)
+        self._handles[handle] = Handle(node, flags, backing)
+        # direct_io: no page cache stands between, so read and write reach us, and a shared mmap(2)
+        # is that of the backing file, or ENODEV. nonseekable: lseek is ESPIPE as in the kernel, but
+        # FUSE answers pread and pwrite so too, where v3 says EINVAL. With a backing file it is the
+        # other way round: FUSE answers EIO to an open(2) that is given both.
+        return pyfuse3.FileInfo(
+            fh=handle,
+            direct_io=True,
+            keep_cache=False,
+            nonseekable=node.is_region and not backing,
+        )
+
+    async def _resize(self, node: Node, size: int) -> None:
+        """Size a region, once.
+
+        Size 0 of an unsized one changes nothing, or with quirks=v3 is for ever, as in v3.
+        """
+        if node.is_region and (size or self._zero_freezes or self._regions.size(node.ident)):
+            await self._regions.set_size(node.ident, size)
+        self._tree.set_size(node.ino, size)
+
+    def _attributes(self, entry: Entry) -> pyfuse3.EntryAttributes:
+        status = entry.stat
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_ino = entry.ino
+        attributes.generation = 0
+        attributes.entry_timeout, attributes.attr_timeout = _NAME_SECONDS, 0
+        attributes.st_mode = status.st_mode
+        attributes.st_nlink = status.st_nlink
+        attributes.st_uid = status.st_uid
+        attributes.st_gid = status.st_gid
+        attributes.st_rdev = 0
+        attributes.st_size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+        attributes.st_blksize = resource.getpagesize()
+        attributes.st_blocks = 0
+        attributes.st_atime_ns = status.st_atime_ns
+        attributes.st_mtime_ns = status.st_mtime_ns
+        attributes.st_ctime_ns = status.st_ctime_ns
+        return attributes

@@ -1,0 +1,453 @@
+"""A region's host mm in the server: the only writer of its VMAs.
+
+A change is published, then waits until no client is inside a fault on the old snapshot (the grace
+period), then takes entries and pages away. The wait is bounded: a client that does not leave its
+fault, because a debugger holds it there, makes the change fail with EBUSY and nothing changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from msharefs.native import check, ffi, lib
+from msharefs.processes import has_mapped, is_alive_in
+
+from . import descriptors, revocation
+from .files import object_paths, open_memory, records_path, reset_objects
+from .objects import Objects, Part, ranges
+from .owners import KINDS, Owner
+from .prompt_lock import PromptLock
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from .mapping import Mapping
+    from .revocation import Client
+    from .sources import Source
+
+log = logging.getLogger(__name__)
+
+# A fault takes microseconds; only a stopped process needs longer. The caller cannot be killed while
+# it waits in its ioctl, so it must not be long.
+GRACE_SECONDS = 2.0
+GRACE_POLL_SECONDS = 0.0002
+
+
+class HostMM:
+    """The `.mm` and `.mem` of one region, mapped and open. `name` is for messages."""
+
+    def __init__(self, name: str, directory: Path, ident: int) -> None:
+        self.name = name
+        self._paths = object_paths(directory, ident)
+        self._mm = ffi.new("struct mm *")
+        self._lock = PromptLock()
+        self._straggler = ffi.new("unsigned *")
+        mm_fd = os.open(self._paths[0], os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self.mem_fd = os.open(self._paths[1], os.O_RDWR | os.O_CLOEXEC)
+            check(lib.mm_open(self._mm, mm_fd), f"{name}: its host mm {self._paths[0]}")
+        except BaseException:
+            os.close(mm_fd)
+            raise
+        self._unfinished = False
+        self.anonymous_executes = not os.fstatvfs(self.mem_fd).f_flag & os.ST_NOEXEC
+        """Code can run in the region's own memory, as far as its file system lets it."""
+        self.objects = Objects(name, records_path(directory, ident))
+        self.clients: dict[int, Client] = {}
+        """Connected attachments, by slot."""
+
+    @classmethod
+    def make(
+        cls, name: str, directory: Path, ident: int, size: int, quantum: int, owner: Owner
+    ) -> HostMM:
+        """A new host mm of `size` bytes. EINVAL: `size` is not a positive multiple of `quantum`."""
+        paths = object_paths(directory, ident)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            mm_fd = os.open(paths[0], flags, 0o600)
+            try:
+                check(
+                    lib.mm_format(mm_fd, ident, size, quantum),
+                    f"{name}: size {size} with quantum {quantum}",
+                )
+            finally:
+                os.close(mm_fd)
+            mem_fd = open_memory(directory, ident)
+            try:
+                os.ftruncate(mem_fd, size)
+            finally:
+                os.close(mem_fd)
+            made = cls(name, directory, ident)
+        except BaseException:
+            reset_objects(directory, ident)
+            raise
+        cgroup = os.fsencode(owner.cgroup)
+        lib.mm_set_owner(made.mm, owner.pid, owner.start_time, cgroup, KINDS[owner.kind])
+        return made
+
+    @property
+    def mm(self) -> Any:
+        """The core's `struct mm *`."""
+        return self._mm
+
+    @property
+    def size(self) -> int:
+        """Bytes of the region."""
+        return self._mm.size
+
+    @property
+    def quantum(self) -> int:
+        """Bytes that attach addresses are multiples of."""
+        return self._mm.quantum
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the `.mm` object."""
+        return self._mm.fd
+
+    def attached(self) -> int:
+        """How many attachments there are, connected or not."""
+        return lib.mm_clients(self._mm, ffi.NULL, 0)
+
+    def count(self) -> int:
+        """How many VMAs there are."""
+        return check(lib.mm_vmas(self._mm, ffi.NULL, 0), f"{self.name}: reading its VMAs")
+
+    def vmas(self) -> Any:
+        """What is mapped: an array of struct mm_vma, in order."""
+        count = self.count()
+        vmas = ffi.new("struct mm_vma[]", count)
+        lib.mm_vmas(self._mm, vmas, count)
+        return vmas
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """What is mapped: start and end of each VMA."""
+        return [(vma.start, vma.end) for vma in self.vmas()]
+
+    def check_free(self, start: int, end: int) -> None:
+        """EEXIST: something is mapped in [start, end)."""
+        if lib.hostmm_mapped(self._mm, start, end):
+            raise OSError(errno.EEXIST, f"{self.name}: [{start:#x}, {end:#x}) is not free")
+
+    def changing(self) -> bool:
+        """A change of its VMAs is under way."""
+        return self._lock.locked()
+
+    async def map(
+        self,
+        start: int,
+        end: int,
+        prot: int,
+        *,
+        replace: bool = True,
+        source: Source | None = None,
+        kept: Mapping | None = None,
+        offset: int = 0,
+    ) -> None:
+        """Maps memory at [start, end), or `source` from its byte `offset` on.
+
+        What was there goes, if `replace`, else EEXIST. `kept` is a mapping of the source, and ours.
+        EBUSY: an attached process does not let go of what is there; nothing changed.
+        """
+        async with self._lock:
+            vma = ffi.new("struct mm_vma *", {"start": start, "end": end, "offset": offset})
+            vma.flags = prot & lib.VMA_PROT
+            if source is not None and kept is not None:
+                added = self.objects.add(self._next_object(), source, kept)
+                vma.object = added.number
+                vma.flags |= lib.VMA_HUGE if added.huge else 0
+            try:
+                if not replace:
+                    self.check_free(start, end)
+                await self._exchange(start, end, lambda: lib.hostmm_map(self._mm, vma[0]))
+            finally:
+                await self._sweep()
+
+    async def unmap(self, start: int, end: int) -> None:
+        """Takes [start, end) out and frees its pages; in force everywhere on return.
+
+        EBUSY: an attached process does not let go of an object; nothing changed.
+        """
+        async with self._lock:
+            if lib.hostmm_mapped(self._mm, start, end):  # nothing to do where nothing is
+                await self._exchange(start, end, lambda: lib.hostmm_unmap(self._mm, start, end))
+                await self._sweep()
+            lib.mm_count_unmap(self._mm)
+
+    async def _exchange(self, start: int, end: int, publish: Callable[[], int]) -> None:
+        """A change that takes out what is in [start, end)."""
+        executes = lib.hostmm_has_exec(self._mm, start, end)
+        parts = self._parts(start, end)
+        take = await self._taking(start, end, parts)
+        await self._change(publish, take)
+        self.objects.give_back(parts)
+        if executes or lib.hostmm_has_exec(self._mm, start, end):
+            await revocation.arrange(self, start, end)
+        await revocation.rearm(self, start, end)
+
+    def _parts(self, start: int, end: int) -> list[Part]:
+        """What [start, end) has of objects."""
+        if not lib.hostmm_has_objects(self._mm, start, end):
+            return []
+        return [
+            Part(low, high, vma.object, vma.offset + low - vma.start)
+            for vma in self.vmas()
+            if vma.object and (low := max(start, vma.start)) < (high := min(end, vma.end))
+        ]
+
+    async def _taking(
+        self, start: int, end: int, parts: list[Part]
+    ) -> Callable[[], Awaitable[None]]:
+        """What makes the clients let go of [start, end), with these parts of objects.
+
+        To be called in the midst of a change. EBUSY: somebody is not there who has to. Most of what
+        can fail does so here, before anybody's faults have to wait.
+        """
+        await revocation.wait_connected(self, start, end, handed=True)
+        for low, high in ranges(parts):
+            await revocation.wait_connected(self, low, high)
+
+        async def take() -> None:
+            at = start
+            for low, high in [*ranges(parts), (end, end)]:
+                await revocation.watch(self, at, low)
+                at = high
+            for low, high in ranges(parts):
+                await revocation.take_all(self, low, high, objects=True)
+
+        return take
+
+    def _next_object(self) -> int:
+        """A number that no object of the region has had: that of the mapping to come."""
+        return (self._mm.header.serial + 1) & 0xFFFFFFFF
+
+    async def _sweep(self) -> None:
+        """Lets go of the objects that no VMA names any more."""
+        if len(self.objects) and not self._unfinished:  # else the set before may name others
+            await descriptors.close(*self.objects.keep({vma.object for vma in self.vmas()}))
+
+    def owner(self) -> Owner:
+        """Who made the region, as recorded."""
+        raw = ffi.new("struct mshare_stat *")
+        check(lib.mm_stat(self._mm, self.mem_fd, raw), f"{self.name}: reading its owner")
+        kinds = {number: kind for kind, number in KINDS.items()}
+        return Owner(
+            raw.owner_pid,
+            raw.owner_start_time,
+            os.fsdecode(ffi.string(lib.mm_owner_cgroup(self._mm))),
+            kinds[lib.mm_owner_kind(self._mm)],
+        )
+
+    def end(self) -> None:
+        """Records that the owner is gone."""
+        lib.mm_end(self._mm)
+
+    async def protect(self, start: int, end: int, prot: int) -> None:
+        """Changes the rights of [start, end) to `prot`; in force everywhere on return.
+
+        ENOMEM: a part of it is not mapped. EBUSY: a client does not do its part; nothing changed.
+        """
+        async with self._lock:
+            parts = self._parts(start, end)
+            if parts or (prot & lib.VMA_EXEC and not self.anonymous_executes):
+                self._check_protect(start, end, prot)
+            executes = prot & lib.VMA_EXEC or lib.hostmm_has_exec(self._mm, start, end)
+            take_first = await self._taking(start, end, parts)
+
+            async def take() -> None:
+                await take_first()
+                if not prot:
+                    await revocation.take_all(self, start, end)
+                elif not prot & lib.VMA_WRITE:
+                    await revocation.take_write(self, start, end)
+                if executes and not prot & lib.VMA_EXEC:
+                    await revocation.arrange(self, start, end, must=True)
+
+            await revocation.wait_connected(self, start, end)
+            try:
+                await self._change(lambda: lib.hostmm_protect(self._mm, start, end, prot), take)
+            finally:
+                if executes:  # also what an abort has given back
+                    await revocation.arrange(self, start, end)
+            if prot & lib.VMA_WRITE:
+                await revocation.give_write(self, start, end)
+            await revocation.rearm(self, start, end)
+
+    def _check_protect(self, start: int, end: int, prot: int) -> None:
+        """EACCES: something in [start, end) may never have these rights."""
+        for vma in self.vmas():
+            if vma.start >= end or vma.end <= start:
+                continue
+            if vma.object:
+                self.objects.check_protect(vma.object, prot)
+            elif prot & lib.VMA_EXEC and not self.anonymous_executes:
+                raise OSError(
+                    errno.EACCES,
+                    f"{self.name}: [{vma.start:#x}, {vma.end:#x}): the state directory is mounted "
+                    "noexec: map it with PROT_EXEC at once, or remount it",
+                )
+
+    async def object(self, number: int, *, write: bool) -> int:
+        """A descriptor of an object, to be passed on and not to be closed; see Objects.descriptor.
+
+        Not under the lock: a client asks inside a fault, which a change waits for.
+        """
+        writes = any(
+            vma.object == number and vma.flags & lib.VMA_WRITE for vma in self.vmas() if vma.object
+        )
+        return await self.objects.descriptor(number, self.processes(), write=write and writes)
+
+    def executes(self) -> bool:
+        """Whether anything executable is mapped."""
+        return bool(lib.hostmm_has_exec(self._mm, 0, self.size))
+
+    async def recover(self) -> None:
+        """Finishes what a dead server had begun, and lets go of clients that died meanwhile.
+
+        With a process stopped inside a fault, or one that has yet to come back and has objects
+        mapped, it cannot be finished yet: see `catch_up`.
+        """
+        async with self._lock:
+            self.reap_dead()
+            check(lib.mm_sweep(self._mm), f"{self.name}: its page tables")
+            self.objects.load()
+            self._unfinished = True
+            if self._takes_pages() or not await self._try_recover():
+                log.warning(
+                    "%s: what the server before was changing is finished when its processes answer",
+                    self.name,
+                )
+            for path in await self.objects.find(self.processes()):
+                log.warning(
+                    "%s: object %s is lost, no attached process has it mapped: to touch it is "
+                    "SIGBUS; UNMAP it and map it again",
+                    self.name,
+                    path,
+                )
+
+    async def catch_up(self) -> None:
+        """Finishes now what `recover` could not, if that is so, and it can be done."""
+        if self._unfinished:
+            async with self._lock:
+                try:
+                    await self._try_recover()
+                except OSError:
+                    # The next change tries again, and tells its caller.
+                    self._unfinished = False
+                    log.exception("%s: a change cannot be finished", self.name)
+
+    async def _try_recover(self) -> bool:
+        """Whether nothing of an earlier server's is left to finish."""
+        try:
+            await self._grace()
+            await self._recover()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        await self._sweep()
+        return True
+
+    def reap(self, slot: int, claim: int) -> None:
+        """Frees the slot of a client that detached or died, if it is still by `claim` that it is.
+
+        A client that hears nothing of us frees its own, and the slot may be another's since.
+        """
+        freed = lib.slot_release(self._mm, slot, claim)
+        if freed == -errno.ESTALE:
+            return
+        self.clients.pop(slot, None)
+        check(freed, f"{self.name}: slot {slot}")
+
+    def slots(self) -> list[int]:
+        """The slots of the attachments, connected or not."""
+        return [client.slot for client in self._attachments()]
+
+    def processes(self) -> set[int]:
+        """The attached processes."""
+        return {client.pid for client in self._attachments()}
+
+    def _attachments(self) -> Iterator[Any]:
+        """A struct mm_client of each; they live as long as the iteration."""
+        count = self.attached()
+        clients = ffi.new("struct mm_client[]", count)
+        yield from clients[0 : min(count, lib.mm_clients(self._mm, clients, count))]
+
+    def process_of(self, slot: int) -> int:
+        """Process id of the client of `slot`; 0: nobody's."""
+        return lib.mm_client_pid(self._mm, slot)
+
+    def reap_dead(self, *, connected: bool = False) -> None:
+        """Frees the slots of processes that are gone without a word.
+
+        Those with a connection free theirs when it ends; `connected` takes them too.
+        """
+        for client in self._attachments():
+            unwatched = connected or client.slot not in self.clients
+            if unwatched and not self._is_attached(client):
+                self.reap(client.slot, client.claim)
+
+    def _is_attached(self, client: Any) -> bool:
+        """Whether the process lives, and is still the program that attached (execve(2))."""
+        if not is_alive_in(client.pid_namespace, client.pid, client.start_time):
+            return False
+        return bool(client.pid_namespace) or has_mapped(client.pid, os.fstat(self.fd))
+
+    def close(self) -> None:
+        """Lets go of both objects; the files stay."""
+        lib.mm_close(self._mm)
+        os.close(self.mem_fd)
+        self.objects.close()
+
+    def _takes_pages(self) -> bool:
+        """Whether clients have a part in the end of a change that another server began, perhaps."""
+        return self._mm.header.intent.op in (lib.INTENT_MAP, lib.INTENT_UNMAP) and (
+            bool(len(self.objects)) or any(lib.mm_handed(self._mm, slot) for slot in self.slots())
+        )
+
+    async def _recover(self) -> None:
+        """Ends a change that another server began, after a grace period; if there is one."""
+        if self._unfinished and self._takes_pages():
+            intent = self._mm.header.intent
+            if len(self.objects):
+                await revocation.take_all(self, intent.start, intent.end, objects=True)
+            await revocation.watch(self, intent.start, intent.end)
+        check(lib.hostmm_recover(self._mm, self.mem_fd), f"{self.name}: finishing a change")
+        self._unfinished = False
+
+    async def _change(
+        self, publish: Callable[[], int], take: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Publishes, waits for the grace period, lets `take` have its way, finishes."""
+        await self._grace()
+        await self._recover()
+        while (published := publish()) == -errno.EBUSY:
+            await self._grace()  # a fault that had read the old epoch announced itself since
+        check(published, f"{self.name}: changing its VMAs")
+        try:
+            await self._grace()
+            await take()
+        except BaseException:
+            lib.hostmm_abort(self._mm)
+            raise
+        check(lib.hostmm_finish(self._mm, self.mem_fd), f"{self.name}: taking pages away")
+
+    async def _grace(self) -> None:
+        if not lib.slot_grace(self._mm, self._straggler):
+            return  # nobody is inside a fault: the usual case
+        deadline = trio.current_time() + GRACE_SECONDS
+        while lib.slot_grace(self._mm, self._straggler):
+            if trio.current_time() > deadline:
+                raise OSError(
+                    errno.EBUSY,
+                    f"{self.name}: process {self.process_of(self._straggler[0])} does not leave a "
+                    "page fault; let it go on (is it stopped, or in a debugger?) and try again",
+                )
+            self.reap_dead()
+            await trio.sleep(GRACE_POLL_SECONDS)

@@ -1,0 +1,139 @@
+"""The limits of Linux that hold for a new mapping of a region, as mmap(2) has them.
+
+The series maps into the region's address space with the caller's own limits: RLIMIT_AS is compared
+with what is mapped in the region, RLIMIT_MEMLOCK with what is to be locked, and memory is promised
+as vm.overcommit_memory says. Sources: observed.md C "core rules", getrlimit(2), proc(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import resource
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msharefs import verbs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from msharefs.verbs import Create
+
+_CAP_IPC_LOCK = 14
+_OVERCOMMIT_ALWAYS, _OVERCOMMIT_NEVER = "1", "2"
+_LIMITS = {
+    resource.RLIMIT_AS: "Max address space",
+    resource.RLIMIT_MEMLOCK: "Max locked memory",
+}
+"""The names of /proc/PID/limits."""
+
+
+def check_count(mapped: int) -> None:
+    """ENOMEM: a region with `mapped` mappings gets no more (vm.max_map_count)."""
+    limit = int(_sysctl("vm/max_map_count"))
+    if mapped > limit:
+        raise OSError(
+            errno.ENOMEM, f"the region has {mapped} mappings: vm.max_map_count is {limit}"
+        )
+
+
+def check_locked(create: Create, caller: int) -> None:
+    """EPERM, EAGAIN: process `caller` may lock nothing, or not as much."""
+    if not create.flags & verbs.MAP_LOCKED or _has_capability(caller, _CAP_IPC_LOCK):
+        return
+    limit = _rlimit(caller, resource.RLIMIT_MEMLOCK)
+    if limit == 0:
+        raise OSError(errno.EPERM, f"process {caller} may lock no memory (RLIMIT_MEMLOCK is 0)")
+    if limit is not None and verbs.page_up(create.size) > limit:
+        raise OSError(
+            errno.EAGAIN, f"process {caller} may lock {limit} bytes (RLIMIT_MEMLOCK), not more"
+        )
+
+
+def check_space(create: Create, caller: int, mapped: Callable[[], list[tuple[int, int]]]) -> None:
+    """ENOMEM: with the new mapping more of the region would be mapped than RLIMIT_AS of `caller`.
+
+    `mapped` are the ranges that are mapped now; what the new one replaces does not count.
+    """
+    limit = _rlimit(caller, resource.RLIMIT_AS)
+    if limit is None:
+        return
+    start, end = create.region_offset, create.end
+    ranges = mapped()
+    total = sum(high - low for low, high in ranges)
+    replaced = sum(max(0, min(high, end) - max(low, start)) for low, high in ranges)
+    if total - replaced + end - start > limit:
+        raise OSError(
+            errno.ENOMEM,
+            f"{total - replaced + end - start} bytes of the region would be mapped: "
+            f"RLIMIT_AS of process {caller} is {limit}",
+        )
+
+
+def check_commit(create: Create) -> None:
+    """ENOMEM: anonymous memory of that size is not promised (vm.overcommit_memory).
+
+    MAP_NORESERVE asks for no promise, except where nothing is given without one.
+    """
+    policy = _sysctl("vm/overcommit_memory")
+    if policy == _OVERCOMMIT_ALWAYS:
+        return
+    size = verbs.page_up(create.size)
+    if policy != _OVERCOMMIT_NEVER and (
+        create.flags & verbs.MAP_NORESERVE or size <= os.sysconf("SC_PHYS_PAGES") * verbs.PAGE
+    ):
+        return
+    memory = _meminfo()
+    if policy == _OVERCOMMIT_NEVER:
+        left = memory["CommitLimit"] - memory["Committed_AS"]
+    else:
+        left = memory["MemTotal"] + memory["SwapTotal"]
+    if size > left:
+        raise OSError(
+            errno.ENOMEM,
+            f"{size} bytes of anonymous memory: only {left} can be promised "
+            "(vm.overcommit_memory); map less, or with MAP_NORESERVE",
+        )
+
+
+def _rlimit(pid: int, limit: int) -> int | None:
+    """The soft limit of a process, one of `_LIMITS`; None: there is none."""
+    if pid:
+        with contextlib.suppress(OSError):  # it may ask for a capability that root lacks
+            soft = resource.prlimit(pid, limit)[0]
+            return None if soft == resource.RLIM_INFINITY else soft
+    try:
+        text = Path(f"/proc/{pid}/limits").read_text()
+    except OSError:
+        return None
+    line = next(line for line in text.splitlines() if line.startswith(_LIMITS[limit]))
+    soft = line.removeprefix(_LIMITS[limit]).split()[0]
+    return None if soft == "unlimited" else int(soft)
+
+
+def _has_capability(pid: int, number: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return False
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> number & 1)
+
+
+def _sysctl(name: str) -> str:
+    return os.pread(_sysctl_file(name), 32, 0).decode().strip()
+
+
+@functools.cache
+def _sysctl_file(name: str) -> int:
+    return os.open(f"/proc/sys/{name}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _meminfo() -> dict[str, int]:
+    """The figures of /proc/meminfo, in bytes."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    parts = (line.partition(":") for line in lines)
+    return {name: int(rest.split()[0]) << 10 for name, _, rest in parts}

@@ -1,0 +1,139 @@
+"""What a mount was asked for: the values of ``-o``, checked, and where its state lives."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from msharefs import units
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Owner = Literal["file", "process", "thread"]
+Quirks = Literal["", "v3"]
+
+# The level of the x86-64 page table that is shared decides: a PUD page, a PMD page or a PTE page.
+QUANTA = {"512G": 512 << 30, "1G": 1 << 30, "2M": 2 << 20}
+KEYS = {
+    "quantum": "/".join(QUANTA),
+    "state": "DIR",
+    "owner": "/".join(get_args(Owner)),
+    "quirks": "v3",
+    "fault_around": "PAGES",
+    "passthrough": "yes/no",
+    "budget": "SIZE",
+}
+# In pages. 256 KiB: the two context switches of a fault hardly count any more. A PTE page has 512.
+FAULT_AROUND = 64
+FAULT_AROUND_MAX = 512
+# native/core/layout.h: what instructions of a few threads need at one time.
+BUDGET_MIN = 128 << 10
+
+
+class BadOptionError(ValueError):
+    """A value of -o that means nothing; the text says what would."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MountOptions:
+    """One mount. `quantum` is in bytes; both paths are absolute and free of symbolic links."""
+
+    directory: Path
+    state: Path
+    quantum: int = QUANTA["512G"]
+    owner: Owner = "file"
+    """What a region's life ends with: the file, or the process or thread that created it."""
+    quirks: Quirks = ""
+    """"v3": the series to the letter, its harmless defects included."""
+    fault_around: int = FAULT_AROUND
+    """Pages that a sequential first touch may fill together; 1: only what is touched."""
+    passthrough: bool = True
+    """A plain mmap(2) of a region maps its memory, if the server may do that; else it is ENODEV."""
+    budget: int = 0
+    """Bytes of its own page tables that each attachment is to keep; 0: any."""
+    foreground: bool = False
+    debug: bool = False
+
+
+def default_state(directory: Path) -> Path:
+    """Where the state of a mount on `directory` lives by default: one a user and directory."""
+    ident = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    # No temporary file of a guessable name: StateDirectory takes no directory of somebody else.
+    return Path(f"/dev/shm/msharefs-{os.geteuid()}-{ident}")  # noqa: S108
+
+
+def parse(
+    given: Iterable[str], directory: Path, *, foreground: bool = False, debug: bool = False
+) -> MountOptions:
+    """Options from the arguments of ``-o``, each a comma-separated list.
+
+    The last of equal keys counts. Raises BadOptionError.
+    """
+    values: dict[str, str] = {}
+    for item in ",".join(given).split(","):
+        if not item:
+            continue
+        key, _, value = item.partition("=")
+        if key not in KEYS:
+            known = ", ".join(f"{name}={what}" for name, what in KEYS.items())
+            raise BadOptionError(f"-o {item}: there is no such option; there are {known}")
+        values[key] = value
+
+    quirks = _choice(values, "quirks", get_args(Quirks)[1:], "")
+    # The series knows no owner but the creating thread.
+    owner = _choice(values, "owner", get_args(Owner), "thread" if quirks else "file")
+    quantum = QUANTA[_choice(values, "quantum", tuple(QUANTA), "512G")]
+    return MountOptions(
+        directory=directory,
+        state=_state(values, directory),
+        quantum=quantum,
+        owner=owner,  # type: ignore[arg-type]  # _choice has checked it
+        quirks=quirks,  # type: ignore[arg-type]
+        fault_around=_pages(values),
+        passthrough=_choice(values, "passthrough", ("yes", "no"), "yes") == "yes",
+        budget=_budget(values),
+        foreground=foreground,
+        debug=debug,
+    )
+
+
+def _choice(values: dict[str, str], key: str, choices: tuple[str, ...], default: str) -> str:
+    value = values.get(key, default)
+    if key in values and value not in choices:
+        raise BadOptionError(f"-o {key}={value}: must be one of {', '.join(choices)}")
+    return value
+
+
+def _pages(values: dict[str, str]) -> int:
+    value = values.get("fault_around", str(FAULT_AROUND))
+    if not value.isdecimal() or not 1 <= int(value) <= FAULT_AROUND_MAX:
+        raise BadOptionError(f"-o fault_around={value}: must be 1 to {FAULT_AROUND_MAX} pages")
+    return int(value)
+
+
+def _budget(values: dict[str, str]) -> int:
+    value = values.get("budget", "0")
+    try:
+        budget = units.parse_size(value)
+    except ValueError as error:
+        raise BadOptionError(f"-o budget={value}: {error}") from None
+    if 0 < budget < BUDGET_MIN:
+        raise BadOptionError(f"-o budget={value}: must be {BUDGET_MIN >> 10}K or more, or 0")
+    return budget
+
+
+def _state(values: dict[str, str], directory: Path) -> Path:
+    if "state" not in values:
+        return default_state(directory)
+    if not values["state"]:
+        raise BadOptionError(
+            "-o state=: name a directory on tmpfs, for example state=/dev/shm/msharefs"
+        )
+    state = Path(values["state"]).resolve()
+    if state == directory or directory in state.parents:
+        raise BadOptionError(f"-o state={state}: must not be inside the mount point {directory}")
+    return state

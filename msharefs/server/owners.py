@@ -1,0 +1,259 @@
+"""Owners: who made a region, and the watch over those whose end is the region's.
+
+In the kernel series a region ends with the task that made it, before wait(2) tells of its death. We
+are told afterwards, within a moment; so every request on a region first looks at its owner, and
+only a bare access to attached memory can still come through in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import mmap
+import os
+import select
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from msharefs import processes
+from msharefs.native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from . import options
+
+log = logging.getLogger(__name__)
+
+KINDS = {
+    "file": lib.OWNER_FILE,
+    "process": lib.OWNER_PROCESS,
+    "thread": lib.OWNER_THREAD,
+    "gone": lib.OWNER_GONE,
+}
+"""Numbers of the kinds in the host mm's header; "gone": the region has ended."""
+
+# How often a thread is looked at where the kernel does not let us watch it: the exit of a first
+# thread whose process goes on is told by nothing else.
+_LOOK_SECONDS = 0.05
+# A region that cannot be emptied, because an attached process is stopped inside a fault.
+_AGAIN_SECONDS = 0.5
+
+_PIDFD_THREAD = os.O_EXCL
+_PERF_TYPE_SOFTWARE, _PERF_COUNT_SW_DUMMY = 1, 9
+# Disabled, and not counting the kernel, so that it is granted to whoever may watch at all.
+_PERF_FLAGS = 1 << 0 | 1 << 5 | 1 << 6
+_PERF_FLAG_FD_CLOEXEC = 8
+# perf_event_open(2): type, size, config, period, sample_type, read_format, flags, to 64 bytes.
+_PERF_ATTR = struct.Struct("=IIQQQQQ16x")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who made a region: a process, or a thread if `kind` is "thread". `pid` is 0 if unknown.
+
+    The start time (ticks since boot) tells it from a later one of its number.
+    """
+
+    pid: int
+    start_time: int
+    cgroup: str
+    kind: str = "file"
+    """What the region's life ends with; see `KINDS`."""
+
+    @classmethod
+    def of(cls, tid: int, kind: options.Owner) -> Owner:
+        """The owner of what thread `tid` makes now, on a mount with `-o owner=kind`."""
+        pid = tid if kind == "thread" else processes.process_of(tid)
+        if not pid and kind != "file":
+            log.warning("a region's maker is in another pid namespace: it lives as owner=file")
+        return cls(pid, processes.start_time(pid), processes.cgroup(pid), kind if pid else "file")
+
+
+def save_unsized(directory: Path, ident: int, owner: Owner, *, frozen: bool) -> None:
+    """Records what is known of a region that has no host mm yet, for a later server."""
+    path = _unsized(directory, ident)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({"frozen": frozen, "owner": vars(owner)}))
+    new.rename(path)
+
+
+def load_unsized(directory: Path, ident: int) -> tuple[Owner, bool]:
+    """What `save_unsized` recorded: owner and `frozen`. A missing or broken record is nobody's."""
+    try:
+        record = json.loads(_unsized(directory, ident).read_text())
+        owner = Owner(**record["owner"])
+        return owner, bool(record["frozen"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("the record of unsized region %d is lost: %s", ident, error)
+        return Owner(0, 0, ""), False
+
+
+def forget_unsized(directory: Path, ident: int) -> None:
+    """The region has a host mm, or is gone."""
+    _unsized(directory, ident).unlink(missing_ok=True)
+
+
+def _unsized(directory: Path, ident: int) -> Path:
+    return directory / f"{ident}.unsized"
+
+
+class Watch:
+    """One owner whose end is the end of the regions it made."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.regions: dict[int, Callable[[], Awaitable[None]]] = {}
+        """How to end each, by number."""
+        self.cancel = trio.CancelScope()
+        self.running = False
+        """A task waits on it, and will close it."""
+        self._fd = -1
+        self._ring: mmap.mmap | None = None
+        self._thread = owner.kind == "thread"
+        if self._thread:
+            with contextlib.suppress(OSError):
+                self._open_perf()
+        if self._fd < 0:
+            with contextlib.suppress(OSError):
+                self._fd = os.pidfd_open(owner.pid, _PIDFD_THREAD if self._thread else 0)
+        # The number may have come to another meanwhile.
+        if processes.start_time(owner.pid) != owner.start_time:
+            self.close()
+
+    def gone(self) -> bool:
+        """Whether the owner has ended; a zombie has."""
+        if self._fd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if poll.poll(0):
+            return True
+        if self._ring is not None or not self._thread:
+            return False
+        return not processes.thread_runs(self.owner.pid)
+
+    async def wait(self) -> None:
+        """Returns when the owner has ended."""
+        exact = self._ring is not None or not self._thread
+        while not self.gone():
+            with trio.move_on_after(float("inf") if exact else _LOOK_SECONDS):
+                await trio.lowlevel.wait_readable(self._fd)
+
+    def close(self) -> None:
+        """Lets go of the descriptors."""
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open_perf(self) -> None:
+        """Watches the thread through a perf event of no kind, which hangs up when it exits.
+
+        That alone is exact for the first thread of a process: a pidfd of it says nothing when it
+        exits before the others, nor when another thread calls exec and takes its number over.
+        """
+        attr = ffi.from_buffer(
+            _PERF_ATTR.pack(
+                _PERF_TYPE_SOFTWARE, _PERF_ATTR.size, _PERF_COUNT_SW_DUMMY, 0, 0, 0, _PERF_FLAGS
+            )
+        )
+        fd = lib.syscall(
+            lib.SYS_perf_event_open,
+            attr,
+            ffi.cast("int", self.owner.pid),
+            ffi.cast("int", -1),
+            ffi.cast("int", -1),
+            ffi.cast("unsigned long", _PERF_FLAG_FD_CLOEXEC),
+        )
+        if fd < 0:
+            raise OSError(ffi.errno, os.strerror(ffi.errno))
+        try:
+            # Without a ring buffer it always polls as hung up.
+            self._ring = mmap.mmap(fd, 2 * mmap.PAGESIZE)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+
+class Owners:
+    """The watches of a mount, one for each living owner."""
+
+    def __init__(self) -> None:
+        self._watches: dict[Owner, Watch] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Ends regions as their owners end; until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            for watch in self._watches.values():
+                self._start(self._nursery, watch)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def watch(self, owner: Owner, ident: int, end: Callable[[], Awaitable[None]]) -> Watch | None:
+        """Calls `end` of region `ident` when its owner ends. None: no owner's end matters to it."""
+        if owner.kind not in ("process", "thread"):
+            return None
+        watch = self._watches.get(owner)
+        if watch is None:
+            watch = self._watches[owner] = Watch(owner)
+            if self._nursery is not None:
+                self._start(self._nursery, watch)
+        watch.regions[ident] = end
+        return watch
+
+    def forget(self, watch: Watch, ident: int) -> None:
+        """Region `ident` is gone, or its owner."""
+        watch.regions.pop(ident, None)
+        if not watch.regions and self._watches.pop(watch.owner, None):
+            watch.cancel.cancel()
+            if not watch.running:
+                watch.close()
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        for watch in self._watches.values():
+            watch.close()
+        self._watches.clear()
+
+    def _start(self, nursery: trio.Nursery, watch: Watch) -> None:
+        watch.running = True
+        nursery.start_soon(self._run, watch)
+
+    async def _run(self, watch: Watch) -> None:
+        try:
+            with watch.cancel:
+                await watch.wait()
+                log.info("%s %d, an owner, is gone", watch.owner.kind, watch.owner.pid)
+                while watch.regions:
+                    await _end_regions(watch)
+        finally:
+            watch.close()
+
+
+async def _end_regions(watch: Watch) -> None:
+    """Ends what is left of the watch's regions; those that are busy have to be tried again."""
+    for ident in list(watch.regions):
+        end = watch.regions.get(ident)
+        if end is None:
+            continue  # it went while another was being ended
+        try:
+            await end()
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                log.warning("%s", error)
+                continue
+            log.exception("region %d cannot be emptied; it stays as it is", ident)
+        watch.regions.pop(ident, None)
+    if watch.regions:
+        await trio.sleep(_AGAIN_SECONDS)

@@ -1,0 +1,203 @@
+"""The server of one mount: takes the state directory, mounts, answers until it is unmounted.
+
+`start` is what ``msharefs mount`` calls: it comes back when the mount works, with the server
+detached, or raises OSError with a sentence, and then nothing has changed. The heavy modules are
+imported after the last fork, because libfuse, trio and the threads they start do not survive one.
+
+SIGTERM, SIGINT and SIGHUP unmount; SIGUSR1 writes all stacks to the log. The server itself never
+touches a file of its mount: that would wait for its own answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import logging
+import os
+import resource
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from msharefs import mountpoint
+
+from .state import StateDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .options import MountOptions
+
+log = logging.getLogger(__name__)
+
+_READY = "ready"
+_USERFAULTFD_REMEDY = (
+    "it needs Linux 6.1 or later with CONFIG_USERFAULTFD, and root or read and write permission; "
+    "a container needs --device /dev/userfaultfd"
+)
+
+
+def start(options: MountOptions) -> None:
+    """Mount; returns when the mount works, or with `options.foreground` when it has ended.
+
+    The directory must be free (`mountpoint.make_free`). OSError with a sentence if it cannot be
+    done.
+    """
+    check_devices()
+    if options.foreground:
+        run(options, lambda: None)
+        return
+    said = _detach(options)
+    if said != _READY:
+        text = said or "the server ended before the mount worked; try again with -f to see why"
+        raise OSError(errno.EIO, text)
+    if mountpoint.probe(options.directory) != "alive":
+        raise OSError(
+            errno.EIO,
+            f"the server does not answer; its log is {options.state / 'log'}",
+            str(options.directory),
+        )
+
+
+def check_devices() -> None:
+    """OSError with a sentence if this user or machine cannot serve: no FUSE, or no userfaultfd."""
+    for device, remedy in (
+        ("/dev/fuse", "load the module (modprobe fuse); a container needs --device /dev/fuse"),
+        ("/dev/userfaultfd", _USERFAULTFD_REMEDY),
+    ):
+        try:
+            os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            raise OSError(
+                error.errno, f"cannot be opened ({os.strerror(error.errno or 0)}): {remedy}", device
+            ) from None
+
+
+def run(options: MountOptions, ready: Callable[[], None]) -> None:
+    """Be the server, in this process.
+
+    Calls `ready` when the kernel has shaken hands. Needs a main thread.
+    """
+    _raise_descriptor_limit()
+    os.umask(0)  # the kernel has applied the caller's
+    os.chdir("/")
+    state = StateDirectory(options)
+    clear = state.fresh  # if it fails before the mount works; an adopted directory stays
+
+    def mounted() -> None:
+        nonlocal clear
+        clear = False
+        ready()
+
+    try:
+        stream = sys.stderr if options.foreground else _become_daemon(state.log)
+        _set_up_log(stream, debug=options.debug)
+        # From here on libfuse, trio, threads: no fork.
+        from .serving import serve_mount
+
+        clear = serve_mount(options, state, mounted)
+    finally:
+        faulthandler.unregister(signal.SIGUSR1)
+        state.release(clear=clear)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the system does, or at least as this user may have.
+
+    The server needs one for each inode the kernel knows, two a region, two an attached process.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(hard, int(Path("/proc/sys/fs/nr_open").read_text()))
+    for limit in (most, hard):
+        with contextlib.suppress(ValueError):  # only root may go beyond its hard limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return
+
+
+def _become_daemon(path: Path) -> TextIO:
+    """Standard output and error go to the log file from now on; nothing comes in."""
+    stream = open(  # noqa: SIM115  # ours until the process ends
+        path,
+        "a",
+        buffering=1,
+        encoding="utf-8",
+        opener=lambda name, flags: os.open(name, flags, 0o600),
+    )
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    os.close(nothing)
+    return stream
+
+
+def _set_up_log(stream: TextIO, *, debug: bool) -> None:
+    logging.basicConfig(
+        stream=stream,
+        level=logging.DEBUG if debug else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("pyfuse3").setLevel(
+        logging.INFO
+    )  # its debug messages are about its own tasks
+    faulthandler.enable(stream)
+    faulthandler.register(signal.SIGUSR1, stream, all_threads=True)
+
+
+def _detach(options: MountOptions) -> str:
+    """Start the server as a grandchild in its own session.
+
+    Answers what it says: `_READY`, a sentence, or nothing if it died.
+    """
+    receiver, sender = os.pipe2(os.O_CLOEXEC)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(receiver)
+        os.setsid()
+        if os.fork() != 0:  # not the leader of the session: it can get no terminal
+            os._exit(0)
+        _serve_detached(options, sender)
+    os.close(sender)
+    os.waitpid(child, 0)
+    with open(receiver, encoding="utf-8", errors="replace") as pipe:
+        return pipe.read()
+
+
+def _serve_detached(options: MountOptions, sender: int) -> NoReturn:
+    """The grandchild: the first thing to say goes to `sender`, the rest to the log."""
+
+    def tell(message: str) -> None:
+        # A command that was interrupted reads no more; the mount works all the same.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(sender, message.encode())
+        os.close(sender)
+
+    told = False
+
+    def ready() -> None:
+        nonlocal told
+        told = True
+        tell(_READY)
+
+    status = 1
+    try:
+        run(options, ready)
+        status = 0
+    except OSError as error:
+        if told:
+            log.error("%s", error)  # noqa: TRY400  # a sentence, as on the terminal
+        else:
+            name = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+            tell(f"{name}{error.strerror or error}")
+    except BaseException:
+        if told:
+            log.exception("the server failed")
+        else:
+            tell(f"the server failed: {traceback.format_exc()}")
+    finally:
+        os._exit(status)

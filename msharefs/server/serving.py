@@ -1,0 +1,138 @@
+"""The part of the server that serves.
+
+It is apart from `server` because importing it loads libfuse: only after the last fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import trio
+
+from msharefs import mountpoint
+
+from . import fuse
+from .control import Control
+from .fs import Filesystem
+from .fuse import pyfuse3
+from .regions import Regions
+from .tree import Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .options import MountOptions
+    from .state import StateDirectory
+
+log = logging.getLogger(__name__)
+
+# Nobody waits for this: it only decides how long memory stays after its last user.
+_ATTACHED_POLL_SECONDS = 0.5
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def serve_mount(options: MountOptions, state: StateDirectory, ready: Callable[[], None]) -> bool:
+    """Mount and serve until the end; whether nothing in the state directory is needed any more.
+
+    `ready` is called when the kernel has shaken hands.
+    """
+    try:
+        return trio.run(_serve, options, state, ready)
+    except BaseExceptionGroup as group:
+        raise _only_leaf(group) from None
+
+
+async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[], None]) -> bool:
+    with contextlib.ExitStack() as stack:
+        tree = Tree(state.tree)
+        stack.callback(tree.close)
+        regions = Regions(options, state.path)
+        stack.callback(regions.close)
+        await regions.adopt(tree.region_sizes())
+        async with trio.open_nursery() as nursery:
+            # Clients that an earlier server left come back as soon as there is a socket.
+            await nursery.start(Control(regions, state.path).run)
+            await nursery.start(regions.owners.run)
+            end = await nursery.start(_end_on_signal)
+            filesystem = Filesystem(tree, regions, options, ready)
+            fuse.mount(
+                filesystem, options.directory, _mount_options(), passthrough=options.passthrough
+            )
+            mount = mountpoint.covering(options.directory)
+            if mount is not None:
+                regions.mounted(mount.device)
+            log.info("mounted on %s, state in %s", options.directory, state.path)
+            try:
+                await fuse.serve(filesystem, end)
+            finally:
+                fuse.unmount()
+            log.info("unmounted from %s", options.directory)
+            await filesystem.shut_down()
+            if not end.is_set() and regions.attached():
+                await _outlive_mount(regions, state, end)
+            attached = regions.attached()
+            if attached:
+                log.warning("the next server on %s takes over %d attachments", state.path, attached)
+            nursery.cancel_scope.cancel()
+        return attached == 0
+
+
+async def _outlive_mount(regions: Regions, state: StateDirectory, end: trio.Event) -> None:
+    """The mount is gone, attached processes are not: serve them until they are.
+
+    As in the kernel, where a mapping keeps its memory after umount(2), which then goes back. A
+    signal ends this earlier.
+    """
+    log.info("%d attachments keep this server", regions.attached())
+    state.say_unmounted()
+    while regions.attached() and not end.is_set():
+        with trio.move_on_after(_ATTACHED_POLL_SECONDS):
+            await end.wait()
+
+
+async def _end_on_signal(
+    task_status: trio.TaskStatus[trio.Event] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    end = trio.Event()
+    with trio.open_signal_receiver(*END_SIGNALS) as signals:
+        task_status.started(end)
+        async for number in signals:
+            log.info("%s: ending", signal.Signals(number).name)
+            end.set()
+
+
+def _mount_options() -> set[str]:
+    """Options for libfuse. fsname and subtype make it "msharefs on DIR type fuse.msharefs"."""
+    options = {
+        *pyfuse3.default_options,
+        "fsname=msharefs",
+        "subtype=msharefs",
+        "default_permissions",
+    }
+    if os.geteuid() == 0 or _others_allowed():
+        options.add("allow_other")
+    else:
+        log.warning(
+            "only this user can use the mount: /etc/fuse.conf does not have user_allow_other"
+        )
+    return options
+
+
+def _others_allowed() -> bool:
+    """Whether fusermount3 lets this user mount for others."""
+    try:
+        with open("/etc/fuse.conf", encoding="utf-8") as lines:
+            return any(line.strip() == "user_allow_other" for line in lines)
+    except OSError:
+        return False
+
+
+def _only_leaf(error: BaseException) -> BaseException:
+    """The one exception in nested groups of one, so that an OSError's sentence reaches the user."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,199 @@
+"""What a CREATE_MAPPING names: memory, or a file, and whether Linux would map it so.
+
+The errors of a file's mapping are Linux's own: the server maps it once itself, as asked, and passes
+on what mmap(2) said. Sources: observed.md A "CREATE_MAPPING" and C "fds", mmap(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from msharefs import mountpoint, verbs
+
+from .descriptors import elsewhere
+from .mapping import Mapping, file_system
+from .tree import INFO_INO
+
+if TYPE_CHECKING:
+    from msharefs.verbs import Create
+
+HUGE_PAGE = 2 << 20
+"""Bytes of the one kind of huge page that the tables have leaves for."""
+HUGE_NAME = "anon_hugepage"
+"""What Linux calls huge pages without a file; so do we."""
+_EXECUTABLE_NAME = "anon"
+
+_HUGETLBFS_MAGIC = 0x958458F6  # linux/magic.h
+_ZERO = os.makedev(1, 5)
+_HUGE_SHIFT = 26  # of the size code in flags: log2 of the bytes
+_HUGE_CODES = 0x3F << _HUGE_SHIFT
+_MFD_HUGETLB = 4  # memfd_create(2)
+# Of the flags, those that say where and when: the server's own mapping lies anywhere, and has no
+# pages.
+_NOT_OURS = (
+    verbs.MAP_FIXED
+    | verbs.MAP_FIXED_NOREPLACE
+    | verbs.MAP_ANONYMOUS
+    | verbs.MAP_LOCKED
+    | verbs.MAP_POPULATE
+    | verbs.MAP_NONBLOCK
+    | verbs.MAP_32BIT
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that is to be mapped. `anonymous`: it has no other use, its memory goes with it."""
+
+    fd: int
+    path: str
+    device: int
+    inode: int
+    writable: bool
+    """The descriptor is open for writing."""
+    page: int
+    """Bytes of its pages."""
+    kind: int
+    """S_IFMT of its mode."""
+    zero: bool = False
+    """/dev/zero: what it gives is anonymous memory."""
+    anonymous: bool = False
+
+    @property
+    def huge(self) -> bool:
+        """Its pages are huge."""
+        return self.page != verbs.PAGE
+
+    def rounded(self, create: Create) -> Create:
+        """`create` with its size in whole pages of the file, as the kernel rounds it first."""
+        offset = 0 if self.anonymous else create.offset
+        return replace(create, size=verbs.round_up(create.size, self.page), offset=offset)
+
+    async def map(self, create: Create) -> Mapping:
+        """Maps as `create` says and keeps one page, which keeps the file from being sealed.
+
+        OSError as mmap(2), and for what Linux can map and a region cannot.
+        """
+        return await elsewhere(lambda: self._map(create), f"mapping {self.path}", Mapping.close)
+
+    def _map(self, create: Create) -> Mapping:
+        if create.flags & verbs.MAP_FIXED_NOREPLACE and (
+            create.flags & verbs.MAP_TYPE != verbs.MAP_SHARED
+        ):
+            raise OSError(errno.EOPNOTSUPP, "MAP_SHARED_VALIDATE knows no MAP_FIXED_NOREPLACE")
+        if self.kind == stat.S_IFCHR and not self.zero:
+            # Drivers do things when they are mapped; a region is not to be made of them.
+            self._check_mode(create.prot)
+            raise OSError(errno.ENODEV, f"{self.path}: a device is no object of a region")
+        mapping = Mapping(
+            self.fd,
+            create.size,
+            create.prot & verbs.PROT_ALL,
+            create.flags & ~_NOT_OURS,
+            create.file_offset,
+        )
+        try:
+            if self.kind not in (stat.S_IFREG, stat.S_IFBLK) and not self.zero:
+                raise OSError(errno.ENODEV, f"{self.path}: only files are objects of a region")
+            if self.page not in (verbs.PAGE, HUGE_PAGE):
+                raise OSError(
+                    errno.EINVAL, f"{self.path}: huge pages of {self.page} bytes: 2 MiB it must be"
+                )
+            mapping.shrink(self.page)
+        except BaseException:
+            mapping.close()
+            raise
+        return mapping
+
+    def _check_mode(self, prot: int) -> None:
+        mode = fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode == os.O_WRONLY or (prot & verbs.PROT_WRITE and not self.writable):
+            raise OSError(errno.EACCES, f"{self.path} is not open for that")
+
+
+async def look(fd: int, caller: int, flags: int) -> Source:
+    """What descriptor `fd`, which is process `caller`'s too, is.
+
+    EBADF: it is open for no access (O_PATH). EINVAL: a region, or not of huge pages and `flags` has
+    MAP_HUGETLB. ETIMEDOUT: its file system does not answer.
+    """
+    return await elsewhere(lambda: _look(fd, caller, flags), f"a file of process {caller}")
+
+
+def anonymous(create: Create, *, executes: bool) -> Source | None:
+    """The file to be made for anonymous memory that is huge or executable; None: none is needed.
+
+    `executes`: code can run in ordinary memory of the region. EINVAL: there are no such huge pages.
+    """
+    if create.flags & verbs.MAP_HUGETLB:
+        return _memfd(HUGE_NAME, _MFD_HUGETLB | create.flags & _HUGE_CODES, create.size)
+    if create.prot & verbs.PROT_EXEC and not executes:
+        return _memfd(_EXECUTABLE_NAME, 0, create.size)
+    return None
+
+
+def _look(fd: int, caller: int, flags: int) -> Source:
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if mode & os.O_PATH:
+        raise OSError(errno.EBADF, f"{path} is open as a path only (O_PATH)")
+    status = os.fstat(fd)
+    if _is_region(status, caller):
+        raise OSError(errno.EINVAL, f"{path} is a region: regions do not nest")
+    magic, block = file_system(fd)
+    source = Source(
+        fd,
+        path,
+        status.st_dev,
+        status.st_ino,
+        writable=mode & os.O_ACCMODE == os.O_RDWR,
+        page=block if magic == _HUGETLBFS_MAGIC else verbs.PAGE,
+        kind=stat.S_IFMT(status.st_mode),
+        zero=stat.S_ISCHR(status.st_mode) and status.st_rdev == _ZERO,
+    )
+    if flags & verbs.MAP_HUGETLB and not source.huge:
+        raise OSError(errno.EINVAL, f"{path} is not a file of huge pages")
+    return source
+
+
+def _is_region(status: os.stat_result, caller: int) -> bool:
+    """Whether a file that process `caller` has open is a region, of this mount or another."""
+    if not stat.S_ISREG(status.st_mode) or status.st_ino == INFO_INO:
+        return False
+    types = set()
+    for who in ("self", str(caller)):  # it may have mounts that we have not
+        with contextlib.suppress(OSError):
+            types |= {
+                mount.fstype for mount in mountpoint.mounts(who) if mount.device == status.st_dev
+            }
+    return mountpoint.FSTYPE in types
+
+
+def _memfd(name: str, flags: int, size: int) -> Source:
+    """Anonymous memory that is a file of its own. EINVAL: there are no huge pages of that size."""
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | flags)
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.EINVAL, errno.ENOENT):
+            code = flags >> _HUGE_SHIFT
+            raise OSError(errno.EINVAL, f"there are no huge pages of 2**{code} bytes") from None
+        raise
+    try:
+        _, block = file_system(fd)
+        whole = verbs.round_up(size, block)
+        status = os.fstat(fd)
+        with contextlib.suppress(OSError):  # too large: the range is checked next
+            os.ftruncate(fd, min(whole, (1 << 63) - block))
+    except BaseException:
+        os.close(fd)
+        raise
+    return Source(
+        fd, name, status.st_dev, status.st_ino, writable=True, page=block, kind=stat.S_IFREG,
+        anonymous=True,
+    )  # fmt: skip

@@ -1,0 +1,242 @@
+"""The state directory of a mount: all that outlives a server. On tmpfs, for one server at a time.
+
+    tree/root/  names, modes, owners, times: see tree.py. tree/ itself is private, because the modes
+                inside are for the users of the mount
+    regions/    the host mms and memory of the regions
+    control     the control socket
+    devices     device numbers of the mount, and of earlier ones whose files are mapped: mappings.py
+    lock        locked by the running server; says who that is and what it does (`Holder`)
+    log         what the server says, unless it runs in the foreground
+
+A directory that a crashed server left is adopted by the next one. So is that of a server which was
+unmounted while processes are attached: it stays, for them, until they are gone or somebody mounts
+with the same state directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import stat
+from dataclasses import astuple, dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from msharefs import mountpoint
+
+from .options import QUANTA, MountOptions, default_state
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Clients reach the control socket by path and need nothing else in here.
+_MODE = 0o711
+_SOCKET_PATH_MAX = 107  # sockaddr_un.sun_path, with a final NUL
+_LEAVE_SECONDS = 10.0
+_ENTRIES = {"tree", "regions", "control", "devices", "lock", "log"}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The present or last server of a state directory, as the lock file names it."""
+
+    pid: int
+    doing: Literal["mounted", "unmounted"]
+    """ "unmounted": it stays only for the processes that are attached."""
+    quantum: int
+    directory: str
+
+    def write(self, fd: int) -> None:
+        """Put this into the lock file."""
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, "\n".join(map(str, astuple(self))).encode(), 0)
+
+    @classmethod
+    def read(cls, fd: int) -> Holder | None:
+        """What the lock file says; None if that is nothing, or no sense."""
+        fields = os.pread(fd, 8192, 0).decode(errors="replace").split("\n", 3)
+        try:
+            pid, doing, quantum, directory = fields
+            if doing not in ("mounted", "unmounted"):
+                return None
+            return cls(int(pid), doing, int(quantum), directory)  # type: ignore[arg-type]
+        except ValueError:
+            return None
+
+
+class StateDirectory:
+    """A state directory taken by this process, until `release`."""
+
+    def __init__(self, options: MountOptions) -> None:
+        """Take `options.state`, making it if needed.
+
+        OSError with a sentence if that cannot be, nothing changed.
+        """
+        self.path = options.state
+        self._is_default = self.path == default_state(options.directory)
+        self._made = False
+        self._holder = Holder(os.getpid(), "mounted", options.quantum, str(options.directory))
+        try:
+            self._lock = self._take()
+            try:
+                self.fresh = not self.tree.exists()
+                """Nothing was here: no server ran on this directory before."""
+                if not self.fresh:
+                    self._check_quantum()
+                self._holder.write(self._lock)
+                for name in ("tree", "regions"):
+                    (self.path / name).mkdir(mode=0o700, exist_ok=True)
+                self.tree.mkdir(mode=0o777, exist_ok=True)
+            except BaseException:
+                os.close(self._lock)
+                raise
+        except BaseException:
+            if self._made:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    @property
+    def tree(self) -> Path:
+        """The directory of markers: what the mount's root shows."""
+        return self.path / "tree" / "root"
+
+    @property
+    def log(self) -> Path:
+        """The log file."""
+        return self.path / "log"
+
+    def release(self, *, clear: bool) -> None:
+        """Give the directory back.
+
+        With `clear` remove what is in it, and itself if it is the default one or made by us.
+        """
+        if clear:
+            for name in sorted(_ENTRIES - {"lock"}):
+                entry = self.path / name
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink(missing_ok=True)
+            (self.path / "lock").unlink(missing_ok=True)
+            if self._made or self._is_default:
+                with contextlib.suppress(OSError):  # somebody's file in it is not ours to remove
+                    self.path.rmdir()
+        os.close(self._lock)
+
+    def say_unmounted(self) -> None:
+        """From now on another server may end this one and take over."""
+        replace(self._holder, doing="unmounted").write(self._lock)
+
+    def _check_quantum(self) -> None:
+        last = Holder.read(self._lock)
+        if last is not None and last.quantum != self._holder.quantum:
+            name = next((n for n, size in QUANTA.items() if size == last.quantum), last.quantum)
+            raise OSError(
+                errno.EINVAL,
+                f"holds regions of quantum {name}: mount with -o quantum={name}, "
+                "or use another (-o state=DIR)",
+                str(self.path),
+            )
+
+    def _make(self) -> None:
+        parent = self.path.parent
+        try:
+            if mountpoint.fstype(parent) != "tmpfs" and not (
+                self.path.exists() and mountpoint.fstype(self.path) == "tmpfs"
+            ):
+                raise OSError(
+                    errno.EINVAL,
+                    "the state directory must be on tmpfs, whose files are memory: "
+                    "use one below /dev/shm (-o state=DIR)",
+                    str(self.path),
+                )
+            with contextlib.suppress(FileExistsError):
+                self.path.mkdir(mode=_MODE)
+                self._made = True
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "cannot make the state directory: its parent is missing",
+                str(self.path),
+            ) from None
+        if len(os.fsencode(self.path / "control")) > _SOCKET_PATH_MAX:
+            raise OSError(
+                errno.ENAMETOOLONG,
+                f"is too long a name: with /control a socket's may have {_SOCKET_PATH_MAX} bytes",
+                str(self.path),
+            )
+        status = self.path.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(
+                errno.ENOTDIR, "is in the place of the state directory: remove it", str(self.path)
+            )
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise PermissionError(
+                errno.EPERM,
+                "the state directory must belong to the server's user, and nobody else may write "
+                "to it: change that, or use another (-o state=DIR)",
+                str(self.path),
+            )
+        strangers = {entry.name for entry in self.path.iterdir()} - _ENTRIES
+        if strangers:
+            raise OSError(
+                errno.ENOTEMPTY,
+                f"is no state directory: {min(strangers)} is in it; "
+                "name an empty directory (-o state=DIR)",
+                str(self.path),
+            )
+        self.path.chmod(_MODE)
+
+    def _take(self) -> int:
+        """Make the directory if needed and lock it; the descriptor of the lock."""
+        path = self.path / "lock"
+        while True:
+            self._make()
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            except FileNotFoundError:
+                continue  # a server that just ended removed the directory
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.stat().st_ino == os.fstat(fd).st_ino:
+                    return fd
+            except FileNotFoundError:
+                pass  # ... or the file between our open and our lock
+            except BlockingIOError:
+                try:
+                    self._ask_to_leave(Holder.read(fd))
+                finally:
+                    os.close(fd)
+                continue
+            os.close(fd)
+
+    def _ask_to_leave(self, running: Holder | None) -> None:
+        """End a server that is unmounted, and come back when it has; EBUSY for any other."""
+        if running is None or running.doing == "mounted":
+            who = f"process {running.pid}, mounted on {running.directory}" if running else "unknown"
+            raise OSError(
+                errno.EBUSY,
+                f"is the state directory of a running server ({who}): "
+                "unmount that, or use another (-o state=DIR)",
+                str(self.path),
+            )
+        try:
+            pidfd = os.pidfd_open(running.pid)
+        except ProcessLookupError:
+            return  # it has just ended
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            if mountpoint.wait_for_end(pidfd, _LEAVE_SECONDS):
+                return
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(pidfd)
+        raise OSError(
+            errno.EBUSY,
+            f"the server that had it before (process {running.pid}) does not end: kill it",
+            str(self.path),
+        )

@@ -1,0 +1,223 @@
+/*
+ * arrange.c - the window as it must be where nothing has been made reachable yet: a
+ * mapping of .mem under userfaultfd, with the attachment's protection, and execution
+ * where the region's mappings permit it. A fetch from a page that is not executable is
+ * refused by the kernel before anybody can be asked, so that right is set ahead.
+ *
+ *   window   wwwwBBBBwwwwBBww   ->   wwwwwwwwwwwwwwww     w: .mem   B: an object
+ *
+ * Threads of the program use the memory meanwhile. Between an mmap(2) of .mem over a
+ * block and its registration they would see a page that the region does not have, and
+ * store to it; so the new mapping is made and registered elsewhere, and moved into its
+ * place at once. mremap(2) keeps the registration only with a userfaultfd that wants to
+ * be told of it (UFFD_FEATURE_EVENT_REMAP), and does not return before that was read.
+ * The service thread is who reads, so another thread has to move: one that does that
+ * system call and nothing else. What was moved has a userfaultfd of its own: with that
+ * feature nothing of the window could be moved without such a thread (reclaim.c).
+ *
+ * Runs on the service thread: no malloc, no stdio, no region memory. (Before there is
+ * one, in an attachment that is being made, nothing is touched, and nothing is moved.)
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "client/attachment.h"
+#include "core/touched.h"
+
+/* The address space that a move needs besides. */
+#define MOVE_BYTES PUD_SIZE
+#define MOVER_STACK_BYTES 16384
+#define EVENTS 16
+
+struct move {
+    uint8_t *from, *to;
+    uint64_t bytes;
+    bool done;
+};
+
+/* It shares our thread-local storage: no errno is looked at while it runs. */
+static int mover(void *arg)
+{
+    struct move *move = arg;
+
+    move->done = syscall(SYS_mremap, move->from, move->bytes, move->bytes,
+                         MREMAP_MAYMOVE | MREMAP_FIXED, move->to) == (long)(uintptr_t)move->to;
+    return 0;
+}
+
+/* Reads what is there. A fault among it comes again. */
+static void read_events(const struct attachment *att)
+{
+    struct uffd_msg msgs[EVENTS];
+    ssize_t got = read(att->moved_uffd, msgs, sizeof msgs);
+
+    for (ssize_t i = 0; i < got / (ssize_t)sizeof *msgs; i++)
+        if (msgs[i].event == UFFD_EVENT_PAGEFAULT) {
+            const uint64_t offset = msgs[i].arg.pagefault.address - (uintptr_t)att->base;
+
+            resolve_wake(att, offset & ~(PAGE_SIZE - 1), (offset & ~(PAGE_SIZE - 1)) + PAGE_SIZE);
+        }
+}
+
+static int move_window(const struct attachment *att, struct move *move)
+{
+    static _Alignas(16) char stack[MOVER_STACK_BYTES]; /* there is one service thread */
+    static _Atomic int running;
+    const int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |
+                      CLONE_SYSVSEM | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
+    struct pollfd ready = {att->moved_uffd, POLLIN, 0};
+
+    if (clone(mover, stack + sizeof stack, flags, move, &running, NULL, &running) < 0)
+        return -errno;
+    /* Cleared by the kernel when the thread is gone. It says nothing if it fails. */
+    while (running) {
+        poll(&ready, 1, 1);
+        read_events(att);
+    }
+    return move->done ? 0 : -ENOMEM;
+}
+
+static int watch_moved(struct attachment *att)
+{
+    int uffd;
+
+    if (att->moved_uffd >= 0)
+        return 0;
+    uffd = attach_uffd(att, UFFD_FEATURE_EVENT_REMAP);
+    if (uffd < 0)
+        return uffd;
+    att->moved_uffd = uffd;
+    return service_watch_moved(att);
+}
+
+/* Puts .mem, under userfaultfd, over whatever is at [start, end). */
+static int put_back(struct attachment *att, uint64_t start, uint64_t end, int prot)
+{
+    struct move move = {.to = att->base + start, .bytes = end - start};
+    int err = watch_moved(att);
+
+    if (err)
+        return err;
+    /* As attach_map() does, for the same reasons. */
+    move.from = mmap(NULL, move.bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, att->mem_fd,
+                     (off_t)start);
+    if (move.from == MAP_FAILED)
+        return -errno;
+    munlock(move.from, move.bytes);
+    if (mprotect(move.from, move.bytes, prot))
+        err = -errno;
+    madvise(move.from, move.bytes, MADV_DONTDUMP);
+    if (att->advice & ADVICE_DONTFORK)
+        madvise(move.from, move.bytes, MADV_DONTFORK);
+    if (!err)
+        err = uffd_watch(att->moved_uffd, (uintptr_t)move.from, move.bytes);
+    if (!err)
+        err = move_window(att, &move);
+    if (err)
+        munmap(move.from, move.bytes);
+    else
+        poison_forget(att, start, end);
+    resolve_wake(att, start, end);
+    return err;
+}
+
+static int protect(const struct attachment *att, uint64_t start, uint64_t end, int prot)
+{
+    return start < end && mprotect(att->base + start, end - start, prot) ? -errno : 0;
+}
+
+/* A range of one protection. Blocks can only be in spans that we touched. */
+static int arrange_range(struct attachment *att, uint64_t start, uint64_t end, int prot,
+                         bool blocks)
+{
+    uint64_t run = start, stop;
+    int err = 0;
+
+    for (; !err && blocks && touched_run(&att->mm, att->slot, &run, end, &stop);
+         start = run = stop) {
+        if (stop - run > MOVE_BYTES)
+            stop = run + MOVE_BYTES;
+        err = protect(att, start, run, prot);
+        if (!err)
+            err = put_back(att, run, stop, prot);
+    }
+    return err ? err : protect(att, start, end, prot);
+}
+
+static int prot_of(const struct attachment *att, uint32_t flags)
+{
+    return att->prot | (flags & VMA_EXEC ? PROT_EXEC : 0);
+}
+
+int arranged_prot(const struct attachment *att, uint64_t offset)
+{
+    struct mm_vma vma;
+
+    return vma_find(&att->mm, offset, &vma) ? att->prot : prot_of(att, vma.flags);
+}
+
+/* What one call does for: a range of one protection. */
+struct run {
+    uint64_t start, end;
+    int prot;
+    bool blocks;
+};
+
+static int add(struct attachment *att, struct run *run, uint64_t end, int prot, bool blocks)
+{
+    int err = 0;
+
+    if (end <= run->end)
+        return 0;
+    if (run->prot != prot || run->blocks != blocks) {
+        err = arrange_range(att, run->start, run->end, run->prot, run->blocks);
+        *run = (struct run){run->end, run->end, prot, blocks};
+    }
+    run->end = end;
+    return err;
+}
+
+static int arrange_all(struct attachment *att, uint64_t start, uint64_t end, bool objects)
+{
+    uint64_t used;
+    const struct mm_vma *set =
+        vma_snapshot(&att->mm, atomic_load(&att->mm.header->epoch), &used);
+    struct run run = {start, start, att->prot, objects};
+    int err = set ? 0 : -EUCLEAN;
+
+    for (uint64_t i = 0; !err && i < used; i++) {
+        const struct mm_vma vma = set[i];
+
+        if (vma.end <= start || vma.start >= end)
+            continue;
+        if ((vma.start | vma.end) % PAGE_SIZE)
+            return -EUCLEAN;
+        err = add(att, &run, vma.start, att->prot, objects);
+        if (!err)
+            err = add(att, &run, vma.end < end ? vma.end : end, prot_of(att, vma.flags),
+                      objects || vma.object);
+    }
+    if (!err)
+        err = add(att, &run, end, att->prot, objects);
+    return err ? err : arrange_range(att, run.start, run.end, run.prot, run.blocks);
+}
+
+int arrange(struct attachment *att, uint64_t start, uint64_t end, bool objects)
+{
+    int err;
+
+    if (start > end || end > att->mm.size || (start | end) % PAGE_SIZE)
+        return -EINVAL;
+    if (is_adopted(att)) /* the program protects that memory as it likes */
+        return 0;
+    slot_enter(&att->mm, att->slot);
+    err = arrange_all(att, start, end, objects);
+    slot_leave(&att->mm, att->slot);
+    return err;
+}

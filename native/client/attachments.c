@@ -1,0 +1,164 @@
+/* attachments.c - the table of attachments: its lock, who is where. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "client/attachment.h"
+
+struct attachment attachments[ATTACHMENTS_MAX];
+_Atomic unsigned attachments_used;
+
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+static _Thread_local unsigned depth; /* how often this thread has the lock */
+/* Of the thread that has the lock; protected by it. */
+static sigset_t holder_mask;
+static int holder_cancel, holder_errno;
+static pid_t owner; /* of the attachments; protected by the lock */
+
+/* Every window there was since none was attached lies in [low, high). */
+static _Atomic uint64_t low = UINT64_MAX, high;
+
+void attachments_lock(void)
+{
+    const int saved = errno;
+    sigset_t all, mask;
+    int cancel;
+
+    if (depth++)
+        return;
+    /* A signal handler that unmaps or forks would wait for its own thread. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &mask);
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+    pthread_mutex_lock(&table_lock);
+    holder_mask = mask;
+    holder_cancel = cancel;
+    holder_errno = saved;
+}
+
+void attachments_unlock(void)
+{
+    const sigset_t mask = holder_mask;
+    const int cancel = holder_cancel, saved = holder_errno;
+
+    if (--depth)
+        return;
+    pthread_mutex_unlock(&table_lock);
+    pthread_setcancelstate(cancel, NULL);
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
+    errno = saved;
+}
+
+void attachments_relock(void)
+{
+    owner = getpid();
+    pthread_mutex_init(&table_lock, NULL);
+    pthread_mutex_lock(&table_lock);
+}
+
+bool attachments_own(void) { return getpid() == owner; }
+
+static bool overlaps(const struct attachment *att, uint64_t start, uint64_t end)
+{
+    return att->live && (uintptr_t)att->base < end && attachment_end(att) > start;
+}
+
+struct attachment *attachment_over(uint64_t start, uint64_t end)
+{
+    struct attachment *lowest = NULL;
+
+    for (unsigned i = 0; i < attachments_used; i++)
+        if (overlaps(&attachments[i], start, end) &&
+            (!lowest || attachments[i].base < lowest->base))
+            lowest = &attachments[i];
+    return lowest;
+}
+
+struct attachment *attachment_of_tables(uint64_t addr)
+{
+    for (unsigned i = 0; i < attachments_used; i++)
+        if (attachments[i].live && (uintptr_t)attachments[i].mm.header == addr)
+            return &attachments[i];
+    return NULL;
+}
+
+struct attachment *attachment_unused(void)
+{
+    const unsigned used = attachments_used;
+
+    for (unsigned i = 0; i < used; i++)
+        if (!attachments[i].live)
+            return &attachments[i];
+    if (used == ATTACHMENTS_MAX)
+        return NULL;
+    pthread_mutex_init(&attachments[used].lock, NULL);
+    attachments_used = used + 1;
+    return &attachments[used];
+}
+
+bool attachments_near(uint64_t start, uint64_t end)
+{
+    return start < atomic_load_explicit(&high, memory_order_relaxed) &&
+           end > atomic_load_explicit(&low, memory_order_relaxed);
+}
+
+void attachments_cover(const struct attachment *att)
+{
+    uint64_t start = (uintptr_t)att->base, end = attachment_end(att);
+
+    owner = getpid();
+    if (!attachment_over(0, UINT64_MAX)) {
+        atomic_store(&low, start);
+        atomic_store(&high, end);
+        return;
+    }
+    if (start < atomic_load(&low))
+        atomic_store(&low, start);
+    if (end > atomic_load(&high))
+        atomic_store(&high, end);
+}
+
+/* Whether the window, or what is left of it, may go in part or goes whole. */
+static int check_replaced(struct attachment *att, uint64_t start, uint64_t end)
+{
+    int err;
+
+    if (att->sealed)
+        return -EPERM;
+    if (!is_adopted(att))
+        return start <= (uintptr_t)att->base && attachment_end(att) <= end ? 0 : -EINVAL;
+    pthread_mutex_lock(&att->lock);
+    err = pieces_reserve(&att->pieces);
+    pthread_mutex_unlock(&att->lock);
+    return err;
+}
+
+int attachments_replace(uint64_t start, uint64_t end, int (*change)(void *), void *arg)
+{
+    struct attachment *taken[ATTACHMENTS_MAX];
+    unsigned count = 0;
+    int err = 0;
+
+    for (unsigned i = 0; i < attachments_used && !err; i++)
+        if (overlaps(&attachments[i], start, end)) {
+            err = check_replaced(&attachments[i], start, end);
+            taken[count++] = &attachments[i];
+        }
+    if (err)
+        return err;
+    /* The service thread must not touch pages that may be somebody else's. */
+    for (unsigned i = 0; i < count; i++)
+        pthread_mutex_lock(&taken[i]->lock);
+    err = change(arg);
+    for (unsigned i = count; i--;) {
+        struct attachment *att = taken[i];
+
+        if (!err && is_adopted(att))
+            pieces_cut(&att->pieces, start, end);
+        if (!err && (!is_adopted(att) || !att->pieces.count))
+            attach_end(att);
+        pthread_mutex_unlock(&att->lock);
+    }
+    return err;
+}

@@ -1,0 +1,338 @@
+/*
+ * budget.c - a client keeps at most so many of its own page tables.
+ *
+ * A program's real page tables are a cache of the shared ones (README.md), one
+ * table a 2 MiB span; this is its replacement. Which spans are in use? Linux tells
+ * an unprivileged process nothing cheap: no accessed bits in /proc/self/pagemap,
+ * clear_refs walks all of the process, idle page tracking is root's. What we have
+ * is faults, so giving back is itself the sample: a span that is in use comes back
+ * at once, by a fault that finds all its entries. Hence
+ *
+ *   queue       CLOCK: first in, first out, but a span with credit is passed over,
+ *               which costs it one
+ *   credit      a span that came back before as many others went as the budget
+ *               holds had been in use: it is passed over 1 time, if it happens
+ *               again 3 times, 7, 15. So what is hot is sampled ever more seldom,
+ *               and spans of one pass flow through without pushing it out
+ *   working set what comes back costs time. If that is more than a LOSS_SHARE-th of
+ *               the CPU time of the process, and not just for a moment, the working
+ *               set is larger than the budget: that doubles, and says so
+ *               (msharefs clients)
+ *   shrinking   a budget that has grown is asked for again: from time to time a
+ *               sample is given back, and what does not return the budget loses
+ *               (working set estimation as in ESX: Waldspurger, OSDI 2002)
+ *
+ * Nothing is allocated here.
+ */
+#define _GNU_SOURCE
+#include "client/budget.h"
+
+#include <errno.h>
+
+#include "client/attachment.h"
+#include "core/linger.h"
+
+enum span_state { SPAN_UNUSED, SPAN_MAPPED, SPAN_GONE };
+
+#define PROVED_MAX 4u /* 2^4 - 1 times passed over */
+/* The last ones in are not taken: their threads may not have run again yet. */
+#define FRESH_SPANS 16u
+/* The third fault in a span maps the rest of it (around.c). */
+#define FAULTS_OWED 3u
+#define LOST_FAULTS 64u /* that many, and it is time to look at the clock */
+#define LOSS_SHARE 16
+/* May be lost at once: when a program turns to other data, or the first time that
+ * spans in use are taken. */
+#define BURST_NS 10000000
+/* What a fault costs beside our own time: two switches of threads. */
+#define SWITCH_NS 5000u
+/* Spans to try for one that can be given back. */
+#define TRIES 8u
+#define SAMPLE_MIN 8u /* spans; and at most a 64th of the budget, and SAMPLE_MAX */
+#define SAMPLE_MAX 64u
+#define PERIOD_MIN_MS 250u
+#define PERIOD_MAX_MS 16000u
+/* A program that has run for so long since a sample would have come by again; one that does
+ * not run needs nothing. One in between has had to wait for a processor. */
+#define RAN_NS 50000000u
+#define RESTED_NS 1000000u
+
+/* Of all attachments; whoever answers faults counts. */
+static _Atomic uint64_t faults_answered;
+static _Atomic bool any_grown;
+
+/* Our own thread's time, or the process's, without what it spends on looking for faults. */
+static uint64_t busy_ns(clockid_t clock) { return clock_ns(clock) - service_lingered(); }
+
+static uint64_t now_ms(void) { return clock_ns(CLOCK_MONOTONIC) / 1000000u; }
+
+/* One writer. */
+static void count(_Atomic uint64_t *counter)
+{
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1,
+                          memory_order_relaxed);
+}
+
+void budget_publish(const struct attachment *att)
+{
+    struct mm_slot *slot = &att->mm.slots[att->slot];
+
+    atomic_store_explicit(&slot->budget, att->budget.limit, memory_order_relaxed);
+    atomic_store_explicit(&slot->budget_asked, att->budget.asked, memory_order_relaxed);
+}
+
+/* The queue */
+
+void budget_push(struct budget *b, uint32_t number)
+{
+    struct span *span = &b->spans[number];
+
+    span->state = SPAN_MAPPED;
+    span->next = 0;
+    if (b->last)
+        b->spans[b->last - 1].next = number + 1;
+    else
+        b->first = number + 1;
+    b->last = number + 1;
+    b->used++;
+}
+
+static uint32_t pop(struct budget *b)
+{
+    uint32_t number = b->first - 1;
+
+    b->first = b->spans[number].next;
+    if (!b->first)
+        b->last = 0;
+    b->used--;
+    return number;
+}
+
+/* The next one to go: past those with credit, but not as far as the last ones in. */
+static uint32_t victim(struct budget *b)
+{
+    for (uint32_t left = b->used; left > FRESH_SPANS; left--) {
+        uint32_t number = pop(b);
+
+        if (!b->spans[number].credit)
+            return number;
+        b->spans[number].credit--;
+        budget_push(b, number);
+    }
+    return pop(b);
+}
+
+/* Gives back one span. NULL: none can go now. */
+static struct span *evict(struct attachment *att)
+{
+    struct budget *b = &att->budget;
+
+    for (unsigned tries = 0; tries < TRIES && b->used; tries++) {
+        uint32_t number = victim(b);
+        struct span *span = &b->spans[number];
+        int err = handover_end_span(att, number);
+
+        if (!err)
+            err = reclaim_span(att, number * PMD_SIZE);
+
+        if (err == -EBUSY) {
+            budget_push(b, number);
+            continue;
+        }
+        /* One that cannot be given back is not counted any more. */
+        span->state = SPAN_UNUSED;
+        span->owed = 0;
+        if (err)
+            continue;
+        around_forget(&att->around, number * PMD_SIZE);
+        count(&att->mm.slots[att->slot].counters.evicted);
+        span->state = SPAN_GONE;
+        span->turn = b->turn++;
+        span->sample = 0;
+        return span;
+    }
+    return NULL;
+}
+
+void budget_trim(struct attachment *att)
+{
+    while (att->budget.used > att->budget.limit && evict(att))
+        ;
+}
+
+/* The working set */
+
+/* Of the program itself. */
+static uint64_t program_ns(void)
+{
+    return clock_ns(CLOCK_PROCESS_CPUTIME_ID) - clock_ns(CLOCK_THREAD_CPUTIME_ID);
+}
+
+static void start_looking(struct budget *b) { b->since_ns = b->seen_ns = program_ns(); }
+
+static void grow(struct attachment *att)
+{
+    struct budget *b = &att->budget;
+    struct mm_slot *slot = &att->mm.slots[att->slot];
+    uint32_t all = (uint32_t)(att->length / PMD_SIZE + 1), more = 2 * b->limit;
+
+    b->limit = more < all ? more : all;
+    atomic_store_explicit(&slot->budget_grown,
+                          atomic_load_explicit(&slot->budget_grown, memory_order_relaxed) + 1,
+                          memory_order_relaxed);
+    b->period_ms = PERIOD_MIN_MS;
+    b->due_ms = now_ms() + b->period_ms;
+    b->sampled = 0;
+    start_looking(b);
+    any_grown = true;
+    budget_publish(att);
+}
+
+/* Starts to compare: what our own thread does from now on, and all of the process. */
+static void start_weighing(struct budget *b)
+{
+    b->weighing = true;
+    b->lost = 0;
+    b->faults = atomic_load_explicit(&faults_answered, memory_order_relaxed);
+    b->own_ns = busy_ns(CLOCK_THREAD_CPUTIME_ID);
+    b->all_ns = busy_ns(CLOCK_PROCESS_CPUTIME_ID);
+}
+
+/* Compares what coming back has cost with all that the process did meanwhile. The
+ * time of our own thread is shared out among the faults that it answered. */
+static void weigh(struct attachment *att)
+{
+    struct budget *b = &att->budget;
+    uint64_t own = busy_ns(CLOCK_THREAD_CPUTIME_ID) - b->own_ns;
+    uint64_t all = busy_ns(CLOCK_PROCESS_CPUTIME_ID) - b->all_ns;
+    uint64_t faults = atomic_load_explicit(&faults_answered, memory_order_relaxed) - b->faults;
+
+    b->allowed_ns += (int64_t)(all / LOSS_SHARE);
+    b->allowed_ns -= (int64_t)(own * b->lost / faults + b->lost * SWITCH_NS);
+    if (b->allowed_ns > BURST_NS)
+        b->allowed_ns = BURST_NS;
+    if (b->allowed_ns < 0) {
+        grow(att);
+        b->allowed_ns = BURST_NS;
+    }
+    start_weighing(b);
+}
+
+static void came_back(struct attachment *att, struct span *span)
+{
+    struct budget *b = &att->budget;
+
+    if (b->turn - span->turn > b->limit)
+        span->proved = 0;
+    else if (span->proved < PROVED_MAX)
+        span->proved++;
+    span->credit = (uint8_t)((1u << span->proved) - 1);
+    span->owed = FAULTS_OWED;
+    if (span->sample && span->sample == b->sample)
+        b->returned++;
+    count(&att->mm.slots[att->slot].counters.refaulted);
+}
+
+void budget_fault(struct attachment *att, uint64_t offset, bool again)
+{
+    struct budget *b = &att->budget;
+
+    atomic_fetch_add_explicit(&faults_answered, 1, memory_order_relaxed);
+    if (!b->spans)
+        return;
+    if (!b->weighing) {
+        start_weighing(b);
+        b->allowed_ns = BURST_NS;
+    }
+
+    struct span *span = &b->spans[offset / PMD_SIZE];
+    if (span->state == SPAN_GONE)
+        came_back(att, span);
+    if (span->state != SPAN_MAPPED)
+        budget_push(b, (uint32_t)(offset / PMD_SIZE));
+    /* What a smaller budget has caused says nothing about a larger one. */
+    if (again && span->owed && b->used >= b->limit) {
+        span->owed--;
+        if (++b->lost >= LOST_FAULTS)
+            weigh(att);
+    }
+    budget_trim(att);
+}
+
+/* Shrinking */
+
+static void shrink(struct attachment *att, uint32_t spans)
+{
+    struct budget *b = &att->budget;
+
+    b->limit = b->limit - b->asked > spans ? b->limit - spans : b->asked;
+    b->period_ms = PERIOD_MIN_MS;
+    budget_publish(att);
+}
+
+/* Judges the last sample and takes the next. */
+static void sample(struct attachment *att)
+{
+    struct budget *b = &att->budget;
+    uint32_t wanted = b->limit / 64;
+
+    wanted = wanted < SAMPLE_MIN ? SAMPLE_MIN : wanted > SAMPLE_MAX ? SAMPLE_MAX : wanted;
+    start_looking(b);
+    if (b->used + wanted <= b->limit && !b->sampled) {
+        shrink(att, wanted); /* nobody uses so much */
+        return;
+    }
+    if (b->sampled && b->returned <= b->sampled / 4)
+        shrink(att, b->sampled - b->returned);
+    else if (b->sampled && b->period_ms < PERIOD_MAX_MS)
+        b->period_ms *= 2;
+    b->sample++;
+    b->sampled = b->returned = 0;
+    while (b->limit > b->asked && b->sampled < wanted) {
+        struct span *span = evict(att);
+
+        if (!span)
+            break;
+        span->sample = b->sample;
+        b->sampled++;
+    }
+}
+
+/* Whether what was used since then says what is in use. */
+static bool telling(struct budget *b)
+{
+    const uint64_t now = program_ns(), lately = now - b->seen_ns;
+
+    b->seen_ns = now;
+    return lately < RESTED_NS || now - b->since_ns >= RAN_NS;
+}
+
+int budget_tick(void)
+{
+    static uint64_t due_ms;
+    uint64_t now = any_grown ? now_ms() : 0;
+
+    if (!any_grown)
+        return -1;
+    if (now >= due_ms) {
+        any_grown = false;
+        due_ms = now + PERIOD_MAX_MS;
+        for (unsigned i = 0; i < attachments_used; i++) {
+            struct attachment *att = &attachments[i];
+            struct budget *b = &att->budget;
+
+            pthread_mutex_lock(&att->lock);
+            if (att->live && b->spans && b->limit > b->asked) {
+                if (now >= b->due_ms) {
+                    if (telling(b))
+                        sample(att);
+                    b->due_ms = now + b->period_ms;
+                }
+                any_grown = true;
+                due_ms = b->due_ms < due_ms ? b->due_ms : due_ms;
+            }
+            pthread_mutex_unlock(&att->lock);
+        }
+    }
+    return any_grown ? (int)(due_ms - now) : -1;
+}

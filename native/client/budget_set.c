@@ -1,0 +1,154 @@
+/* budget_set.c - a budget of page tables is set, inherited and ended; see budget.h. */
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "client/attachment.h"
+#include "msharefs.h"
+#include "core/touched.h"
+
+static void note_mapped(struct attachment *att)
+{
+    uint64_t start = 0, stop;
+
+    for (; touched_run(&att->mm, att->slot, &start, att->length, &stop); start = stop)
+        for (uint64_t span = start / PMD_SIZE; span * PMD_SIZE < stop; span++)
+            budget_push(&att->budget, (uint32_t)span);
+}
+
+/* Address space; memory comes with use. */
+static uint8_t *reserve(uint64_t bytes, int prot)
+{
+    uint8_t *got = mmap(NULL, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (got == MAP_FAILED)
+        return NULL;
+    madvise(got, bytes, MADV_DONTDUMP);
+    return got;
+}
+
+static int allocate(struct attachment *att)
+{
+    struct budget *b = &att->budget;
+
+    *b = (struct budget){.spans_bytes = (att->length / PMD_SIZE + 1) * sizeof(struct span)};
+    b->reserved = reserve(2 * PMD_SIZE, PROT_NONE);
+    b->spans = (struct span *)reserve(b->spans_bytes, PROT_READ | PROT_WRITE);
+    b->scratch = (uint8_t *)(((uintptr_t)b->reserved + PMD_SIZE - 1) & ~(PMD_SIZE - 1));
+    if (b->reserved && b->spans)
+        return 0;
+    budget_end(att);
+    return -ENOMEM;
+}
+
+void budget_end(struct attachment *att)
+{
+    struct budget *b = &att->budget;
+
+    if (b->spans)
+        munmap(b->spans, b->spans_bytes);
+    if (b->reserved)
+        munmap(b->reserved, 2 * PMD_SIZE);
+    *b = (struct budget){0};
+}
+
+int budget_set(struct attachment *att, uint64_t bytes, bool mapped)
+{
+    struct budget *b = &att->budget;
+    uint64_t spans = bytes / PAGE_SIZE;
+
+    if (bytes && bytes < BUDGET_MIN_BYTES)
+        return -EINVAL;
+    if (!bytes) {
+        if (handover_end(att))
+            return -ENOMEM;
+        budget_end(att);
+    } else if (!b->spans) {
+        reclaim_probe();
+        if (allocate(att))
+            return -ENOMEM;
+        if (handover_end(att)) {
+            budget_end(att);
+            return -ENOMEM;
+        }
+        if (mapped)
+            note_mapped(att);
+    }
+    b->asked = b->limit = spans < UINT32_MAX / 2 ? (uint32_t)spans : UINT32_MAX / 2;
+    b->weighing = false;
+    budget_publish(att);
+    budget_trim(att);
+    return 0;
+}
+
+void budget_forked(struct attachment *att)
+{
+    struct budget *b = &att->budget;
+    const struct budget old = *b;
+
+    if (!b->spans)
+        return;
+    madvise(b->spans, b->spans_bytes, MADV_DONTNEED); /* all are unused */
+    reclaim_empty(b->scratch);                        /* the parent may have been at it */
+    *b = (struct budget){
+        .spans = old.spans,
+        .spans_bytes = old.spans_bytes,
+        .reserved = old.reserved,
+        .scratch = old.scratch,
+        .asked = old.asked,
+        .limit = old.asked,
+    };
+    budget_publish(att);
+}
+
+/* As mount(8) has it: a number, perhaps with K, M or G for powers of 1024. */
+static int parse(const char *text, uint64_t *bytes)
+{
+    static const char units[] = "KMGT";
+    const char *unit;
+    char *end;
+
+    errno = 0;
+    *bytes = strtoull(text, &end, 10);
+    if (errno || *text < '0' || *text > '9')
+        return -EINVAL;
+    if (*end && (unit = strchr(units, toupper(*end)))) {
+        unsigned shift = 10 * (unsigned)(unit - units + 1);
+
+        if (*bytes > UINT64_MAX >> shift)
+            return -EINVAL;
+        *bytes <<= shift;
+        end++;
+    }
+    return *end ? -EINVAL : 0;
+}
+
+int budget_start(struct attachment *att)
+{
+    const char *asked = getenv("MSHAREFS_PT_BUDGET");
+    uint64_t bytes = att->mm.budget;
+    int err = asked && *asked ? parse(asked, &bytes) : 0;
+
+    return err ? err : budget_set(att, bytes, false);
+}
+
+int mshare_budget(void *addr, uint64_t bytes)
+{
+    int err = -EINVAL;
+
+    attachments_lock();
+    struct attachment *att = attachment_over((uintptr_t)addr, (uintptr_t)addr + 1);
+    if (att && att->base == addr) {
+        pthread_mutex_lock(&att->lock);
+        err = budget_set(att, bytes, true);
+        pthread_mutex_unlock(&att->lock);
+    }
+    attachments_unlock();
+    if (!err)
+        return 0;
+    errno = -err;
+    return -1;
+}

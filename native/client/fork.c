@@ -1,0 +1,120 @@
+/*
+ * fork.c - attachments in a child of fork().
+ *
+ * The child's mappings have lost their registration: before fork() returns in it
+ * the child makes a slot, a userfaultfd and a connection of its own. A window is
+ * mapped anew, without the objects in it, whose descriptors the child inherits;
+ * adopted memory stays as the program has arranged it.
+ */
+#define _GNU_SOURCE
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "client/attachment.h"
+#include "core/control.h"
+
+/* The server hears of the child on the parent's connection, and need not answer. */
+static void join(struct attachment *att, int parent)
+{
+    struct msg forked = {.op = MSG_FORKED, .arg = {att->slot, att->claim}};
+    int pair[2];
+
+    if (parent < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+        return;
+    if (!control_send(parent, &forked, (int[]){pair[1], att->uffd}, 2))
+        att->ctl = control_hide_fd(pair[0]);
+    else
+        close(pair[0]); /* the server is away: the service thread rejoins */
+    close(pair[1]);
+}
+
+static int attach_child(struct attachment *att)
+{
+    int parent = att->ctl, err;
+
+    att->poisons_used = 0;
+    att->around = (struct around){0};
+    att->ctl = -1;
+    close(att->uffd); /* the parent's */
+    if (att->moved_uffd >= 0)
+        close(att->moved_uffd);
+    att->uffd = att->moved_uffd = -1;
+    memset(att->linked, 0, (att->mm.size / att->mm.quantum / 64 + 1) * sizeof(uint64_t));
+    objects_unask(att);
+    err = attach_claim(att, 0);
+    if (!err)
+        budget_forked(att);
+    if (!is_adopted(att))
+        att->handed.count = 0;
+    if (!err && !is_adopted(att))
+        err = attach_map(att);
+    if (!err)
+        err = attach_watch(att);
+    if (!err)
+        err = arrange(att, 0, att->mm.size, false);
+    if (!err)
+        join(att, parent);
+    if (!err && att->ctl < 0)
+        att->mm.slots[att->slot].start_time = attach_start_time();
+    if (parent >= 0)
+        close(parent);
+    return err ? err : service_watch(att);
+}
+
+/* Whether the child has it at all: MADV_DONTFORK. */
+static bool inherited(struct attachment *att)
+{
+    if (!is_adopted(att))
+        return !(att->advice & ADVICE_DONTFORK);
+    pieces_fork(&att->pieces);
+    return att->pieces.count;
+}
+
+static void in_child(void)
+{
+    int err;
+
+    attachments_relock();
+    attach_forked();
+    service_forget();
+    err = service_start();
+    for (unsigned i = 0; i < attachments_used; i++) {
+        struct attachment *att = &attachments[i];
+
+        pthread_mutex_init(&att->lock, NULL);
+        if (!att->live)
+            continue;
+        if (inherited(att)) {
+            if (!err && !attach_child(att))
+                continue;
+            /* fork() cannot fail any more. A window that works without us would show
+             * memory the region does not have: let it fault instead. Adopted memory
+             * has no holes and works. */
+            if (!is_adopted(att))
+                mmap(att->base, att->length, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+        }
+        attach_drop(att, false);
+    }
+    attachments_unlock();
+}
+
+static void before(void)
+{
+    attachments_lock();
+    for (unsigned i = 0; i < attachments_used; i++) {
+        struct attachment *att = &attachments[i];
+
+        pthread_mutex_lock(&att->lock);
+        if (att->live)
+            handover_search(att);
+        pthread_mutex_unlock(&att->lock);
+    }
+}
+
+void fork_prepare(void)
+{
+    pthread_atfork(before, attachments_unlock, in_child);
+}

@@ -1,0 +1,382 @@
+/*
+ * handover.c - memory that is all there needs no watch.
+ *
+ * A fault comes to us because a page may have no entry in the host mm yet. Where all have
+ * one, nothing is left to be decided: the run of such pages is taken out of userfaultfd, and
+ * Linux maps them out of .mem itself, 16 at a time and without a switch of threads, in
+ * children of fork() too.
+ *
+ *   entries    .ppp.pppppppppppppppp.p      a fault here:  ^
+ *   window     wwwwww----------------ww     w: watched, -: handed over
+ *
+ * Before the server takes pages or rights away there, it has them watched again: it does so
+ * itself, through its duplicate of our userfaultfd, also while we are stopped. So nothing is
+ * handed over where a duplicate would not do: adopted memory, whose window the program
+ * changes as it likes, only if it lives as long as its processes, for then nothing is ever
+ * taken away; a window that arrange.c has put together of two userfaultfds not any more.
+ *
+ * A budget of page tables goes by faults: with one, no more is handed over than the 2 MiB span
+ * of the fault, and what is given back is watched again.
+ *
+ * Each run splits a mapping, so there are not many, and they are not short.
+ *
+ * A page that is mapped when it is handed over loses the right to write, for a moment: the
+ * next write to it is a fault. So nothing is handed over in a span where we have mapped pages
+ * already, but before fork(2), for the children.
+ *
+ * Linux maps around a read, but of a write only its page. So sequential writes stay ours:
+ * to map what follows costs us a quarter of Linux's faults (resolve.c).
+ */
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "client/attachment.h"
+#include "core/pagetable.h"
+#include "client/present.h"
+#include "core/touched.h"
+
+/* What Linux maps around a fault: with less it has no advantage. */
+#define RUN_MIN (16 * PAGE_SIZE)
+/* One look goes no further than the table of this many bytes. */
+#define LOOK_BYTES PUD_SIZE
+/* Entries that a search before fork(2) looks at: some 20 us. */
+#define SEARCHED_MAX 16384u
+
+static struct handed_run cut(struct handed_run run, uint64_t start, uint64_t end)
+{
+    return (struct handed_run){run.start > start ? run.start : start,
+                               run.end < end ? run.end : end};
+}
+
+/* Where we have mapped pages before: not there. */
+static struct handed_run cut_touched(const struct attachment *att, uint64_t offset,
+                                     struct handed_run bounds)
+{
+    const uint64_t span = offset & ~(PMD_SIZE - 1);
+    uint64_t start = bounds.start, stop;
+
+    for (; touched_run(&att->mm, att->slot, &start, span, &stop); start = stop)
+        bounds.start = stop;
+    start = span + PMD_SIZE;
+    if (touched_run(&att->mm, att->slot, &start, bounds.end, &stop))
+        bounds.end = start;
+    return bounds;
+}
+
+/* What may be one run around a fault. */
+static struct handed_run bounds_of(const struct attachment *att, const struct fault *fault)
+{
+    const uint64_t base = (uintptr_t)att->base, offset = fault->offset;
+    /* Other quanta are not linked yet; of adopted memory nobody sees that. */
+    const uint64_t look =
+        is_adopted(att) || att->mm.quantum > LOOK_BYTES ? LOOK_BYTES : att->mm.quantum;
+    struct handed_run bounds = {offset & ~(look - 1), (offset & ~(look - 1)) + look};
+
+    for (unsigned i = 0; i < att->pieces.count; i++) {
+        const struct piece *piece = &att->pieces.list[i];
+
+        if (base + offset >= piece->start && base + offset < piece->end)
+            bounds = cut(bounds, piece->start - base, piece->end - base);
+    }
+    if (att->budget.spans)
+        bounds = cut(bounds, offset & ~(PMD_SIZE - 1), (offset & ~(PMD_SIZE - 1)) + PMD_SIZE);
+    return cut_touched(att, offset, cut(bounds, fault->vma.start, fault->vma.end));
+}
+
+static struct handed_run of_span(const struct attachment *att, uint32_t number)
+{
+    const struct span *span = &att->budget.spans[number];
+    const uint64_t start = number * PMD_SIZE;
+
+    return (struct handed_run){start + span->handed_from * PAGE_SIZE,
+                               start + span->handed_to * PAGE_SIZE};
+}
+
+static uint64_t pages(struct handed_run run) { return (run.end - run.start) / PAGE_SIZE; }
+
+/* Puts the run into the list, as one with those it meets. Returns how many pages are new,
+ * 0: there is no room. */
+static uint64_t note(struct handed *handed, struct handed_run run)
+{
+    struct handed_run whole = run;
+    uint64_t known = 0;
+    unsigned kept = 0;
+
+    for (unsigned i = 0; i < handed->count; i++) {
+        const struct handed_run other = handed->runs[i];
+
+        if (other.start > run.end || other.end < run.start) {
+            handed->runs[kept++] = other;
+            continue;
+        }
+        known += pages(other);
+        whole.start = other.start < whole.start ? other.start : whole.start;
+        whole.end = other.end > whole.end ? other.end : whole.end;
+    }
+    if (kept == HANDED_MAX)
+        return 0;
+    handed->runs[kept] = whole;
+    handed->count = kept + 1;
+    return pages(whole) - known;
+}
+
+/* The same with a budget. */
+static uint64_t note_in_span(struct budget *budget, struct handed_run run)
+{
+    struct span *span = &budget->spans[run.start / PMD_SIZE];
+
+    if (budget->handed == HANDED_SPANS_MAX)
+        return 0;
+    budget->handed += span->handed_from == span->handed_to;
+    span->handed_from = (uint16_t)(run.start % PMD_SIZE / PAGE_SIZE);
+    span->handed_to = (uint16_t)(span->handed_from + pages(run));
+    return pages(run);
+}
+
+/* Wakes who waits there, too. */
+static bool unwatch(const struct attachment *att, struct handed_run run)
+{
+    struct uffdio_range range = {(uintptr_t)att->base + run.start, run.end - run.start};
+
+    return !ioctl(att->uffd, UFFDIO_UNREGISTER, &range);
+}
+
+/* Whether the next pages are to be written in turn, perhaps. */
+static bool sequential_write(const struct attachment *att, const struct fault *fault)
+{
+    return fault->access == ACCESS_WRITE && (att->around.pages > 1 || !att->around.next);
+}
+
+static bool may_hand_over(const struct attachment *att)
+{
+    return att->moved_uffd < 0 &&
+           (!is_adopted(att) || att->mm.header->owner_kind == OWNER_FILE);
+}
+
+/* For those who look at us. */
+static void show(struct attachment *att, struct handed_run run, uint64_t fresh)
+{
+    touched_mark(&att->mm, att->slot, run.start, run.end - run.start);
+    resolve_reached(att, run.start, run.end, fresh);
+}
+
+/* Hands over a run. */
+static bool take(struct attachment *att, struct handed_run run)
+{
+    const uint64_t fresh =
+        att->budget.spans ? note_in_span(&att->budget, run) : note(&att->handed, run);
+
+    if (!fresh)
+        return false;
+    if (!is_adopted(att))
+        atomic_store(&att->mm.slots[att->slot].handed, 1);
+    show(att, run, fresh);
+    return unwatch(att, run);
+}
+
+static void leave_out(struct handed_run run, struct fault *fault)
+{
+    if (run.end <= fault->offset && run.end > fault->start)
+        fault->start = run.end;
+    if (run.start > fault->offset && run.start < fault->end)
+        fault->end = run.start;
+}
+
+void handover_clip(const struct attachment *att, struct fault *fault)
+{
+    const uint32_t number = (uint32_t)(fault->offset / PMD_SIZE);
+
+    for (unsigned i = 0; i < att->handed.count; i++)
+        leave_out(att->handed.runs[i], fault);
+    if (att->budget.handed && att->budget.spans[number].handed_to)
+        leave_out(of_span(att, number), fault);
+}
+
+/* The first run that ends behind `from`; none: [end, end). */
+static struct handed_run next_run(const struct handed *handed, uint64_t from, uint64_t end)
+{
+    struct handed_run next = {end, end};
+
+    for (unsigned i = 0; i < handed->count; i++)
+        if (handed->runs[i].end > from && handed->runs[i].start < next.start)
+            next = handed->runs[i];
+    return next;
+}
+
+/* Calls `use` for each part of the window that is watched and not unmapped, until it returns
+ * something else than 0. It may hand over what it is called for. */
+static int each_watched(struct attachment *att,
+                        int (*use)(struct attachment *, struct handed_run, void *), void *arg)
+{
+    const uint64_t base = (uintptr_t)att->base;
+    int err = 0;
+
+    for (unsigned i = 0; i < att->pieces.count; i++) {
+        const uint64_t end = att->pieces.list[i].end - base;
+
+        for (uint64_t at = att->pieces.list[i].start - base; at < end && !err;) {
+            const struct handed_run next = next_run(&att->handed, at, end);
+
+            if (at < next.start)
+                err = use(att, (struct handed_run){at, next.start}, arg);
+            at = next.end;
+        }
+    }
+    return err;
+}
+
+static int watch(struct attachment *att, struct handed_run run, void *unused)
+{
+    (void)unused;
+    return uffd_watch(att->uffd, (uintptr_t)att->base + run.start, run.end - run.start);
+}
+
+int handover_inherit(struct attachment *att)
+{
+    if (att->handed.count) { /* else there may be no slot yet */
+        slot_enter(&att->mm, att->slot);
+        for (unsigned i = 0; i < att->handed.count; i++)
+            show(att, att->handed.runs[i], pages(att->handed.runs[i]));
+        slot_leave(&att->mm, att->slot);
+    }
+    return each_watched(att, watch, NULL);
+}
+
+static int watch_again(struct attachment *att, struct handed_run run)
+{
+    const uint64_t base = (uintptr_t)att->base;
+    int err = 0;
+
+    if (!is_adopted(att)) /* objects may be mapped there by now */
+        return uffd_change(att->uffd, base + run.start, run.end - run.start, UFFD_WATCH);
+    for (unsigned i = 0; i < att->pieces.count && !err; i++) {
+        const struct piece *piece = &att->pieces.list[i];
+        const struct handed_run part = cut(run, piece->start - base, piece->end - base);
+
+        if (part.start < part.end)
+            err = uffd_watch(att->uffd, base + part.start, part.end - part.start);
+    }
+    return err;
+}
+
+int handover_end_span(struct attachment *att, uint32_t number)
+{
+    struct span *span = &att->budget.spans[number];
+    const struct handed_run run = of_span(att, number);
+
+    if (run.start == run.end)
+        return 0;
+    span->handed_from = span->handed_to = 0;
+    att->budget.handed--;
+    return watch_again(att, run);
+}
+
+int handover_end(struct attachment *att)
+{
+    const struct budget *budget = &att->budget;
+    int err = 0;
+
+    for (uint32_t at = budget->first; at && budget->handed && !err; at = budget->spans[at - 1].next)
+        err = handover_end_span(att, at - 1);
+    while (att->handed.count && !err)
+        err = watch_again(att, att->handed.runs[--att->handed.count]);
+    return err;
+}
+
+/* There was a fault: if the page had been handed over, it was taken away since, and all that
+ * was handed over with it is to be watched again. */
+static bool taken_away(struct attachment *att, uint64_t offset)
+{
+    struct handed *handed = &att->handed;
+    const uint32_t number = (uint32_t)(offset / PMD_SIZE);
+
+    if (att->budget.handed && offset >= of_span(att, number).start &&
+        offset < of_span(att, number).end)
+        return !handover_end_span(att, number);
+    for (unsigned i = 0; i < handed->count; i++) {
+        const struct handed_run run = handed->runs[i];
+
+        if (offset < run.start || offset >= run.end)
+            continue;
+        handed->runs[i] = handed->runs[--handed->count];
+        watch_again(att, run);
+        return true;
+    }
+    return false;
+}
+
+bool handover(struct attachment *att, const struct fault *fault)
+{
+    const bool before = taken_away(att, fault->offset);
+    struct handed_run run;
+
+    if (!may_hand_over(att) || fault->filled || fault->protect || sequential_write(att, fault) ||
+        (!before && touched_has(&att->mm, att->slot, fault->offset)))
+        return false;
+    const struct handed_run bounds = bounds_of(att, fault);
+    run.end = present_end(&att->mm, fault->offset, bounds.end);
+    run.start = present_begin(&att->mm, fault->offset, bounds.start);
+    return run.end - run.start >= RUN_MIN && take(att, run);
+}
+
+/* A search of the tables for runs. */
+struct search {
+    struct attachment *att;
+    struct handed_run run; /* the one that is growing */
+    uint64_t left;         /* entries to look at */
+};
+
+static void end_run(struct search *search)
+{
+    if (search->run.end - search->run.start >= RUN_MIN)
+        take(search->att, search->run);
+    search->run.start = search->run.end;
+}
+
+static int search_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    struct search *search = walk->arg;
+    const uint64_t at = addr - HOST_BASE;
+
+    if (!search->left--) {
+        search->att->handed.searched = at;
+        return 1;
+    }
+    if (level || !(atomic_load_explicit(entry, memory_order_relaxed) & ENTRY_PRESENT))
+        return 0;
+    if (at != search->run.end) {
+        end_run(search);
+        search->run.start = at;
+    }
+    search->run.end = at + PAGE_SIZE;
+    return 0;
+}
+
+static int search_part(struct attachment *att, struct handed_run part, void *arg)
+{
+    struct search *search = arg;
+    struct walk walk = {.mm = &att->mm, .leaf = search_leaf, .arg = search};
+    int err;
+
+    if (part.end <= att->handed.searched)
+        return 0;
+    if (part.start < att->handed.searched)
+        part.start = att->handed.searched;
+    search->run = (struct handed_run){part.start, part.start};
+    err = walk_range(&walk, HOST_BASE + part.start, HOST_BASE + part.end);
+    end_run(search);
+    return err;
+}
+
+void handover_search(struct attachment *att)
+{
+    struct search search = {.att = att, .left = SEARCHED_MAX};
+
+    if (!is_adopted(att) || att->budget.spans || !may_hand_over(att))
+        return;
+    slot_enter(&att->mm, att->slot);
+    if (!each_watched(att, search_part, &search))
+        att->handed.searched = 0; /* from the begin again, next time */
+    slot_leave(&att->mm, att->slot);
+}

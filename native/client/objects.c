@@ -1,0 +1,246 @@
+/*
+ * objects.c - the files behind mappings that are not anonymous.
+ *
+ *   window     ......wwwwwwwwwwwwwwww......     w: .mem under userfaultfd
+ *                        ^ a fault
+ *   window     ......wwwwBBBBwwwwwwww......     B: a block of the object, mmap(2)
+ *
+ * The first access to a block comes to us, as one to anonymous memory does, and is
+ * decided on the host mm. Then the block is mapped over the window, and from there on
+ * the kernel serves it alone: what is past the file's end, or finds the file system
+ * full or the pool of huge pages empty, gets the kernel's own SIGBUS, and it is one
+ * memory with what others read(2) and write(2). It goes when the server says so
+ * (REVOKE; arrange.c).
+ *
+ * The server may be waiting for us to leave a fault, so nobody waits for the server
+ * here: the descriptor of an object is asked for, the thread that faulted is left
+ * where it is, and it is woken when the answer comes (service.c). A server that is
+ * away is asked when it is back.
+ *
+ * Runs on the service thread: no malloc, no stdio, no region memory.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client/attachment.h"
+#include "core/control.h"
+#include "core/touched.h"
+
+/* The kernel's own fault-around. */
+#define BLOCK_BYTES (64ull << 10)
+/* A process may have 65,530 mappings: a large object has larger blocks. */
+#define BLOCKS_MAX 4096
+
+static uint64_t block_bytes(const struct mm_vma *vma)
+{
+    uint64_t bytes = vma->flags & VMA_HUGE ? PMD_SIZE : BLOCK_BYTES;
+
+    while (bytes < (vma->end - vma->start) / BLOCKS_MAX)
+        bytes *= 2;
+    return bytes;
+}
+
+static void choose_block(struct fault *fault, uint64_t file_size)
+{
+    const struct mm_vma *vma = &fault->vma;
+    const uint64_t page = vma->flags & VMA_HUGE ? PMD_SIZE : PAGE_SIZE;
+    const uint64_t block = block_bytes(vma);
+    const uint64_t behind = file_size > vma->offset ? file_size - vma->offset : 0;
+
+    fault->start = fault->offset & ~(block - 1);
+    fault->end = fault->start + block;
+    if (fault->start < vma->start)
+        fault->start = vma->start;
+    if (fault->end > vma->end)
+        fault->end = vma->end;
+    fault->limit = vma->start + ((behind + page - 1) & ~(page - 1));
+}
+
+static struct object *find(struct attachment *att, uint32_t number)
+{
+    for (unsigned i = 0; i < OBJECTS_MAX; i++)
+        if (att->objects[i].state != OBJECT_NONE && att->objects[i].number == number)
+            return &att->objects[i];
+    return NULL;
+}
+
+/* As Linux has it in hand: the file system behind may be slow, or hang, or be served by
+ * this very process, and faults in all other memory wait for us. */
+static bool look_at(int fd, struct statx *found)
+{
+    return !statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_SIZE, found);
+}
+
+static uint64_t device_of(const struct statx *found)
+{
+    return (uint64_t)found->stx_dev_major << 32 | found->stx_dev_minor;
+}
+
+/* Whether `fd` still is what came: else it is the program's, and not ours to close. */
+static bool is_ours(const struct object *object, struct statx *found)
+{
+    return look_at(object->fd, found) && device_of(found) == object->device &&
+           found->stx_ino == object->inode;
+}
+
+static void drop(struct object *object)
+{
+    struct statx found;
+
+    if (object->state == OBJECT_HELD && is_ours(object, &found))
+        close(object->fd);
+    object->state = OBJECT_NONE;
+}
+
+static struct object *place(struct attachment *att, uint32_t number)
+{
+    struct object *object = &att->objects[att->objects_at];
+
+    att->objects_at = (att->objects_at + 1) % OBJECTS_MAX;
+    drop(object);
+    object->number = number;
+    return object;
+}
+
+static int ask(struct attachment *att, uint32_t number, bool writing)
+{
+    const struct msg msg = {.op = MSG_OBJECT, .seq = SEQ_OBJECT | number, .arg = {number}};
+    struct object *object;
+
+    if (att->ctl >= 0 && control_post(att->ctl, &msg) == -EAGAIN)
+        return -EAGAIN;
+    /* Another error is a server that is gone: see objects_unask(). */
+    object = place(att, number);
+    object->writing = writing;
+    object->state = OBJECT_ASKED;
+    return -EINPROGRESS;
+}
+
+int object_find(struct attachment *att, struct fault *fault)
+{
+    const bool writing = fault->vma.flags & VMA_WRITE && att->prot & PROT_WRITE;
+    struct object *object = find(att, fault->vma.object);
+    struct statx found;
+
+    if (is_adopted(att)) /* the program arranges that itself; nobody maps objects there */
+        return -EUCLEAN;
+    if (object && object->state == OBJECT_ASKED)
+        return -EINPROGRESS;
+    if (object && object->state == OBJECT_FAILED)
+        return -ENOENT;
+    if (object && (!is_ours(object, &found) || (writing && !object->writing))) {
+        drop(object);
+        object = NULL;
+    }
+    if (!object)
+        return ask(att, fault->vma.object, writing);
+    choose_block(fault, found.stx_size);
+    return 0;
+}
+
+/* x86 has no pages that can be written and not read. */
+static int readable(int prot) { return prot & PROT_WRITE ? prot | PROT_READ : prot; }
+
+/* What both the mapping in the region and the attachment permit; execution is the
+ * mapping's alone. */
+static int block_prot(const struct attachment *att, uint32_t flags)
+{
+    int prot = flags & VMA_PROT ? PROT_READ | (flags & VMA_WRITE ? PROT_WRITE : 0) : PROT_NONE;
+
+    return (prot & readable(att->prot)) | (flags & VMA_EXEC ? PROT_EXEC : 0);
+}
+
+/* mmap(2) of a hugetlbfs file for writing makes the file as long as the mapping. CREATE_MAPPING
+ * has done that; who made it shorter since does not want it again. */
+static int map_huge_block(uint8_t *at, uint64_t bytes, int prot, int fd, off_t offset)
+{
+    uint8_t *got = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, offset);
+    int err = 0;
+
+    if (got == MAP_FAILED)
+        return -errno;
+    if (mprotect(got, bytes, prot) ||
+        mremap(got, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at) == MAP_FAILED) {
+        err = -errno;
+        munmap(got, bytes);
+    }
+    return err;
+}
+
+static int map_block(uint8_t *at, uint64_t bytes, int prot, int fd, off_t offset, bool huge)
+{
+    if (huge && prot & PROT_WRITE)
+        return map_huge_block(at, bytes, prot, fd, offset);
+    return mmap(at, bytes, prot, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, offset) == MAP_FAILED
+               ? -errno
+               : 0;
+}
+
+int64_t object_map(struct attachment *att, const struct fault *fault)
+{
+    const struct object *object = find(att, fault->vma.object);
+    const uint64_t bytes = fault->end - fault->start;
+    uint8_t *at = att->base + fault->start;
+
+    if (!object || object->state != OBJECT_HELD)
+        return -EUCLEAN;
+    touched_mark(&att->mm, att->slot, fault->start, bytes);
+    int err = map_block(at, bytes, block_prot(att, fault->vma.flags), object->fd,
+                        (off_t)(fault->vma.offset + (fault->start - fault->vma.start)),
+                        fault->vma.flags & VMA_HUGE);
+    if (err)
+        return err == -EAGAIN ? -ENOMEM : err; /* EAGAIN: more than may be locked */
+    poison_forget(att, fault->start, fault->end);
+    /* As the window around it. */
+    madvise(at, bytes, MADV_DONTDUMP);
+    if (att->advice & ADVICE_DONTFORK)
+        madvise(at, bytes, MADV_DONTFORK);
+    const uint64_t end = fault->end < fault->limit ? fault->end : fault->limit;
+    return fault->start < end ? (int64_t)((end - fault->start) / PAGE_SIZE) : 0;
+}
+
+void object_answer(struct attachment *att, uint32_t number, int fd)
+{
+    struct object *object = find(att, number);
+    struct statx found;
+
+    if (fd >= 0)
+        fd = control_hide_fd(fd);
+    if (!object || object->state != OBJECT_ASKED) { /* dropped meanwhile, and asked for again */
+        if (fd >= 0)
+            close(fd);
+    } else if (fd < 0 || !look_at(fd, &found)) {
+        object->state = OBJECT_FAILED;
+    } else {
+        object->fd = fd;
+        object->device = device_of(&found);
+        object->inode = found.stx_ino;
+        object->state = OBJECT_HELD;
+    }
+    resolve_wake(att, 0, att->length);
+}
+
+void objects_unask(struct attachment *att)
+{
+    for (unsigned i = 0; i < OBJECTS_MAX; i++)
+        if (att->objects[i].state == OBJECT_ASKED)
+            att->objects[i].state = OBJECT_NONE;
+}
+
+void objects_drop(struct attachment *att)
+{
+    for (unsigned i = 0; i < OBJECTS_MAX; i++)
+        drop(&att->objects[i]);
+}
+
+int *object_descriptor(struct attachment *att, int fd)
+{
+    for (unsigned i = 0; i < OBJECTS_MAX; i++)
+        if (att->objects[i].state == OBJECT_HELD && att->objects[i].fd == fd)
+            return &att->objects[i].fd;
+    return NULL;
+}

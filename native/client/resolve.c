@@ -1,0 +1,292 @@
+/*
+ * resolve.c - one userfaultfd event, answered: host mm first, then the real MMU.
+ *
+ *   event     page in .mem   what makes it reachable
+ *   MISSING   no             fallocate, CONTINUE
+ *   MINOR     yes            CONTINUE, over the present entries that follow when
+ *                            the accesses are sequential
+ *   WP        mapped         WRITEPROTECT off
+ *   any, in an object        mmap(2) of a block of it over the window (objects.c)
+ *
+ * A refused access must end in the signal the kernel would give, in the thread
+ * that made it: the page is made to fault natively (poison.c) and the thread is
+ * woken.
+ *
+ * Runs on the service thread: no malloc, no stdio, no region memory.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "client/attachment.h"
+#include "core/fault.h"
+#include "client/present.h"
+#include "core/touched.h"
+
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+#ifndef UFFDIO_CONTINUE_MODE_WP
+#define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
+#endif
+
+static void add(_Atomic uint64_t *counter, uint64_t n)
+{
+    /* One writer: a plain load and store is enough, and readers see no tear. */
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
+                          memory_order_relaxed);
+}
+
+/* Nothing here wakes by itself: a thread goes on only when its fault has left the
+ * epoch, so that a process that is stopped after an access holds nobody up. */
+void resolve_wake(const struct attachment *att, uint64_t start, uint64_t end)
+{
+    struct uffdio_range range = {(uintptr_t)att->base + start, end - start};
+
+    ioctl(att->uffd, UFFDIO_WAKE, &range);
+    if (att->moved_uffd >= 0)
+        ioctl(att->moved_uffd, UFFDIO_WAKE, &range);
+}
+
+static void wake(const struct attachment *att, const struct fault *fault)
+{
+    resolve_wake(att, fault->start, fault->end);
+}
+
+/* Maps the pages of [start, end), which have entries. Passed over: a page that is
+ * absent (its filler died), mapped already, or not in the window any more. A
+ * poisoned page may have split the window, and a call fails over a split: then
+ * page by page. 0 or -errno. */
+static int continue_run(struct attachment *att, uint64_t start, uint64_t end, bool protect)
+{
+    uint64_t mapped = 0, step = end - start;
+
+    touched_mark(&att->mm, att->slot, start, end - start);
+    while (start < end) {
+        struct uffdio_continue run = {
+            .range = {(uintptr_t)att->base + start, step < end - start ? step : end - start},
+            .mode = UFFDIO_CONTINUE_MODE_DONTWAKE | (protect ? UFFDIO_CONTINUE_MODE_WP : 0),
+        };
+        int err = ioctl(att->uffd, UFFDIO_CONTINUE, &run) ? errno : 0;
+
+        if (run.mapped > 0) {
+            mapped += (uint64_t)run.mapped;
+            start += (uint64_t)run.mapped;
+        } else if (err == ENOENT && run.range.len > PAGE_SIZE) {
+            step = PAGE_SIZE;
+        } else if (err == EEXIST || err == EFAULT || err == ENOENT) {
+            start += PAGE_SIZE;
+        } else if (err != EAGAIN) { /* EAGAIN: the mappings are changing, again */
+            return -err;
+        }
+    }
+    add(&att->mm.slots[att->slot].counters.materialised, mapped / PAGE_SIZE);
+    return 0;
+}
+
+/* The end of the run of equal bits that begins at page `from`. */
+static uint64_t run_end(const uint64_t *bits, uint64_t from, uint64_t pages)
+{
+    bool kind = bits[from / 64] >> from % 64 & 1;
+
+    do
+        from++;
+    while (from < pages && (bits[from / 64] >> from % 64 & 1) == kind);
+    return from;
+}
+
+static int map_present(struct attachment *att, const struct fault *fault)
+{
+    uint64_t pages = (fault->end - fault->start) / PAGE_SIZE;
+    uint64_t own = (fault->offset - fault->start) / PAGE_SIZE;
+    int err = 0;
+
+    for (uint64_t page = 0, end; !err && page < pages; page = end) {
+        end = run_end(fault->present, page, pages);
+        if (fault->present[page / 64] >> page % 64 & 1)
+            err = continue_run(att, fault->start + page * PAGE_SIZE,
+                               fault->start + end * PAGE_SIZE, fault->protect);
+        if (page <= own && own < end)
+            att->around.next = fault->start + end * PAGE_SIZE;
+    }
+    return err;
+}
+
+/* A sequential run that has come to the end of its span goes on over the pages behind it that
+ * are there, as far as we have mapped none of them. Not with a budget, which counts spans by
+ * their faults. */
+static int map_ahead(struct attachment *att, const struct fault *fault)
+{
+    const uint64_t start = (fault->offset & ~(PMD_SIZE - 1)) + PMD_SIZE;
+    const uint64_t quantum_end = (fault->offset / att->mm.quantum + 1) * att->mm.quantum;
+    uint64_t end = fault->offset + att->around.pages * PAGE_SIZE, mapped = start, stop;
+
+    end = end < quantum_end ? end : quantum_end; /* the next one is not linked yet */
+    end = end < fault->vma.end ? end : fault->vma.end;
+    if (att->around.next != start || start >= end || fault->filled || att->budget.spans)
+        return 0;
+    if (touched_run(&att->mm, att->slot, &mapped, end, &stop))
+        end = mapped;
+    end = present_end(&att->mm, start, end);
+    att->around.next = end;
+    return start < end ? continue_run(att, start, end, fault->protect) : 0;
+}
+
+static int make_reachable(struct attachment *att, const struct fault *fault, uint64_t flags)
+{
+    uint64_t fresh = fault->filled > 1 ? fault->filled : 1;
+    int err;
+
+    if (flags & UFFD_PAGEFAULT_FLAG_WP) {
+        struct uffdio_writeprotect off = {
+            .range = {(uintptr_t)att->base + fault->offset, PAGE_SIZE},
+            .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
+        return ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off) ? -errno : 0;
+    }
+    /* Memory for what was filled ahead may be short; for the page itself it must not. */
+    if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR) &&
+        fallocate(att->mem_fd, 0, (off_t)fault->offset, (off_t)(fresh * PAGE_SIZE)) &&
+        fallocate(att->mem_fd, 0, (off_t)fault->offset, PAGE_SIZE))
+        return -errno;
+    if (handover(att, fault))
+        return 0;
+    err = map_present(att, fault);
+    return err ? err : map_ahead(att, fault);
+}
+
+static void link_quantum(struct attachment *att, uint64_t quantum)
+{
+    const uint64_t bit = 1ull << quantum % 64;
+
+    if (att->linked[quantum / 64] & bit)
+        return;
+    att->linked[quantum / 64] |= bit;
+    add(&att->mm.slots[att->slot].counters.links, 1);
+}
+
+void resolve_reached(struct attachment *att, uint64_t start, uint64_t end, uint64_t fresh)
+{
+    for (uint64_t at = start / att->mm.quantum; at <= (end - 1) / att->mm.quantum; at++)
+        link_quantum(att, at);
+    add(&att->mm.slots[att->slot].counters.materialised, fresh);
+}
+
+static void count(struct attachment *att, const struct fault *fault)
+{
+    struct mm_counters *counters = &att->mm.slots[att->slot].counters;
+
+    if (fault->filled) {
+        add(&counters->faults, 1);
+        add(&counters->prefaulted, fault->filled - 1);
+    }
+    if (fault->beside)
+        add(&counters->prefaulted, fault->beside);
+    link_quantum(att, fault->offset / att->mm.quantum);
+}
+
+static int reach_object(struct attachment *att, struct fault *fault)
+{
+    int64_t pages = object_map(att, fault);
+
+    if (pages > 0)
+        add(&att->mm.slots[att->slot].counters.materialised, (uint64_t)pages);
+    return pages < 0 ? (int)pages : 0;
+}
+
+/* The host mm's part, then the real MMU's; between slot_enter() and slot_leave(). */
+static enum fault_verdict handle(struct attachment *att, struct fault *fault, uint64_t flags)
+{
+    enum fault_verdict verdict = fault_look(&att->mm, fault);
+    int err = 0;
+
+    if (verdict != FAULT_MAP)
+        return verdict;
+    if (!fault->vma.object) {
+        around_choose(&att->around, fault, flags & UFFD_PAGEFAULT_FLAG_MINOR,
+                      touched_has(&att->mm, att->slot, fault->offset), att->mm.fault_around);
+        handover_clip(att, fault);
+    } else {
+        err = object_find(att, fault);
+    }
+    if (!err)
+        verdict = fault_fill(&att->mm, att->slot, fault);
+    if (!err && verdict == FAULT_MAP) {
+        count(att, fault);
+        err = fault->vma.object ? reach_object(att, fault) : make_reachable(att, fault, flags);
+    }
+    if (!err)
+        return verdict;
+    return err == -EINPROGRESS ? FAULT_LATER : err == -EAGAIN ? FAULT_WAIT : FAULT_BROKEN;
+}
+
+void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
+{
+    const struct timespec moment = {.tv_nsec = 20000};
+    const uint64_t offset = (addr - (uintptr_t)att->base) & ~(PAGE_SIZE - 1);
+    struct fault fault = {
+        .offset = offset,
+        .access = flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP) ? ACCESS_WRITE
+                                                                              : ACCESS_READ,
+        .start = offset,
+        .end = offset + PAGE_SIZE,
+        .fill = 1,
+    };
+    enum fault_verdict verdict;
+
+    /* Unmapped since: what is there now is not ours. */
+    if (is_adopted(att) && !pieces_hold(&att->pieces, addr))
+        return wake(att, &fault);
+    slot_enter(&att->mm, att->slot);
+    verdict = handle(att, &fault, flags);
+    if (verdict == FAULT_MAPERR && is_adopted(att))
+        verdict = FAULT_BROKEN; /* mremap(2) has made it longer than it is: SIGBUS */
+    if (verdict == FAULT_MAPERR || verdict == FAULT_ACCERR || verdict == FAULT_BROKEN)
+        poison_page(att, &fault, verdict);
+    slot_leave(&att->mm, att->slot);
+    if (verdict == FAULT_LATER)
+        return;
+    /* The thread faults again and we come back: in between we can answer the
+     * server, which may be waiting for just that. */
+    if (verdict == FAULT_WAIT)
+        nanosleep(&moment, NULL);
+    wake(att, &fault);
+    /* A span with objects in it is not ours alone to give back. */
+    if (!fault.vma.object)
+        budget_fault(att, fault.offset, verdict == FAULT_MAP && !fault.filled);
+}
+
+static int let_go(uint64_t start, uint64_t end)
+{
+    /* ENOMEM: the program has unmapped a part of its window; the rest is done. */
+    return madvise((void *)start, end - start, MADV_DONTNEED_LOCKED) && errno != ENOMEM ? -errno : 0;
+}
+
+int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool objects)
+{
+    int err = 0;
+
+    if (start > end || end > att->mm.size)
+        return -EINVAL;
+    if (objects && !is_adopted(att)) {
+        objects_drop(att);
+        return arrange(att, start, end, true);
+    }
+    start += (uintptr_t)att->base;
+    end += (uintptr_t)att->base;
+    if (!is_adopted(att))
+        return let_go(start, end);
+    for (unsigned i = 0; i < att->pieces.count && !err; i++) {
+        const struct piece *piece = &att->pieces.list[i];
+        const uint64_t from = start > piece->start ? start : piece->start;
+        const uint64_t to = end < piece->end ? end : piece->end;
+
+        if (from < to)
+            err = let_go(from, to);
+    }
+    return err;
+}

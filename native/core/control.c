@@ -1,0 +1,165 @@
+/* control.c - the client's end of a control connection; see control.h. */
+#define _GNU_SOURCE
+#include "core/control.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "core/hidden.h"
+#include "msharefs.h"
+
+/* Programs expect the lowest free number from open(2); ours live up here. */
+#define HIDDEN_FD_MIN 600
+
+int control_hide_fd(int fd)
+{
+    int hidden = fcntl(fd, F_DUPFD_CLOEXEC, HIDDEN_FD_MIN);
+
+    if (hidden >= 0)
+        close(fd);
+    else if (fcntl(fd, F_SETFD, FD_CLOEXEC)) /* a low RLIMIT_NOFILE: stay where we are */
+        return -errno;
+    else
+        hidden = fd;
+    hidden_add(hidden);
+    return hidden;
+}
+
+int control_connect_path(const char *path)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    int sock, err;
+
+    if (strlen(path) >= sizeof addr.sun_path)
+        return -ENAMETOOLONG;
+    strcpy(addr.sun_path, path);
+    sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (sock < 0)
+        return -errno;
+    if (connect(sock, (struct sockaddr *)&addr, sizeof addr)) {
+        err = -errno;
+        close(sock);
+        return err;
+    }
+    return control_hide_fd(sock);
+}
+
+static int send_token(const struct mshare_connect *ticket)
+{
+    struct msg msg = {.op = MSG_TOKEN};
+    char path[sizeof ticket->path];
+
+    memcpy(path, ticket->path, sizeof path);
+    path[sizeof path - 1] = 0;
+    int sock = control_connect_path(path);
+    if (sock < 0)
+        return sock;
+    memcpy(msg.text, ticket->token, sizeof ticket->token);
+    int err = control_call(sock, &msg, NULL, 0, NULL);
+    if (err) {
+        close(sock);
+        return err;
+    }
+    return sock;
+}
+
+int control_connect(int fd)
+{
+    int pair[2], err = 0;
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+        return -errno;
+    struct mshare_connect ticket = {.fd = pair[1]};
+    if (ioctl(fd, MSHAREFS_CONNECT, &ticket))
+        err = -errno;
+    close(pair[1]);
+    if (!err && !(ticket.flags & MSHARE_CONNECT_TOKEN))
+        return control_hide_fd(pair[0]);
+    close(pair[0]);
+    return err ? err : send_token(&ticket);
+}
+
+int control_send(int sock, const struct msg *msg, const int *fds, unsigned count)
+{
+    char space[CMSG_SPACE(MSG_FDS * sizeof(int))] = {0};
+    struct iovec part = {(void *)msg, sizeof *msg};
+    struct msghdr head = {.msg_iov = &part, .msg_iovlen = 1};
+
+    if (count) {
+        head.msg_control = space;
+        head.msg_controllen = CMSG_SPACE(count * sizeof(int));
+        struct cmsghdr *cmsg = CMSG_FIRSTHDR(&head);
+        cmsg->cmsg_level = SOL_SOCKET;
+        cmsg->cmsg_type = SCM_RIGHTS;
+        cmsg->cmsg_len = CMSG_LEN(count * sizeof(int));
+        memcpy(CMSG_DATA(cmsg), fds, count * sizeof(int));
+    }
+    for (;;) {
+        if (sendmsg(sock, &head, MSG_NOSIGNAL) >= 0)
+            return 0;
+        if (errno != EINTR)
+            return -errno;
+    }
+}
+
+int control_post(int sock, const struct msg *msg)
+{
+    return send(sock, msg, sizeof *msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+}
+
+int control_recv(int sock, struct msg *msg, int fds[MSG_FDS], int timeout_ms)
+{
+    char space[CMSG_SPACE(MSG_FDS * sizeof(int))];
+    struct iovec part = {msg, sizeof *msg};
+    struct msghdr head = {.msg_iov = &part,
+                          .msg_iovlen = 1,
+                          .msg_control = space,
+                          .msg_controllen = sizeof space};
+    struct pollfd ready = {sock, POLLIN, 0};
+    ssize_t got;
+
+    for (unsigned i = 0; i < MSG_FDS; i++)
+        fds[i] = -1;
+    do {
+        int count = poll(&ready, 1, timeout_ms);
+        if (count == 0)
+            return -ETIMEDOUT;
+        got = count < 0 ? -1 : recvmsg(sock, &head, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    } while (got < 0 && (errno == EINTR || errno == EAGAIN));
+    if (got < 0)
+        return -errno;
+    if (got == 0)
+        return -EPIPE;
+
+    struct cmsghdr *cmsg = CMSG_FIRSTHDR(&head);
+    if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS)
+        memcpy(fds, CMSG_DATA(cmsg), cmsg->cmsg_len - CMSG_LEN(0));
+    if (got == sizeof *msg)
+        return 0;
+    for (unsigned i = 0; i < MSG_FDS; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    return -EPROTO;
+}
+
+int control_call(int sock, struct msg *msg, const int *send_fds, unsigned count,
+                 int recv_fds[MSG_FDS])
+{
+    int spare[MSG_FDS];
+    int err = control_send(sock, msg, send_fds, count);
+
+    if (!err)
+        err = control_recv(sock, msg, recv_fds ? recv_fds : spare, CONTROL_TIMEOUT_MS);
+    if (err)
+        return err;
+    for (unsigned i = 0; !recv_fds && i < MSG_FDS; i++)
+        if (spare[i] >= 0)
+            close(spare[i]);
+    return msg->op == MSG_REPLY ? msg->result : -EPROTO;
+}

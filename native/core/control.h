@@ -1,0 +1,29 @@
+/*
+ * control.h - the client's end of a control connection. Functions return 0 or
+ * -errno; they never block for longer than CONTROL_TIMEOUT_MS.
+ */
+#ifndef MSHARE_CONTROL_H
+#define MSHARE_CONTROL_H
+
+#include "core/protocol.h"
+
+#define CONTROL_TIMEOUT_MS 10000
+
+/* Connects to the server of the region open at `fd`. Returns a socket. ENOTTY:
+ * not a region. */
+int control_connect(int fd);
+/* Connects to a server's socket by path. */
+int control_connect_path(const char *path);
+int control_send(int sock, const struct msg *msg, const int *fds, unsigned count);
+/* Sends a message if that can be done at once. EAGAIN: it cannot. */
+int control_post(int sock, const struct msg *msg);
+/* Waits for one message; `fds` (MSG_FDS of them, -1 where there is none) belong
+ * to the caller. EPIPE: the server is gone. ETIMEDOUT. */
+int control_recv(int sock, struct msg *msg, int fds[MSG_FDS], int timeout_ms);
+/* Sends a request and waits for its reply. Returns the reply's result. */
+int control_call(int sock, struct msg *msg, const int *send_fds, unsigned count,
+                 int recv_fds[MSG_FDS]);
+/* Moves a descriptor out of the way of the program's own numbers. */
+int control_hide_fd(int fd);
+
+#endif

@@ -1,0 +1,185 @@
+/*
+ * fault.c - the fault path on the shared tables, as handle_mm_fault() is to the
+ * kernel. Any number of processes run it at once; it is idempotent, so a death
+ * in the middle leaves work for the next fault, not a wrong state:
+ *
+ *   entry   page     how it came about              the next fault
+ *   none    absent   never touched                  fills both
+ *   set     absent   died before the page came      adds the page
+ *   none    present  died, or a native attachment   fills the entry
+ *   set     present  the normal case                makes it reachable ("link")
+ */
+#include "core/fault.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "core/pagetable.h"
+
+static void see(struct fault *fault, uint64_t offset)
+{
+    uint64_t page = (offset - fault->start) / PAGE_SIZE;
+
+    fault->present[page / 64] |= 1ull << page % 64;
+}
+
+static uint64_t new_leaf(const struct fault *fault, uint64_t offset)
+{
+    uint64_t base = fault->vma.object ? OBJECTS_BASE : DATA_BASE;
+    uint64_t value = (base + offset) | ENTRY_PRESENT | ENTRY_USER;
+
+    if (fault->vma.flags & VMA_HUGE)
+        value |= ENTRY_HUGE;
+    if (fault->vma.flags & VMA_WRITE)
+        value |= ENTRY_RW;
+    if (!(fault->vma.flags & VMA_EXEC))
+        value |= ENTRY_NX;
+    return value;
+}
+
+/* What the MMU would set in the entry for this access. */
+static uint64_t touched(const struct fault *fault)
+{
+    return fault->access == ACCESS_WRITE ? ENTRY_ACCESSED | ENTRY_DIRTY : ENTRY_ACCESSED;
+}
+
+/* Whoever filled an entry did it for the same VMA: accessed and dirty are all in
+ * which two sane ones can differ. */
+static bool sane_leaf(const struct fault *fault, uint64_t value, uint64_t offset)
+{
+    return !((value ^ new_leaf(fault, offset)) & ~(ENTRY_ACCESSED | ENTRY_DIRTY));
+}
+
+static unsigned leaf_level(const struct fault *fault)
+{
+    return fault->vma.flags & VMA_HUGE ? 1 : 0;
+}
+
+static int touch_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    struct fault *fault = walk->arg;
+    uint64_t offset = addr - HOST_BASE, old = 0;
+
+    if (level != leaf_level(fault))
+        return -EUCLEAN;
+    if (atomic_compare_exchange_strong(entry, &old, new_leaf(fault, offset) | touched(fault)))
+        fault->filled = 1;
+    else if (!sane_leaf(fault, old, offset))
+        return -EUCLEAN;
+    else if ((old & touched(fault)) != touched(fault))
+        atomic_fetch_or(entry, touched(fault));
+    if (!fault->vma.object)
+        see(fault, offset);
+    return 0;
+}
+
+/* The rest of what is mapped of an object together with the page: nobody touched
+ * it yet, and nobody who does will come by here. */
+static int fill_beside(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    struct fault *fault = walk->arg;
+    uint64_t offset = addr - HOST_BASE, old = 0;
+
+    if (level != leaf_level(fault))
+        return -EUCLEAN;
+    if (atomic_compare_exchange_strong(entry, &old, new_leaf(fault, offset)))
+        fault->beside++;
+    return old && !sane_leaf(fault, old, offset) ? -EUCLEAN : 0;
+}
+
+/* Sees what is there. Right behind a first touch it fills what is not, as far as
+ * it may; those pages nobody touched yet, and their entries say so. */
+static int look_around(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    struct fault *fault = walk->arg;
+    uint64_t offset = addr - HOST_BASE;
+    uint64_t old = atomic_load_explicit(entry, memory_order_relaxed);
+
+    if (level)
+        return -EUCLEAN;
+    if (fault->skip >> offset % PMD_SIZE / FAULT_BLOCK & 1)
+        return 0;
+    if (!old && fault->filled && fault->filled < fault->fill &&
+        offset == fault->offset + fault->filled * PAGE_SIZE &&
+        atomic_compare_exchange_strong(entry, &old, new_leaf(fault, offset))) {
+        fault->filled++;
+        old = ENTRY_PRESENT;
+    }
+    if (old & ENTRY_PRESENT)
+        see(fault, offset);
+    return 0;
+}
+
+static bool permitted(const struct fault *fault)
+{
+    uint32_t prot = fault->vma.flags & VMA_PROT;
+
+    /* x86 has no write-only and no execute-only pages without protection keys. */
+    return fault->access == ACCESS_WRITE ? prot & VMA_WRITE : prot != 0;
+}
+
+/* The pages to look at, cut to the VMA. */
+static void clip(struct fault *fault)
+{
+    if (fault->start < fault->vma.start)
+        fault->start = fault->vma.start;
+    if (fault->end > fault->vma.end)
+        fault->end = fault->vma.end;
+}
+
+enum fault_verdict fault_look(const struct mm *mm, struct fault *fault)
+{
+    int err = vma_find(mm, fault->offset, &fault->vma);
+
+    if (err)
+        return err == -ENOENT ? FAULT_MAPERR : FAULT_BROKEN;
+    if (fault->vma.flags & VMA_BUSY)
+        return FAULT_WAIT;
+    return permitted(fault) ? FAULT_MAP : FAULT_ACCERR;
+}
+
+static int fill_anonymous(struct mm *mm, struct fault *fault)
+{
+    struct walk around = {.mm = mm, .leaf = look_around, .arg = fault};
+
+    return fault->end - fault->start > PAGE_SIZE
+               ? walk_range(&around, HOST_BASE + fault->start, HOST_BASE + fault->end)
+               : 0;
+}
+
+static int fill_object(struct walk touch, const struct fault *fault)
+{
+    uint64_t end = fault->end < fault->limit ? fault->end : fault->limit;
+
+    touch.leaf = fill_beside;
+    return fault->start < end ? walk_range(&touch, HOST_BASE + fault->start, HOST_BASE + end) : 0;
+}
+
+enum fault_verdict fault_fill(struct mm *mm, unsigned slot, struct fault *fault)
+{
+    const bool object = fault->vma.object;
+    uint64_t addr = HOST_BASE + fault->offset;
+    struct walk touch = {.mm = mm,
+                         .leaf = touch_leaf,
+                         .alloc = true,
+                         .slot = slot,
+                         .huge = fault->vma.flags & VMA_HUGE,
+                         .arg = fault};
+
+    clip(fault);
+    fault->filled = fault->beside = 0;
+    fault->protect = !(fault->vma.flags & VMA_WRITE);
+    memset(fault->present, 0, sizeof fault->present);
+    if ((!object || fault->offset < fault->limit) && walk_range(&touch, addr, addr + PAGE_SIZE))
+        return FAULT_BROKEN;
+    if (object ? fill_object(touch, fault) : fill_anonymous(mm, fault))
+        return FAULT_BROKEN;
+    return FAULT_MAP;
+}
+
+enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault)
+{
+    enum fault_verdict verdict = fault_look(mm, fault);
+
+    return verdict == FAULT_MAP ? fault_fill(mm, slot, fault) : verdict;
+}

@@ -1,0 +1,20 @@
+/*
+ * hidden.h - which descriptors of the process are ours. The preload library keeps
+ * a program that closes "all" descriptors away from them. Nobody else asks, and
+ * there the core's own close() takes the mark off (preload/sys.c).
+ */
+#ifndef MSHARE_HIDDEN_H
+#define MSHARE_HIDDEN_H
+
+#include <stdbool.h>
+
+/* fs.nr_open's default: no process has more. */
+#define HIDDEN_FDS (1u << 20)
+
+void hidden_add(int fd);
+void hidden_remove(int fd);
+bool hidden_is(int fd);
+/* The first of ours in [first, last], or -1. */
+int hidden_next(unsigned first, unsigned last);
+
+#endif

@@ -1,0 +1,77 @@
+/* pagetable.c - walk the shared tables; see pagetable.h. */
+#include "core/pagetable.h"
+
+#include <errno.h>
+
+enum { PGD_LEVEL = 3 };
+
+/* Links a new table into `entry`, or finds the one that another process linked
+ * first. The frame's word says where it belongs before the entry can point to
+ * it, so a death at any instruction leaves something slot_reap() can settle. */
+static int add_table(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    const uint64_t span_mask = ~(entry_span(level + 1) - 1);
+    uint64_t frame, none = 0;
+    int err = frame_alloc(walk->mm, walk->slot, level, addr, &frame);
+
+    if (err)
+        return err;
+    if (!atomic_compare_exchange_strong(entry, &none, frame_entry(frame))) {
+        frame_drop(walk->mm, frame);
+        return 0;
+    }
+    atomic_store_explicit(&walk->mm->words[frame],
+                          frame_word(FRAME_TABLE, level, 0, addr & span_mask),
+                          memory_order_release);
+    return 0;
+}
+
+static int walk_table(struct walk *walk, _Atomic uint64_t *table, unsigned level, uint64_t start,
+                      uint64_t end)
+{
+    const uint64_t span = entry_span(level);
+    int err;
+
+    for (uint64_t addr = start, next; addr < end; addr = next) {
+        _Atomic uint64_t *entry = &table[addr / span & 511];
+        uint64_t base = addr & ~(span - 1);
+
+        next = base + span < end ? base + span : end;
+        uint64_t value = atomic_load_explicit(entry, memory_order_acquire);
+
+        if (level == 0 || (level == 1 && (value & ENTRY_HUGE || (walk->huge && !value)))) {
+            err = walk->leaf ? walk->leaf(walk, entry, level, base) : 0;
+            if (err)
+                return err;
+            continue;
+        }
+        if (!value && walk->alloc) {
+            err = add_table(walk, entry, level - 1, addr);
+            if (err)
+                return err;
+            value = atomic_load_explicit(entry, memory_order_acquire);
+        }
+        if (!value)
+            continue;
+        _Atomic uint64_t *below = frame_table(walk->mm, value, level - 1, base);
+        if (!below) {
+            err = walk->bad ? walk->bad(walk, entry, level, base) : -EUCLEAN;
+            if (err)
+                return err;
+            continue;
+        }
+        err = walk_table(walk, below, level - 1, addr, next);
+        if (!err && walk->table)
+            err = walk->table(walk, entry, entry_frame(value), level - 1, base);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+int walk_range(struct walk *walk, uint64_t start, uint64_t end)
+{
+    if (start > end || end > walk->mm->host_end)
+        return -EINVAL;
+    return walk_table(walk, frame_entries(walk->mm, 0), PGD_LEVEL, start, end);
+}

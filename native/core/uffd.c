@@ -1,0 +1,67 @@
+/* uffd.c - calls on a userfaultfd; see uffd.h. */
+#include "core/uffd.h"
+
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+
+#include "core/layout.h"
+
+/* The kernel asks to come again while a mapping of the client changes. */
+#define AGAIN_MAX 1000
+
+int uffd_watch(int uffd, uint64_t addr, uint64_t size)
+{
+    struct uffdio_register range = {
+        .range = {addr, size},
+        .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
+                UFFDIO_REGISTER_MODE_WP,
+    };
+
+    return ioctl(uffd, UFFDIO_REGISTER, &range) ? -errno : 0;
+}
+
+bool uffd_alive(int uffd)
+{
+    /* Nothing of ours is ever mapped there: ENOENT, or ESRCH without memory. */
+    struct uffdio_writeprotect last_page = {.range = {HOST_END - PAGE_SIZE, PAGE_SIZE}};
+
+    return !ioctl(uffd, UFFDIO_WRITEPROTECT, &last_page) || errno != ESRCH;
+}
+
+static int change_once(int uffd, uint64_t addr, uint64_t size, enum uffd_change change)
+{
+    struct uffdio_writeprotect rights = {
+        .range = {addr, size},
+        .mode = change == UFFD_PROTECT ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+    };
+
+    if (change == UFFD_WATCH)
+        return uffd_watch(uffd, addr, size);
+    return ioctl(uffd, UFFDIO_WRITEPROTECT, &rights) ? -errno : 0;
+}
+
+/* Something in the range cannot be had: it is not watched; or cannot be, or is already, by
+ * another userfaultfd. */
+static bool not_ours(int err) { return err == -ENOENT || err == -EINVAL || err == -EBUSY; }
+
+/* A part of the window may be somebody else's mapping by now: then halves, and
+ * halves of halves, until that part is left out. */
+int uffd_change(int uffd, uint64_t addr, uint64_t size, enum uffd_change change)
+{
+    const uint64_t half = size / 2 & ~(PAGE_SIZE - 1);
+    unsigned again = 0;
+    int err;
+
+    do
+        err = change_once(uffd, addr, size, change);
+    while (err == -EAGAIN && again++ < AGAIN_MAX);
+    if (err && !uffd_alive(uffd)) /* exited, or another program by exec */
+        return 0;
+    if (!not_ours(err))
+        return err;
+    if (!half)
+        return 0;
+    err = uffd_change(uffd, addr, half, change);
+    return err ? err : uffd_change(uffd, addr + half, size - half, change);
+}

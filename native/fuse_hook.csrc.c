@@ -1,2 +1,0 @@
-#include "fuse_hook.h"
-#include "fuse_passthrough.h"

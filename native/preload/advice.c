@@ -1,0 +1,266 @@
+/*
+ * preload/advice.c - madvise(2), msync(2) and mincore(2) of windows.
+ *
+ * The series leaves advice to the VMA of the attachment: what sets a flag of it is
+ * refused for a part (EINVAL: the VMA cannot be split) unless it is set already; what
+ * needs memory of the VMA's own is refused at all; MADV_DONTNEED unlinks. Source:
+ * running v3 kernel.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "preload/preload.h"
+#include "client/present.h"
+
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
+static bool is_whole(const struct attachment *att, struct range range)
+{
+    return (uintptr_t)att->base == range.start && attachment_end(att) == range.end;
+}
+
+static uint64_t offset_of(const struct attachment *att, uint64_t addr)
+{
+    return addr - (uintptr_t)att->base;
+}
+
+/* The flags of the VMA after `advice`. */
+static unsigned advised(unsigned flags, int advice)
+{
+    switch (advice) {
+    case MADV_NORMAL:
+        return flags & ~(unsigned)(ADVICE_RANDOM | ADVICE_SEQUENTIAL);
+    case MADV_RANDOM:
+        return (flags & ~(unsigned)ADVICE_SEQUENTIAL) | ADVICE_RANDOM;
+    case MADV_SEQUENTIAL:
+        return (flags & ~(unsigned)ADVICE_RANDOM) | ADVICE_SEQUENTIAL;
+    case MADV_DONTFORK:
+        return flags | ADVICE_DONTFORK;
+    case MADV_DOFORK:
+        return flags & ~(unsigned)ADVICE_DONTFORK;
+    case MADV_DONTDUMP:
+        return flags | ADVICE_DONTDUMP;
+    case MADV_HUGEPAGE:
+        return (flags & ~(unsigned)ADVICE_NOHUGEPAGE) | ADVICE_HUGEPAGE;
+    case MADV_NOHUGEPAGE:
+        return (flags & ~(unsigned)ADVICE_HUGEPAGE) | ADVICE_NOHUGEPAGE;
+    default:
+        return flags;
+    }
+}
+
+static int set_flags(struct attachment *att, struct range range, int advice)
+{
+    const unsigned flags = advised(att->advice, advice);
+
+    if (flags == att->advice)
+        return 0;
+    if (!is_whole(att, range))
+        return -EINVAL;
+    /* The only one that changes what a program sees; a child then has no window. */
+    if ((advice == MADV_DONTFORK || advice == MADV_DOFORK) &&
+        sys_madvise(att->base, att->length, advice))
+        return -errno;
+    att->advice = flags;
+    return 0;
+}
+
+/* The caller's links to the quanta of the range go; the next touch makes them again. */
+static int unlink_quanta(struct attachment *att, struct range range)
+{
+    const uint64_t quantum = att->mm.quantum;
+    const uint64_t first = offset_of(att, range.start) / quantum;
+    const uint64_t last = (offset_of(att, range.end) - 1) / quantum;
+    int err = handover_end(att); /* or a touch would come back without us */
+
+    if (err)
+        return err;
+    if (sys_madvise(att->base + first * quantum, (last + 1 - first) * quantum,
+                    MADV_DONTNEED_LOCKED))
+        return -errno;
+    for (uint64_t i = first; i <= last; i++)
+        att->linked[i / 64] &= ~(1ull << i % 64);
+    return 0;
+}
+
+static int populate(struct attachment *att, struct range range, int needed)
+{
+    const uint64_t start = offset_of(att, range.start), end = offset_of(att, range.end);
+
+    if (!(att->prot & needed))
+        return -EINVAL;
+    return present_pages(att, start, end, NULL) == (end - start) / PAGE_SIZE ? 0 : -EFAULT;
+}
+
+static int advise_window(struct attachment *att, struct range range, int advice)
+{
+    switch (advice) {
+    case MADV_NORMAL:
+    case MADV_RANDOM:
+    case MADV_SEQUENTIAL:
+    case MADV_DONTFORK:
+    case MADV_DOFORK:
+    case MADV_DONTDUMP:
+    case MADV_HUGEPAGE:
+    case MADV_NOHUGEPAGE:
+        return set_flags(att, range, advice);
+    case MADV_DONTNEED:
+    case MADV_DONTNEED_LOCKED:
+        return unlink_quanta(att, range);
+    case MADV_WILLNEED:
+    case MADV_MERGEABLE:
+    case MADV_UNMERGEABLE:
+    case MADV_KEEPONFORK:
+        return 0;
+    case MADV_COLD:
+    case MADV_PAGEOUT: /* what this process has mapped; best effort, as in the kernel */
+        sys_madvise((void *)range.start, range.end - range.start, advice);
+        return 0;
+    case MADV_REMOVE:
+        return att->prot & PROT_WRITE ? -EOPNOTSUPP : -EACCES;
+    case MADV_POPULATE_READ:
+        return populate(att, range, PROT_READ | PROT_WRITE);
+    case MADV_POPULATE_WRITE:
+        return populate(att, range, PROT_WRITE);
+    default: /* FREE, DODUMP, WIPEONFORK, COLLAPSE, GUARD_*, and what nobody knows */
+        return -EINVAL;
+    }
+}
+
+/* For the parts of one call: holes do not end it, but are told in the end. */
+struct advice_call {
+    int advice; /* or the flags of msync(2) */
+    int holes;
+};
+
+static int advise(struct attachment *att, struct range range, void *arg)
+{
+    struct advice_call *call = arg;
+    int err;
+
+    if (!att) {
+        err = sys_madvise((void *)range.start, range.end - range.start, call->advice) ? -errno : 0;
+        if (err != -ENOMEM)
+            return err;
+        call->holes = err;
+        return 0;
+    }
+    pthread_mutex_lock(&att->lock);
+    err = advise_window(att, range, call->advice);
+    pthread_mutex_unlock(&att->lock);
+    return err;
+}
+
+/* Keeps the book of what children of fork() get of adopted memory. */
+static void mark_adopted(struct range range, bool stays)
+{
+    struct attachment *att;
+
+    for (uint64_t at = range.start; (att = attachment_over(at, range.end)); at = attachment_end(att)) {
+        if (!is_adopted(att))
+            continue;
+        pthread_mutex_lock(&att->lock);
+        if (!pieces_reserve(&att->pieces))
+            pieces_mark(&att->pieces, range.start, range.end, stays);
+        pthread_mutex_unlock(&att->lock);
+    }
+}
+
+MSHARE_API int madvise(void *addr, size_t length, int advice)
+{
+    struct advice_call call = {.advice = advice};
+    struct range range;
+    int err;
+
+    if (!preload_concerns(addr, length, &range))
+        return sys_madvise(addr, length, advice);
+    attachments_lock();
+    err = preload_parts(range, advise, &call);
+    if (!err && (advice == MADV_DONTFORK || advice == MADV_DOFORK))
+        mark_adopted(range, advice == MADV_DONTFORK);
+    attachments_unlock();
+    return preload_answer(err ? err : call.holes);
+}
+
+static int sync_part(struct attachment *att, struct range range, void *arg)
+{
+    struct advice_call *call = arg;
+
+    if (att) /* a region file has no fsync */
+        return call->advice & MS_SYNC ? -EINVAL : 0;
+    if (!sys_msync((void *)range.start, range.end - range.start, call->advice))
+        return 0;
+    if (errno != ENOMEM)
+        return -errno;
+    call->holes = -ENOMEM;
+    return 0;
+}
+
+MSHARE_API int msync(void *addr, size_t length, int flags)
+{
+    const int known = MS_ASYNC | MS_SYNC | MS_INVALIDATE;
+    struct advice_call call = {.advice = flags};
+    struct range range;
+    int err;
+
+    pthread_testcancel();
+    if (flags & ~known || (flags & MS_ASYNC && flags & MS_SYNC) ||
+        !preload_concerns(addr, length, &range))
+        return sys_msync(addr, length, flags);
+    attachments_lock();
+    err = preload_parts(range, sync_part, &call);
+    attachments_unlock();
+    return preload_answer(err ? err : call.holes);
+}
+
+/* mincore(2): where the answer for a part goes. */
+struct core_call {
+    unsigned char *vec;
+    uint64_t start;
+};
+
+#define CHUNK 1024u /* pages at a time */
+
+/* The program's memory: not to be touched with a lock held, it may be a window. */
+static int copy_out(unsigned char *to, unsigned char *from, size_t size)
+{
+    const struct iovec local = {from, size}, remote = {to, size};
+
+    return process_vm_writev(getpid(), &local, 1, &remote, 1, 0) == (ssize_t)size ? 0 : -EFAULT;
+}
+
+static int core_part(struct attachment *att, struct range range, void *arg)
+{
+    const struct core_call *call = arg;
+    unsigned char *vec = call->vec + (range.start - call->start) / PAGE_SIZE, some[CHUNK];
+    int err = 0;
+
+    if (!att)
+        return sys_mincore((void *)range.start, range.end - range.start, vec) ? -errno : 0;
+    for (uint64_t at = range.start, next; at < range.end && !err; at = next, vec += CHUNK) {
+        next = range.end - at < CHUNK * PAGE_SIZE ? range.end : at + CHUNK * PAGE_SIZE;
+        pthread_mutex_lock(&att->lock);
+        present_pages(att, offset_of(att, at), offset_of(att, next), some);
+        pthread_mutex_unlock(&att->lock);
+        err = copy_out(vec, some, (next - at) / PAGE_SIZE);
+    }
+    return err;
+}
+
+MSHARE_API int mincore(void *addr, size_t length, unsigned char *vec)
+{
+    struct range range;
+    int err;
+
+    if (!preload_concerns(addr, length, &range))
+        return sys_mincore(addr, length, vec);
+    struct core_call call = {vec, range.start};
+    attachments_lock();
+    err = preload_parts(range, core_part, &call);
+    attachments_unlock();
+    return preload_answer(err);
+}

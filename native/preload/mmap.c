@@ -1,0 +1,125 @@
+/*
+ * preload/mmap.c - mmap(2): of a region it attaches, of anonymous shared memory it may
+ * adopt, and with MAP_FIXED it may end attachments.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "preload/preload.h"
+
+#ifndef STATX_MNT_ID_UNIQUE
+#define STATX_MNT_ID_UNIQUE 0x4000u
+#endif
+#ifndef FUSE_SUPER_MAGIC
+#define FUSE_SUPER_MAGIC 0x65735546
+#endif
+
+/* Mounts that are not FUSE, by their number, which is never given twice; one of them
+ * in each place. */
+#define MOUNTS 64
+static _Atomic uint64_t other_mounts[MOUNTS];
+
+/* Whether `fd` is a file of a FUSE mount: only then it can be a region. */
+static bool may_be_region(int fd)
+{
+    struct statx file;
+    struct statfs fs;
+
+    /* Without asking the server of the mount, whatever it is. */
+    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID_UNIQUE, &file))
+        return false;
+    if (file.stx_dev_major) /* on a device; FUSE has none */
+        return false;
+    const bool known = file.stx_mask & STATX_MNT_ID_UNIQUE;
+    const uint64_t mount = known ? file.stx_mnt_id : 0;
+    _Atomic uint64_t *other = &other_mounts[mount % MOUNTS];
+
+    if (known && atomic_load_explicit(other, memory_order_relaxed) == mount)
+        return false;
+    if (fstatfs(fd, &fs))
+        return false;
+    if (fs.f_type == FUSE_SUPER_MAGIC)
+        return true;
+    if (known)
+        atomic_store_explicit(other, mount, memory_order_relaxed);
+    return false;
+}
+
+struct mmap_call {
+    void *addr;
+    size_t length;
+    int prot, flags, fd;
+    off_t offset;
+    void *got;
+};
+
+static int map(void *arg)
+{
+    struct mmap_call *call = arg;
+
+    call->got = sys_mmap(call->addr, call->length, call->prot, call->flags, call->fd, call->offset);
+    return call->got == MAP_FAILED ? -errno : 0;
+}
+
+/* What has nothing to do with regions, but for what it may replace. */
+static void *map_plain(struct mmap_call *call)
+{
+    const bool replaces = call->flags & MAP_FIXED && !(call->flags & MAP_FIXED_NOREPLACE);
+    struct range range;
+    int err;
+
+    if (!replaces || !preload_concerns(call->addr, call->length, &range))
+        return sys_mmap(call->addr, call->length, call->prot, call->flags, call->fd, call->offset);
+    attachments_lock();
+    err = attachments_replace(range.start, range.end, map, call);
+    attachments_unlock();
+    return preload_answer(err) ? MAP_FAILED : call->got;
+}
+
+/* What Linux looks at before it asks the file; with these the call is the kernel's. */
+static bool kernel_refuses(const struct mmap_call *call)
+{
+    return call->offset % (off_t)PAGE_SIZE || call->flags & MAP_HUGETLB || !call->length ||
+           call->length > HOST_END;
+}
+
+static void *map_region(struct mmap_call *call)
+{
+    const struct attach_request request = {
+        .addr = call->addr,
+        .length = call->length,
+        .offset = (uint64_t)call->offset,
+        .prot = call->prot,
+        .flags = call->flags,
+        .way = ATTACH_PRELOAD,
+    };
+    void *base;
+    int err = attach_request(call->fd, &request, &base);
+
+    if (err == -ENOTTY) /* some other file */
+        return map_plain(call);
+    return preload_answer(err) ? MAP_FAILED : base;
+}
+
+MSHARE_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+{
+    struct mmap_call call = {addr, length, prot, flags, fd, offset, MAP_FAILED};
+
+    if (flags & MAP_ANONYMOUS) {
+        if (preload_adopt(addr, length, prot, flags, &call.got))
+            return call.got;
+    } else if (fd >= 0 && !kernel_refuses(&call) && may_be_region(fd)) {
+        return map_region(&call);
+    }
+    return map_plain(&call);
+}
+
+/* With a 64-bit off_t they are one. */
+MSHARE_API void *mmap64(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+    __attribute__((alias("mmap")));

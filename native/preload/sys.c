@@ -1,0 +1,166 @@
+/*
+ * preload/sys.c - system calls, past the functions of their names; and what the
+ * other files share. An int goes through syscall(2) as a long: the kernel reads the
+ * whole register.
+ */
+#define _GNU_SOURCE
+#include "preload/preload.h"
+
+#include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "core/hidden.h"
+
+#ifndef SYS_mseal
+#define SYS_mseal 462
+#endif
+
+long sys_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+    register long fourth __asm__("r10") = d;
+    register long fifth __asm__("r8") = e;
+    register long sixth __asm__("r9") = f;
+    long result;
+
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(fourth), "r"(fifth), "r"(sixth)
+                     : "rcx", "r11", "memory");
+    if ((unsigned long)result < -4095ul)
+        return result;
+    errno = (int)-result;
+    return -1;
+}
+
+void *sys_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+{
+    return (void *)syscall(SYS_mmap, addr, length, (long)prot, (long)flags, (long)fd, offset);
+}
+
+int sys_munmap(void *addr, size_t length) { return (int)syscall(SYS_munmap, addr, length); }
+
+int sys_mprotect(void *addr, size_t length, int prot)
+{
+    return (int)syscall(SYS_mprotect, addr, length, (long)prot);
+}
+
+int sys_pkey_mprotect(void *addr, size_t length, int prot, int pkey)
+{
+    return (int)syscall(SYS_pkey_mprotect, addr, length, (long)prot, (long)pkey);
+}
+
+void *sys_mremap(void *old, size_t old_size, size_t new_size, int flags, void *to)
+{
+    return (void *)syscall(SYS_mremap, old, old_size, new_size, (long)flags, to);
+}
+
+int sys_remap_file_pages(void *addr, size_t size, int prot, size_t page, int flags)
+{
+    return (int)syscall(SYS_remap_file_pages, addr, size, (long)prot, page, (long)flags);
+}
+
+int sys_mseal(void *addr, size_t length, unsigned long flags)
+{
+    return (int)syscall(SYS_mseal, addr, length, flags);
+}
+
+int sys_madvise(void *addr, size_t length, int advice)
+{
+    return (int)syscall(SYS_madvise, addr, length, (long)advice);
+}
+
+int sys_msync(void *addr, size_t length, int flags)
+{
+    return (int)syscall(SYS_msync, addr, length, (long)flags);
+}
+
+int sys_mincore(void *addr, size_t length, unsigned char *vec)
+{
+    return (int)syscall(SYS_mincore, addr, length, vec);
+}
+
+int sys_mlock(const void *addr, size_t length) { return (int)syscall(SYS_mlock, addr, length); }
+
+int sys_mlock2(const void *addr, size_t length, unsigned flags)
+{
+    return (int)syscall(SYS_mlock2, addr, length, (unsigned long)flags);
+}
+
+int sys_munlock(const void *addr, size_t length)
+{
+    return (int)syscall(SYS_munlock, addr, length);
+}
+
+int sys_mlockall(int flags) { return (int)syscall(SYS_mlockall, (long)flags); }
+
+/* The core closes what is ours; from then on the number is anybody's. */
+int sys_close(int fd)
+{
+    hidden_remove(fd);
+    return (int)syscall(SYS_close, (long)fd);
+}
+
+int sys_close_range(unsigned first, unsigned last, int flags)
+{
+    return (int)syscall(SYS_close_range, (unsigned long)first, (unsigned long)last, (long)flags);
+}
+
+int sys_statfs(const char *path, struct statfs *fs) { return (int)syscall(SYS_statfs, path, fs); }
+
+int sys_fstatfs(int fd, struct statfs *fs) { return (int)syscall(SYS_fstatfs, (long)fd, fs); }
+
+int sys_dup2(int from, int to) { return (int)syscall(SYS_dup2, (long)from, (long)to); }
+
+int sys_dup3(int from, int to, int flags) { return (int)syscall(SYS_dup3, (long)from, (long)to, (long)flags); }
+
+off_t sys_lseek(int fd, off_t offset, int whence)
+{
+    return (off_t)syscall(SYS_lseek, (long)fd, offset, (long)whence);
+}
+
+bool preload_concerns(const void *addr, size_t length, struct range *range)
+{
+    range->start = (uintptr_t)addr;
+    range->end = (range->start + length + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
+    return range->start % PAGE_SIZE == 0 && range->start < range->end &&
+           range->end - range->start >= length && attachments_near(range->start, range->end);
+}
+
+int preload_answer(int err)
+{
+    if (!err)
+        return 0;
+    errno = -err;
+    return -1;
+}
+
+static struct attachment *region_over(uint64_t start, uint64_t end)
+{
+    struct attachment *att;
+
+    while ((att = attachment_over(start, end)) && is_adopted(att))
+        start = attachment_end(att);
+    return att;
+}
+
+int preload_parts(struct range range,
+                  int (*part)(struct attachment *att, struct range range, void *arg), void *arg)
+{
+    int err = 0;
+
+    while (!err && range.start < range.end) {
+        struct attachment *att = region_over(range.start, range.end);
+        struct range next = {range.start, range.end};
+
+        if (att && (uintptr_t)att->base > range.start) {
+            next.end = (uintptr_t)att->base;
+            att = NULL;
+        } else if (att && attachment_end(att) < range.end) {
+            next.end = attachment_end(att);
+        }
+        err = part(att, next, arg);
+        range.start = next.end;
+    }
+    return err;
+}

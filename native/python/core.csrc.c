@@ -1,0 +1,14 @@
+/* What the Python extension compiles against; see core.cdef.txt. */
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "core/control.h"
+#include "core/fault.h"
+#include "server/hostmm.h"
+#include "server/inspect.h"
+#include "server/prefill.h"
+#include "core/mm.h"
+#include "msharefs.h"
+#include "core/protocol.h"
+#include "core/touched.h"
+#include "client/window.h"

@@ -1,0 +1,2 @@
+#include "fuse/fuse_hook.h"
+#include "fuse/fuse_passthrough.h"

@@ -1,0 +1,263 @@
+/* inspect.c - copy out what is in a host mm; see inspect.h. */
+#include "server/inspect.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "core/pagetable.h"
+
+void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup,
+                  enum mm_owner_kind kind)
+{
+    mm->header->owner_kind = kind;
+    mm->header->owner_pid = pid;
+    mm->header->owner_start_time = start_time;
+    strncpy(mm->header->owner_cgroup, cgroup, MM_CGROUP_LEN - 1);
+    mm->header->owner_cgroup[MM_CGROUP_LEN - 1] = 0;
+}
+
+int mm_set_fault_around(struct mm *mm, uint32_t pages)
+{
+    if (pages < 1 || pages > SPAN_PAGES)
+        return -EINVAL;
+    mm->header->fault_around = pages;
+    return 0;
+}
+
+int mm_set_budget(struct mm *mm, uint64_t bytes)
+{
+    if (bytes && bytes < BUDGET_MIN_BYTES)
+        return -EINVAL;
+    mm->header->budget = bytes;
+    return 0;
+}
+
+const char *mm_owner_cgroup(const struct mm *mm)
+{
+    mm->header->owner_cgroup[MM_CGROUP_LEN - 1] = 0;
+    return mm->header->owner_cgroup;
+}
+
+enum mm_owner_kind mm_owner_kind(const struct mm *mm)
+{
+    return mm->header->owner_kind > OWNER_GONE ? OWNER_FILE : mm->header->owner_kind;
+}
+
+void mm_end(struct mm *mm) { mm->header->owner_kind = OWNER_GONE; }
+
+void mm_count_unmap(struct mm *mm) { mm->header->unmaps++; }
+
+static void add_counters(struct mshare_stat *st, const struct mm_counters *counters)
+{
+    st->faults += atomic_load(&counters->faults);
+    st->links += atomic_load(&counters->links);
+    st->materialised_pages += atomic_load(&counters->materialised);
+    st->segv += atomic_load(&counters->segv);
+    st->prefaulted += atomic_load(&counters->prefaulted);
+    st->evicted_spans += atomic_load(&counters->evicted);
+    st->refaulted_spans += atomic_load(&counters->refaulted);
+}
+
+int mm_stat(const struct mm *mm, int mem_fd, struct mshare_stat *st)
+{
+    struct stat file;
+    int64_t bytes = mm_frame_bytes(mm);
+
+    if (bytes < 0)
+        return (int)bytes;
+    if (fstat(mem_fd, &file))
+        return -errno;
+    *st = (struct mshare_stat){
+        .size = mm->size,
+        .quantum = mm->quantum,
+        .rss = (uint64_t)file.st_blocks * 512,
+        .page_table_bytes = (uint64_t)bytes,
+        .unmaps = mm->header->unmaps,
+        .budget = mm->header->budget,
+        .owner_pid = mm->header->owner_pid,
+        .owner_start_time = mm->header->owner_start_time,
+    };
+    vma_snapshot(mm, atomic_load(&mm->header->epoch), &st->vmas);
+    for (uint64_t i = 0, high = frames_high(mm); i < high; i++) {
+        uint64_t word = atomic_load_explicit(&mm->words[i], memory_order_relaxed);
+
+        if (frame_state(word) != FRAME_FREE)
+            st->table_frames[frame_level(word)]++;
+    }
+    add_counters(st, &mm->header->retired);
+    for (unsigned i = 0; i < slots_high(mm); i++)
+        if (atomic_load(&mm->slots[i].state) != SLOT_FREE) {
+            st->clients++;
+            st->budgets_grown += atomic_load(&mm->slots[i].budget) >
+                                 atomic_load(&mm->slots[i].budget_asked);
+            add_counters(st, &mm->slots[i].counters);
+        }
+    return 0;
+}
+
+int64_t mm_vmas(const struct mm *mm, struct mm_vma *vmas, uint64_t max)
+{
+    uint64_t used;
+    const struct mm_vma *set = vma_snapshot(mm, atomic_load(&mm->header->epoch), &used);
+
+    if (!set)
+        return -EUCLEAN;
+    memcpy(vmas, set, (used < max ? used : max) * sizeof *vmas);
+    return (int64_t)used;
+}
+
+struct listing {
+    struct mm_table *tables;
+    uint64_t used, max;
+};
+
+/* How many entries have all of `bits`. */
+static uint32_t entries_with(const _Atomic uint64_t *table, uint64_t bits)
+{
+    uint32_t found = 0;
+
+    for (unsigned i = 0; i < 512; i++)
+        found += (atomic_load_explicit(&table[i], memory_order_relaxed) & bits) == bits;
+    return found;
+}
+
+static void list(struct listing *listing, const struct mm *mm, uint64_t frame, unsigned level,
+                 uint64_t addr)
+{
+    const _Atomic uint64_t *table = frame_entries(mm, frame);
+
+    if (listing->used < listing->max)
+        listing->tables[listing->used] = (struct mm_table){
+            .frame = frame,
+            .level = level,
+            .present = entries_with(table, ENTRY_PRESENT),
+            .huge = level == 1 ? entries_with(table, ENTRY_PRESENT | ENTRY_HUGE) : 0,
+            .start = addr,
+            .end = addr + entry_span(level + 1),
+        };
+    listing->used++;
+}
+
+static int list_table(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame, unsigned level,
+                      uint64_t addr)
+{
+    (void)entry;
+    list(walk->arg, walk->mm, frame, level, addr);
+    return 0;
+}
+
+int64_t mm_tables(struct mm *mm, struct mm_table *tables, uint64_t max)
+{
+    struct listing listing = {.tables = tables, .max = max};
+    struct walk walk = {.mm = mm, .table = list_table, .arg = &listing};
+    int err = walk_range(&walk, HOST_BASE, mm->host_end);
+
+    list(&listing, mm, 0, 3, 0);
+    return err ? err : (int64_t)listing.used;
+}
+
+struct huge_pages {
+    uint64_t *pages;
+    uint64_t used, max;
+};
+
+static int list_huge(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame, unsigned level,
+                     uint64_t addr)
+{
+    const uint64_t leaf = ENTRY_PRESENT | ENTRY_HUGE;
+    const _Atomic uint64_t *table = frame_entries(walk->mm, frame);
+    struct huge_pages *found = walk->arg;
+
+    (void)entry;
+    for (unsigned i = 0; level == 1 && i < 512; i++) {
+        if ((atomic_load_explicit(&table[i], memory_order_relaxed) & leaf) != leaf)
+            continue;
+        if (found->used < found->max)
+            found->pages[found->used] = addr + i * entry_span(1);
+        found->used++;
+    }
+    return 0;
+}
+
+int64_t mm_huge_pages(struct mm *mm, uint64_t *pages, uint64_t max)
+{
+    struct huge_pages found = {.pages = pages, .max = max};
+    struct walk walk = {.mm = mm, .table = list_huge, .arg = &found};
+    int err = walk_range(&walk, HOST_BASE, mm->host_end);
+
+    return err ? err : (int64_t)found.used;
+}
+
+int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max)
+{
+    uint64_t used = 0;
+
+    for (unsigned i = 0; i < slots_high(mm); i++) {
+        const struct mm_slot *slot = &mm->slots[i];
+        uint64_t process = atomic_load(&slot->state);
+
+        if (process == SLOT_FREE)
+            continue;
+        if (used < max)
+            clients[used] = (struct mm_client){
+                .slot = i,
+                .pid = (uint32_t)process,
+                .pid_namespace = (uint32_t)(process >> 32),
+                .claim = atomic_load(&slot->claim),
+                .start_time = slot->start_time,
+                .base = slot->base,
+                .prot = slot->prot,
+                .way = slot->way,
+                .poisoned = atomic_load(&slot->poisoned),
+                .faults = atomic_load(&slot->counters.faults),
+                .links = atomic_load(&slot->counters.links),
+                .materialised = atomic_load(&slot->counters.materialised),
+                .segv = atomic_load(&slot->counters.segv),
+                .epoch = atomic_load(&slot->epoch),
+                .budget = atomic_load(&slot->budget) * PAGE_SIZE,
+                .budget_asked = atomic_load(&slot->budget_asked) * PAGE_SIZE,
+                .budget_grown = atomic_load(&slot->budget_grown),
+                .evicted = atomic_load(&slot->counters.evicted),
+                .refaulted = atomic_load(&slot->counters.refaulted),
+            };
+        used++;
+    }
+    return (int64_t)used;
+}
+
+uint32_t mm_client_pid(const struct mm *mm, unsigned slot)
+{
+    return slot < MM_SLOTS ? (uint32_t)atomic_load(&mm->slots[slot].state) : SLOT_FREE;
+}
+
+uint64_t mm_claim(const struct mm *mm, unsigned slot)
+{
+    return slot < MM_SLOTS ? atomic_load(&mm->slots[slot].claim) : 0;
+}
+
+bool mm_adopted(const struct mm *mm, unsigned slot)
+{
+    return slot < MM_SLOTS && mm->slots[slot].way == ATTACH_ADOPTED;
+}
+
+bool mm_handed(const struct mm *mm, unsigned slot)
+{
+    return slot < MM_SLOTS && atomic_load(&mm->slots[slot].handed);
+}
+
+int mm_poisoned(const struct mm *mm, unsigned from)
+{
+    for (unsigned high = slots_high(mm); from < high; from++)
+        if (atomic_load(&mm->slots[from].poisoned))
+            return (int)from;
+    return -1;
+}
+
+void mm_set_client(struct mm *mm, unsigned slot, uint32_t pid, uint64_t start_time)
+{
+    if (slot >= MM_SLOTS)
+        return;
+    mm->slots[slot].start_time = start_time;
+    atomic_store(&mm->slots[slot].state, slot_process(pid, 0));
+}
