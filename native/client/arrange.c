@@ -186,8 +186,7 @@ static int add(struct attachment *att, struct run *run, uint64_t end, int prot, 
 static int arrange_all(struct attachment *att, uint64_t start, uint64_t end, bool objects)
 {
     uint64_t used;
-    const struct mm_vma *set =
-        vma_snapshot(&att->mm, atomic_load(&att->mm.header->epoch), &used);
+    const struct mm_vma *set = vma_snapshot(&att->mm, atomic_load(&att->mm.header->epoch), &used);
     struct run run = {start, start, att->prot, objects};
     int err = set ? 0 : -EUCLEAN;
 

@@ -19,9 +19,9 @@
 #include <unistd.h>
 
 #include "client/attachment.h"
+#include "client/window.h"
 #include "core/control.h"
 #include "msharefs.h"
-#include "client/window.h"
 
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
@@ -190,9 +190,8 @@ static int set_length(struct attachment *att, const struct attach_request *reque
     const uint64_t length = (request->length + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
 
     att->length = request->length ? length : att->mm.size;
-    return att->length == att->mm.size || (is_adopted(att) && att->length < att->mm.size)
-               ? 0
-               : -EINVAL;
+    return att->length == att->mm.size || (is_adopted(att) && att->length < att->mm.size) ? 0
+                                                                                          : -EINVAL;
 }
 
 static int allocate(struct attachment *att)
@@ -200,9 +199,8 @@ static int allocate(struct attachment *att)
     att->linked = calloc(att->mm.size / att->mm.quantum / 64 + 1, sizeof(uint64_t));
     if (!att->linked)
         return -ENOMEM;
-    return is_adopted(att)
-               ? pieces_init(&att->pieces, (uintptr_t)att->base, attachment_end(att))
-               : 0;
+    return is_adopted(att) ? pieces_init(&att->pieces, (uintptr_t)att->base, attachment_end(att))
+                           : 0;
 }
 
 static int map_over(void *arg) { return attach_map(arg); }

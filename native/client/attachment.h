@@ -18,10 +18,10 @@
 #include <pthread.h>
 
 #include "client/budget.h"
-#include "core/fault.h"
 #include "client/handover.h"
-#include "core/mm.h"
 #include "client/pieces.h"
+#include "core/fault.h"
+#include "core/mm.h"
 #include "core/protocol.h"
 #include "core/uffd.h"
 
@@ -135,7 +135,8 @@ extern _Atomic unsigned attachments_used;
 /* The arguments of mmap(2). */
 struct attach_request {
     void *addr;
-    uint64_t length; /* bytes; rounded up to a page it must be the region's size. 0: whatever it is */
+    /* Bytes; rounded up to a page it must be the region's size. 0: whatever that is. */
+    uint64_t length;
     uint64_t offset; /* into the file: without effect, but checked as by the kernel */
     int prot, flags;
     enum attach_way way; /* adopted: `length` may be less than the region's size */

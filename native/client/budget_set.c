@@ -7,8 +7,8 @@
 #include <sys/mman.h>
 
 #include "client/attachment.h"
-#include "msharefs.h"
 #include "core/touched.h"
+#include "msharefs.h"
 
 static void note_mapped(struct attachment *att)
 {

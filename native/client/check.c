@@ -13,10 +13,10 @@
 #include "client/attachment.h"
 
 /* What MAP_SHARED_VALIDATE knows of any file: Linux, LEGACY_MAP_MASK. */
-#define KNOWN_FLAGS                                                                           \
-    (MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE | MAP_EXECUTABLE |  \
-     MAP_GROWSDOWN | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK |   \
-     MAP_HUGETLB | MAP_32BIT | 0x80 /* MAP_ABOVE4G */ | 0x4000000 /* MAP_UNINITIALIZED */ |   \
+#define KNOWN_FLAGS                                                                          \
+    (MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE | MAP_EXECUTABLE | \
+     MAP_GROWSDOWN | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK |  \
+     MAP_HUGETLB | MAP_32BIT | 0x80 /* MAP_ABOVE4G */ | 0x4000000 /* MAP_UNINITIALIZED */ |  \
      21 << MAP_HUGE_SHIFT | 30 << MAP_HUGE_SHIFT)
 
 /* Whether that much may be locked: asked by locking as much that has no pages.

@@ -114,7 +114,4 @@ static void before(void)
     }
 }
 
-void fork_prepare(void)
-{
-    pthread_atfork(before, attachments_unlock, in_child);
-}
+void fork_prepare(void) { pthread_atfork(before, attachments_unlock, in_child); }

@@ -32,8 +32,8 @@
 #include <sys/ioctl.h>
 
 #include "client/attachment.h"
-#include "core/pagetable.h"
 #include "client/present.h"
+#include "core/pagetable.h"
 #include "core/touched.h"
 
 /* What Linux maps around a fault: with less it has no advantage. */
@@ -69,8 +69,8 @@ static struct handed_run bounds_of(const struct attachment *att, const struct fa
 {
     const uint64_t base = (uintptr_t)att->base, offset = fault->offset;
     /* Other quanta are not linked yet; of adopted memory nobody sees that. */
-    const uint64_t look =
-        is_adopted(att) || att->mm.quantum > LOOK_BYTES ? LOOK_BYTES : att->mm.quantum;
+    const uint64_t look = is_adopted(att) || att->mm.quantum > LOOK_BYTES ? LOOK_BYTES
+                                                                          : att->mm.quantum;
     struct handed_run bounds = {offset & ~(look - 1), (offset & ~(look - 1)) + look};
 
     for (unsigned i = 0; i < att->pieces.count; i++) {
@@ -150,8 +150,7 @@ static bool sequential_write(const struct attachment *att, const struct fault *f
 
 static bool may_hand_over(const struct attachment *att)
 {
-    return att->moved_uffd < 0 &&
-           (!is_adopted(att) || att->mm.header->owner_kind == OWNER_FILE);
+    return att->moved_uffd < 0 && (!is_adopted(att) || att->mm.header->owner_kind == OWNER_FILE);
 }
 
 /* For those who look at us. */
@@ -164,8 +163,8 @@ static void show(struct attachment *att, struct handed_run run, uint64_t fresh)
 /* Hands over a run. */
 static bool take(struct attachment *att, struct handed_run run)
 {
-    const uint64_t fresh =
-        att->budget.spans ? note_in_span(&att->budget, run) : note(&att->handed, run);
+    const uint64_t fresh = att->budget.spans ? note_in_span(&att->budget, run)
+                                             : note(&att->handed, run);
 
     if (!fresh)
         return false;

@@ -18,8 +18,8 @@
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
-#include <string.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
@@ -157,8 +157,8 @@ static int map_again(const struct attachment *att, uint8_t *page)
 
     if (err)
         return err;
-    if (mmap(page, PMD_SIZE, arranged_prot(att, (uint64_t)(page - att->base)), MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd,
-             page - att->base) == MAP_FAILED)
+    if (mmap(page, PMD_SIZE, arranged_prot(att, (uint64_t)(page - att->base)),
+             MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd, page - att->base) == MAP_FAILED)
         return -errno;
     madvise(page, PMD_SIZE, MADV_DONTDUMP);
     err = uffd_watch(att->uffd, (uintptr_t)page, PMD_SIZE);

@@ -24,8 +24,8 @@
 #include <unistd.h>
 
 #include "client/attachment.h"
-#include "core/fault.h"
 #include "client/present.h"
+#include "core/fault.h"
 #include "core/touched.h"
 
 #ifndef MADV_DONTNEED_LOCKED
@@ -109,8 +109,8 @@ static int map_present(struct attachment *att, const struct fault *fault)
     for (uint64_t page = 0, end; !err && page < pages; page = end) {
         end = run_end(fault->present, page, pages);
         if (fault->present[page / 64] >> page % 64 & 1)
-            err = continue_run(att, fault->start + page * PAGE_SIZE,
-                               fault->start + end * PAGE_SIZE, fault->protect);
+            err = continue_run(att, fault->start + page * PAGE_SIZE, fault->start + end * PAGE_SIZE,
+                               fault->protect);
         if (page <= own && own < end)
             att->around.next = fault->start + end * PAGE_SIZE;
     }
@@ -231,7 +231,7 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
     struct fault fault = {
         .offset = offset,
         .access = flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP) ? ACCESS_WRITE
-                                                                              : ACCESS_READ,
+                                                                               : ACCESS_READ,
         .start = offset,
         .end = offset + PAGE_SIZE,
         .fill = 1,
@@ -263,7 +263,8 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
 static int let_go(uint64_t start, uint64_t end)
 {
     /* ENOMEM: the program has unmapped a part of its window; the rest is done. */
-    return madvise((void *)start, end - start, MADV_DONTNEED_LOCKED) && errno != ENOMEM ? -errno : 0;
+    return madvise((void *)start, end - start, MADV_DONTNEED_LOCKED) && errno != ENOMEM ? -errno
+                                                                                        : 0;
 }
 
 int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool objects)

@@ -16,9 +16,9 @@
  * more if that was not the reason. */
 static int map_given(int fd, const struct mshare_create *create)
 {
-    struct msg msg = {.op = MSG_MAP,
-                      .arg = {create->region_offset, create->size, create->prot, create->flags,
-                              create->offset}};
+    struct msg msg = {
+        .op = MSG_MAP,
+        .arg = {create->region_offset, create->size, create->prot, create->flags, create->offset}};
     const int object_fd = (int)create->fd;
     int sock = control_connect(fd);
     int err = sock < 0 ? sock : control_call(sock, &msg, &object_fd, 1, NULL);

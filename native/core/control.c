@@ -117,10 +117,8 @@ int control_recv(int sock, struct msg *msg, int fds[MSG_FDS], int timeout_ms)
 {
     char space[CMSG_SPACE(MSG_FDS * sizeof(int))];
     struct iovec part = {msg, sizeof *msg};
-    struct msghdr head = {.msg_iov = &part,
-                          .msg_iovlen = 1,
-                          .msg_control = space,
-                          .msg_controllen = sizeof space};
+    struct msghdr head = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
     struct pollfd ready = {sock, POLLIN, 0};
     ssize_t got;
 

@@ -257,6 +257,7 @@ static_assert(OBJECTS_BASE + HOST_END <= ENTRY_ADDR + PAGE_SIZE, "they fit an en
  * layout depends on. */
 static inline uint64_t layout_signature(void)
 {
+    /* clang-format off */
     const uint64_t facts[] = {
         sizeof(struct mm_header), sizeof(struct mm_slot), sizeof(struct mm_vma),
         offsetof(struct mm_header, epoch), offsetof(struct mm_header, frames_hint),
@@ -268,6 +269,7 @@ static inline uint64_t layout_signature(void)
         TABLES_BASE, DATA_BASE, OBJECTS_BASE, HOST_BASE, VMA_BUSY, VMA_HUGE, FRAME_TABLE,
         INTENT_RIGHTS,
     };
+    /* clang-format on */
     uint64_t hash = 0xcbf29ce484222325ull;
 
     for (unsigned i = 0; i < sizeof facts / sizeof *facts; i++)

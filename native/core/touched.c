@@ -45,8 +45,9 @@ bool touched_has(const struct mm *mm, unsigned slot, uint64_t offset)
     /* A bitmap page not in use is not looked at: that would give it memory. */
     if (!(atomic_load_explicit(&mm->slots[slot].touched, memory_order_relaxed) & page_bit(span)))
         return false;
-    return atomic_load_explicit(&bitmap(mm, slot)[span / WORD_SPANS], memory_order_relaxed) >>
-               span % WORD_SPANS & 1;
+    const uint64_t word = atomic_load_explicit(&bitmap(mm, slot)[span / WORD_SPANS],
+                                               memory_order_relaxed);
+    return word >> span % WORD_SPANS & 1;
 }
 
 void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset)
@@ -84,8 +85,7 @@ static uint64_t find(const struct mm *mm, unsigned slot, uint64_t span, uint64_t
     return span < end ? span : end;
 }
 
-bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t end,
-                 uint64_t *stop)
+bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t end, uint64_t *stop)
 {
     uint64_t limit = mm->host_end - HOST_BASE;
 
@@ -123,8 +123,8 @@ int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end)
     return -1;
 }
 
-int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, uint64_t start,
-                       uint64_t end, enum uffd_change change)
+int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, uint64_t start, uint64_t end,
+                       enum uffd_change change)
 {
     uint64_t stop, done = 0;
 

@@ -23,8 +23,7 @@ bool touched_has(const struct mm *mm, unsigned slot, uint64_t offset);
 void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset);
 /* The first run of spans with a bit in [*start, end); puts its bounds, cut to that
  * range, into *start and *stop. False: none. */
-bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t end,
-                 uint64_t *stop);
+bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t end, uint64_t *stop);
 /* Forgets all; with the slot. */
 void touched_clear(struct mm *mm, unsigned slot);
 /* The first slot in use from `from` on that touched [start, end), -1: none. */
@@ -32,7 +31,7 @@ int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end)
 /* Changes the real page tables of the client of `slot`, where it has touched [start, end),
  * through a duplicate of its userfaultfd. Returns where it stopped: `end`, or less after
  * so much that others should have a turn; or -errno. */
-int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, uint64_t start,
-                       uint64_t end, enum uffd_change change);
+int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, uint64_t start, uint64_t end,
+                       enum uffd_change change);
 
 #endif

@@ -14,8 +14,7 @@ int uffd_watch(int uffd, uint64_t addr, uint64_t size)
 {
     struct uffdio_register range = {
         .range = {addr, size},
-        .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
-                UFFDIO_REGISTER_MODE_WP,
+        .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP,
     };
 
     return ioctl(uffd, UFFDIO_REGISTER, &range) ? -errno : 0;

@@ -5,8 +5,8 @@
 
 #include <dlfcn.h>
 #include <errno.h>
-#include <fuse_lowlevel.h>
 #include <fuse_log.h>
+#include <fuse_lowlevel.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -56,8 +56,8 @@ static void take_more(void)
     if (taking)
         return;
     taking = true;
-    while (done && start - last < BURST_NS && clock_ns(CLOCK_MONOTONIC) - start < TURN_NS && !fuse_session_exited(session) &&
-           more() && fuse_session_receive_buf(session, &buf) > 0) {
+    while (done && start - last < BURST_NS && clock_ns(CLOCK_MONOTONIC) - start < TURN_NS &&
+           !fuse_session_exited(session) && more() && fuse_session_receive_buf(session, &buf) > 0) {
         done = false;
         fuse_session_process_buf(session, &buf);
     }
@@ -103,8 +103,9 @@ static struct hook_request describe(fuse_req_t req, fuse_ino_t ino, const struct
     };
 }
 
-static void on_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int command, void *argument, struct fuse_file_info *fi,
-                     unsigned flags, const void *in, size_t in_size, size_t out_size)
+static void on_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int command, void *argument,
+                     struct fuse_file_info *fi, unsigned flags, const void *in, size_t in_size,
+                     size_t out_size)
 {
     struct hook_request request = describe(req, ino, fi);
 
@@ -121,7 +122,8 @@ static void on_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset,
     await_if(hook_on_fallocate(&request, mode, offset, length), ino);
 }
 
-static void on_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, struct fuse_file_info *fi)
+static void on_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence,
+                     struct fuse_file_info *fi)
 {
     struct hook_request request = describe(req, ino, fi);
 
@@ -157,11 +159,12 @@ static struct fuse_session *remember(struct fuse_session *made)
 
 /* The asm labels give our functions libfuse's names without clashing with the prototypes and macros that differ from
  * one version of its header to the next. */
-typedef struct fuse_session *new_fn(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
+typedef struct fuse_session *new_fn(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
+                                    void *);
 HOOK_INTERPOSED new_fn hook_session_new __asm__("fuse_session_new");
 
-struct fuse_session *hook_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, size_t size,
-                                      void *userdata)
+struct fuse_session *hook_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *ops,
+                                      size_t size, void *userdata)
 {
     new_fn *real = (new_fn *)dlsym(RTLD_NEXT, "fuse_session_new");
 
@@ -173,12 +176,13 @@ struct fuse_session *hook_session_new(struct fuse_args *args, const struct fuse_
 }
 
 /* From libfuse 3.17 on the header turns fuse_session_new() into a call of this one. */
-typedef struct fuse_session *new_versioned_fn(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *,
-                                              void *);
+typedef struct fuse_session *new_versioned_fn(struct fuse_args *, const struct fuse_lowlevel_ops *,
+                                              size_t, void *, void *);
 HOOK_INTERPOSED new_versioned_fn hook_session_new_versioned __asm__("fuse_session_new_versioned");
 
-struct fuse_session *hook_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_ops *ops,
-                                                size_t size, void *version, void *userdata)
+struct fuse_session *hook_session_new_versioned(struct fuse_args *args,
+                                                const struct fuse_lowlevel_ops *ops, size_t size,
+                                                void *version, void *userdata)
 {
     new_versioned_fn *real = (new_versioned_fn *)dlsym(RTLD_NEXT, "fuse_session_new_versioned");
 
@@ -189,25 +193,13 @@ struct fuse_session *hook_session_new_versioned(struct fuse_args *args, const st
     return remember(real(args, complete(ops, size), sizeof(*ops), version, userdata));
 }
 
-int hook_sessions(void)
-{
-    return sessions;
-}
+int hook_sessions(void) { return sessions; }
 
-struct fuse_session *hook_session(void)
-{
-    return session;
-}
+struct fuse_session *hook_session(void) { return session; }
 
-int hook_session_fd(void)
-{
-    return session ? fuse_session_fd(session) : -1;
-}
+int hook_session_fd(void) { return session ? fuse_session_fd(session) : -1; }
 
-const char *hook_libfuse_version(void)
-{
-    return fuse_pkgversion();
-}
+const char *hook_libfuse_version(void) { return fuse_pkgversion(); }
 
 static void on_log(enum fuse_log_level level, const char *format, va_list arguments)
 {
@@ -217,25 +209,16 @@ static void on_log(enum fuse_log_level level, const char *format, va_list argume
     hook_on_log(level, text);
 }
 
-void hook_take_log(void)
-{
-    fuse_set_log_func(on_log);
-}
+void hook_take_log(void) { fuse_set_log_func(on_log); }
 
-int hook_reply_error(void *handle, int error)
-{
-    return fuse_reply_err(handle, error);
-}
+int hook_reply_error(void *handle, int error) { return fuse_reply_err(handle, error); }
 
 int hook_reply_ioctl(void *handle, int result, const void *out, size_t size)
 {
     return fuse_reply_ioctl(handle, result, out, size);
 }
 
-int hook_reply_lseek(void *handle, int64_t offset)
-{
-    return fuse_reply_lseek(handle, offset);
-}
+int hook_reply_lseek(void *handle, int64_t offset) { return fuse_reply_lseek(handle, offset); }
 
 static void on_interrupt(fuse_req_t req, void *data)
 {
@@ -243,7 +226,4 @@ static void on_interrupt(fuse_req_t req, void *data)
     hook_on_interrupt(req);
 }
 
-void hook_watch_interrupt(void *handle)
-{
-    fuse_req_interrupt_func(handle, on_interrupt, NULL);
-}
+void hook_watch_interrupt(void *handle) { fuse_req_interrupt_func(handle, on_interrupt, NULL); }

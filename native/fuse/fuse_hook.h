@@ -50,8 +50,8 @@ void hook_watch_interrupt(void *handle);
 /* Implemented in Python; called on the thread that reads the session. None may call hook_reply_*() for another request
  * than its own, and hook_on_interrupt() must not reply at all: libfuse holds the request's lock. The first three return
  * whether pyfuse3 shall await the operations' fsync() next, in the task that reads. */
-int hook_on_ioctl(const struct hook_request *request, uint32_t command, uint32_t flags, const void *in,
-                  size_t in_size, size_t out_size);
+int hook_on_ioctl(const struct hook_request *request, uint32_t command, uint32_t flags,
+                  const void *in, size_t in_size, size_t out_size);
 int hook_on_fallocate(const struct hook_request *request, int mode, int64_t offset, int64_t length);
 int hook_on_lseek(const struct hook_request *request, int64_t offset, int whence);
 void hook_on_interrupt(void *handle);

@@ -34,16 +34,14 @@ struct fuse_backing_map {
 /* Field names differ with the header's age: `unused` and `padding` became max_stack_depth and backing_id. */
 #define MAX_STACK_DEPTH (offsetof(struct fuse_init_out, flags2) + sizeof(uint32_t))
 #define BACKING_ID (offsetof(struct fuse_open_out, open_flags) + sizeof(uint32_t))
-_Static_assert(MAX_STACK_DEPTH == 36 && sizeof(struct fuse_init_out) == 64, "fuse_init_out of protocol 7.36 and later");
+_Static_assert(MAX_STACK_DEPTH == 36 && sizeof(struct fuse_init_out) == 64,
+               "fuse_init_out of protocol 7.36 and later");
 _Static_assert(BACKING_ID == 12 && sizeof(struct fuse_open_out) == 16, "fuse_open_out");
 
 static bool handshake_done;
 static uint32_t opening; /* backing id for the answer that is being sent */
 
-static uint32_t *at(void *message, size_t offset)
-{
-    return (uint32_t *)((char *)message + offset);
-}
+static uint32_t *at(void *message, size_t offset) { return (uint32_t *)((char *)message + offset); }
 
 static void complete_init(struct iovec *body)
 {
@@ -100,7 +98,8 @@ int passthrough_request(void)
 
 /* pyfuse3 answers through these two, and finds ours first. */
 typedef int reply_open_fn(fuse_req_t, const struct fuse_file_info *);
-typedef int reply_create_fn(fuse_req_t, const struct fuse_entry_param *, const struct fuse_file_info *);
+typedef int reply_create_fn(fuse_req_t, const struct fuse_entry_param *,
+                            const struct fuse_file_info *);
 
 HOOK_INTERPOSED int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *info)
 {

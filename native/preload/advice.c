@@ -11,8 +11,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "preload/preload.h"
 #include "client/present.h"
+#include "preload/preload.h"
 
 #ifndef MADV_DONTNEED_LOCKED
 #define MADV_DONTNEED_LOCKED 24
@@ -160,7 +160,8 @@ static void mark_adopted(struct range range, bool stays)
 {
     struct attachment *att;
 
-    for (uint64_t at = range.start; (att = attachment_over(at, range.end)); at = attachment_end(att)) {
+    for (uint64_t at = range.start; (att = attachment_over(at, range.end));
+         at = attachment_end(att)) {
         if (!is_adopted(att))
             continue;
         pthread_mutex_lock(&att->lock);

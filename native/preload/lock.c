@@ -8,15 +8,15 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <linux/capability.h>
 #include <unistd.h>
 
-#include "preload/preload.h"
 #include "client/present.h"
+#include "preload/preload.h"
 
 static bool may_lock_all(void)
 {

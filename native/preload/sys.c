@@ -87,10 +87,7 @@ int sys_mlock2(const void *addr, size_t length, unsigned flags)
     return (int)syscall(SYS_mlock2, addr, length, (unsigned long)flags);
 }
 
-int sys_munlock(const void *addr, size_t length)
-{
-    return (int)syscall(SYS_munlock, addr, length);
-}
+int sys_munlock(const void *addr, size_t length) { return (int)syscall(SYS_munlock, addr, length); }
 
 int sys_mlockall(int flags) { return (int)syscall(SYS_mlockall, (long)flags); }
 
@@ -112,7 +109,10 @@ int sys_fstatfs(int fd, struct statfs *fs) { return (int)syscall(SYS_fstatfs, (l
 
 int sys_dup2(int from, int to) { return (int)syscall(SYS_dup2, (long)from, (long)to); }
 
-int sys_dup3(int from, int to, int flags) { return (int)syscall(SYS_dup3, (long)from, (long)to, (long)flags); }
+int sys_dup3(int from, int to, int flags)
+{
+    return (int)syscall(SYS_dup3, (long)from, (long)to, (long)flags);
+}
 
 off_t sys_lseek(int fd, off_t offset, int whence)
 {

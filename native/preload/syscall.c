@@ -79,8 +79,8 @@ static long bind_memory(long addr, long length, struct mbind_call call)
 }
 
 /* Not the header's variadic one: what a program does not pass is not looked at. */
-MSHARE_API long preload_syscall(long number, long a, long b, long c, long d, long e, long f)
-    __asm__("syscall");
+MSHARE_API long preload_syscall(long number, long a, long b, long c, long d, long e,
+                                long f) __asm__("syscall");
 
 long preload_syscall(long number, long a, long b, long c, long d, long e, long f)
 {
@@ -114,7 +114,8 @@ long preload_syscall(long number, long a, long b, long c, long d, long e, long f
     case SYS_mlockall:
         return our_mlockall((int)a);
     case SYS_mbind:
-        return bind_memory(a, b, (struct mbind_call){.mode = c, .nodes = d, .max_node = e, .flags = f});
+        return bind_memory(a, b,
+                           (struct mbind_call){.mode = c, .nodes = d, .max_node = e, .flags = f});
     case SYS_close:
         return our_close((int)a);
     case SYS_close_range:

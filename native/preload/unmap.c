@@ -103,7 +103,8 @@ static bool splits(struct range range)
 {
     struct attachment *att;
 
-    for (uint64_t at = range.start; (att = attachment_over(at, range.end)); at = attachment_end(att))
+    for (uint64_t at = range.start; (att = attachment_over(at, range.end));
+         at = attachment_end(att))
         if (!is_adopted(att) &&
             ((uintptr_t)att->base < range.start || attachment_end(att) > range.end))
             return true;
@@ -234,8 +235,7 @@ static bool malformed(const struct remap *remap)
     const bool fixed = remap->flags & MREMAP_FIXED;
 
     return remap->flags & ~known || !remap->new_size || remap->old % PAGE_SIZE ||
-           (remap->flags & (MREMAP_FIXED | MREMAP_DONTUNMAP) &&
-            !(remap->flags & MREMAP_MAYMOVE)) ||
+           (remap->flags & (MREMAP_FIXED | MREMAP_DONTUNMAP) && !(remap->flags & MREMAP_MAYMOVE)) ||
            (fixed && (remap->to % PAGE_SIZE || remap->new_size > HOST_END ||
                       remap->to > HOST_END - remap->new_size ||
                       (remap->old + remap->old_size > remap->to &&

@@ -2,13 +2,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "client/window.h"
 #include "core/control.h"
 #include "core/fault.h"
+#include "core/mm.h"
+#include "core/protocol.h"
+#include "core/touched.h"
+#include "msharefs.h"
 #include "server/hostmm.h"
 #include "server/inspect.h"
 #include "server/prefill.h"
-#include "core/mm.h"
-#include "msharefs.h"
-#include "core/protocol.h"
-#include "core/touched.h"
-#include "client/window.h"

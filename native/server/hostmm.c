@@ -209,8 +209,7 @@ int hostmm_protect(struct mm *mm, uint64_t start, uint64_t end, uint32_t prot)
     if (count >= 0)
         count = vma_protect(next.set, next.used, start, end, prot | VMA_BUSY, next.area,
                             MM_VMAS_AREA);
-    return change(mm, &next, count,
-                  (struct mm_intent){INTENT_PROTECT, start, end, .prot = prot});
+    return change(mm, &next, count, (struct mm_intent){INTENT_PROTECT, start, end, .prot = prot});
 }
 
 /* The second publish: what was busy is open for business, or gone. Also when
@@ -231,8 +230,8 @@ static int finish_zap(struct mm *mm, const struct mm_intent *intent, int mem_fd)
 {
     int err = zap(mm, intent->start, intent->end);
 
-    if (!err && fallocate(mem_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                          (off_t)intent->start, (off_t)(intent->end - intent->start)))
+    if (!err && fallocate(mem_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)intent->start,
+                          (off_t)(intent->end - intent->start)))
         err = -errno;
     return err;
 }

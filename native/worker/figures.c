@@ -92,8 +92,8 @@ static void print_rounds(const struct rounds *rounds)
     printf("\"max\":%" PRIu64 "},", rounds->ns[rounds->count - 1]);
 }
 
-void print_answer(const struct worker *w, const struct figures *before,
-                  const struct figures *after, const struct rounds *rounds)
+void print_answer(const struct worker *w, const struct figures *before, const struct figures *after,
+                  const struct rounds *rounds)
 {
     const struct rusage *a = &before->self, *b = &after->self;
     const struct rusage *ca = &before->children, *cb = &after->children;

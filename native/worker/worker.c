@@ -67,28 +67,17 @@ static int run_report(struct worker *w, const struct arguments *args)
 }
 
 static const struct command commands[] = {
-    {"attach", 0, true, run_attach},
-    {"map", 1, true, run_map},
-    {"shm", 2, false, run_shm},
-    {"hugepages", 0, false, run_hugepages},
-    {"mprotect", 0, true, run_mprotect},
-    {"watch", 0, false, run_watch},
-    {"detach", 0, false, run_detach},
-    {"fill", 2, false, run_fill},
-    {"verify", 2, false, run_verify},
-    {"order", 4, true, run_order},
-    {"touch", 1, true, run_touch},
-    {"sweep", 2, true, run_sweep},
-    {"fork", 1, true, run_fork},
-    {"open", 0, true, run_open},
-    {"create", 2, false, run_create},
-    {"unmap", 2, false, run_unmap},
-    {"protect", 2, true, run_protect},
-    {"punch", 2, false, run_punch},
-    {"make", 0, true, run_make},
-    {"stat", 0, true, run_stat},
-    {"rename", 0, true, run_rename},
-    {"remove", 0, true, run_remove},
+    {"attach", 0, true, run_attach},     {"map", 1, true, run_map},
+    {"shm", 2, false, run_shm},          {"hugepages", 0, false, run_hugepages},
+    {"mprotect", 0, true, run_mprotect}, {"watch", 0, false, run_watch},
+    {"detach", 0, false, run_detach},    {"fill", 2, false, run_fill},
+    {"verify", 2, false, run_verify},    {"order", 4, true, run_order},
+    {"touch", 1, true, run_touch},       {"sweep", 2, true, run_sweep},
+    {"fork", 1, true, run_fork},         {"open", 0, true, run_open},
+    {"create", 2, false, run_create},    {"unmap", 2, false, run_unmap},
+    {"protect", 2, true, run_protect},   {"punch", 2, false, run_punch},
+    {"make", 0, true, run_make},         {"stat", 0, true, run_stat},
+    {"rename", 0, true, run_rename},     {"remove", 0, true, run_remove},
     {"report", 0, false, run_report},
 };
 
@@ -143,8 +132,8 @@ static bool parse_task(char *line, struct task *task)
     task->repeated = !strncmp(line, word, sizeof word - 1);
     if (task->repeated) {
         line += sizeof word - 1;
-        if (!take_number(&line, &task->rounds.count) || !*line ||
-            !task->rounds.count || task->rounds.count > ROUNDS_MAX)
+        if (!take_number(&line, &task->rounds.count) || !*line || !task->rounds.count ||
+            task->rounds.count > ROUNDS_MAX)
             return false;
         line++;
     }
@@ -203,7 +192,8 @@ static void obey(struct worker *w, char *line)
         err = figures_after(&after);
     }
     if (err)
-        printf("{\"ok\":false,\"errno\":%d,\"error\":\"%s: %s\"}\n", -err, w->failed, strerror(-err));
+        printf("{\"ok\":false,\"errno\":%d,\"error\":\"%s: %s\"}\n", -err, w->failed,
+               strerror(-err));
     else
         print_answer(w, &before, &after, task.repeated ? &task.rounds : NULL);
     fflush(stdout);

@@ -66,8 +66,8 @@ uint64_t now_ns(void);
 /* Clock and faults are read closest to the command: before it last, after it first. */
 int figures_before(struct figures *f);
 int figures_after(struct figures *f);
-void print_answer(const struct worker *w, const struct figures *before,
-                  const struct figures *after, const struct rounds *rounds);
+void print_answer(const struct worker *w, const struct figures *before, const struct figures *after,
+                  const struct rounds *rounds);
 
 /* worker/memory.c: getting memory and letting go of it. */
 

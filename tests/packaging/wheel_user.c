@@ -25,9 +25,12 @@ int main(void)
 
     _Static_assert(MSHAREFS_CREATE_MAPPING == 0x40287800, "as in the kernel's header");
     _Static_assert(MSHAREFS_UNMAP == 0x40107801, "as in the kernel's header");
-    expect("mshare_attach", mshare_attach(fd, NULL, PROT_READ, MAP_SHARED) == MAP_FAILED && errno != 0);
+    expect("mshare_attach",
+           mshare_attach(fd, NULL, PROT_READ, MAP_SHARED) == MAP_FAILED && errno != 0);
     expect("mshare_detach", mshare_detach(&st) == -1 && errno == EINVAL);
-    expect("mshare_map", mshare_map(fd, 0, 4096, PROT_READ, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == -1 && errno != 0);
+    expect("mshare_map", mshare_map(fd, 0, 4096, PROT_READ, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED,
+                                    -1, 0) == -1 &&
+                             errno != 0);
     expect("mshare_unmap", mshare_unmap(fd, 0, 4096) == -1 && errno != 0);
     expect("mshare_stat", mshare_stat(fd, &st) == -1 && errno != 0);
     return failures != 0;

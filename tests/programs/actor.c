@@ -415,19 +415,50 @@ static const struct {
     const char *name;
     void (*run)(const uint64_t *arg);
 } commands[] = {
-    {"attach", attach}, {"detach", detach}, {"map", map}, {"unmap", unmap}, {"protect", protect},
-    {"plain-map", plain_map}, {"plain-unmap", plain_unmap}, {"plain-protect", plain_protect},
-    {"load", load}, {"store", store}, {"run", run}, {"look", look}, {"load-and-die", load_and_die},
-    {"store-with-repair", store_with_repair}, {"fill", fill}, {"check", check},
-    {"read", read_into}, {"write", write_from},
-    {"fork", fork_child}, {"spawn", spawn}, {"wait", wait_child}, {"kill", kill_child},
-    {"disown", disown}, {"exec", exec_again},
-    {"setuser", set_user}, {"unshare", leave_namespace}, {"hide-shm", hide_shm},
-    {"take", take}, {"mlockall", lock_all}, {"leave-main", leave_main}, {"close", close_fd}, {"exit", leave},
-    {"hammer", crowd_hammer}, {"flood", crowd_flood}, {"holes", crowd_holes}, {"join", crowd_join},
-    {"echo", echo_count}, {"call", echo_call},
-    {"budget", churn_budget}, {"stamp", churn_stamp}, {"visit", churn_visit},
-    {"play", churn_play}, {"add", churn_add}, {"poke", churn_poke},
+    {"attach", attach},
+    {"detach", detach},
+    {"map", map},
+    {"unmap", unmap},
+    {"protect", protect},
+    {"plain-map", plain_map},
+    {"plain-unmap", plain_unmap},
+    {"plain-protect", plain_protect},
+    {"load", load},
+    {"store", store},
+    {"run", run},
+    {"look", look},
+    {"load-and-die", load_and_die},
+    {"store-with-repair", store_with_repair},
+    {"fill", fill},
+    {"check", check},
+    {"read", read_into},
+    {"write", write_from},
+    {"fork", fork_child},
+    {"spawn", spawn},
+    {"wait", wait_child},
+    {"kill", kill_child},
+    {"disown", disown},
+    {"exec", exec_again},
+    {"setuser", set_user},
+    {"unshare", leave_namespace},
+    {"hide-shm", hide_shm},
+    {"take", take},
+    {"mlockall", lock_all},
+    {"leave-main", leave_main},
+    {"close", close_fd},
+    {"exit", leave},
+    {"hammer", crowd_hammer},
+    {"flood", crowd_flood},
+    {"holes", crowd_holes},
+    {"join", crowd_join},
+    {"echo", echo_count},
+    {"call", echo_call},
+    {"budget", churn_budget},
+    {"stamp", churn_stamp},
+    {"visit", churn_visit},
+    {"play", churn_play},
+    {"add", churn_add},
+    {"poke", churn_poke},
 };
 
 static void obey(char *line)
@@ -447,8 +478,8 @@ static ssize_t receive(char *line, size_t size)
 {
     char space[CMSG_SPACE(sizeof received)];
     struct iovec part = {line, size};
-    struct msghdr head = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space,
-                          .msg_controllen = sizeof space};
+    struct msghdr head = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
     ssize_t got = recvmsg(channel, &head, MSG_CMSG_CLOEXEC);
     struct cmsghdr *cmsg = got > 0 ? CMSG_FIRSTHDR(&head) : NULL;
 

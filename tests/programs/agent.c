@@ -123,7 +123,8 @@ static void to_hex(const uint8_t *bytes, size_t count, char *text)
  * those that it has no parameters for. */
 static void call(char **words, unsigned count, char *answer)
 {
-    static const char *const missing = "-1\x1f" "ENOSYS";
+    static const char *const missing = "-1\x1f"
+                                       "ENOSYS";
     long arg[8] = {0};
     void *found = dlsym(RTLD_DEFAULT, words[1]);
 

@@ -19,7 +19,8 @@ int main(int argc, char **argv)
 
     if (fd < 0 || fstat(fd, &status))
         return 2;
-    volatile char *base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    volatile char *base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                               0);
     if (base == MAP_FAILED)
         return 3;
     base[0] = 1;

@@ -118,8 +118,11 @@ static void *poke(void *arg)
 static void threads(const uint64_t *arg, void *(*work)(void *))
 {
     struct board *board = board_at((int)arg[0]);
-    struct job job = {.board = board, .seen = &board->seen[arg[1]], .start = arg[2],
-                      .pages = arg[3], .seed = arg[5] << 8};
+    struct job job = {.board = board,
+                      .seen = &board->seen[arg[1]],
+                      .start = arg[2],
+                      .pages = arg[3],
+                      .seed = arg[5] << 8};
 
     crowd_start((unsigned)arg[4], work, &job);
     reply(-1, "ok");
@@ -132,7 +135,4 @@ void churn_add(const uint64_t *arg) /* board fd, number on it, address, pages, t
 }
 
 /* Threads that store to pages which are read-only, in random order: each must be refused. */
-void churn_poke(const uint64_t *arg) /* as churn_add */
-{
-    threads(arg, poke);
-}
+void churn_poke(const uint64_t *arg) /* as churn_add */ { threads(arg, poke); }

@@ -77,8 +77,8 @@ static void *hammer(void *arg)
 void crowd_hammer(const uint64_t *arg) /* board fd, number on it, address, pages, threads */
 {
     struct board *board = board_at((int)arg[0]);
-    struct job job = {.board = board, .seen = &board->seen[arg[1]], .start = arg[2],
-                      .pages = arg[3]};
+    struct job job = {
+        .board = board, .seen = &board->seen[arg[1]], .start = arg[2], .pages = arg[3]};
 
     crowd_start((unsigned)arg[4], hammer, &job);
     reply(-1, "ok");
@@ -111,8 +111,12 @@ static void *flood(void *arg)
 void crowd_flood(const uint64_t *arg) /* board fd, number, address, pages, stride, threads, seed */
 {
     struct board *board = board_at((int)arg[0]);
-    struct job job = {.board = board, .seen = &board->seen[arg[1]], .start = arg[2],
-                      .pages = arg[3], .stride = arg[4], .seed = arg[6] * THREADS_MAX};
+    struct job job = {.board = board,
+                      .seen = &board->seen[arg[1]],
+                      .start = arg[2],
+                      .pages = arg[3],
+                      .stride = arg[4],
+                      .seed = arg[6] * THREADS_MAX};
 
     crowd_start((unsigned)arg[5], flood, &job);
     reply(-1, "ok");

@@ -11,7 +11,7 @@ enum phase { STOP = 0, CHANGING = 1, THERE = 2, GONE = 3 };
 struct seen {
     _Atomic uint64_t stored;  /* stores that went through */
     _Atomic uint64_t refused; /* stores that ended in SIGSEGV, SEGV_MAPERR */
-    _Atomic uint64_t wrong;   /* went through though gone, refused though there, or another signal */
+    _Atomic uint64_t wrong; /* went through though gone, refused though there, or another signal */
     uint64_t pad[5];
 };
 

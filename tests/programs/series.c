@@ -135,9 +135,11 @@ static int consume(void)
 
 static long create_mapping(int fd, size_t offset, size_t length, unsigned flags)
 {
-    const struct mshare_create object = {
-        .region_offset = offset, .size = length, .prot = PROT_READ | PROT_WRITE, .flags = flags,
-        .fd = 9999};
+    const struct mshare_create object = {.region_offset = offset,
+                                         .size = length,
+                                         .prot = PROT_READ | PROT_WRITE,
+                                         .flags = flags,
+                                         .fd = 9999};
 
     return ioctl(fd, MSHAREFS_CREATE_MAPPING, &object);
 }

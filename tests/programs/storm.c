@@ -18,12 +18,12 @@
 #include <unistd.h>
 
 #define PAGE 4096ul
-#define CHECK(what)                                                     \
-    do {                                                                \
-        if (!(what)) {                                                  \
-            fprintf(stderr, "line %d: %s\n", __LINE__, #what);          \
-            abort();                                                    \
-        }                                                               \
+#define CHECK(what)                                            \
+    do {                                                       \
+        if (!(what)) {                                         \
+            fprintf(stderr, "line %d: %s\n", __LINE__, #what); \
+            abort();                                           \
+        }                                                      \
     } while (0)
 
 static const char *file;
