@@ -55,15 +55,13 @@ class Verbs(click.Group):
 
 
 def print_libdir(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """``--libdir``: the directory alone goes to stdout, so that $(msharefs --libdir) is usable."""
+    """``--libdir``: the directory and nothing more, so that $(msharefs --libdir) is usable."""
     del param
     if not value or ctx.resilient_parsing:
         return
     from msharefs.launch import installed
 
     click.echo(installed.libdir())
-    click.echo(f"header: {installed.includedir() / 'msharefs.h'}", err=True)
-    click.echo(f"pkg-config: PKG_CONFIG_PATH={installed.libdir() / 'pkgconfig'}", err=True)
     ctx.exit()
 
 
@@ -75,7 +73,7 @@ def print_libdir(ctx: click.Context, param: click.Parameter, value: bool) -> Non
     is_eager=True,
     expose_value=False,
     callback=print_libdir,
-    help="Print the directory of libmsharefs.so.1, and where its header and .pc file are.",
+    help="Print the directory of libmsharefs.so.1; the .pc file is in pkgconfig/ below it.",
 )
 def cli() -> None:
     """Share page tables between processes: msharefs in user space."""

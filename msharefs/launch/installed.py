@@ -37,11 +37,6 @@ def preload() -> Path:
     return libdir() / "libmsharefs-preload.so.1"
 
 
-def includedir() -> Path:
-    """Directory of ``msharefs.h``."""
-    return prefix() / "include"
-
-
 def worker() -> Path:
     """The program ``mshare-worker``: one process of the demonstration."""
     return prefix() / "libexec" / "mshare-worker"

@@ -25,7 +25,7 @@ def build(source: Path, program: Path, *flags: str, prefix: Path | None = None) 
     )
     subprocess.run(
         ["cc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread",
-         "-o", program, source, *flags, *shlex.split(pkg), f"-Wl,-rpath,{libdir}"],
+         "-o", program, source, *flags, *shlex.split(pkg)],
         check=True,
     )  # fmt: skip
     return program
