@@ -10,9 +10,10 @@ import errno
 import json
 import mmap
 import os
+import weakref
 from fcntl import F_GETFL, fcntl
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from . import verbs
 from .native import check, check_errno, ffi, lib
@@ -39,13 +40,32 @@ def open(path: str | os.PathLike[str], flags: int = os.O_RDWR) -> Region:  # noq
         raise
 
 
+class _Attached(NamedTuple):
+    """A view, and what owns its bytes: alive as long as anything that was made of the view."""
+
+    view: memoryview
+    owner: weakref.ref[Any]
+
+    def release(self) -> bool:
+        """Release the view. False: something that was made of it still uses the bytes."""
+        try:
+            self.view.release()
+        except BufferError:  # someone has the buffer of the view object itself
+            return False
+        # Slices, casts and most arrays have theirs from its owner, which release() does not count.
+        return self.owner() is None
+
+
 class Region:
-    """An open region file; a context manager that detaches and closes."""
+    """An open region file; a context manager that detaches and closes.
+
+    Leaving it is BufferError while slices or arrays made of a view are alive, as for mmap.mmap.
+    """
 
     def __init__(self, path: str | os.PathLike[str], fd: int) -> None:
         self.path = os.fspath(path)
         self.fd = fd
-        self._views: dict[int, memoryview] = {}
+        self._views: dict[int, _Attached] = {}
         if "\0" in self.path:
             raise ValueError("a path holds no NUL")
         self.stat()  # ENOTTY here, where the path is known, and not at the first use
@@ -141,8 +161,9 @@ class Region:
     ) -> memoryview:
         """Attaches the region; all of it, holes included, as a view of bytes.
 
-        The view is writable if `prot` has PROT_WRITE. Touching a hole is SIGSEGV, as in C. `budget`
-        is how many bytes of its own page tables this process is to keep for it, 0: any; None: as
+        The view is writable if `prot` has PROT_WRITE. Touching a hole is SIGSEGV, as in C. It stays
+        attached until `detach` or `close`, also when this object is collected before. `budget` is
+        how many bytes of its own page tables this process is to keep for it, 0: any; None: as
         MSHAREFS_PT_BUDGET or the mount has it (mshare_budget in msharefs.h).
         """
         where = f"at {addr:#x}" if addr else "anywhere"
@@ -159,10 +180,11 @@ class Region:
                 f"{self.path}: a budget of {budget} bytes: "
                 f"must be {lib.BUDGET_MIN_BYTES} or more, or 0",
             )
-        view = memoryview(ffi.buffer(base, os.fstat(self.fd).st_size)).cast("B")
+        owner = ffi.buffer(base, os.fstat(self.fd).st_size)
+        view = memoryview(owner).cast("B")
         if not prot & mmap.PROT_WRITE:
             view = view.toreadonly()
-        self._views[int(ffi.cast("uintptr_t", base))] = view
+        self._views[int(ffi.cast("uintptr_t", base))] = _Attached(view, weakref.ref(owner))
         return view
 
     @property
@@ -171,18 +193,37 @@ class Region:
         return list(self._views)
 
     def detach(self, view: memoryview | None = None) -> None:
-        """Detaches `view`, or all; slices of it must be gone (BufferError). EINVAL: not ours."""
-        if view is not None and not any(view is attached for attached in self._views.values()):
+        """Detaches `view`, or all.
+
+        This releases the view. BufferError: slices, casts or arrays made of it are alive; then the
+        memory stays attached until they are gone and this is called again. EINVAL: not ours.
+        """
+        wanted = {
+            address: attached
+            for address, attached in self._views.items()
+            if view is None or attached.view is view
+        }
+        if view is not None and not wanted:
             raise OSError(errno.EINVAL, f"{self.path}: that view is not attached")
-        for address, attached in list(self._views.items()):
-            if view is None or attached is view:
-                attached.release()
-                del self._views[address]
-                failed = lib.mshare_detach(ffi.cast("void *", address))
-                check_errno(failed, f"{self.path}: detaching {address:#x}")
+        in_use = []
+        for address, attached in wanted.items():
+            if not attached.release():
+                in_use.append(f"{address:#x}")
+                continue
+            del self._views[address]
+            failed = lib.mshare_detach(ffi.cast("void *", address))
+            check_errno(failed, f"{self.path}: detaching {address:#x}")
+        if in_use:
+            raise BufferError(
+                f"{self.path}: memory attached at {', '.join(in_use)} is in use: delete what was "
+                "made of its view (slices, casts, arrays), then detach or close again"
+            )
 
     def close(self) -> None:
-        """Detaches and closes; a second call does nothing."""
+        """Detaches and closes; a second call does nothing.
+
+        BufferError, as from `detach`: slices or arrays of a view are alive; the region stays open.
+        """
         self.detach()
         if self.fd >= 0:
             os.close(self.fd)
