@@ -50,3 +50,10 @@ def test_the_first_steps_work(tmp_path: Path) -> None:
     said = done.stdout.splitlines()
     assert "hello" in said  # written by Python, read by the C program
     assert any(line.startswith("r  ") and "512 GiB" in line for line in said)  # ls
+
+
+def test_every_folder_of_tests_has_its_question() -> None:
+    folders = {path.name for path in (TOP / "tests").iterdir() if any(path.glob("*.[pc]*"))}
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", (TOP / "tests/README.md").read_text(), re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(folders - {"__pycache__"})
+    assert all(question for _, question in rows)
