@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .stage import Stage
     from support.agent import Agent
 
-# Where to write the report, given by `make conformance`.
+# The folder of CONFORMANCE.md and README.md, given by `make conformance`.
 REPORT = "MSHAREFS_CONFORMANCE"
 SERVER_LIMIT = 1200.0  # seconds: all rows use the same two servers
 RUN = (sys.executable, "-m", "msharefs", "run", "--mount")

@@ -1,12 +1,14 @@
-"""CONFORMANCE.md: the rows with the answers that were got."""
+"""CONFORMANCE.md, the rows with the answers that were got; and README.md's table of differences."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .reasons import Kind
 from .table import ROWS, World
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from .table import Row
@@ -25,6 +27,10 @@ stated by the series or read from its code, A to C what the running kernel answe
 512 GiB.
 """
 
+# What stands between them in README.md is ours.
+BEGIN = "<!-- The differences: written by `make conformance`. -->"
+END = "<!-- The end of the differences. -->"
+
 
 class Report:
     """Collects answers."""
@@ -36,53 +42,96 @@ class Report:
         """One answer."""
         self._answers[row.ident, world] = answer
 
-    def write(self, path: Path) -> None:
-        """The file, of the rows that were asked."""
-        asked = [row for row in ROWS.values() if (row.ident, World.V3) in self._answers]
-        lines = [HEAD, *self._summary(asked), ""]
+    def write(self, top: Path) -> None:
+        """Both files, of the rows that were asked."""
+        (top / "CONFORMANCE.md").write_text(self.conformance(), encoding="utf-8")
+        readme = top / "README.md"
+        readme.write_text(self.in_readme(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+    def conformance(self) -> str:
+        """CONFORMANCE.md: the rows that differ, and then all of them."""
+        lines = [HEAD, *self._counts(), "", "## Where we differ"]
+        for kind, rows in self._differ():
+            lines += ["", kind.value, "", *_DIFFERENCES]
+            lines += [self._line(row, _why(row)) for row in rows]
+        lines += ["", "## All rows"]
         title = ""
-        for row in asked:
+        for row in self._asked():
             if row.title != title:
                 title = row.title
-                lines += ["", f"## {title}", "", *_HEADINGS]
-            lines.append(self._line(row))
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                lines += ["", f"### {title}", "", *_ALL]
+            source = f"{row.source}{'; plain' if row.plain else ''}"
+            lines.append(self._line(row, self._verdict(row), source))
+        return "\n".join(lines) + "\n"
+
+    def in_readme(self, text: str) -> str:
+        """README.md with the table of differences as it is now."""
+        before, begin, rest = text.partition(BEGIN)
+        _, end, after = rest.partition(END)
+        assert begin, f"README.md has no line {BEGIN}"
+        assert end, f"README.md has no line {END}"
+        asked = self._asked()
+        lines = [
+            "",
+            f"| rows of {len(asked)} that differ | `-o quirks=v3` | by default |",
+            "|---|--:|--:|",
+            *(
+                f"| {kind.value} | {self._count(rows, World.V3)} "
+                f"| {self._count(rows, World.DEFAULT)} |"
+                for kind, rows in self._differ()
+            ),
+            "",
+        ]
+        return before + begin + "\n".join(lines) + end + after
+
+    def _asked(self) -> list[Row]:
+        return [row for row in ROWS.values() if (row.ident, World.V3) in self._answers]
 
     def _got(self, row: Row, world: World) -> str:
         return self._answers.get((row.ident, world), "")
 
-    def _summary(self, asked: list[Row]) -> list[str]:
-        lines = ["| | rows | same as the kernel | differ | |", "|---|--:|--:|--:|--:|"]
-        for world, name in ((World.DEFAULT, "default"), (World.V3, "`-o quirks=v3`")):
-            same = sum(self._got(row, world) == row.kernel for row in asked)
-            share = 100 * same / len(asked) if asked else 0
-            lines.append(
-                f"| {name} | {len(asked)} | {same} | {len(asked) - same} | {share:.1f} % |"
-            )
-        reasons: dict[str, list[str]] = {}
-        for row in asked:
-            if row.why:
-                reasons.setdefault(row.why, []).append(row.ident)
-        lines += ["", "Where we differ, by reason:", ""]
-        lines += [
-            f"- {why} ({len(found)}: {', '.join(found)})"
-            for why, found in sorted(reasons.items(), key=lambda item: -len(item[1]))
-        ]
-        return lines
+    def _count(self, rows: list[Row], world: World) -> int:
+        """Of these rows, those whose answer is not the kernel's."""
+        return sum(self._got(row, world) != row.kernel for row in rows)
 
-    def _line(self, row: Row) -> str:
+    def _differ(self) -> Iterator[tuple[Kind, list[Row]]]:
+        """The rows that have a reason, by its kind."""
+        for kind in Kind:
+            rows = [row for row in self._asked() if row.why and row.why.kind is kind]
+            if rows:
+                yield kind, rows
+
+    def _counts(self) -> Iterator[str]:
+        asked = self._asked()
+        yield "| | rows | same as the kernel | differ | |"
+        yield "|---|--:|--:|--:|--:|"
+        for world, name in ((World.DEFAULT, "default"), (World.V3, "`-o quirks=v3`")):
+            differ = self._count(asked, world)
+            same = len(asked) - differ
+            share = 100 * same / len(asked) if asked else 0
+            yield f"| {name} | {len(asked)} | {same} | {differ} | {share:.1f} % |"
+
+    def _verdict(self, row: Row) -> str:
         default, quirks = self._got(row, World.DEFAULT), self._got(row, World.V3)
-        same = "same" if (default, quirks) == (row.kernel, row.kernel) else "**differs**"
-        if default != row.kernel == quirks:
-            same = "same with quirks=v3"
-        cells = [
-            row.ident, row.what, row.kernel or "(empty)", default or "(empty)",
-            quirks or "(empty)", same, row.why, f"{row.source}{'; plain' if row.plain else ''}",
-        ]  # fmt: skip
+        if (default, quirks) == (row.kernel, row.kernel):
+            return "same"
+        return "same with quirks=v3" if quirks == row.kernel else "**differs**"
+
+    def _line(self, row: Row, *more: str) -> str:
+        answers = (row.kernel, self._got(row, World.DEFAULT), self._got(row, World.V3))
+        cells = [row.ident, row.what, *(answer or "(empty)" for answer in answers), *more]
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-_HEADINGS = (
-    "| row | what | kernel v3 | default | quirks=v3 | | why | source |",
-    "|---|---|---|---|---|---|---|---|",
+def _why(row: Row) -> str:
+    return row.why.text if row.why else ""
+
+
+_DIFFERENCES = (
+    "| row | what | kernel v3 | default | quirks=v3 | why |",
+    "|---|---|---|---|---|---|",
+)
+_ALL = (
+    "| row | what | kernel v3 | default | quirks=v3 | | source |",
+    "|---|---|---|---|---|---|---|",
 )

@@ -7,6 +7,7 @@ import struct
 from itertools import count
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .stage import (
     ANON,
     FIXED,
@@ -27,7 +28,7 @@ from .stage import (
     errno_name,
     memory_used,
 )
-from .table import DEFECT, SAFE, Table
+from .table import Table
 from support.agent import Agent
 
 if TYPE_CHECKING:
@@ -303,11 +304,12 @@ for prot in (NONE, READ, WRITE, RW):
             continue  # not to be had
         T(f"prot-{mode}-{prot}-load", f"prot {prot} by a {mode} descriptor: a load", "7",
           lambda s, prot=prot, opening=opening: with_prot(s, prot, opening, Agent.load),
-          default=None if prot else "SIGSEGV ACCERR", why="" if prot else SAFE)
+          default=None if prot else "SIGSEGV ACCERR", why=None if prot else reasons.SAFE)
         T(f"prot-{mode}-{prot}-store", f"prot {prot} by a {mode} descriptor: a store", "ok",
           lambda s, prot=prot, opening=opening: with_prot(
               s, prot, opening, lambda a, at: a.store(at, 9)),
-          default=None if prot & WRITE else "SIGSEGV ACCERR", why="" if prot & WRITE else SAFE)
+          default=None if prot & WRITE else "SIGSEGV ACCERR",
+          why=None if prot & WRITE else reasons.SAFE)
 
 
 def copy_into(agent: Agent, address: int) -> str:
@@ -324,11 +326,11 @@ def copy_out(agent: Agent, address: int) -> str:
 
 
 T("prot-none-copy-out", "PROT_NONE: write(2) from it", "0",
-  lambda s: with_prot(s, NONE, os.O_RDWR, copy_out), default="EFAULT", why=SAFE)
+  lambda s: with_prot(s, NONE, os.O_RDWR, copy_out), default="EFAULT", why=reasons.SAFE)
 T("prot-read-copy", "PROT_READ: read(2) into it", "0",
-  lambda s: with_prot(s, READ, os.O_RDWR, copy_into), default="EFAULT", why=SAFE)
+  lambda s: with_prot(s, READ, os.O_RDWR, copy_into), default="EFAULT", why=reasons.SAFE)
 T("prot-none-copy", "PROT_NONE: read(2) into it", "0",
-  lambda s: with_prot(s, NONE, os.O_RDWR, copy_into), default="EFAULT", why=SAFE)
+  lambda s: with_prot(s, NONE, os.O_RDWR, copy_into), default="EFAULT", why=reasons.SAFE)
 
 T = Table("munmap and MAP_FIXED over an attachment", "1.6, A, C")
 
@@ -408,7 +410,7 @@ def other_region(stage: Stage) -> str:
 
 
 T("fixed-other", "another region attached over it with MAP_FIXED; a store to 9 of both regions",
-  "9, 0", other_region, source="D", ours="1, 9", why=DEFECT)
+  "9, 0", other_region, source="D", ours="1, 9", why=reasons.BROKEN)
 
 
 def reattached(stage: Stage) -> str:

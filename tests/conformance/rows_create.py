@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from . import reasons
 from .stage import (
     ANON,
     CREATE,
@@ -365,7 +366,6 @@ T("unmap-255Q", "the whole of a region of 255Q (127.5 TiB)", "EINVAL", large(255
 T("unmap-254Q", "254Q of it", "0", large(254), source="C")
 
 T = Table("Memory given back", "1.7, C")
-FREED = "Freed at once: what a region's user expects of UNMAP."
 
 
 def part_unmapped(stage: Stage) -> str:
@@ -378,7 +378,7 @@ def part_unmapped(stage: Stage) -> str:
 
 
 T("unmap-part-memory", "UNMAP of 63 of 64 MiB of an anonymous object: its memory", "kept",
-  part_unmapped, source="C", ours="freed", why=FREED)
+  part_unmapped, source="C", ours="freed", why=reasons.FREED)
 
 
 def all_unmapped(stage: Stage) -> str:

@@ -8,10 +8,12 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .stage import CREATE, PAGE, READ, SHARED, UNKNOWN, File, Q, create_bytes
-from .table import FUSE, Table
+from .table import Table
 
 if TYPE_CHECKING:
+    from .reasons import Reason
     from .stage import Stage
 
 F_SETLK, F_SETLEASE, FIONREAD = 6, 1024, 0x541B
@@ -88,7 +90,7 @@ def descriptor(kind: str, make: Make) -> None:
 
     def row(
         ident: str, kernel: str, ask: Callable[[File], str], *, source: str = "", ours: str = "",
-        why: str = "", plain: bool = False,
+        why: Reason | None = None, plain: bool = False,
     ) -> None:
         table(
             f"{kind}-{ident.lower().replace(' ', '-')}", ident, kernel,
@@ -109,7 +111,7 @@ def descriptor(kind: str, make: Make) -> None:
             row(f"{what} from it", "EINVAL", ask, source="A")
         else:
             row(f"{what} from it", "EINVAL", ask, source="A", ours="0",
-                why=f"{FUSE} A file of no bytes is at its end.")
+                why=reasons.AT_ITS_END)
     row("fsync", "EINVAL", lambda f: f.say("fsync"), source="A, C")
     row("fdatasync", "EINVAL", lambda f: f.say("fdatasync"), source="C")
     for name, whence in (("SET", os.SEEK_SET), ("CUR", os.SEEK_CUR), ("END", os.SEEK_END),

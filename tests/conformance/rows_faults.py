@@ -6,6 +6,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .stage import EXEC, HAS_PKU, NONE, PAGE, READ, RW, WRITE, Memory, Q, on_page
 from .table import Table
 
@@ -224,16 +225,12 @@ def present_again(stage: Stage) -> str:
     return rate(counted(memory, write=True))
 
 
-EMULATED = (
-    "The entries are shared, but the real page tables are each process's own: the emulator fills "
-    "them, for several pages at a time, and counts that apart (`materialised_pages`)."
-)
 T("minflt-first", "minor faults of the first writes to 1024 pages", "1 a page", first_touch,
-  ours="1 for several pages", why=EMULATED)
+  ours="1 for several pages", why=reasons.EMULATED)
 T("minflt-second-write", "of a second process that writes them", "none",
-  lambda s: second_process(s, write=True), ours="1 for several pages", why=EMULATED)
+  lambda s: second_process(s, write=True), ours="1 for several pages", why=reasons.EMULATED)
 T("minflt-second-read", "of a second process that reads them", "none",
-  lambda s: second_process(s, write=False), ours="1 for several pages", why=EMULATED)
+  lambda s: second_process(s, write=False), ours="1 for several pages", why=reasons.EMULATED)
 T("minflt-again", "of writing them once more", "none", present_again, plain=True)
 
 

@@ -6,8 +6,9 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .stage import PAGE, RW, Memory, Q, on_page
-from .table import DEFECT, Table
+from .table import Table
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -198,4 +199,4 @@ def core(stage: Stage, *, unlink: bool) -> str:
 T("core", "core dump of a process that touched 64 MiB of a region", "without it",
   lambda s: core(s, unlink=False))
 T("core-unlinked", "the same, the region unlinked", "the dump walks 512 GiB",
-  lambda s: core(s, unlink=True), source="B, D", ours="without it", why=DEFECT)
+  lambda s: core(s, unlink=True), source="B, D", ours="without it", why=reasons.BROKEN)

@@ -6,8 +6,9 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .stage import ANON, NONE, PAGE, PRIVATE, READ, RW, Memory
-from .table import BETTER, SAFE, Table
+from .table import Table
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -129,7 +130,7 @@ T = Table("Kernel-side access to absent and present pages", "1.8, A, C")
 T("futex-present", "FUTEX_WAKE, shared, of a present page", "0",
   lambda s: futex(s, present=True), plain=True)
 T("futex-absent", "FUTEX_WAKE, shared, of an absent page", "EFAULT",
-  lambda s: futex(s, present=False), ours="0", why=BETTER)
+  lambda s: futex(s, present=False), ours="0", why=reasons.FILLED)
 T("futex-private-absent", "FUTEX_WAKE, private, of an absent page", "0",
   lambda s: futex(s, present=False, private=FUTEX_PRIVATE), plain=True)
 T("futex-between", "FUTEX_WAIT and FUTEX_WAKE by processes that have it at different addresses",
@@ -139,7 +140,7 @@ T("robust-mutex", "a process dies with a robust mutex: locking by another", "EOW
 T("direct-present", "read(2) of an O_DIRECT file into a present page", str(PAGE),
   lambda s: direct(s, present=True, size=PAGE), plain=True)
 T("direct-absent", "read(2) of an O_DIRECT file into an absent page", "EFAULT",
-  lambda s: direct(s, present=False, size=PAGE), ours=str(PAGE), why=BETTER)
+  lambda s: direct(s, present=False, size=PAGE), ours=str(PAGE), why=reasons.FILLED)
 T("direct-both", "read(2) of an O_DIRECT file into a present and an absent page", str(2 * PAGE),
   lambda s: direct(s, present=True, size=2 * PAGE), plain=True)
 T("direct-out", "write(2) to an O_DIRECT file from a present page", str(PAGE),
@@ -147,11 +148,11 @@ T("direct-out", "write(2) to an O_DIRECT file from a present page", str(PAGE),
 T("vmsplice-present", "vmsplice of a present page", str(PAGE),
   lambda s: spliced(s, present=True), plain=True)
 T("vmsplice-absent", "vmsplice of an absent page", "EFAULT",
-  lambda s: spliced(s, present=False), ours=str(PAGE), why=BETTER)
+  lambda s: spliced(s, present=False), ours=str(PAGE), why=reasons.FILLED)
 T("process-vm-present", "process_vm_readv of a present page", "8",
   lambda s: vm(s, memory(s, present=True)), plain=True)
 T("process-vm-absent", "process_vm_readv of an absent page", "EFAULT",
-  lambda s: vm(s, memory(s, present=False)), ours="8", why=BETTER)
+  lambda s: vm(s, memory(s, present=False)), ours="8", why=reasons.FILLED)
 T("peek-present", "PTRACE_PEEKDATA of a present page", "7",
   lambda s: peek(s, present=True), plain=True)
 T("peek-absent", "PTRACE_PEEKDATA of an absent page", "EIO",
@@ -172,12 +173,11 @@ def unlinked(stage: Stage, *, touched: bool) -> str:
 
 
 T("gup-unlinked", "process_vm_readv of a present page of a process that touched nothing", "EFAULT",
-  lambda s: unlinked(s, touched=False), source="B, A", ours="8", why=BETTER)
+  lambda s: unlinked(s, touched=False), source="B, A", ours="8", why=reasons.FILLED)
 T("gup-linked", "process_vm_readv of a process that touched another byte", "8",
   lambda s: unlinked(s, touched=True), source="B, A", plain=True)
 
 T = Table("Kernel-side access and the attachment's protection", "C")
-OPEN = "With quirks=v3 the window is mapped for all access, so that stores go through as on v3."
 
 
 def attached_with(stage: Stage, prot: int) -> Memory:
@@ -194,11 +194,11 @@ def fast(stage: Stage) -> str:
 
 
 T("gup-prot-none", "process_vm_readv of a PROT_NONE attachment", "EFAULT",
-  lambda s: vm(s, attached_with(s, NONE)), quirks="8", why=OPEN)
+  lambda s: vm(s, attached_with(s, NONE)), quirks="8", why=reasons.OPEN)
 T("gup-prot-read", "/proc/self/mem: write to a PROT_READ attachment", "EIO",
-  lambda s: through_proc(attached_with(s, READ), "pwrite"), quirks="8", why=OPEN)
+  lambda s: through_proc(attached_with(s, READ), "pwrite"), quirks="8", why=reasons.OPEN)
 T("gup-fast", "read(2) of an O_DIRECT file into a PROT_READ attachment", str(PAGE),
-  fast, default="EFAULT", why=SAFE)
+  fast, default="EFAULT", why=reasons.SAFE)
 
 
 T = Table("Private memory beside an attachment", "1.6")

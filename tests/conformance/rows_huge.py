@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .rows_proc import meminfo
 from .stage import ANON, HUGE, HUGETLB, NORESERVE, PAGE, RW, SHARED_FIXED, Memory, Q
 from .table import Table
@@ -199,8 +200,7 @@ def made_huge(stage: Stage) -> str:
 
 
 T("thp", "8 MiB of anonymous memory are touched, shmem_enabled=always: ShmemPmdMapped", "8192 kB",
-  made_huge, ours="0 kB", why="Linux makes huge pages of its own shared memory, not on a tmpfs "
-  "mounted without huge=; MAP_HUGETLB gives them in either case.")
+  made_huge, ours="0 kB", why=reasons.HUGE)
 
 
 def cut(stage: Stage) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from msharefs.server.tree import Tree
 
+from . import reasons
 from .rows_names import AT_FDCWD, EXCHANGE
 from .stage import CREATE, PAGE, READ, SHARED, UNKNOWN, UNMAP, File, Q, errno_name
-from .table import FUSE, Table
+from .table import Table
 from support.calls import in_child
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def seek(stage: Stage) -> str:
 T(
     "info-seek", "lseek to 0 after 5 bytes were read, and what is read then",
     "5, then 755813888", seek, source="C",
-    ours=f"0, then {Q}", why=f"{FUSE} The position of an open file is the kernel's.",
+    ours=f"0, then {Q}", why=reasons.POSITION,
 )
 T("info-write", "write", "EINVAL", lambda s: info(s, os.O_RDWR).say("write", "1", 1))
 T("info-open-write", "open for writing by another user", "EACCES",

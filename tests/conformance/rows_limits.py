@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .rows_proc import meminfo
 from .rows_vma import status
 from .stage import ANON, LOCKED, NORESERVE, PAGE, RW, SHARED_FIXED, File, Q
@@ -105,7 +106,7 @@ def mlocked(stage: Stage) -> str:
 
 T("locked-object", "an object made with MAP_LOCKED is touched: Mlocked of the machine, VmLck",
   "grows, 0 kB", mlocked, ours="unchanged, 0 kB",
-  why="A page is locked through a process that maps it; none of ours is to be charged for it.")
+  why=reasons.LOCKED)
 T("commit-Q", "512 GiB of anonymous memory, vm.overcommit_memory 0", "ENOMEM", overcommit("0", Q))
 T("commit-Q-noreserve", "with MAP_NORESERVE", "0", overcommit("0", Q, DEFAULT | NORESERVE))
 T("commit-page", "a page", "0", overcommit("0", PAGE))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from . import reasons
 from .figures import look
 from .stage import RW, Memory
 from .table import Table
@@ -108,14 +109,10 @@ def over_limit(stage: Stage) -> str:
         return memory.load(SOME - 1)
 
 
-LINUX = (
-    "Linux charges a page to whoever touches it first, and each process's tables to itself. "
-    "`msharefs stat` shows what the owner would be charged, data and tables apart."
-)
 T = Table("Memory cgroups", "1.10, A, C")
 T("memcg-data", "who is charged for 32 MiB that another process touches", "the owner", charged,
-  ours="the toucher", why=LINUX)
+  ours="the toucher", why=reasons.TOUCHER)
 T("memcg-shown", "bytes the owner is charged for 32 MiB: data, page tables (16 PTE pages, one "
   "each of PMD, PUD, PGD)", f"{SOME}, {19 * 4096}", shown)
 T("memcg-limit", "the owner's cgroup is over its limit: an access by another process",
-  "SIGSEGV MAPERR", over_limit, ours="1", why=LINUX)
+  "SIGSEGV MAPERR", over_limit, ours="1", why=reasons.TOUCHER)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from msharefs.server import options, server
 
+from . import reasons
 from .stage import EXEC, READ, RW, File, Memory, Q, said
-from .table import SAFE, Table
+from .table import Table
 from support.calls import NOBODY, in_child
 
 if TYPE_CHECKING:
@@ -87,10 +88,10 @@ def fstype(stage: Stage) -> str:
 
 T = Table("Mounting", "1.2, 1.5, C")
 T("mount-type", "type in /proc/self/mountinfo", "msharefs", fstype, source="1.2",
-  ours="fuse.msharefs", why="A FUSE mount's type begins with fuse.")
+  ours="fuse.msharefs", why=reasons.MOUNT_TYPE)
 T("mount-point", "/sys/fs/mshare is there to mount on", "yes",
   lambda _: "yes" if os.path.isdir("/sys/fs/mshare") else "no", source="1.2", ours="no",
-  why="Only a kernel makes directories there; any directory will do.")
+  why=reasons.MOUNT_POINT)
 T("mount-size", "mount with -o size=1G", "refused", lambda s: mount_with(s, "size=1G"))
 T("mount-mode", "mount with -o mode=0700", "refused", lambda s: mount_with(s, "mode=0700"))
 T("mount-user", "mount by a user", "refused", as_user)
@@ -132,8 +133,7 @@ def in_use(stage: Stage, how: str) -> str:
 T("umount-open", "umount while a region is open", "EBUSY", lambda s: in_use(s, "open"))
 T("umount-attached", "umount while one is attached, all descriptors closed", "EBUSY",
   lambda s: in_use(s, "attached"), ours="0",
-  why="An attachment maps the region's memory object, not a file of the mount. It lives on, "
-  "and its server with it.")
+  why=reasons.OUTLIVES)
 
 
 def detached_mount(stage: Stage) -> str:
@@ -218,7 +218,7 @@ def through_read_only(stage: Stage) -> str:
 
 
 T("ro-create-mapping", "CREATE_MAPPING by a read-only descriptor, a store through an attachment",
-  "0, ok", through_read_only, default="EACCES, SIGSEGV ACCERR", why=SAFE)
+  "0, ok", through_read_only, default="EACCES, SIGSEGV ACCERR", why=reasons.SAFE)
 
 
 def executable(stage: Stage) -> str:

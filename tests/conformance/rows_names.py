@@ -8,8 +8,9 @@ import stat
 import subprocess
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .stage import Q, said
-from .table import FUSE, Table
+from .table import Table
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -95,7 +96,7 @@ T("fstatfs-type", "fstatfs of a region: f_type", f"{MSHARE_MAGIC:x}",
 T(
     "statfs-type-native", "statfs by a program that is not run by `msharefs run`",
     f"{MSHARE_MAGIC:x}", native_magic, source="1.2, 1.5, A",
-    ours="65735546", why="FUSE mounts have the type of FUSE; /proc/mounts says fuse.msharefs.",
+    ours="65735546", why=reasons.MAGIC,
 )
 
 T = Table("Names", "1.5, A")
@@ -289,5 +290,5 @@ def handle(stage: Stage) -> str:
 
 T(
     "handle", "name_to_handle_at", "EOPNOTSUPP", handle, source="C",
-    ours="0", why=f"{FUSE} It makes handles of any file system's inode numbers.",
+    ours="0", why=reasons.HANDLE,
 )

@@ -6,9 +6,10 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .rows_proc import lines
 from .stage import PAGE, File, Memory, Q, memory_used
-from .table import LIFE, Table, World
+from .table import Table, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,16 +74,16 @@ def ends_soon(
 GONE = "SIGSEGV MAPERR"
 T = Table("Owner: what ends a region", "1.10, A, C")
 T("owner-exit", "its maker exits: a load by another, after any request", GONE,
-  lambda s: killed(s, Orphan.settled, by="exit"), default="7", why=LIFE)
+  lambda s: killed(s, Orphan.settled, by="exit"), default="7", why=reasons.LIFE)
 T("owner-kill", "its maker is killed", GONE, lambda s: killed(s, Orphan.settled), default="7",
-  why=LIFE)
+  why=reasons.LIFE)
 T("owner-thread", "the thread that made it exits, its process goes on", GONE,
   lambda s: ends_soon(s, lambda _, second: second.ask("leave"), second_makes=True),
-  default="7", why=LIFE)
+  default="7", why=reasons.LIFE)
 T("owner-leader", "the first thread made it, and exits before the others", GONE,
-  lambda s: ends_soon(s, lambda first, _: first.ask("leave")), default="7", why=LIFE)
+  lambda s: ends_soon(s, lambda first, _: first.ask("leave")), default="7", why=reasons.LIFE)
 T("owner-exec-other", "another thread of the maker's process calls exec", GONE,
-  lambda s: ends_soon(s, lambda _, second: second.exec()), default="7", why=LIFE)
+  lambda s: ends_soon(s, lambda _, second: second.exec()), default="7", why=reasons.LIFE)
 T("owner-exec", "the maker calls exec", "7", lambda s: ends(s, lambda first, _: first.exec()))
 T("owner-exec-second", "a thread that is not the first made it, and calls exec", "7",
   lambda s: ends(s, lambda _, second: second.exec(), second_makes=True))
@@ -105,8 +106,7 @@ def at_once(stage: Stage) -> str:
 
 T("owner-at-once", "how soon, without any request on the region", "before wait(2) returns", at_once,
   default="7", quirks="within a second",
-  why="A server hears of a process's end when its parent does; then it empties the region. "
-  "Any request (open, ioctl, mmap) looks at the owner first.")
+  why=reasons.LATER)
 
 
 def inherited(stage: Stage, *, child_ends: bool) -> str:
@@ -118,7 +118,7 @@ def inherited(stage: Stage, *, child_ends: bool) -> str:
 
 T("owner-child-exits", "a child of the maker exits", "7", lambda s: inherited(s, child_ends=True))
 T("owner-fork", "the maker exits, its child lives", GONE,
-  lambda s: inherited(s, child_ends=False), default="7", why=LIFE)
+  lambda s: inherited(s, child_ends=False), default="7", why=reasons.LIFE)
 
 
 def opened_again(stage: Stage) -> str:
@@ -129,7 +129,7 @@ def opened_again(stage: Stage) -> str:
 
 
 T("owner-open-creat", "another opens it with O_CREAT: that makes no owner", GONE, opened_again,
-  default="7", why=LIFE)
+  default="7", why=reasons.LIFE)
 
 
 def touched(stage: Stage) -> str:
@@ -142,11 +142,11 @@ def touched(stage: Stage) -> str:
 
 
 T("owner-touch", "made by touch(1): ftruncate, mmap", "0, EINVAL", touched, default="0, 0",
-  why=LIFE)
+  why=reasons.LIFE)
 
 T = Table("Owner: what is left of an ended region", "1.10, A, C")
 T("orphan-mmap", "mmap", "EINVAL", lambda s: killed(s, lambda o: o.file.mmap()), default="0",
-  source="1.6, 1.10, A, C", why=LIFE)
+  source="1.6, 1.10, A, C", why=reasons.LIFE)
 T("orphan-unmap", "UNMAP", "0", lambda s: killed(s, lambda o: o.file.unmap()))
 T("orphan-unmap-wrong", "UNMAP with size 0", "EINVAL",
   lambda s: killed(s, lambda o: o.file.unmap(0, 0)))
@@ -156,7 +156,7 @@ T("orphan-create-load", "CREATE_MAPPING of a page, and a store to it by an attac
   lambda s: killed(s, lambda o: (o.file.create(PAGE), o.memory.store(PAGE))[1]))
 T("orphan-create-old", "a load from what was mapped before", GONE,
   lambda s: killed(s, lambda o: (o.file.create(PAGE), o.memory.load())[1]),
-  default="7", why=LIFE)
+  default="7", why=reasons.LIFE)
 T("orphan-unknown", "an unknown ioctl", "ENOTTY",
   lambda s: killed(s, lambda o: o.file.say("ioctl", 0x40047863, bytes(4))))
 T("orphan-lines", "lines of /proc/PID/maps of an attached process", "1",
@@ -189,7 +189,7 @@ def freed(stage: Stage) -> str:
     return "freed" if before - memory_used() > 24 << 20 else "kept"
 
 
-T("orphan-memory", "its memory, 32 MiB", "freed", freed, default="kept", why=LIFE)
+T("orphan-memory", "its memory, 32 MiB", "freed", freed, default="kept", why=reasons.LIFE)
 
 
 def large_orphan(stage: Stage) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .rows_vma import status
 from .stage import ANON, PAGE, RW, SHARED, Memory, Q, on_page
 from .table import Table
@@ -18,13 +19,8 @@ if TYPE_CHECKING:
 
 SOME = 64 << 20
 TRIES = 5
-NATIVE = (
-    "The pages are mapped in the process's own page tables too: Linux counts them, as for any "
-    "shared memory. `msharefs stat` and `clients` count as the series would."
-)
 
 
-OBJECT = "What is mapped is the region's memory object in the state directory, NUMBER.mem."
 
 
 def lines(memory: Memory) -> list[str]:
@@ -76,14 +72,15 @@ T("maps-lines-touched", "the same after accesses to an object and a hole", "1",
 T("maps-prot", "its permissions", "rw-s", lambda s: lines(s.page())[0].split()[1])
 T("maps-name", "its path ends in the region's name", "r",
   lambda s: os.path.basename(lines(s.page())[0].split(maxsplit=5)[5].split(".")[-1]),
-  ours="mem", why=OBJECT)
+  ours="mem", why=reasons.OBJECT_NAME)
 T("maps-deleted", "its path once the region is unlinked ends in", "(deleted)",
   on_page(lambda m: m.file.unlink() and lines(m)[0].split(".")[-1]),
-  ours="mem", why=OBJECT)
+  ours="mem", why=reasons.OBJECT_NAME)
 T("vmsize", "VmSize after attaching grows by Q", "yes", grows_by_quantum)
-T("vmrss", "VmRSS after 64 MiB were touched", "unchanged", grown("VmRSS"), ours="grows", why=NATIVE)
-T("rssshmem", "RssShmem then", "unchanged", grown("RssShmem"), ours="grows", why=NATIVE)
-T("vmpte", "VmPTE then", "unchanged", grown("VmPTE"), ours="grows", why=NATIVE)
+T("vmrss", "VmRSS after 64 MiB were touched", "unchanged", grown("VmRSS"), ours="grows",
+  why=reasons.COUNTED)
+T("rssshmem", "RssShmem then", "unchanged", grown("RssShmem"), ours="grows", why=reasons.COUNTED)
+T("vmpte", "VmPTE then", "unchanged", grown("VmPTE"), ours="grows", why=reasons.COUNTED)
 T("vmlck", "VmLck then", "unchanged", grown("VmLck"))
 
 
@@ -155,7 +152,7 @@ def linked_only(stage: Stage) -> str:
 
 
 T("smaps-linked", "smaps Rss of one that touched a byte: of how much that is present", "all",
-  linked_only, ours="less", why=NATIVE)
+  linked_only, ours="less", why=reasons.COUNTED)
 def shared_with(stage: Stage, field: str) -> str:
     """A figure of smaps, in kB, of one of two processes that touched 64 MiB."""
     memory = filled(stage)
@@ -165,16 +162,16 @@ def shared_with(stage: Stage, field: str) -> str:
 
 
 T("smaps-pss", "smaps Pss of one of two processes that touched 64 MiB, in kB", str(SOME >> 10),
-  lambda s: shared_with(s, "Pss"), ours=str(SOME >> 11), why=NATIVE)
+  lambda s: shared_with(s, "Pss"), ours=str(SOME >> 11), why=reasons.COUNTED)
 T("smaps-private", "its Private_Dirty", str(SOME >> 10),
-  lambda s: shared_with(s, "Private_Dirty"), ours="0", why=NATIVE)
+  lambda s: shared_with(s, "Private_Dirty"), ours="0", why=reasons.COUNTED)
 T("vmflags-softdirty", "VmFlags has `sd`", "as any", soft_dirty, source="C")
 T("vmflags-dontexpand", "VmFlags has `de` (VM_DONTEXPAND)", "yes",
   lambda s: "yes" if "de" in vmflags(s) else "no", source="1.6, C", ours="no",
-  why="No program can set that flag; mremap is refused by the library.")
+  why=reasons.NOT_EXPANDED)
 T("vmflags-unknown", "VmFlags has `??` (VM_MSHARE, bit 43)", "yes",
   lambda s: "yes" if "??" in vmflags(s) else "no", source="1.2, 1.11, C", ours="no",
-  why="The flag exists in the series' kernel only.")
+  why=reasons.NO_SUCH_FLAG)
 
 
 def pagemap(stage: Stage, offset: int) -> str:

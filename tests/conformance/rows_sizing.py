@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .stage import CREATE, HUGE, PAGE, UNKNOWN, UNMAP, File, Q
-from .table import FUSE, SAFE, Table
+from .table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,16 +105,16 @@ T = Table("Size 0 and O_TRUNC", "1.5, A, C")
 TRAP = "0, then EINVAL"
 FREE = "0, then 0"
 T("zero", "ftruncate to 0 of an unsized region, then to Q", TRAP,
-  lambda s: then_size(s, lambda f: f.size_to(0)), default=FREE, why=SAFE)
+  lambda s: then_size(s, lambda f: f.size_to(0)), default=FREE, why=reasons.SAFE)
 T("zero-truncate", "truncate(2) to 0 by name, then ftruncate to Q", TRAP,
   lambda s: then_size(s, lambda f: f.agent.say("truncate", f.path, 0)),
-  default=FREE, why=SAFE)
+  default=FREE, why=reasons.SAFE)
 T("trunc-unsized", "open(O_RDWR|O_TRUNC) of an unsized region, then ftruncate to Q", TRAP,
-  reopened(os.O_RDWR | os.O_TRUNC), default=FREE, why=SAFE)
+  reopened(os.O_RDWR | os.O_TRUNC), default=FREE, why=reasons.SAFE)
 T("trunc-read-only", "open(O_RDONLY|O_TRUNC) of an unsized region, then ftruncate to Q", TRAP,
-  reopened(os.O_RDONLY | os.O_TRUNC), source="C", default=FREE, why=SAFE)
+  reopened(os.O_RDONLY | os.O_TRUNC), source="C", default=FREE, why=reasons.SAFE)
 T("trunc-creat-there", "open(O_CREAT|O_TRUNC) of an unsized region, then ftruncate to Q", TRAP,
-  reopened(os.O_RDWR | os.O_CREAT | os.O_TRUNC), default=FREE, why=SAFE)
+  reopened(os.O_RDWR | os.O_CREAT | os.O_TRUNC), default=FREE, why=reasons.SAFE)
 T("trunc-sized", "open(O_TRUNC) of a sized region", "EINVAL",
   lambda s: s.region() and s.agent.say("open", s.path(), os.O_RDWR | os.O_TRUNC))
 T("trunc-new", "open(O_CREAT|O_TRUNC) of a new name, then ftruncate to Q", "0",
@@ -135,7 +136,7 @@ T("zero-create", "CREATE_MAPPING then", "EINVAL", trapped(lambda f: f.create()),
 T("zero-unmap", "UNMAP then", "EINVAL", trapped(lambda f: f.unmap()), source="C")
 T("zero-unknown", "an unknown ioctl then", "ENOTTY",
   trapped(lambda f: f.say("ioctl", UNKNOWN, bytes(4))), source="C",
-  default="EINVAL", why=f"{SAFE} It is still unsized.")
+  default="EINVAL", why=reasons.UNSIZED)
 for name, length in (("4K", PAGE), ("Q", Q), ("2Q", 2 * Q)):
     T(f"zero-mmap-{name}", f"mmap of {name} then", "EINVAL",
       trapped(lambda f, length=length: f.mmap(length)), source="C")
@@ -173,16 +174,14 @@ T("falloc-limit", "fallocate beyond RLIMIT_FSIZE", "EFBIG, SIGXFSZ 1",
   lambda s: limited(s, "fallocate"), source="A, B")
 T("falloc-times", "which times fallocate changes", "none",
   lambda s: times(s, fallocate), source="C", ours="ctime",
-  why="A server in user space sets a file's times back, but not its ctime.")
-
-COPIED = f"{FUSE} It copies an ioctl's argument before the server hears of the call."
+  why=reasons.CTIME)
 
 T = Table("Unsized regions", "1.6, 1.7, A")
 T("unsized-create", "CREATE_MAPPING", "EINVAL", lambda s: s.unsized().create())
 T("unsized-create-all-wrong", "CREATE_MAPPING, all else wrong too", "EINVAL",
-  lambda s: s.unsized().say("ioctl", CREATE, 8), ours="EFAULT", why=COPIED)
+  lambda s: s.unsized().say("ioctl", CREATE, 8), ours="EFAULT", why=reasons.COPIED)
 T("unsized-unmap", "UNMAP", "EINVAL", lambda s: s.unsized().unmap())
 T("unsized-unmap-pointer", "UNMAP with a bad pointer", "EINVAL",
-  lambda s: s.unsized().say("ioctl", UNMAP, 8), ours="EFAULT", why=COPIED)
+  lambda s: s.unsized().say("ioctl", UNMAP, 8), ours="EFAULT", why=reasons.COPIED)
 T("unsized-unknown", "an unknown ioctl", "EINVAL",
   lambda s: s.unsized().say("ioctl", UNKNOWN, bytes(4)))

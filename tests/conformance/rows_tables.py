@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .figures import clients, look
 from .stage import HUGE, PAGE, RW, Memory, Q
-from .table import DEFECT, Table
+from .table import Table
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -118,10 +119,10 @@ def after(stage: Stage, how: str) -> str:
 
 
 T("stale-munmap", "a load right after munmap, before any context switch", "7 (nothing is flushed)",
-  lambda s: after(s, "munmap"), source="B, D", ours="SIGSEGV MAPERR", why=DEFECT)
+  lambda s: after(s, "munmap"), source="B, D", ours="SIGSEGV MAPERR", why=reasons.BROKEN)
 T("stale-fixed", "a load right after PROT_NONE memory was mapped over it with MAP_FIXED",
   "7 (nothing is flushed)", lambda s: after(s, "fixed"), source="B, D",
-  ours="SIGSEGV ACCERR", why=DEFECT)
+  ours="SIGSEGV ACCERR", why=reasons.BROKEN)
 
 
 def flushed(stage: Stage) -> str:

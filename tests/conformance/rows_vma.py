@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from . import reasons
 from .stage import HUGE, NONE, PAGE, READ, RW, Memory, Q, errno_name, memory_used
-from .table import DEFECT, Table
+from .table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +75,7 @@ T("mremap-part", "mremap of a part to a fixed place", "EINVAL, 7",
   remap(PAGE, PAGE, MAYMOVE | REMAP_FIXED, 20 * Q), source="1.6")
 T("mremap-move", "mremap of the whole to a fixed 20Q, a load there", "0, 7",
   remap(Q, Q, MAYMOVE | REMAP_FIXED, 20 * Q), source="B", ours="EINVAL, 7",
-  why=f"{DEFECT} It corrupts the shared tables.")
+  why=reasons.CORRUPTS)
 T("mremap-move-odd", "mremap of the whole to 20Q+4K", "EINVAL, 7",
   remap(Q, Q, MAYMOVE | REMAP_FIXED, 20 * Q + PAGE), source="B")
 T("mremap-dontunmap", "mremap(MREMAP_DONTUNMAP)", "EINVAL, 7",
@@ -276,7 +277,7 @@ def registered(stage: Stage) -> str:
 
 
 T("userfaultfd", "UFFDIO_REGISTER by the program", "EINVAL", registered, source="C", ours="EBUSY",
-  why="The window has a userfaultfd already: ours, which answers its faults.")
+  why=reasons.REGISTERED)
 
 
 def resident(stage: Stage, *, present: bool) -> str:

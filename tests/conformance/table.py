@@ -3,7 +3,7 @@
 A row is a question: one case of the specification, with the answer that a kernel with msharefs v3
 gave. It is asked of a real mount, with the default options and with `-o quirks=v3`; where plain
 shared memory or tmpfs has the same semantics, of them first, and they must answer as the row says.
-Where our answer is another, the row says which, and why.
+Where our answer is different, the row says what it is, and why (reasons.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .reasons import Reason
     from .stage import Stage
 
 Check = Callable[["Stage"], str]
@@ -27,16 +28,6 @@ class World(Enum):
     DEFAULT = "default"
     """A mount without options."""
     V3 = "quirks=v3"
-
-
-# Reasons that more than one row has.
-SAFE = "The safe behaviour by default; `-o quirks=v3` is v3 to the letter."
-LIFE = (
-    "A region lives until it is unlinked and unused (`-o owner=file`); v3 ends it with its maker."
-)
-FUSE = "FUSE answers this itself; the file system is not asked."
-DEFECT = "A defect of v3, never copied."
-BETTER = "An absent page is filled instead: better than v3 in any case a program can see."
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class Row:
     """What a mount without options answers."""
     quirks: str
     """What a mount with `-o quirks=v3` answers."""
-    why: str
+    why: Reason | None
     """The reason, if one of them differs from the kernel."""
     plain: bool
     """Plain memory and tmpfs have the same semantics."""
@@ -93,7 +84,7 @@ class Table:
         default: str | None = None,
         quirks: str | None = None,
         ours: str | None = None,
-        why: str = "",
+        why: Reason | None = None,
         plain: bool = False,
     ) -> None:
         """Add a row. `ours` is for both worlds; what is not given is the kernel's answer."""
@@ -108,5 +99,5 @@ class Table:
         differs = (row.default, row.quirks) != (kernel, kernel)
         assert ident not in ROWS, f"two rows {ident}"
         assert row.source, f"{ident} has no source"
-        assert differs == bool(why), f"{ident}: a reason is for rows that differ, and for all those"
+        assert differs == (why is not None), f"{ident}: a row has a reason if it differs"
         ROWS[ident] = row
