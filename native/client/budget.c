@@ -60,6 +60,7 @@ enum span_state { SPAN_UNUSED, SPAN_MAPPED, SPAN_GONE };
 /* Of all attachments; whoever answers faults counts. */
 static _Atomic uint64_t faults_answered;
 static _Atomic bool any_grown;
+static uint64_t look_ms; /* when budget_tick() next has something to do; of the service thread */
 
 /* Our own thread's time, or the process's, without what it spends on looking for faults. */
 static uint64_t busy_ns(clockid_t clock) { return clock_ns(clock) - service_lingered(); }
@@ -184,6 +185,9 @@ static void grow(struct attachment *att)
     b->due_ms = now_ms() + b->period_ms;
     b->sampled = 0;
     start_looking(b);
+    /* The next look may be far away: the last one found nothing, or budgets that rest. */
+    if (b->due_ms < look_ms)
+        look_ms = b->due_ms;
     any_grown = true;
     budget_publish(att);
 }
@@ -309,14 +313,13 @@ static bool telling(struct budget *b)
 
 int budget_tick(void)
 {
-    static uint64_t due_ms;
     uint64_t now = any_grown ? now_ms() : 0;
 
     if (!any_grown)
         return -1;
-    if (now >= due_ms) {
+    if (now >= look_ms) {
         any_grown = false;
-        due_ms = now + PERIOD_MAX_MS;
+        look_ms = now + PERIOD_MAX_MS;
         for (unsigned i = 0; i < attachments_used; i++) {
             struct attachment *att = &attachments[i];
             struct budget *b = &att->budget;
@@ -329,10 +332,10 @@ int budget_tick(void)
                     b->due_ms = now + b->period_ms;
                 }
                 any_grown = true;
-                due_ms = b->due_ms < due_ms ? b->due_ms : due_ms;
+                look_ms = b->due_ms < look_ms ? b->due_ms : look_ms;
             }
             pthread_mutex_unlock(&att->lock);
         }
     }
-    return any_grown ? (int)(due_ms - now) : -1;
+    return any_grown ? (int)(look_ms - now) : -1;
 }
