@@ -169,12 +169,10 @@ static int fetch(struct attachment *att, int mode)
     int fds[MSG_FDS] = {-1, -1, -1};
     int err = control_call(att->ctl, &msg, NULL, 0, fds);
 
+    if (err)
+        return err;
     att->mem_fd = fds[1] < 0 ? -1 : control_hide_fd(fds[1]);
     att->dev_fd = fds[2] < 0 ? -1 : control_hide_fd(fds[2]);
-    if (err) {
-        close_if(fds[0]);
-        return err;
-    }
     att->prot = msg.arg[2] & ATTACH_ANY_PROT ? PROT_READ | PROT_WRITE : att->asked;
     memcpy(att->path, msg.text, sizeof att->path);
     att->path[sizeof att->path - 1] = 0;
@@ -243,6 +241,8 @@ static void say_goodbye(struct attachment *att)
         err = err ? err : control_recv(att->ctl, &reply, fds, CONTROL_TIMEOUT_MS);
         for (unsigned i = 0; !err && i < MSG_FDS; i++)
             close_if(fds[i]); /* of an object that somebody waited for */
+        if (err == -EMFILE) /* one of those was lost */
+            err = 0;
     } while (!err && (reply.op != MSG_REPLY || reply.seq != msg.seq));
     /* It may have done so after all, and just not in time. */
     if (err)

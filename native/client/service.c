@@ -80,6 +80,8 @@ static void answer_server(struct attachment *att)
 
     if (err == -ETIMEDOUT)
         return;
+    if (err == -EMFILE) /* the rest of the message is there */
+        err = 0;
     if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_OBJECT >> 32) {
         object_answer(att, (uint32_t)msg.seq, msg.result ? -1 : fds[0]);
         fds[0] = msg.result ? fds[0] : -1;

@@ -113,6 +113,38 @@ int control_post(int sock, const struct msg *msg)
     return send(sock, msg, sizeof *msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }
 
+static void close_fds(int fds[MSG_FDS])
+{
+    for (unsigned i = 0; i < MSG_FDS; i++) {
+        if (fds[i] >= 0)
+            close(fds[i]);
+        fds[i] = -1;
+    }
+}
+
+/* The descriptors that came beside a message. Those that `fds` has no room for are open too by
+ * now, for the kernel fills the buffer up to its alignment: they are closed. */
+static int take_fds(struct msghdr *head, int fds[MSG_FDS])
+{
+    unsigned count = 0;
+
+    for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(head); cmsg; cmsg = CMSG_NXTHDR(head, cmsg)) {
+        if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS)
+            continue;
+        for (size_t at = CMSG_LEN(0); at + sizeof(int) <= cmsg->cmsg_len; at += sizeof(int)) {
+            int fd;
+
+            memcpy(&fd, (char *)cmsg + at, sizeof fd);
+            if (count < MSG_FDS)
+                fds[count] = fd;
+            else
+                close(fd);
+            count++;
+        }
+    }
+    return count > MSG_FDS ? -EPROTO : head->msg_flags & MSG_CTRUNC ? -EMFILE : 0;
+}
+
 int control_recv(int sock, struct msg *msg, int fds[MSG_FDS], int timeout_ms)
 {
     char space[CMSG_SPACE(MSG_FDS * sizeof(int))];
@@ -132,32 +164,27 @@ int control_recv(int sock, struct msg *msg, int fds[MSG_FDS], int timeout_ms)
     } while (got < 0 && (errno == EINTR || errno == EAGAIN));
     if (got < 0)
         return -errno;
-    if (got == 0)
-        return -EPIPE;
 
-    struct cmsghdr *cmsg = CMSG_FIRSTHDR(&head);
-    if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS)
-        memcpy(fds, CMSG_DATA(cmsg), cmsg->cmsg_len - CMSG_LEN(0));
-    if (got == sizeof *msg)
-        return 0;
-    for (unsigned i = 0; i < MSG_FDS; i++)
-        if (fds[i] >= 0)
-            close(fds[i]);
-    return -EPROTO;
+    int err = take_fds(&head, fds);
+    if (got != sizeof *msg)
+        err = got ? -EPROTO : -EPIPE;
+    if (err)
+        close_fds(fds);
+    return err;
 }
 
 int control_call(int sock, struct msg *msg, const int *send_fds, unsigned count,
                  int recv_fds[MSG_FDS])
 {
-    int spare[MSG_FDS];
+    int spare[MSG_FDS], *fds = recv_fds ? recv_fds : spare;
     int err = control_send(sock, msg, send_fds, count);
 
     if (!err)
-        err = control_recv(sock, msg, recv_fds ? recv_fds : spare, CONTROL_TIMEOUT_MS);
+        err = control_recv(sock, msg, fds, CONTROL_TIMEOUT_MS);
     if (err)
         return err;
-    for (unsigned i = 0; !recv_fds && i < MSG_FDS; i++)
-        if (spare[i] >= 0)
-            close(spare[i]);
-    return msg->op == MSG_REPLY ? msg->result : -EPROTO;
+    err = msg->op == MSG_REPLY ? msg->result : -EPROTO;
+    if (err || !recv_fds)
+        close_fds(fds);
+    return err;
 }

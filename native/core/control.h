@@ -18,9 +18,12 @@ int control_send(int sock, const struct msg *msg, const int *fds, unsigned count
 /* Sends a message if that can be done at once. EAGAIN: it cannot. */
 int control_post(int sock, const struct msg *msg);
 /* Waits for one message; `fds` (MSG_FDS of them, -1 where there is none) belong
- * to the caller. EPIPE: the server is gone. ETIMEDOUT. */
+ * to the caller; with an error there are none. EPIPE: the server is gone. ETIMEDOUT.
+ * EMFILE: the message came, but its descriptors are lost: the process may not have
+ * more. EPROTO: it is no message of ours, or has more than MSG_FDS descriptors. */
 int control_recv(int sock, struct msg *msg, int fds[MSG_FDS], int timeout_ms);
-/* Sends a request and waits for its reply. Returns the reply's result. */
+/* Sends a request and waits for its reply. Returns the reply's result, or an error of
+ * control_recv(); with an error `recv_fds` holds nothing to be closed. */
 int control_call(int sock, struct msg *msg, const int *send_fds, unsigned count,
                  int recv_fds[MSG_FDS]);
 /* Moves a descriptor out of the way of the program's own numbers. */
