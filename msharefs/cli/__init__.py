@@ -7,13 +7,17 @@ status 1. Wrong usage is 2, as click has it.
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from msharefs import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Verb and what --help says of it: known here, so that --help need not load every verb to find out.
 VERBS = {
@@ -46,6 +50,13 @@ class Verbs(click.Group):
             return None
         command: click.Command = import_module(f"{__name__}.{cmd_name}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb; interrupted it ends with the status that shells expect."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of verbs for --help."""
@@ -90,8 +101,13 @@ def sentence(error: OSError) -> str:
 
 def main() -> NoReturn:
     """Entry point of the command ``msharefs``."""
+    execute(cli, prog_name="msharefs")
+
+
+def execute(command: Callable[..., object], **settings: Any) -> NoReturn:
+    """Run a click command to the end of the process; an OSError becomes its sentence and 1."""
     try:
-        cli(prog_name="msharefs")
+        command(**settings)
     except OSError as error:
         click.echo(f"msharefs: {sentence(error)}", err=True)
     sys.exit(1)

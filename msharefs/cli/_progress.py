@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -40,7 +41,13 @@ class Bars:
         return lambda amount: self._progress.advance(task, amount)
 
 
-def end(number: int, frame: object) -> NoReturn:
-    """End by a signal as by an error: with all clean-up done."""
+def end_on_signals() -> None:
+    """Let SIGINT, SIGTERM and SIGHUP end us as an error does, with all clean-up done: 128+N."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup(1), and jobs in the background
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: object) -> NoReturn:
     del frame
     sys.exit(128 + number)

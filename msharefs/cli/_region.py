@@ -34,6 +34,12 @@ def look(path: str) -> os.stat_result:
             errno.ENOENT,
             f"{path}: there is no such file; `msharefs ls DIR` lists the regions of a mount",
         ) from None
+    except PermissionError:
+        raise PermissionError(
+            errno.EACCES,
+            f"{path}: may not be looked at by you: a directory above it, or a mount that is for "
+            "the user alone who made it (FUSE without allow_other), is not open to you",
+        ) from None
     except OSError as error:
         if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
             raise
@@ -81,20 +87,31 @@ def describe(path: str, kind: str) -> Any:
 
 def opened(path: str) -> Region:
     """A region that has a host mm, open to be looked at."""
-    import msharefs
-
     if check_region(path).st_size == 0:
         raise OSError(
             errno.EINVAL,
             f"{path} has no size yet, so it has no host mm; give it one with "
             f"`truncate -s SIZE {path}` (SIZE a multiple of the quantum in mshare_info)",
         )
-    return msharefs.open(path, os.O_RDONLY)  # looking needs no right to write
+    return _open(path)
 
 
 def ask(path: str, kind: str) -> Any:
     """`describe`, without the checks: the caller knows that this is a region."""
+    with _open(path) as region:
+        return region.stat() if kind == "stat" else region.describe(kind)
+
+
+def _open(path: str) -> Region:
+    """The region, to be looked at; that needs no right to write."""
     import msharefs
 
-    with msharefs.open(path, os.O_RDONLY) as region:
-        return region.stat() if kind == "stat" else region.describe(kind)
+    try:
+        return msharefs.open(path, os.O_RDONLY)
+    except PermissionError as error:
+        status = os.stat(path)
+        raise PermissionError(
+            error.errno,
+            f"{path}: may not be read by you (mode {stat.S_IMODE(status.st_mode):04o}, of user "
+            f"{status.st_uid}): let that user give you the right (chmod), or look as root",
+        ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import IO, Any
+from typing import Any, TextIO
 
 import click
 from rich.console import Console
@@ -12,7 +12,13 @@ from rich.table import Table
 
 from msharefs import units
 
+from . import _types
+
+# The same two in every verb that has them.
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+output_option = click.option(
+    "-o", "--output", type=_types.Output(), help="Also write the figures as JSON to this file."
+)
 
 # rich folds a table into 80 columns where there is no terminal; a pipe or a file gets whole lines.
 WIDE = 100_000
@@ -23,17 +29,15 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def write_json(output: IO[str] | None, value: Any) -> bool:
-    """Write a document where ``--json FILE`` wants it; whether people still want their tables."""
-    if output is None:
-        return True
-    json.dump(value, output, indent=2)
-    output.write("\n")
-    output.flush()
-    try:
-        return output.fileno() != sys.stdout.fileno()
-    except OSError:  # a stream of a test has none
-        return output is not sys.stdout
+def give_json(value: Any, output: TextIO | None, *, as_json: bool) -> bool:
+    """Do what ``--output`` and ``--json`` want; whether people still want their tables."""
+    if output is not None:
+        json.dump(value, output, indent=2)
+        output.write("\n")
+        output.flush()
+    if as_json:
+        print_json(value)
+    return not as_json
 
 
 def printable(name: str) -> str:

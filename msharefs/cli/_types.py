@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -26,3 +26,37 @@ class Size(click.ParamType):
         if count <= 0 or count % self._of:
             self.fail(f"{value} is not a multiple of {self._of} bytes above zero", param, ctx)
         return count
+
+
+class Input(click.ParamType):
+    """A file to read, open. OSError, and not wrong usage, if it cannot be opened."""
+
+    name = "file"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> TextIO:
+        """Open until the command ends."""
+        del param
+        return _opened(value, "r", ctx)
+
+
+class Output(click.ParamType):
+    """A file to write, open: nothing is measured that could not be kept. OSError as for Input."""
+
+    name = "file"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> TextIO:
+        """Open until the command ends."""
+        if value == "-":
+            self.fail("- is no file: --json prints to standard output", param, ctx)
+        return _opened(value, "w", ctx)
+
+
+def _opened(path: str, mode: str, ctx: click.Context | None) -> TextIO:
+    file: TextIO = open(path, mode, encoding="utf-8")  # noqa: SIM115  # the context closes it
+    if ctx is not None:
+        ctx.call_on_close(file.close)
+    return file

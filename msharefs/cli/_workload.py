@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from msharefs import units
 
-from . import _progress, _show
+from . import _show
 from .bench import figure, targets_table, times
 
 if TYPE_CHECKING:
@@ -23,11 +22,6 @@ seconds_option = click.option(
     "--seconds", type=click.IntRange(min=1), default=3, show_default=True,
     help="How long one measurement takes.",
 )  # fmt: skip
-json_option = click.option(
-    "--json", "output", type=click.File("w", lazy=False),
-    help="Write all figures to this file; - is standard output, without the table then.",
-)  # fmt: skip
-
 _MEMORY = (
     ("vmpte_bytes", "VmPTE"),
     ("own_tables_bytes", "for regions"),
@@ -35,12 +29,6 @@ _MEMORY = (
     ("process_faults", "faults"),
     ("region_faults", "pages filled"),
 )
-
-
-def clean_up_on_signals() -> None:
-    """SIGTERM and SIGHUP end us as an error does: servers and mounts go too."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _progress.end)
 
 
 def table(found: dict[str, Any], titles: dict[str, str]) -> Table:
@@ -63,9 +51,11 @@ def table(found: dict[str, Any], titles: dict[str, str]) -> Table:
     return lines
 
 
-def write(found: dict[str, Any], titles: dict[str, str], output: IO[str] | None) -> None:
-    """Print the table of a workload, and its JSON where it is wanted."""
-    if not _show.write_json(output, found):
+def write(
+    found: dict[str, Any], titles: dict[str, str], output: TextIO | None, *, as_json: bool
+) -> None:
+    """Print the table of a workload, or its JSON; JSON too where else it is wanted."""
+    if not _show.give_json(found, output, as_json=as_json):
         return
     machine = found["machine"]
     settings = ", ".join(

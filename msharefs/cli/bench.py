@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -207,14 +206,14 @@ def show_check(found: dict[str, Any]) -> None:
     )
 
 
-def plan_check(size: int | None, output: IO[str] | None) -> None:
+def plan_check(size: int | None, output: TextIO | None, *, as_json: bool) -> None:
     """Build the shared side of a plan and compare."""
     from msharefs.lab.bench import plan_check
 
     size = size or plan_check.SIZE
     with _progress.Bars() as bars:
         found = plan_check.run(size, bars.step(PLAN_CHECK, size))
-    if _show.write_json(output, found):
+    if _show.give_json(found, output, as_json=as_json):
         show_check(found)
     sys.exit(0 if found["equal"] else 1)
 
@@ -234,18 +233,20 @@ def plan_check(size: int | None, output: IO[str] | None) -> None:
     "--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
     help="Compare only this kind of memory; may be given several times.",
 )  # fmt: skip
+@_show.json_option
+@_show.output_option
 @click.option(
-    "--json", "output", type=click.File("w", lazy=False),
-    help="Write all figures to this file; - is standard output, without the tables then.",
+    "--plot", type=click.Path(file_okay=False, readable=False),
+    help="Draw pictures into this directory.",
 )  # fmt: skip
-@click.option("--plot", type=click.Path(file_okay=False), help="Draw pictures into this directory.")
 def command(
     scenarios: Sequence[str],
     processes: tuple[int, ...] | None,
     size: int | None,
     rounds: int | None,
     backends: tuple[str, ...],
-    output: IO[str] | None,
+    as_json: bool,
+    output: TextIO | None,
     plot: str | None,
 ) -> None:
     """Measure msharefs beside what programs use today.
@@ -259,19 +260,18 @@ def command(
     """
     if PLAN_CHECK in scenarios:
         if len(scenarios) > 1 or processes or backends or plot:
-            raise click.UsageError("plan-check stands alone, with --size and --json only")
-        plan_check(size, output)
+            raise click.UsageError("plan-check stands alone, with --size, --json and --output only")
+        plan_check(size, output, as_json=as_json)
     from msharefs.lab import bench
     from msharefs.lab.bench import run
 
     draw = _plot.module() if plot else None
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _progress.end)
+    _progress.end_on_signals()
     wishes = run.Wishes(processes or (), size, rounds, backends, with_map=draw is not None)
     chosen = [bench.SCENARIOS[name] for name in dict.fromkeys(scenarios or SCENARIOS)]
     with _progress.Bars() as bars:
         found = run.run(chosen, wishes, bars)
-    if _show.write_json(output, found):
+    if _show.give_json(found, output, as_json=as_json):
         show(found)
     if draw is not None:
         for path in draw.draw_bench(found, plot):

@@ -56,7 +56,7 @@ def _budget(client: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("region", type=click.Path())
+@click.argument("region")
 @_show.json_option
 def command(region: str, as_json: bool) -> None:
     """Show the processes that are attached to a region.

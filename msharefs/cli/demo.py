@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 import psutil
@@ -144,13 +143,9 @@ def show(found: dict[str, Any]) -> None:
     show_default=True,
     help="Memory they share, a multiple of 4096 bytes; K, M, G are understood.",
 )
-@click.option(
-    "--json",
-    "output",
-    type=click.File("w", lazy=False),
-    help="Write all figures to this file; - is standard output, without the tables then.",
-)
-def command(processes: int, size: int, output: IO[str] | None) -> None:
+@_show.json_option
+@_show.output_option
+def command(processes: int, size: int, as_json: bool, output: TextIO | None) -> None:
     """Measure page tables with and without sharing, with real processes.
 
     Mounts msharefs on a directory of its own, and takes everything away at the end. Exit status 1
@@ -159,11 +154,10 @@ def command(processes: int, size: int, output: IO[str] | None) -> None:
     check_memory(processes, size)
     from msharefs.lab import demo
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _progress.end)
+    _progress.end_on_signals()
     with _progress.Bars() as bars:
         found = demo.run(processes, size, bars)
-    if _show.write_json(output, found):
+    if _show.give_json(found, output, as_json=as_json):
         show(found)
     for problem in found["problems"]:
         click.echo(f"msharefs: {problem}", err=True)

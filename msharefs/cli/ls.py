@@ -68,7 +68,7 @@ def row(region: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.argument("directory", type=click.Path())
+@click.argument("directory")
 @click.option("-R", "--recursive", is_flag=True, help="Also list the directories below.")
 @_show.json_option
 def command(directory: str, recursive: bool, as_json: bool) -> None:

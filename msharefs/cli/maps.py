@@ -21,7 +21,7 @@ def line(vma: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("region", type=click.Path())
+@click.argument("region")
 @_show.json_option
 def command(region: str, as_json: bool) -> None:
     """Show a region's mappings, in the shape of /proc/PID/maps."""

@@ -77,7 +77,7 @@ def show_map(path: str, plot: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("region", type=click.Path())
+@click.argument("region")
 @click.option(
     "--all", "every", is_flag=True, help="One line for every table, also where they are alike."
 )
@@ -86,8 +86,9 @@ def show_map(path: str, plot: str | None, as_json: bool) -> None:
     help="Draw a map: a cell for 2 MiB, shaded by entries present, coloured by who has it.",
 )  # fmt: skip
 @click.option(
-    "--plot", type=click.Path(dir_okay=False), help="Write the map as a picture to this PNG file."
-)
+    "--plot", type=click.Path(dir_okay=False, readable=False),
+    help="Write the map as a picture to this PNG file.",
+)  # fmt: skip
 @_show.json_option
 def command(region: str, every: bool, as_map: bool, plot: str | None, as_json: bool) -> None:
     """Show a region's page tables, level by level.

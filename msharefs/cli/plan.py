@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -126,23 +126,20 @@ def show(found: dict[str, Any]) -> None:
 @click.option(
     "--from-run",
     "run",
-    type=click.File("r"),
-    help="Take what is touched from a measured run (bench --json, run --report) instead; also size "
+    type=_types.Input(),
+    help="Take what is touched from a measured run (bench -o, run --report) instead; also size "
     "and clients where they are not given.",
 )
-@click.option(
-    "--json",
-    "output",
-    type=click.File("w", lazy=False),
-    help="Write the plan to this file; - is standard output, without the tables then.",
-)
+@_show.json_option
+@_show.output_option
 def command(
     size: int | None,
     clients: int | None,
     page: str,
     touched: float | None,
-    run: IO[str] | None,
-    output: IO[str] | None,
+    run: TextIO | None,
+    as_json: bool,
+    output: TextIO | None,
 ) -> None:
     """Compute what page tables cost, shared and unshared."""
     if run is None:
@@ -158,5 +155,5 @@ def command(
             raise click.UsageError(f"{run.name}: {error}") from None
         basis, size, clients = measured.touched, size or measured.size, clients or measured.clients
     found = plan.plan(size, clients, plan.PAGE_SIZES[page], basis)
-    if _show.write_json(output, found):
+    if _show.give_json(found, output, as_json=as_json):
         show(found)

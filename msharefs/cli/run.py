@@ -18,7 +18,7 @@ from ._types import Size
     "--mount",
     "directory",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=Path,  # not click.Path, whose stat(2) a dead server can hang
     help="The mount to use; else $MSHAREFS_MOUNT, else the only one there is, else a private one "
     "that lives as long as the program and its descendants.",
 )
@@ -32,7 +32,7 @@ from ._types import Size
 @click.option(
     "--report",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
     help="Watch the page tables of the program and all it starts, and write what sharing saves as "
     "HTML, with the figures as JSON beside it; *.json: those alone.",
 )

@@ -54,7 +54,7 @@ def _charges(owner: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("region", type=click.Path())
+@click.argument("region")
 @_show.json_option
 def command(region: str, as_json: bool) -> None:
     """Show a region's size, page tables, owner and counters."""

@@ -281,7 +281,7 @@ def test_the_verb_prints_ratios_first_and_leaves_nothing(tmp_path: Path) -> None
     output = tmp_path / "bench.json"
     result = verb_run(
         "first-touch", "ioctl", "--rounds", "1", "--size", "4M", "--backend", "memfd",
-        "--backend", "msharefs", "--json", str(output),
+        "--backend", "msharefs", "--output", str(output),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -306,12 +306,12 @@ def test_a_signal_ends_it_and_nothing_is_left(number: signal.Signals) -> None:
     pool = POOL.read_text() if POOL.exists() else ""
     process = subprocess.Popen(
         [sys.executable, "-m", "msharefs", "bench", "steady", "--rounds", "1000"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0,
     )  # fmt: skip
     try:
         until(lambda: workers_of(process.pid), "it has workers")
-        process.send_signal(number)
-        assert process.wait(30) != 0
+        os.killpg(process.pid, number)  # as a terminal does
+        assert process.wait(30) == 128 + number
     finally:
         process.kill()
         process.wait()

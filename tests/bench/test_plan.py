@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -108,7 +110,7 @@ def run(*arguments: str) -> Any:
 
 def test_the_verb_shows_every_level_and_writes_json(tmp_path: Path) -> None:
     output = tmp_path / "plan.json"
-    result = run("--size", "300G", "--clients", "1500", "--json", str(output))
+    result = run("--size", "300G", "--clients", "1500", "-o", str(output))
     assert result.exit_code == 0, result.output
     rows = {line.split()[0]: line for line in result.output.splitlines() if line}
     for level in ("PTE", "PMD", "PUD", "PGD"):
@@ -135,6 +137,24 @@ def test_what_cannot_be_planned_is_wrong_usage(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("option", ["--from-run", "--output"])
+def test_a_file_that_cannot_be_opened_is_no_wrong_usage(option: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "msharefs", "plan", "--size", "1G", "--clients", "2",
+         option, tmp_path / "none" / "run.json"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"msharefs: {tmp_path}/none/run.json: No such file or directory\n"
+
+
+def test_json_goes_to_standard_output_and_output_to_a_file(tmp_path: Path) -> None:
+    output = tmp_path / "plan.json"
+    both = run("--size", "1G", "--clients", "2", "--json", "--output", str(output))
+    assert json.loads(both.output) == json.loads(output.read_text())
+    assert run("--size", "1G", "--clients", "2", "--json", str(output)).exit_code == 2
+
+
 def measured_run(plain: int, region: int) -> dict[str, Any]:
     def row(count: int) -> dict[str, Any]:
         return {"figures": {"tables_bytes": {"median": count}}}
@@ -152,7 +172,7 @@ def test_from_a_run_that_touched_half(tmp_path: Path) -> None:
     half = plan.count_bytes(plan.tables(G, SMALL, 0.5))
     source.write_text(json.dumps(measured_run(100 * half, 515 * 4096)))
     output = tmp_path / "plan.json"
-    result = run("--from-run", str(source), "--json", str(output))
+    result = run("--from-run", str(source), "-o", str(output))
     assert result.exit_code == 0, result.output
     found = json.loads(output.read_text())
     assert (found["size_bytes"], found["clients"]) == (G, 100)
@@ -187,7 +207,7 @@ def test_plan_check_notices_a_plan_that_is_wrong(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_the_cover_letters_window_built_for_real() -> None:
-    result = CliRunner().invoke(bench_verb.command, ["plan-check", "--json", "-"])
+    result = CliRunner().invoke(bench_verb.command, ["plan-check", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
     assert found["size_bytes"] == 300 * G

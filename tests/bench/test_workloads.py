@@ -26,7 +26,7 @@ QUICK = ("--seconds", "1", "--rounds", "1")
 def played(name: str, path: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """The document of a workload, and the table it prints."""
     done = subprocess.run(
-        [WORKLOADS / name, *QUICK, "--json", path, *arguments],
+        [WORKLOADS / name, *QUICK, "--output", path, *arguments],
         capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

@@ -63,7 +63,7 @@ def check(found: dict[str, Any], processes: int, size: int) -> None:
 
 def test_a_small_run(tmp_path: Path) -> None:
     output = tmp_path / "found.json"
-    result = run("--processes", "4", "--size", "8M", "--json", str(output))
+    result = run("--processes", "4", "--size", "8M", "-o", str(output))
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     found = json.loads(output.read_text())
@@ -76,7 +76,7 @@ def test_a_small_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_run_that_readme_shows() -> None:
-    result = run("--processes", "32", "--size", "256M", "--json", "-")
+    result = run("--processes", "32", "--size", "256M", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)  # nothing but the document is printed
     check(found, 32, 256 << 20)
@@ -92,7 +92,8 @@ def test_the_run_that_readme_shows() -> None:
         (["--size", "1Q"], "is not a size"),
         (["--size", "1000T"], "give a smaller --size"),
         (["--processes", "1"], "--processes"),
-        (["--json", "/nonexistent/file"], "--json"),
+        (["--json", "found.json"], "found.json"),
+        (["-o", "-"], "--json"),
     ],
 )
 def test_wrong_usage_is_2_and_changes_nothing(arguments: list[str], said: str) -> None:
@@ -111,10 +112,10 @@ def test_more_than_dev_shm_holds_is_wrong_usage(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_problems_are_said_and_make_it_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = json.loads(run("--processes", "2", "--size", "1M", "--json", "-").stdout)
+    found = json.loads(run("--processes", "2", "--size", "1M", "--json").stdout)
     sentence = "process 7 found 1 of 256 pages wrong, the first is page 3"
     monkeypatch.setattr(demo, "run", lambda *_: {**found, "problems": [sentence]})
-    monkeypatch.setattr(verb.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(verb._progress, "end_on_signals", lambda: None)
     result = CliRunner().invoke(verb.command, ["--processes", "2", "--size", "1M"])
     assert result.exit_code == 1
     assert sentence in result.output
@@ -187,15 +188,15 @@ def wait_for_mount(pid: int) -> Path:
 
 
 def start() -> subprocess.Popen[bytes]:
-    """A demonstration that runs for a while."""
+    """A demonstration that runs for a while, in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "msharefs", "demo", "--processes", "8", "--size", "128M"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 1)]
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
 )
 def test_a_signal_ends_it_and_nothing_is_left(number: signal.Signals, status: int) -> None:
     with start() as process:
@@ -203,6 +204,13 @@ def test_a_signal_ends_it_and_nothing_is_left(number: signal.Signals, status: in
         process.send_signal(number)
         assert process.wait(timeout=30) == status
     # The fixture nothing_left looks for processes, mounts and files.
+
+
+def test_a_ctrl_c_ends_it_and_its_workers() -> None:
+    with start() as process:
+        wait_for_mount(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) == 130
 
 
 def test_a_killed_one_leaves_no_mount_and_no_memory() -> None:

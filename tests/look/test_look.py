@@ -229,3 +229,30 @@ def test_looking_needs_the_right_to_read_and_no_more(mount: Mount) -> None:
         "Permission denied",
         None,
     ]
+
+
+# Another user, who may not be able to read where Python lies: everything is loaded before.
+AS_NOBODY = f"""
+import os, rich.console, msharefs.client
+from msharefs.cli import VERBS, cli, main
+for verb in VERBS:
+    cli.get_command(None, verb)
+os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+main()
+"""
+
+
+@pytest.mark.parametrize("verb", ["stat", "maps", "pagetable", "clients"])
+def test_a_region_that_may_not_be_read_is_one_sentence_and_1(mount: Mount, verb: str) -> None:
+    path = region(mount)
+    path.chmod(0o600)
+    result = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, verb, path],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"msharefs: {path}: may not be read by you (mode 0600, of user 0): "
+        "let that user give you the right (chmod), or look as root\n"
+    )
