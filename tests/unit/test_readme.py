@@ -125,3 +125,12 @@ def test_every_folder_of_tests_has_its_question() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", text("tests/README.md"), re.MULTILINE)
     assert sorted(name for name, _ in rows) == sorted(folders - {"__pycache__"})
     assert all(question for _, question in rows)
+
+
+def test_files_that_pages_name_are_there() -> None:
+    """Files of native/ by their folder, so that the name says who runs the code."""
+    essay = text("native/README.md")
+    names = set(re.findall(r"`([\w/]+\.(?:c|h|py))`", essay))
+    assert "core/fault.c" in names
+    for name in names:
+        assert (TOP / "native" / name).exists() or (TOP / name).exists(), name
