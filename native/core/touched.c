@@ -77,7 +77,8 @@ static uint64_t find(const struct mm *mm, unsigned slot, uint64_t span, uint64_t
         word = set ? word : ~word;
         word &= ~0ull << span % WORD_SPANS;
         if (word) {
-            span = (span & ~(WORD_SPANS - 1)) + (uint64_t)__builtin_ctzll(word);
+            span &= ~(WORD_SPANS - 1);
+            span |= (uint64_t)__builtin_ctzll(word);
             break;
         }
         span = (span & ~(step - 1)) + step;

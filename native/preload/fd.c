@@ -34,7 +34,7 @@ MSHARE_API int close_range(unsigned first, unsigned last, int flags)
     if (flags & ~(int)CLOSE_RANGE_UNSHARE || first > last || hidden_next(first, last) < 0)
         return sys_close_range(first, last, flags);
     /* Closes none: the last there can be is never open. */
-    if (flags & CLOSE_RANGE_UNSHARE && sys_close_range(UINT_MAX, UINT_MAX, flags))
+    if (flags & (int)CLOSE_RANGE_UNSHARE && sys_close_range(UINT_MAX, UINT_MAX, flags))
         return -1;
     for (; (ours = hidden_next(first, last)) >= 0; first = (unsigned)ours + 1)
         if ((unsigned)ours > first && sys_close_range(first, (unsigned)ours - 1, 0))
