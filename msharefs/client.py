@@ -235,7 +235,8 @@ class Region:
 
     def maps(self) -> list[dict[str, Any]]:
         """The VMAs of the region: `msharefs maps --json`."""
-        return self.describe("maps")
+        vmas: list[dict[str, Any]] = self.describe("maps")
+        return vmas
 
     def describe(self, what: str) -> Any:
         """One of "stat", "maps", "pagetable", "clients", "audit", as the server has it."""

@@ -6,12 +6,10 @@ The functions are documented in the headers of native/. They return 0 or more, o
 from __future__ import annotations
 
 import os
-from typing import Any
 
-from . import _native
+from ._native import ffi, lib
 
-ffi: Any = _native.ffi
-lib: Any = _native.lib
+__all__ = ["LEVELS", "check", "check_errno", "ffi", "lib"]
 
 LEVELS = ("pte", "pmd", "pud", "pgd")
 """Names of the table levels, by their number in the core."""

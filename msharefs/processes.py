@@ -160,7 +160,7 @@ def _fetch_descriptor(thread: int, number: int) -> int:
         raise OSError(
             ffi.errno, f"descriptor {number} of thread {thread}: {os.strerror(ffi.errno)}"
         )
-    return found
+    return int(found)
 
 
 def _threads(pid: int) -> list[int]:
@@ -174,7 +174,7 @@ def same_file(one: int, other: int) -> bool:
     """Whether two of our own descriptors are one open file: kcmp(2)."""
     pid = os.getpid()
     numbers = [ffi.cast("long", value) for value in (pid, pid, _KCMP_FILE, one, other)]
-    return lib.syscall(lib.SYS_kcmp, *numbers) == 0
+    return bool(lib.syscall(lib.SYS_kcmp, *numbers) == 0)
 
 
 def is_userfaultfd(fd: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import click
 
@@ -55,7 +55,7 @@ class Output(click.ParamType):
         return _opened(value, "w", ctx)
 
 
-def _opened(path: str, mode: str, ctx: click.Context | None) -> TextIO:
+def _opened(path: str, mode: Literal["r", "w"], ctx: click.Context | None) -> TextIO:
     file: TextIO = open(path, mode, encoding="utf-8")  # noqa: SIM115  # the context closes it
     if ctx is not None:
         ctx.call_on_close(file.close)

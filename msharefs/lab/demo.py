@@ -206,7 +206,8 @@ def _over_a_region(
 
 def _taken(stat: dict[str, Any]) -> int:
     """Faults that a kernel with msharefs would have taken: first touches and links."""
-    return stat["counters"]["faults"] + stat["counters"]["links"]
+    counters: dict[str, int] = stat["counters"]
+    return counters["faults"] + counters["links"]
 
 
 def _wrong(title: str, side: Side, workers: Workers) -> list[str]:

@@ -186,8 +186,8 @@ class Workers:
             self._processes.append(
                 subprocess.Popen(
                     [program],
-                    stdin=theirs,
-                    stdout=theirs,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
                     pass_fds=self._pass_fds,
                     process_group=0,  # a Ctrl-C is for us: we end them
                 )

@@ -193,7 +193,7 @@ def _become(arguments: Sequence[str], environ: dict[str, str]) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec keeps that
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvpe(arguments[0], arguments, environ)  # noqa: S606  # to run it is what we are for
+        os.execvpe(arguments[0], list(arguments), environ)  # noqa: S606  # to run it is what we are for
     except OSError as error:
         raise OSError(error.errno, error.strerror, arguments[0]) from None
 
@@ -287,7 +287,7 @@ class _Keeper:
     signal mask the program gets.
     """
 
-    def __init__(self, channel: socket.socket, mask: set[signal.Signals]) -> None:
+    def __init__(self, channel: socket.socket, mask: set[int | signal.Signals]) -> None:
         self._channel = channel
         for number in _FORWARDED:  # a Ctrl-C goes to the whole process group
             if signal.getsignal(number) != signal.SIG_IGN:

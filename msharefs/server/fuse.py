@@ -20,20 +20,21 @@ import signal
 import sys
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import trio
 
 if "pyfuse3" in sys.modules:
     raise ImportError(
-        "pyfuse3 was imported before msharefs.fuse, so ioctl() would not reach the server: "
+        "pyfuse3 was imported before msharefs.server.fuse, so ioctl() would not reach the server: "
         "import msharefs.server.fuse first"
     )
 
 _flags = sys.getdlopenflags()
 sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
 try:
-    from msharefs import _fuse_hook
+    from msharefs._fuse_hook import ffi as _ffi
+    from msharefs._fuse_hook import lib as _lib
 finally:
     sys.setdlopenflags(_flags)
 
@@ -59,8 +60,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-_ffi: Any = _fuse_hook.ffi
-_lib: Any = _fuse_hook.lib
 
 # enum fuse_log_level is syslog's: EMERG 0 ... DEBUG 7.
 _LOG_LEVELS = [logging.CRITICAL] * 3 + [
@@ -78,6 +77,7 @@ _TASKS = 1 << 30
 
 if TYPE_CHECKING:
     Work = Callable[["ExtraOperations"], Awaitable[Callable[[], int]]]
+    Callback = TypeVar("Callback", bound=Callable[..., bool | None])
 
 
 class Caller(NamedTuple):
@@ -126,7 +126,8 @@ class _Server:
 
 def libfuse_version() -> str:
     """Version of the libfuse in use, e.g. "3.14.0"."""
-    return _ffi.string(_lib.hook_libfuse_version()).decode()
+    version: bytes = _ffi.string(_lib.hook_libfuse_version())
+    return version.decode()
 
 
 def mount(
@@ -166,7 +167,7 @@ def mount(
 
 def _or_ours(
     fsync: Callable[[int, bool], Awaitable[None]],
-) -> Callable[[int, bool], Awaitable[None]]:
+) -> Callable[[int, bool], Coroutine[Any, Any, None]]:
     """What pyfuse3 awaits as fsync: the handler of that, or of a request it does not know."""
 
     async def handler(fh: int, datasync: bool) -> None:
@@ -194,7 +195,7 @@ def backed_handle(number: int, backing: int) -> int:
 
     All opens of one inode that overlap in time must have the same `backing`.
     """
-    return backing << _lib.PASSTHROUGH_SHIFT | number
+    return int(backing << _lib.PASSTHROUGH_SHIFT | number)
 
 
 def _checked(result: int, what: str) -> int:
@@ -217,7 +218,7 @@ def _stderr_into(fd: int) -> Iterator[None]:
 
 async def serve(operations: ExtraOperations, end: trio.Event) -> None:
     """Answer requests until the file system is unmounted or `end` is set."""
-    operations.fsync = _or_ours(operations.fsync)  # type: ignore[method-assign]
+    operations.fsync = _or_ours(operations.fsync)  # type: ignore[assignment, method-assign]
     async with trio.open_nursery() as nursery:
         _Server.operations, _Server.nursery = operations, nursery
         try:
@@ -343,7 +344,13 @@ def _callback_failed(
     log.critical("a FUSE callback failed", exc_info=(kind, error, traceback))
 
 
-@_ffi.def_extern(onerror=_callback_failed)
+def _called_by_c(function: Callback) -> Callback:
+    """Let C call `function` by its name."""
+    _ffi.def_extern(onerror=_callback_failed)(function)
+    return function
+
+
+@_called_by_c
 def hook_on_ioctl(
     given: Any, command: int, flags: int, data: Any, size: int, out_size: int
 ) -> bool:
@@ -365,7 +372,7 @@ def hook_on_ioctl(
     return request.start(work)
 
 
-@_ffi.def_extern(onerror=_callback_failed)
+@_called_by_c
 def hook_on_fallocate(given: Any, mode: int, offset: int, length: int) -> bool:
     """Take one FUSE_FALLOCATE."""
     request = _Request(given)
@@ -377,7 +384,7 @@ def hook_on_fallocate(given: Any, mode: int, offset: int, length: int) -> bool:
     return request.start(work)
 
 
-@_ffi.def_extern(onerror=_callback_failed)
+@_called_by_c
 def hook_on_lseek(given: Any, offset: int, whence: int) -> bool:
     """Take one FUSE_LSEEK."""
     request = _Request(given)
@@ -389,7 +396,7 @@ def hook_on_lseek(given: Any, offset: int, whence: int) -> bool:
     return request.start(work)
 
 
-@_ffi.def_extern(onerror=_callback_failed)
+@_called_by_c
 def hook_on_interrupt(handle: Any) -> None:
     """A signal arrived for the caller of a request that waits."""
     request = _Server.waiting.get(handle)
@@ -397,7 +404,7 @@ def hook_on_interrupt(handle: Any) -> None:
         _Server.nursery.start_soon(request.answer_if_killed)
 
 
-@_ffi.def_extern(onerror=_callback_failed)
+@_called_by_c
 def hook_on_log(level: int, text: Any) -> None:
     """Pass a message of libfuse on to logging."""
     _Server.last_message = _ffi.string(text).decode(errors="replace").strip()

@@ -99,21 +99,21 @@ class HostMM:
     @property
     def size(self) -> int:
         """Bytes of the region."""
-        return self._mm.size
+        return int(self._mm.size)
 
     @property
     def quantum(self) -> int:
         """Bytes that attach addresses are multiples of."""
-        return self._mm.quantum
+        return int(self._mm.quantum)
 
     @property
     def fd(self) -> int:
         """Descriptor of the `.mm` object."""
-        return self._mm.fd
+        return int(self._mm.fd)
 
     def attached(self) -> int:
         """How many attachments there are, connected or not."""
-        return lib.mm_clients(self._mm, ffi.NULL, 0)
+        return int(lib.mm_clients(self._mm, ffi.NULL, 0))
 
     def count(self) -> int:
         """How many VMAs there are."""
@@ -225,7 +225,7 @@ class HostMM:
 
     def _next_object(self) -> int:
         """A number that no object of the region has had: that of the mapping to come."""
-        return (self._mm.header.serial + 1) & 0xFFFFFFFF
+        return int(self._mm.header.serial + 1) & 0xFFFFFFFF
 
     async def _sweep(self) -> None:
         """Lets go of the objects that no VMA names any more."""
@@ -381,7 +381,7 @@ class HostMM:
 
     def process_of(self, slot: int) -> int:
         """Process id of the client of `slot`; 0: nobody's."""
-        return lib.mm_client_pid(self._mm, slot)
+        return int(lib.mm_client_pid(self._mm, slot))
 
     def reap_dead(self, *, connected: bool = False) -> None:
         """Frees the slots of processes that are gone without a word.

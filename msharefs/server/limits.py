@@ -110,8 +110,8 @@ def _rlimit(pid: int, limit: int) -> int | None:
     except OSError:
         return None
     line = next(line for line in text.splitlines() if line.startswith(_LIMITS[limit]))
-    soft = line.removeprefix(_LIMITS[limit]).split()[0]
-    return None if soft == "unlimited" else int(soft)
+    word = line.removeprefix(_LIMITS[limit]).split()[0]
+    return None if word == "unlimited" else int(word)
 
 
 def _has_capability(pid: int, number: int) -> bool:

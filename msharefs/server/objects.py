@@ -18,6 +18,7 @@ import logging
 import mmap
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msharefs import processes, verbs
@@ -214,7 +215,7 @@ class Objects:
             record = lost.record
             try:
                 found = await elsewhere(
-                    lambda record=record: _find(record, pids),
+                    partial(_find, record, pids),
                     f"{self._name}: opening {record.path}",
                     _drop,
                 )

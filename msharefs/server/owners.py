@@ -215,7 +215,8 @@ class Owners:
     def forget(self, watch: Watch, ident: int) -> None:
         """Region `ident` is gone, or its owner."""
         watch.regions.pop(ident, None)
-        if not watch.regions and self._watches.pop(watch.owner, None):
+        if not watch.regions and watch.owner in self._watches:
+            del self._watches[watch.owner]
             watch.cancel.cancel()
             if not watch.running:
                 watch.close()

@@ -13,11 +13,11 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_wrong_order_is_refused() -> None:
-    done = python("import pyfuse3, msharefs.fuse")
+    done = python("import pyfuse3, msharefs.server.fuse")
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith(
-        "ImportError: pyfuse3 was imported before msharefs.fuse, so ioctl() would not reach the "
-        "server: import msharefs.server.fuse first"
+        "ImportError: pyfuse3 was imported before msharefs.server.fuse, so ioctl() would not reach "
+        "the server: import msharefs.server.fuse first"
     )
 
 

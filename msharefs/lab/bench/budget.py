@@ -108,12 +108,12 @@ def _wander(setting: Setting, workers: Workers) -> Iterator[list[Answer]]:
     window = min(WINDOW_PAGES, setting.pages)
     windows = setting.pages // window
     for move in range(windows):
-        workers.ask(
-            lambda number, move=move: (
-                f"order {setting.seed + number} {(number + move) % windows * window} "
-                f"{window} {window} random"
-            )
-        )
+
+        def order(number: int, move: int = move) -> str:
+            first = (number + move) % windows * window
+            return f"order {setting.seed + number} {first} {window} {window} random"
+
+        workers.ask(order)
         yield workers.ask(f"touch {PASSES} read")
 
 
