@@ -242,7 +242,7 @@ void budget_fault(struct attachment *att, uint64_t offset, bool again)
     struct budget *b = &att->budget;
 
     atomic_fetch_add_explicit(&faults_answered, 1, memory_order_relaxed);
-    if (!b->spans)
+    if (!b->spans || offset >= att->mm.size) /* a window may be longer than its region */
         return;
     if (!b->weighing) {
         start_weighing(b);

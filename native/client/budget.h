@@ -25,7 +25,7 @@ struct span {
 };
 
 struct budget {
-    struct span *spans; /* one a span of the window; memory only where used. NULL: no budget */
+    struct span *spans; /* one a span of the region; memory only where used. NULL: no budget */
     uint64_t spans_bytes;
     uint8_t *reserved, *scratch; /* 2 MiB of address space at a multiple of that */
     uint32_t first, last;        /* the queue of mapped spans: number + 1; 0: empty */

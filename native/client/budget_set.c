@@ -34,7 +34,8 @@ static int allocate(struct attachment *att)
 {
     struct budget *b = &att->budget;
 
-    *b = (struct budget){.spans_bytes = (att->length / PMD_SIZE + 1) * sizeof(struct span)};
+    /* Not of the window: mremap(2) makes one of adopted memory longer. */
+    *b = (struct budget){.spans_bytes = att->mm.size / PMD_SIZE * sizeof(struct span)};
     b->reserved = reserve(2 * PMD_SIZE, PROT_NONE);
     b->spans = (struct span *)reserve(b->spans_bytes, PROT_READ | PROT_WRITE);
     b->scratch = (uint8_t *)(((uintptr_t)b->reserved + PMD_SIZE - 1) & ~(PMD_SIZE - 1));

@@ -358,7 +358,8 @@ static int search_part(struct attachment *att, struct handed_run part, void *arg
     struct walk walk = {.mm = &att->mm, .leaf = search_leaf, .arg = search};
     int err;
 
-    if (part.end <= att->handed.searched)
+    part = cut(part, 0, att->mm.host_end - HOST_BASE); /* a window may be longer than its region */
+    if (part.start >= part.end || part.end <= att->handed.searched)
         return 0;
     if (part.start < att->handed.searched)
         part.start = att->handed.searched;

@@ -210,6 +210,14 @@ class TestHandover:
         assert watched(grandchild.pid, base, SIZE) == [(0, SIZE)]
         assert grandchild.load(base + PAGE) == "7"
 
+    def test_of_memory_that_was_made_longer_than_its_region(self, adopting: Agent) -> None:
+        base = shared(adopting, at=PLACE)
+        self.fill(adopting, base, 7)
+        assert adopting.call("mremap", base, SIZE, 5 * QUANTUM, 0, 0) == base
+        child = adopting.fork()
+        assert watched(child.pid, base, 5 * QUANTUM) == [(self.RUN, 5 * QUANTUM)]
+        assert child.load(base + 5 * QUANTUM - PAGE) == "SIGBUS ADRERR"
+
     def test_it_can_be_remapped_and_unmapped(self, agent: Agent) -> None:
         """As one mapping, which it is to the program."""
         base = shared(agent)
@@ -438,6 +446,33 @@ class TestMremap:
         child = agent.fork()
         assert child.load(base + SIZE - 1) == "2"
         assert agent.call("munmap", base, SIZE + PAGE) == 0
+
+    @pytest.mark.parametrize("of", ["plain", "budget"])
+    def test_far_larger_than_it_is(
+        self,
+        mounts: Callable[..., Mount],
+        agents: Agents,
+        agent_program: Path,
+        of: str,
+    ) -> None:
+        """The region is larger than the memory: faults behind its end come to us."""
+        budget = {"MSHAREFS_PT_BUDGET": "256K"}  # 64 spans
+        environ = running.environment(mounts("quantum=1G").path, 1 << 20) | budget
+        agent = agents.start([agent_program], environ if of == "budget" else None)
+        size, more = 64 << 20, 1 << 30
+        base = shared(agent, size, at=PLACE)
+        assert regions(agent) == (of == "budget")
+        assert agent.call("mremap", base, size, more, 0, 0) == base
+        for _ in range(2):
+            for at in range(more - QUANTUM, size - QUANTUM, -31 * QUANTUM):
+                assert agent.load(base + at) == "SIGBUS ADRERR"
+            for at in range(0, size, QUANTUM):
+                assert agent.load(base + at) in ("0", "1")
+                assert agent.store(base + at, 1) == "ok"
+        child = agent.fork()
+        assert child.load(base + more - PAGE) == "SIGBUS ADRERR"
+        assert child.load(base + size - QUANTUM) == "1"
+        assert agent.call("munmap", base, more) == 0
 
     def test_moved(self, agent: Agent) -> None:
         base = shared(agent)
