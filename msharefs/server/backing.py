@@ -1,8 +1,8 @@
-"""Backing files of open regions: what makes a plain mmap(2), without any library, map a region.
+"""Backing files of open regions, which let a plain mmap(2), without any library, map a region.
 
-FUSE passthrough gives an open file another one that mmap(2) maps in its place: the region's `.mem`,
-at native speed, with no fault of ours. That is the *native* attachment. Nothing asks us there, so
-holes and protections are not enforced for it, and MAP_PRIVATE is not refused.
+With FUSE passthrough an open file has a second one that mmap(2) maps in its place: the region's
+`.mem`, at native speed, with no fault of ours. That is the *native* attachment. It asks us nothing,
+so holes and protections are not enforced for it, and MAP_PRIVATE is not refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class BackingFiles:
-    """One backing id a region, from its first open to its last close: the kernel takes no second.
+    """One backing id per region, from its first open to its last close: the kernel takes only one.
 
     `wanted` is what the mount's options say; the first open finds out whether we may.
     """
@@ -45,7 +45,7 @@ class BackingFiles:
         return self._ids[ident]
 
     def close(self, ident: int) -> None:
-        """The end of an open that had an id."""
+        """An open that had an id has ended."""
         self._opens[ident] -= 1
         if not self._opens[ident]:
             del self._opens[ident]

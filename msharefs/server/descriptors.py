@@ -1,8 +1,8 @@
 """Descriptors of files that others gave us: only threads touch them, for a bounded time.
 
-The file system behind may be slow or dead, or be this very mount: close(2) and fstat(2) of a region
-file send a request to ourselves, and the one thread that would answer it must not be the one that
-waits.
+The file system behind such a file may be slow or dead, or be this very mount: close(2) and fstat(2)
+of a region file send a request to ourselves, and the one thread that would answer it must not be
+the one that waits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def elsewhere(
 ) -> T:
     """The result of `work`, done in a thread. ETIMEDOUT: its file system does not answer.
 
-    What comes later than that goes to `drop`.
+    A result that comes later is given to `drop`.
     """
     lock = threading.Lock()
     results: list[T] = []
@@ -58,7 +58,7 @@ async def elsewhere(
 
 
 async def close(*fds: int) -> None:
-    """Closes descriptors; afterwards their file systems are free of us, unless they hang."""
+    """Closes descriptors; their file systems can then be unmounted, unless they hang."""
     if fds:
         try:
             await elsewhere(lambda: close_all(*fds), "closing a file")
@@ -67,7 +67,7 @@ async def close(*fds: int) -> None:
 
 
 def close_later(*fds: int) -> None:
-    """Closes descriptors in a thread, for which nobody waits."""
+    """Closes descriptors in a thread that nobody waits for."""
     if fds:
         threading.Thread(target=close_all, args=fds, daemon=True).start()
 
@@ -75,5 +75,5 @@ def close_later(*fds: int) -> None:
 def close_all(*fds: int) -> None:
     """Closes descriptors, wherever they lead. Not for the thread that serves."""
     for fd in fds:
-        with contextlib.suppress(OSError):  # what a file system says of its last write
+        with contextlib.suppress(OSError):  # the error of an earlier write
             os.close(fd)

@@ -22,7 +22,7 @@ def open_memory(directory: Path, ident: int) -> int:
 
 
 def reset_objects(directory: Path, ident: int) -> None:
-    """The region has no size, or not yet. What maps its pages still does once it has one."""
+    """The region has no size yet. Mappings of its pages stay when it gets one."""
     mm, mem = object_paths(directory, ident)
     mm.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):

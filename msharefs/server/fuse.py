@@ -69,10 +69,10 @@ _LOG_LEVELS = [logging.CRITICAL] * 3 + [
     logging.INFO,
     logging.DEBUG,
 ]
-# How often a caller whose ioctl was interrupted is looked at: has the signal killed it?
+# How often we look whether the signal that interrupted a caller's ioctl has killed the caller.
 _KILLED_POLL_SECONDS = 0.1
-# As many requests may wait at once: all there can be. pyfuse3 starts another task when the last one
-# is busy.
+# So many requests may wait at once, which is no limit. pyfuse3 starts another task when the last
+# one is busy.
 _TASKS = 1 << 30
 
 if TYPE_CHECKING:
@@ -89,17 +89,17 @@ class Caller(NamedTuple):
 
 
 class ExtraOperations(Protocol):
-    """What a file system implements beside `pyfuse3.Operations`. Only `FUSEError` may be raised."""
+    """The handlers beside those of `pyfuse3.Operations`. Only `FUSEError` may be raised."""
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        """As pyfuse3's. The other requests come in its place: see native/fuse/fuse_hook.c."""
+        """As in pyfuse3. Our requests come in its place: see native/fuse/fuse_hook.c."""
 
     async def ioctl(
         self, ino: int, fh: int, command: int, data: bytes, flags: int, caller: Caller
     ) -> tuple[int, bytes]:
-        """Carry out a command: the result, and bytes for the argument.
+        """Carry out a command: its result, and bytes for the argument.
 
-        At most as many as the command's encoding says.
+        There are at most as many bytes as the command's encoding says.
         """
 
     async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
@@ -112,7 +112,7 @@ class ExtraOperations(Protocol):
 class _Server:
     """Where the callbacks, which C calls without context, find their file system.
 
-    One a process, as in pyfuse3.
+    There is one per process, as in pyfuse3.
     """
 
     operations: ExtraOperations | None = None
@@ -121,7 +121,7 @@ class _Server:
     """Of libfuse."""
     waiting: dict[Any, _Request] = {}  # noqa: RUF012  # by libfuse's handle
     begun: Awaitable[None] | None = None
-    """The rest of the last one, which pyfuse3 is about to await."""
+    """The rest of the last request, which pyfuse3 is about to await."""
 
 
 def libfuse_version() -> str:
@@ -168,7 +168,7 @@ def mount(
 def _or_ours(
     fsync: Callable[[int, bool], Awaitable[None]],
 ) -> Callable[[int, bool], Coroutine[Any, Any, None]]:
-    """What pyfuse3 awaits as fsync: the handler of that, or of a request it does not know."""
+    """The coroutine that pyfuse3 awaits as fsync: fsync itself, or a request it does not know."""
 
     async def handler(fh: int, datasync: bool) -> None:
         begun, _Server.begun = _Server.begun, None
@@ -186,7 +186,7 @@ def backing_open(fd: int) -> int:
 
 
 def backing_close(backing: int) -> None:
-    """Nothing is opened with that id any more; what is open and mapped stays."""
+    """No file is opened with that id any more; those that are open or mapped stay so."""
     _checked(_lib.passthrough_close(backing), f"letting go of backing file {backing}")
 
 
@@ -256,7 +256,7 @@ class _Request:
         self._answered = False
 
     def start(self, work: Work) -> bool:
-        """Begin `work`, which makes the answer; whether pyfuse3 shall await the rest of it."""
+        """Begin `work`, which makes the answer; True if pyfuse3 must await the rest of it."""
         operations = _Server.operations
         if operations is None:  # between terminate() and the last request already read
             self._answer(lambda: _lib.hook_reply_error(self.handle, errno.ENOTCONN))
@@ -265,7 +265,7 @@ class _Request:
         try:
             trap = running.send(None)
         except (StopIteration, trio.Cancelled):
-            return False  # answered; the task that reads hears itself that it is cancelled
+            return False  # answered; the reading task finds out by itself that it is cancelled
         _Server.waiting[self.handle] = self
         _lib.hook_watch_interrupt(self.handle)
         _Server.begun = _rest(running, trap)
@@ -273,7 +273,7 @@ class _Request:
 
     async def _run(self, work: Awaitable[Callable[[], int]]) -> None:
         """Do the work and send the answer it makes."""
-        error = errno.ENOTCONN  # what a cancelled one says: the server stops
+        error = errno.ENOTCONN  # the answer of a cancelled request: the server stops
         try:
             reply = await work
         except FUSEError as raised:
@@ -296,10 +296,9 @@ class _Request:
     async def answer_if_killed(self) -> None:
         """Answer EINTR once the signal that came turns out to kill the caller.
 
-        The work goes on to its end.
-        Without this, a caller that waits for us cannot be killed. A signal that does not kill
-        changes nothing, as in the kernel, where the series takes its locks killable and not
-        interruptible.
+        The work goes on to its end. Without this, a caller that waits for us could not be killed. A
+        signal that does not kill changes nothing, as in the kernel, where a wait for the series'
+        locks is killable but not interruptible.
         """
         while not self._answered:
             if _killed(self.caller.pid):
@@ -310,11 +309,11 @@ class _Request:
 
 @types.coroutine
 def _rest(running: Coroutine[Any, Any, None], trap: Any) -> Generator[Any, Any, None]:
-    """Goes on with a coroutine that was begun, and waits for what `trap` tells trio."""
+    """Continues a coroutine that has already begun; it has yielded `trap` to trio."""
     while True:
         try:
             value = yield trap
-        except BaseException as error:  # noqa: BLE001  # it is `running`'s
+        except BaseException as error:  # noqa: BLE001  # raised inside `running`
             step = functools.partial(running.throw, error)
         else:
             step = functools.partial(running.send, value)
@@ -337,9 +336,9 @@ def _killed(pid: int) -> bool:
 def _callback_failed(
     kind: type[BaseException], error: BaseException, traceback: TracebackType
 ) -> None:
-    """Called by cffi: a callback raised.
+    """Called by cffi when a callback raised.
 
-    The request it was for stays unanswered, so say it loudly.
+    Its request stays unanswered, so say it loudly.
     """
     log.critical("a FUSE callback failed", exc_info=(kind, error, traceback))
 
@@ -398,7 +397,7 @@ def hook_on_lseek(given: Any, offset: int, whence: int) -> bool:
 
 @_called_by_c
 def hook_on_interrupt(handle: Any) -> None:
-    """A signal arrived for the caller of a request that waits."""
+    """A signal arrived for the caller of a waiting request."""
     request = _Server.waiting.get(handle)
     if request is not None and _Server.nursery is not None:
         _Server.nursery.start_soon(request.answer_if_killed)

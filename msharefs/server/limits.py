@@ -41,7 +41,7 @@ def check_count(mapped: int) -> None:
 
 
 def check_locked(create: Create, caller: int) -> None:
-    """EPERM, EAGAIN: process `caller` may lock nothing, or not as much."""
+    """EPERM: process `caller` may lock nothing. EAGAIN: not that much."""
     if not create.flags & verbs.MAP_LOCKED or _has_capability(caller, _CAP_IPC_LOCK):
         return
     limit = _rlimit(caller, resource.RLIMIT_MEMLOCK)
@@ -56,7 +56,7 @@ def check_locked(create: Create, caller: int) -> None:
 def check_space(create: Create, caller: int, mapped: Callable[[], list[tuple[int, int]]]) -> None:
     """ENOMEM: with the new mapping more of the region would be mapped than RLIMIT_AS of `caller`.
 
-    `mapped` are the ranges that are mapped now; what the new one replaces does not count.
+    `mapped` are the ranges that are mapped now; those that the new one replaces do not count.
     """
     limit = _rlimit(caller, resource.RLIMIT_AS)
     if limit is None:
@@ -76,7 +76,7 @@ def check_space(create: Create, caller: int, mapped: Callable[[], list[tuple[int
 def check_commit(create: Create) -> None:
     """ENOMEM: anonymous memory of that size is not promised (vm.overcommit_memory).
 
-    MAP_NORESERVE asks for no promise, except where nothing is given without one.
+    MAP_NORESERVE asks for no promise, except where Linux gives no memory without one.
     """
     policy = _sysctl("vm/overcommit_memory")
     if policy == _OVERCOMMIT_ALWAYS:

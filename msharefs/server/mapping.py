@@ -1,4 +1,4 @@
-"""Mappings in the server's own address space: what Linux says of one, and what holds a file busy.
+"""Mappings in the server's own address space: to hear what Linux says, and to keep a file busy.
 
 Sources: mmap(2), mprotect(2), fallocate(2).
 """

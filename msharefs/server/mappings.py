@@ -1,8 +1,8 @@
 """Native attachments: which processes have mapped a region without our library.
 
-Their mmap(2) asked us nothing, so they are looked for in /proc/PID/maps, where a mapping by FUSE
-passthrough shows device and inode of the region file and not of its backing file. That says what is
-mapped, and no more: the kernel counts no faults for one mapping.
+Their mmap(2) asked us nothing, so we look for them in /proc/PID/maps, where a mapping by FUSE
+passthrough has the device and inode of the region file and not of its backing file. That tells what
+is mapped and nothing else: the kernel does not count the faults of one mapping.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _LINE = rb"^([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) (?:%s) %d "
 class NativeMappings:
     """Finds the mappings of the files of a mount by its device number.
 
-    A mapping may outlive the server that its file came from, and shares memory with the region all
-    the same. So the device numbers of earlier mounts are kept in the state directory, as long as
+    A mapping may outlive the server that its file came from, and still shares memory with the
+    region. So the device numbers of earlier mounts are kept in the state directory, as long as
     there are such mappings when a server starts.
     """
 
@@ -77,7 +77,7 @@ class NativeMappings:
 
 
 def _in_use(devices: Iterable[str]) -> list[str]:
-    """Those of which a process has a file mapped. The kernel gives the other numbers again."""
+    """The numbers of devices with a file that a process maps. The kernel reuses the others."""
     wanted = set(devices)
     if not wanted:
         return []

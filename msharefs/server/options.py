@@ -1,4 +1,4 @@
-"""What a mount was asked for: the values of ``-o``, checked, and where its state lives."""
+"""The options of a mount: the values of ``-o``, checked, and where its state lives."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ KEYS = {
     "passthrough": "yes/no",
     "budget": "SIZE",
 }
-# In pages. 256 KiB: the two context switches of a fault hardly count any more. A PTE page has 512.
+# In pages. With 256 KiB the two context switches of a fault hardly count. A PTE page has 512.
 FAULT_AROUND = 64
 FAULT_AROUND_MAX = 512
-# native/core/layout.h: what instructions of a few threads need at one time.
+# native/core/layout.h: as much as a single instruction needs, in each of a few threads.
 BUDGET_MIN = 128 << 10
 
 
 class BadOptionError(ValueError):
-    """A value of -o that means nothing; the text says what would."""
+    """A value of -o that has no meaning; the text says which ones have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,13 @@ class MountOptions:
     state: Path
     quantum: int = QUANTA["512G"]
     owner: Owner = "file"
-    """What a region's life ends with: the file, or the process or thread that created it."""
+    """Whose end is the region's end: the file's, or that of the process or thread that made it."""
     quirks: Quirks = ""
     """"v3": the series to the letter, its harmless defects included."""
     fault_around: int = FAULT_AROUND
     """Pages that a sequential first touch may fill together; 1: only what is touched."""
     passthrough: bool = True
-    """A plain mmap(2) of a region maps its memory, if the server may do that; else it is ENODEV."""
+    """A plain mmap(2) of a region maps its memory, if the server may do that, or fails: ENODEV."""
     budget: int = 0
     """Bytes of its own page tables that each attachment is to keep; 0: any."""
     foreground: bool = False
@@ -60,9 +60,9 @@ class MountOptions:
 
 
 def default_state(directory: Path) -> Path:
-    """Where the state of a mount on `directory` lives by default: one a user and directory."""
+    """Where the state of a mount on `directory` lives by default; each user has their own."""
     ident = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-    # No temporary file of a guessable name: StateDirectory takes no directory of somebody else.
+    # A guessable name is no danger: StateDirectory does not take somebody else's directory.
     return Path(f"/dev/shm/msharefs-{os.geteuid()}-{ident}")  # noqa: S108
 
 

@@ -1,8 +1,8 @@
-"""Owners: who made a region, and the watch over those whose end is the region's.
+"""Owners: who made a region, and the watch over those whose end is the region's end.
 
-In the kernel series a region ends with the task that made it, before wait(2) tells of its death. We
-are told afterwards, within a moment; so every request on a region first looks at its owner, and
-only a bare access to attached memory can still come through in between.
+In the kernel series a region ends with the task that made it, before wait(2) reports its death. We
+hear of it a moment later. So every request on a region first looks at its owner, and only a bare
+access to attached memory can still succeed in between.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ KINDS = {
 }
 """Numbers of the kinds in the host mm's header; "gone": the region has ended."""
 
-# How often a thread is looked at where the kernel does not let us watch it: the exit of a first
-# thread whose process goes on is told by nothing else.
+# How often we look at a thread that the kernel does not let us watch: nothing else shows that a
+# first thread has exited whose process goes on.
 _LOOK_SECONDS = 0.05
 # A region that cannot be emptied, because an attached process is stopped inside a fault.
 _AGAIN_SECONDS = 0.5
@@ -65,7 +65,7 @@ class Owner:
     start_time: int
     cgroup: str
     kind: str = "file"
-    """What the region's life ends with; see `KINDS`."""
+    """Whose end is the region's end; see `KINDS`."""
 
     @classmethod
     def of(cls, tid: int, kind: options.Owner) -> Owner:
@@ -123,7 +123,7 @@ class Watch:
         if self._fd < 0:
             with contextlib.suppress(OSError):
                 self._fd = os.pidfd_open(owner.pid, _PIDFD_THREAD if self._thread else 0)
-        # The number may have come to another meanwhile.
+        # Another process may have the number by now.
         if processes.start_time(owner.pid) != owner.start_time:
             self.close()
 
@@ -156,10 +156,10 @@ class Watch:
             self._fd = -1
 
     def _open_perf(self) -> None:
-        """Watches the thread through a perf event of no kind, which hangs up when it exits.
+        """Watches the thread through a perf event that counts nothing and hangs up when it exits.
 
-        That alone is exact for the first thread of a process: a pidfd of it says nothing when it
-        exits before the others, nor when another thread calls exec and takes its number over.
+        Nothing else is exact for the first thread of a process: its pidfd stays silent when it
+        exits before the others, and when another thread calls exec and takes over its number.
         """
         attr = ffi.from_buffer(
             _PERF_ATTR.pack(
@@ -201,7 +201,7 @@ class Owners:
             await trio.sleep_forever()
 
     def watch(self, owner: Owner, ident: int, end: Callable[[], Awaitable[None]]) -> Watch | None:
-        """Calls `end` of region `ident` when its owner ends. None: no owner's end matters to it."""
+        """Calls `end` of region `ident` when its owner ends. None: it does not depend on one."""
         if owner.kind not in ("process", "thread"):
             return None
         watch = self._watches.get(owner)
@@ -243,11 +243,11 @@ class Owners:
 
 
 async def _end_regions(watch: Watch) -> None:
-    """Ends what is left of the watch's regions; those that are busy have to be tried again."""
+    """Ends the regions that the watch still has; those that are busy are tried again."""
     for ident in list(watch.regions):
         end = watch.regions.get(ident)
         if end is None:
-            continue  # it went while another was being ended
+            continue  # it went while we ended another one
         try:
             await end()
         except OSError as error:

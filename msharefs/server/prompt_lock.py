@@ -21,7 +21,7 @@ class PromptLock:
 
     async def __aenter__(self) -> None:
         if self._locked:
-            await self._waiting.park()  # who let go of it has left it to us
+            await self._waiting.park()  # `release` hands it to us
         self._locked = True
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,8 +1,8 @@
 """The server of one mount: takes the state directory, mounts, answers until it is unmounted.
 
-`start` is what ``msharefs mount`` calls: it comes back when the mount works, with the server
-detached, or raises OSError with a sentence, and then nothing has changed. The heavy modules are
-imported after the last fork, because libfuse, trio and the threads they start do not survive one.
+``msharefs mount`` calls `start`, which returns when the mount works, with the server detached; or
+it raises OSError with a sentence, and then nothing has changed. The heavy modules are imported
+after the last fork, because libfuse, trio and the threads they start do not survive one.
 
 SIGTERM, SIGINT and SIGHUP unmount; SIGUSR1 writes all stacks to the log. The server itself never
 touches a file of its mount: that would wait for its own answer.
@@ -107,7 +107,8 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
 def _raise_descriptor_limit() -> None:
     """Allow as many descriptors as the system does, or at least as this user may have.
 
-    The server needs one for each inode the kernel knows, two a region, two an attached process.
+    The server needs one for each inode the kernel knows, two for each region, and two for each
+    attached process.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(hard, int(Path("/proc/sys/fs/nr_open").read_text()))
@@ -169,7 +170,7 @@ def _detach(options: MountOptions) -> str:
 
 
 def _serve_detached(options: MountOptions, sender: int) -> NoReturn:
-    """The grandchild: the first thing to say goes to `sender`, the rest to the log."""
+    """The grandchild: its first message goes to `sender`, the others to the log."""
 
     def tell(message: str) -> None:
         # A command that was interrupted reads no more; the mount works all the same.

@@ -1,6 +1,6 @@
 """The part of the server that serves.
 
-It is apart from `server` because importing it loads libfuse: only after the last fork.
+It is a module of its own because importing it loads libfuse, which must come after the last fork.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Nobody waits for this: it only decides how long memory stays after its last user.
+# Nobody waits for this: it only decides how long memory stays after its last user has gone.
 _ATTACHED_POLL_SECONDS = 0.5
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def serve_mount(options: MountOptions, state: StateDirectory, ready: Callable[[], None]) -> bool:
-    """Mount and serve until the end; whether nothing in the state directory is needed any more.
+    """Mount and serve until the end; True if nothing in the state directory is needed any more.
 
     `ready` is called when the kernel has shaken hands.
     """
@@ -82,10 +82,10 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
 
 
 async def _outlive_mount(regions: Regions, state: StateDirectory, end: trio.Event) -> None:
-    """The mount is gone, attached processes are not: serve them until they are.
+    """The mount is gone, but processes are still attached: serve them until they are gone too.
 
-    As in the kernel, where a mapping keeps its memory after umount(2), which then goes back. A
-    signal ends this earlier.
+    In the kernel, too, a mapping keeps its memory after umount(2), and the memory goes back after
+    that. A signal ends this earlier.
     """
     log.info("%d attachments keep this server", regions.attached())
     state.say_unmounted()
@@ -132,7 +132,7 @@ def _others_allowed() -> bool:
 
 
 def _only_leaf(error: BaseException) -> BaseException:
-    """The one exception in nested groups of one, so that an OSError's sentence reaches the user."""
+    """The one exception inside nested groups, so that an OSError's sentence reaches the user."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -1,7 +1,7 @@
-"""What a CREATE_MAPPING names: memory, or a file, and whether Linux would map it so.
+"""The source of a CREATE_MAPPING: memory, or a file, and whether Linux would map it so.
 
-The errors of a file's mapping are Linux's own: the server maps it once itself, as asked, and passes
-on what mmap(2) said. Sources: observed.md A "CREATE_MAPPING" and C "fds", mmap(2).
+The errors of mapping a file are Linux's own: the server maps it once itself, as asked, and passes
+on the answer of mmap(2). Sources: observed.md A "CREATE_MAPPING" and C "fds", mmap(2).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HUGE_PAGE = 2 << 20
 """Bytes of the one kind of huge page that the tables have leaves for."""
 HUGE_NAME = "anon_hugepage"
-"""What Linux calls huge pages without a file; so do we."""
+"""Linux's name for huge pages without a file, and ours."""
 _EXECUTABLE_NAME = "anon"
 
 _HUGETLBFS_MAGIC = 0x958458F6  # linux/magic.h
@@ -34,8 +34,7 @@ _ZERO = os.makedev(1, 5)
 _HUGE_SHIFT = 26  # of the size code in flags: log2 of the bytes
 _HUGE_CODES = 0x3F << _HUGE_SHIFT
 _MFD_HUGETLB = 4  # memfd_create(2)
-# Of the flags, those that say where and when: the server's own mapping lies anywhere, and has no
-# pages.
+# The flags that say where and when. The server's own mapping may lie anywhere, and has no pages.
 _NOT_OURS = (
     verbs.MAP_FIXED
     | verbs.MAP_FIXED_NOREPLACE
@@ -49,7 +48,7 @@ _NOT_OURS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A file that is to be mapped. `anonymous`: it has no other use, its memory goes with it."""
+    """A file to be mapped. `anonymous`: it has no other use, and its memory goes when it goes."""
 
     fd: int
     path: str
@@ -62,7 +61,7 @@ class Source:
     kind: int
     """S_IFMT of its mode."""
     zero: bool = False
-    """/dev/zero: what it gives is anonymous memory."""
+    """/dev/zero: mapping it gives anonymous memory."""
     anonymous: bool = False
 
     @property
@@ -78,7 +77,7 @@ class Source:
     async def map(self, create: Create) -> Mapping:
         """Maps as `create` says and keeps one page, which keeps the file from being sealed.
 
-        OSError as mmap(2), and for what Linux can map and a region cannot.
+        OSError as of mmap(2), and for files that Linux can map but a region cannot.
         """
         return await elsewhere(lambda: self._map(create), f"mapping {self.path}", Mapping.close)
 
@@ -88,7 +87,7 @@ class Source:
         ):
             raise OSError(errno.EOPNOTSUPP, "MAP_SHARED_VALIDATE knows no MAP_FIXED_NOREPLACE")
         if self.kind == stat.S_IFCHR and not self.zero:
-            # Drivers do things when they are mapped; a region is not to be made of them.
+            # Mapping a device has side effects, and a region cannot be made of one anyway.
             self._check_mode(create.prot)
             raise OSError(errno.ENODEV, f"{self.path}: a device is no object of a region")
         mapping = Mapping(
@@ -118,10 +117,10 @@ class Source:
 
 
 async def look(fd: int, caller: int, flags: int) -> Source:
-    """What descriptor `fd`, which is process `caller`'s too, is.
+    """The file behind descriptor `fd`, which process `caller` has open too.
 
-    EBADF: it is open for no access (O_PATH). EINVAL: a region, or not of huge pages and `flags` has
-    MAP_HUGETLB. ETIMEDOUT: its file system does not answer.
+    EBADF: it is open for no access (O_PATH). EINVAL: it is a region, or `flags` has MAP_HUGETLB and
+    its pages are not huge. ETIMEDOUT: its file system does not answer.
     """
     return await elsewhere(lambda: _look(fd, caller, flags), f"a file of process {caller}")
 
@@ -167,7 +166,7 @@ def _is_region(status: os.stat_result, caller: int) -> bool:
     if not stat.S_ISREG(status.st_mode) or status.st_ino == INFO_INO:
         return False
     types = set()
-    for who in ("self", str(caller)):  # it may have mounts that we have not
+    for who in ("self", str(caller)):  # the caller may have mounts that we do not have
         with contextlib.suppress(OSError):
             types |= {
                 mount.fstype for mount in mountpoint.mounts(who) if mount.device == status.st_dev

@@ -6,11 +6,11 @@
     control     the control socket
     devices     device numbers of the mount, and of earlier ones whose files are mapped: mappings.py
     lock        locked by the running server; says who that is and what it does (`Holder`)
-    log         what the server says, unless it runs in the foreground
+    log         the server's log, unless it runs in the foreground
 
-A directory that a crashed server left is adopted by the next one. So is that of a server which was
-unmounted while processes are attached: it stays, for them, until they are gone or somebody mounts
-with the same state directory.
+The next server adopts a directory that a crashed one left. It also adopts that of a server which
+was unmounted while processes were attached: such a server stays for them, until they are gone or
+somebody mounts with the same state directory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ENTRIES = {"tree", "regions", "control", "devices", "lock", "log"}
 
 @dataclass(frozen=True)
 class Holder:
-    """The present or last server of a state directory, as the lock file names it."""
+    """The present or the last server of a state directory, as the lock file names it."""
 
     pid: int
     doing: Literal["mounted", "unmounted"]
@@ -56,7 +56,7 @@ class Holder:
 
     @classmethod
     def read(cls, fd: int) -> Holder | None:
-        """What the lock file says; None if that is nothing, or no sense."""
+        """The holder that the lock file names; None if it is empty or makes no sense."""
         fields = os.pread(fd, 8192, 0).decode(errors="replace").split("\n", 3)
         try:
             pid, doing, quantum, directory = fields
@@ -111,7 +111,7 @@ class StateDirectory:
     def release(self, *, clear: bool) -> None:
         """Give the directory back.
 
-        With `clear` remove what is in it, and itself if it is the default one or made by us.
+        With `clear` remove its contents, and the directory too if it is the default or we made it.
         """
         if clear:
             for name in sorted(_ENTRIES - {"lock"}):
@@ -198,7 +198,7 @@ class StateDirectory:
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except FileNotFoundError:
-                continue  # a server that just ended removed the directory
+                continue  # a server that has just ended removed the directory
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.stat().st_ino == os.fstat(fd).st_ino:
@@ -214,7 +214,7 @@ class StateDirectory:
             os.close(fd)
 
     def _ask_to_leave(self, running: Holder | None) -> None:
-        """End a server that is unmounted, and come back when it has; EBUSY for any other."""
+        """End a server that is unmounted; returns when it has ended. EBUSY for any other server."""
         if running is None or running.doing == "mounted":
             who = f"process {running.pid}, mounted on {running.directory}" if running else "unknown"
             raise OSError(

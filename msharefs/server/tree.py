@@ -51,7 +51,7 @@ def inode_of(ident: int) -> int:
 
 
 class Entry(NamedTuple):
-    """An inode as a request answers it."""
+    """An inode, as the answer to a request."""
 
     ino: int
     stat: os.stat_result
@@ -72,7 +72,7 @@ class Node:
 
     @property
     def path(self) -> str:
-        """A path that means this inode whatever its names: O_PATH descriptors have no fchmod."""
+        """A path of this inode, whatever its names are: O_PATH descriptors have no fchmod."""
         return f"/proc/self/fd/{self.fd}"
 
     def stat(self) -> os.stat_result:
@@ -108,10 +108,10 @@ class Tree:
             ) from None
 
     # Each request below that answers with an entry raises the entry's lookup count by one, as FUSE
-    # wants it.
+    # expects.
 
     def lookup(self, parent: int, name: bytes) -> Entry:
-        """Find `name`; ENOENT and the like."""
+        """Find `name`; ENOENT and other errors as from open(2)."""
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.node(parent).fd)
         return self._known(fd)
 
@@ -120,7 +120,7 @@ class Tree:
     ) -> tuple[Entry, bool]:
         """Make a marker; if there is one and not `exclusive`, find it.
 
-        Whether it was made is the second answer.
+        The second answer is whether it was made.
         """
         directory = self.node(parent)
         try:
@@ -145,7 +145,7 @@ class Tree:
         return self.entry(entry.ino)
 
     def link(self, ino: int, parent: int, name: bytes) -> Entry:
-        """Give the inode one more name; mshare_info may have some too."""
+        """Give the inode one more name; mshare_info may have more, too."""
         node = self.node(ino)
         os.link(node.path, name, dst_dir_fd=self.node(parent).fd, follow_symlinks=True)
         node.lookups += 1
@@ -161,7 +161,7 @@ class Tree:
         os.rmdir(name, dir_fd=self.node(parent).fd)
 
     def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int) -> None:
-        """Rename; `flags` is 0, RENAME_NOREPLACE or RENAME_EXCHANGE, all else EINVAL.
+        """Rename; `flags` is 0, RENAME_NOREPLACE or RENAME_EXCHANGE, anything else EINVAL.
 
         EPERM from or onto mshare_info.
         """
@@ -183,7 +183,7 @@ class Tree:
     def entry(self, ino: int) -> Entry:
         """The inode's present status.
 
-        The root belongs to root, whoever mounted, as the kernel's does.
+        The root directory belongs to root, whoever mounted, as it does in the kernel.
         """
         status = self.node(ino).stat()
         if ino == ROOT_INO and status.st_uid == os.geteuid():
@@ -231,7 +231,7 @@ class Tree:
     def forget(self, ino: int, count: int) -> Node | None:
         """The kernel gives back `count` lookups.
 
-        The node if it was a region with no name left: it is gone now.
+        Returns the node if it was a region with no name left: it is gone now.
         """
         node = self._nodes.get(ino)
         if node is None or ino == ROOT_INO:
@@ -290,7 +290,7 @@ class Tree:
 
 
 def _make_info(root: int) -> int:
-    """Make sure mshare_info is there, 0444 and owned by the mounter; give its st_ino.
+    """Make sure mshare_info is there, 0444 and owned by the mounter; return its st_ino.
 
     Its content is never read.
     """
