@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-# Here and not asked of msharefs.bench, so that --help loads none of it; a test compares them.
+# Here and not asked of msharefs.lab.bench, so that --help loads none of it; a test compares them.
 SCENARIOS = (
     "first-touch", "populated", "steady", "fork", "unmap", "protect", "attach", "ioctl",
     "metadata", "pagetables", "clients", "budget",

@@ -17,8 +17,7 @@
  *                   8th ...: others add pages meanwhile, but most are mapped
  *                   already, and looking at them is not free
  */
-#include "client/attachment.h"
-#include "core/fault.h"
+#include "client/around.h"
 
 #define SURE_PAGES 4u
 

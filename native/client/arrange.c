@@ -19,6 +19,8 @@
  * one, in an attachment that is being made, nothing is touched, and nothing is moved.)
  */
 #define _GNU_SOURCE
+#include "client/arrange.h"
+
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
@@ -27,8 +29,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "client/attachment.h"
+#include "client/poison.h"
+#include "client/view.h"
+#include "client/watch.h"
+#include "core/slots.h"
 #include "core/touched.h"
+#include "core/uffd.h"
+#include "core/vma.h"
 
 /* The address space that a move needs besides. */
 #define MOVE_BYTES PUD_SIZE
@@ -61,7 +68,7 @@ static void read_events(const struct attachment *att)
         if (msgs[i].event == UFFD_EVENT_PAGEFAULT) {
             const uint64_t offset = msgs[i].arg.pagefault.address - (uintptr_t)att->base;
 
-            resolve_wake(att, offset & ~(PAGE_SIZE - 1), (offset & ~(PAGE_SIZE - 1)) + PAGE_SIZE);
+            view_wake(att, offset & ~(PAGE_SIZE - 1), (offset & ~(PAGE_SIZE - 1)) + PAGE_SIZE);
         }
 }
 
@@ -89,11 +96,11 @@ static int watch_moved(struct attachment *att)
 
     if (att->moved_uffd >= 0)
         return 0;
-    uffd = attach_uffd(att, UFFD_FEATURE_EVENT_REMAP);
+    uffd = view_uffd(att, UFFD_FEATURE_EVENT_REMAP);
     if (uffd < 0)
         return uffd;
     att->moved_uffd = uffd;
-    return service_watch_moved(att);
+    return watch_add_moved(att);
 }
 
 /* Puts .mem, under userfaultfd, over whatever is at [start, end). */
@@ -104,7 +111,7 @@ static int put_back(struct attachment *att, uint64_t start, uint64_t end, int pr
 
     if (err)
         return err;
-    /* As attach_map() does, for the same reasons. */
+    /* As view_map() does, for the same reasons. */
     move.from = mmap(NULL, move.bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, att->mem_fd,
                      (off_t)start);
     if (move.from == MAP_FAILED)
@@ -123,7 +130,7 @@ static int put_back(struct attachment *att, uint64_t start, uint64_t end, int pr
         munmap(move.from, move.bytes);
     else
         poison_forget(att, start, end);
-    resolve_wake(att, start, end);
+    view_wake(att, start, end);
     return err;
 }
 
@@ -150,18 +157,6 @@ static int arrange_range(struct attachment *att, uint64_t start, uint64_t end, i
     return err ? err : protect(att, start, end, prot);
 }
 
-static int prot_of(const struct attachment *att, uint32_t flags)
-{
-    return att->prot | (flags & VMA_EXEC ? PROT_EXEC : 0);
-}
-
-int arranged_prot(const struct attachment *att, uint64_t offset)
-{
-    struct mm_vma vma;
-
-    return vma_find(&att->mm, offset, &vma) ? att->prot : prot_of(att, vma.flags);
-}
-
 /* What one call does for: a range of one protection. */
 struct run {
     uint64_t start, end;
@@ -169,7 +164,7 @@ struct run {
     bool blocks;
 };
 
-static int add(struct attachment *att, struct run *run, uint64_t end, int prot, bool blocks)
+static int extend(struct attachment *att, struct run *run, uint64_t end, int prot, bool blocks)
 {
     int err = 0;
 
@@ -197,13 +192,13 @@ static int arrange_all(struct attachment *att, uint64_t start, uint64_t end, boo
             continue;
         if ((vma.start | vma.end) % PAGE_SIZE)
             return -EUCLEAN;
-        err = add(att, &run, vma.start, att->prot, objects);
+        err = extend(att, &run, vma.start, att->prot, objects);
         if (!err)
-            err = add(att, &run, vma.end < end ? vma.end : end, prot_of(att, vma.flags),
-                      objects || vma.object);
+            err = extend(att, &run, vma.end < end ? vma.end : end, view_prot(att, vma.flags),
+                         objects || vma.object);
     }
     if (!err)
-        err = add(att, &run, end, att->prot, objects);
+        err = extend(att, &run, end, att->prot, objects);
     return err ? err : arrange_range(att, run.start, run.end, run.prot, run.blocks);
 }
 

@@ -1,10 +1,10 @@
-/* attachments.c - the table of attachments: its lock, who is where. */
+/* attachments.c - the table of attachments: its lock, who is where; see attachments.h. */
 #define _GNU_SOURCE
+#include "client/attachments.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <unistd.h>
-
-#include "client/attachment.h"
 
 struct attachment attachments[ATTACHMENTS_MAX];
 _Atomic unsigned attachments_used;
@@ -59,7 +59,7 @@ void attachments_relock(void)
 
 bool attachments_own(void) { return getpid() == owner; }
 
-static bool overlaps(const struct attachment *att, uint64_t start, uint64_t end)
+bool attachment_overlaps(const struct attachment *att, uint64_t start, uint64_t end)
 {
     return att->live && (uintptr_t)att->base < end && attachment_end(att) > start;
 }
@@ -69,7 +69,7 @@ struct attachment *attachment_over(uint64_t start, uint64_t end)
     struct attachment *lowest = NULL;
 
     for (unsigned i = 0; i < attachments_used; i++)
-        if (overlaps(&attachments[i], start, end) &&
+        if (attachment_overlaps(&attachments[i], start, end) &&
             (!lowest || attachments[i].base < lowest->base))
             lowest = &attachments[i];
     return lowest;
@@ -117,48 +117,4 @@ void attachments_cover(const struct attachment *att)
         atomic_store(&low, start);
     if (end > atomic_load(&high))
         atomic_store(&high, end);
-}
-
-/* Whether the window, or what is left of it, may go in part or goes whole. */
-static int check_replaced(struct attachment *att, uint64_t start, uint64_t end)
-{
-    int err;
-
-    if (att->sealed)
-        return -EPERM;
-    if (!is_adopted(att))
-        return start <= (uintptr_t)att->base && attachment_end(att) <= end ? 0 : -EINVAL;
-    pthread_mutex_lock(&att->lock);
-    err = pieces_reserve(&att->pieces);
-    pthread_mutex_unlock(&att->lock);
-    return err;
-}
-
-int attachments_replace(uint64_t start, uint64_t end, int (*change)(void *), void *arg)
-{
-    struct attachment *taken[ATTACHMENTS_MAX];
-    unsigned count = 0;
-    int err = 0;
-
-    for (unsigned i = 0; i < attachments_used && !err; i++)
-        if (overlaps(&attachments[i], start, end)) {
-            err = check_replaced(&attachments[i], start, end);
-            taken[count++] = &attachments[i];
-        }
-    if (err)
-        return err;
-    /* The service thread must not touch pages that may be somebody else's. */
-    for (unsigned i = 0; i < count; i++)
-        pthread_mutex_lock(&taken[i]->lock);
-    err = change(arg);
-    for (unsigned i = count; i--;) {
-        struct attachment *att = taken[i];
-
-        if (!err && is_adopted(att))
-            pieces_cut(&att->pieces, start, end);
-        if (!err && (!is_adopted(att) || !att->pieces.count))
-            attach_end(att);
-        pthread_mutex_unlock(&att->lock);
-    }
-    return err;
 }

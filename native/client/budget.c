@@ -29,7 +29,12 @@
 
 #include <errno.h>
 
-#include "client/attachment.h"
+#include "client/around.h"
+#include "client/attachments.h"
+#include "client/clock.h"
+#include "client/counts.h"
+#include "client/handover.h"
+#include "client/reclaim.h"
 #include "core/linger.h"
 
 enum span_state { SPAN_UNUSED, SPAN_MAPPED, SPAN_GONE };
@@ -62,17 +67,7 @@ static _Atomic uint64_t faults_answered;
 static _Atomic bool any_grown;
 static uint64_t look_ms; /* when budget_tick() next has something to do; of the service thread */
 
-/* Our own thread's time, or the process's, without what it spends on looking for faults. */
-static uint64_t busy_ns(clockid_t clock) { return clock_ns(clock) - service_lingered(); }
-
 static uint64_t now_ms(void) { return clock_ns(CLOCK_MONOTONIC) / 1000000u; }
-
-/* One writer. */
-static void count(_Atomic uint64_t *counter)
-{
-    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1,
-                          memory_order_relaxed);
-}
 
 void budget_publish(const struct attachment *att)
 {
@@ -146,7 +141,7 @@ static struct span *evict(struct attachment *att)
         if (err)
             continue;
         around_forget(&att->around, number * PMD_SIZE);
-        count(&att->mm.slots[att->slot].counters.evicted);
+        count_add(&counts_of(att)->evicted, 1);
         span->state = SPAN_GONE;
         span->turn = b->turn++;
         span->sample = 0;
@@ -198,8 +193,8 @@ static void start_weighing(struct budget *b)
     b->weighing = true;
     b->lost = 0;
     b->faults = atomic_load_explicit(&faults_answered, memory_order_relaxed);
-    b->own_ns = busy_ns(CLOCK_THREAD_CPUTIME_ID);
-    b->all_ns = busy_ns(CLOCK_PROCESS_CPUTIME_ID);
+    b->own_ns = clock_busy_ns(CLOCK_THREAD_CPUTIME_ID);
+    b->all_ns = clock_busy_ns(CLOCK_PROCESS_CPUTIME_ID);
 }
 
 /* Compares what coming back has cost with all that the process did meanwhile. The
@@ -207,8 +202,8 @@ static void start_weighing(struct budget *b)
 static void weigh(struct attachment *att)
 {
     struct budget *b = &att->budget;
-    uint64_t own = busy_ns(CLOCK_THREAD_CPUTIME_ID) - b->own_ns;
-    uint64_t all = busy_ns(CLOCK_PROCESS_CPUTIME_ID) - b->all_ns;
+    uint64_t own = clock_busy_ns(CLOCK_THREAD_CPUTIME_ID) - b->own_ns;
+    uint64_t all = clock_busy_ns(CLOCK_PROCESS_CPUTIME_ID) - b->all_ns;
     uint64_t faults = atomic_load_explicit(&faults_answered, memory_order_relaxed) - b->faults;
 
     b->allowed_ns += (int64_t)(all / LOSS_SHARE);
@@ -234,7 +229,7 @@ static void came_back(struct attachment *att, struct span *span)
     span->owed = FAULTS_OWED;
     if (span->sample && span->sample == b->sample)
         b->returned++;
-    count(&att->mm.slots[att->slot].counters.refaulted);
+    count_add(&counts_of(att)->refaulted, 1);
 }
 
 void budget_fault(struct attachment *att, uint64_t offset, bool again)

@@ -1,16 +1,20 @@
-/* budget_set.c - a budget of page tables is set, inherited and ended; see budget.h. */
+/* budget_set.c - a budget of page tables is set, inherited and ended; see budget_set.h. */
 #define _GNU_SOURCE
+#include "client/budget_set.h"
+
 #include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#include "client/attachment.h"
+#include "client/budget.h"
+#include "client/handover.h"
+#include "client/reclaim.h"
 #include "core/touched.h"
 #include "msharefs.h"
 
-static void note_mapped(struct attachment *att)
+static void push_mapped(struct attachment *att)
 {
     uint64_t start = 0, stop;
 
@@ -76,7 +80,7 @@ int budget_set(struct attachment *att, uint64_t bytes, bool mapped)
             return -ENOMEM;
         }
         if (mapped)
-            note_mapped(att);
+            push_mapped(att);
     }
     b->asked = b->limit = spans < UINT32_MAX / 2 ? (uint32_t)spans : UINT32_MAX / 2;
     b->weighing = false;
@@ -134,22 +138,4 @@ int budget_start(struct attachment *att)
     int err = asked && *asked ? parse(asked, &bytes) : 0;
 
     return err ? err : budget_set(att, bytes, false);
-}
-
-int mshare_budget(void *addr, uint64_t bytes)
-{
-    int err = -EINVAL;
-
-    attachments_lock();
-    struct attachment *att = attachment_over((uintptr_t)addr, (uintptr_t)addr + 1);
-    if (att && att->base == addr) {
-        pthread_mutex_lock(&att->lock);
-        err = budget_set(att, bytes, true);
-        pthread_mutex_unlock(&att->lock);
-    }
-    attachments_unlock();
-    if (!err)
-        return 0;
-    errno = -err;
-    return -1;
 }

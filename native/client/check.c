@@ -5,12 +5,12 @@
  * things wrong a program sees the errno of the first.
  */
 #define _GNU_SOURCE
+#include "client/check.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/statvfs.h>
-
-#include "client/attachment.h"
 
 /* What MAP_SHARED_VALIDATE knows of any file: Linux, LEGACY_MAP_MASK. */
 #define KNOWN_FLAGS                                                                          \

@@ -7,12 +7,24 @@
  * adopted memory stays as the program has arranged it.
  */
 #define _GNU_SOURCE
+#include "client/fork.h"
+
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "client/attachment.h"
+#include "client/arrange.h"
+#include "client/attach.h"
+#include "client/attachments.h"
+#include "client/budget_set.h"
+#include "client/detach.h"
+#include "client/handover.h"
+#include "client/objects.h"
+#include "client/proc.h"
+#include "client/service.h"
+#include "client/view.h"
+#include "client/watch.h"
 #include "core/control.h"
 
 /* The server hears of the child on the parent's connection, and need not answer. */
@@ -49,7 +61,7 @@ static int attach_child(struct attachment *att)
     if (!is_adopted(att))
         att->handed.count = 0;
     if (!err && !is_adopted(att))
-        err = attach_map(att);
+        err = view_map(att);
     if (!err)
         err = attach_watch(att);
     if (!err)
@@ -57,10 +69,10 @@ static int attach_child(struct attachment *att)
     if (!err)
         join(att, parent);
     if (!err && att->ctl < 0)
-        att->mm.slots[att->slot].start_time = attach_start_time();
+        att->mm.slots[att->slot].start_time = proc_start_time();
     if (parent >= 0)
         close(parent);
-    return err ? err : service_watch(att);
+    return err ? err : watch_add(att);
 }
 
 /* Whether the child has it at all: MADV_DONTFORK. */
@@ -77,8 +89,8 @@ static void in_child(void)
     int err;
 
     attachments_relock();
-    attach_forked();
-    service_forget();
+    proc_forked();
+    watch_forget();
     err = service_start();
     for (unsigned i = 0; i < attachments_used; i++) {
         struct attachment *att = &attachments[i];
@@ -96,7 +108,7 @@ static void in_child(void)
                 mmap(att->base, att->length, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
         }
-        attach_drop(att, false);
+        detach_drop(att, false);
     }
     attachments_unlock();
 }

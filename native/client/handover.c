@@ -27,19 +27,24 @@
  * Linux maps around a read, but of a write only its page. So sequential writes stay ours:
  * to map what follows costs us a quarter of Linux's faults (resolve.c).
  */
+#include "client/handover.h"
+
 #include <linux/userfaultfd.h>
-#include <string.h>
 #include <sys/ioctl.h>
 
-#include "client/attachment.h"
+#include "client/counts.h"
 #include "client/present.h"
 #include "core/pagetable.h"
+#include "core/slots.h"
 #include "core/touched.h"
+#include "core/uffd.h"
 
 /* What Linux maps around a fault: with less it has no advantage. */
 #define RUN_MIN (16 * PAGE_SIZE)
 /* One look goes no further than the table of this many bytes. */
 #define LOOK_BYTES PUD_SIZE
+/* Under a budget each span is a run of its own. */
+#define HANDED_SPANS_MAX 4096u
 /* Entries that a search before fork(2) looks at: some 20 us. */
 #define SEARCHED_MAX 16384u
 
@@ -97,7 +102,7 @@ static uint64_t pages(struct handed_run run) { return (run.end - run.start) / PA
 
 /* Puts the run into the list, as one with those it meets. Returns how many pages are new,
  * 0: there is no room. */
-static uint64_t note(struct handed *handed, struct handed_run run)
+static uint64_t enlist(struct handed *handed, struct handed_run run)
 {
     struct handed_run whole = run;
     uint64_t known = 0;
@@ -122,7 +127,7 @@ static uint64_t note(struct handed *handed, struct handed_run run)
 }
 
 /* The same with a budget. */
-static uint64_t note_in_span(struct budget *budget, struct handed_run run)
+static uint64_t enlist_in_span(struct budget *budget, struct handed_run run)
 {
     struct span *span = &budget->spans[run.start / PMD_SIZE];
 
@@ -154,23 +159,23 @@ static bool may_hand_over(const struct attachment *att)
 }
 
 /* For those who look at us. */
-static void show(struct attachment *att, struct handed_run run, uint64_t fresh)
+static void publish_run(struct attachment *att, struct handed_run run, uint64_t fresh)
 {
     touched_mark(&att->mm, att->slot, run.start, run.end - run.start);
-    resolve_reached(att, run.start, run.end, fresh);
+    counts_reached(att, run.start, run.end, fresh);
 }
 
 /* Hands over a run. */
-static bool take(struct attachment *att, struct handed_run run)
+static bool hand_over(struct attachment *att, struct handed_run run)
 {
-    const uint64_t fresh = att->budget.spans ? note_in_span(&att->budget, run)
-                                             : note(&att->handed, run);
+    const uint64_t fresh = att->budget.spans ? enlist_in_span(&att->budget, run)
+                                             : enlist(&att->handed, run);
 
     if (!fresh)
         return false;
     if (!is_adopted(att))
         atomic_store(&att->mm.slots[att->slot].handed, 1);
-    show(att, run, fresh);
+    publish_run(att, run, fresh);
     return unwatch(att, run);
 }
 
@@ -225,7 +230,7 @@ static int each_watched(struct attachment *att,
     return err;
 }
 
-static int watch(struct attachment *att, struct handed_run run, void *unused)
+static int watch_run(struct attachment *att, struct handed_run run, void *unused)
 {
     (void)unused;
     return uffd_watch(att->uffd, (uintptr_t)att->base + run.start, run.end - run.start);
@@ -236,10 +241,10 @@ int handover_inherit(struct attachment *att)
     if (att->handed.count) { /* else there may be no slot yet */
         slot_enter(&att->mm, att->slot);
         for (unsigned i = 0; i < att->handed.count; i++)
-            show(att, att->handed.runs[i], pages(att->handed.runs[i]));
+            publish_run(att, att->handed.runs[i], pages(att->handed.runs[i]));
         slot_leave(&att->mm, att->slot);
     }
-    return each_watched(att, watch, NULL);
+    return each_watched(att, watch_run, NULL);
 }
 
 static int watch_again(struct attachment *att, struct handed_run run)
@@ -316,7 +321,7 @@ bool handover(struct attachment *att, const struct fault *fault)
     const struct handed_run bounds = bounds_of(att, fault);
     run.end = present_end(&att->mm, fault->offset, bounds.end);
     run.start = present_begin(&att->mm, fault->offset, bounds.start);
-    return run.end - run.start >= RUN_MIN && take(att, run);
+    return run.end - run.start >= RUN_MIN && hand_over(att, run);
 }
 
 /* A search of the tables for runs. */
@@ -329,7 +334,7 @@ struct search {
 static void end_run(struct search *search)
 {
     if (search->run.end - search->run.start >= RUN_MIN)
-        take(search->att, search->run);
+        hand_over(search->att, search->run);
     search->run.start = search->run.end;
 }
 

@@ -20,13 +20,16 @@
  * Runs on the service thread: no malloc, no stdio, no region memory.
  */
 #define _GNU_SOURCE
+#include "client/objects.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "client/attachment.h"
+#include "client/poison.h"
+#include "client/view.h"
 #include "core/control.h"
 #include "core/touched.h"
 
@@ -221,7 +224,7 @@ void object_answer(struct attachment *att, uint32_t number, int fd)
         object->inode = found.stx_ino;
         object->state = OBJECT_HELD;
     }
-    resolve_wake(att, 0, att->length);
+    view_wake(att, 0, att->length);
 }
 
 void objects_unask(struct attachment *att)

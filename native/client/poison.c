@@ -11,12 +11,17 @@
  * Runs on the service thread: no malloc, no stdio, no region memory.
  */
 #define _GNU_SOURCE
+#include "client/poison.h"
+
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "client/attachment.h"
+#include "client/counts.h"
+#include "client/view.h"
+#include "core/slots.h"
+#include "core/uffd.h"
 
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
@@ -26,7 +31,7 @@
 static void unpoison(struct attachment *att, struct poison poison)
 {
     uint8_t *page = att->base + poison.offset;
-    const int prot = arranged_prot(att, poison.offset);
+    const int prot = view_prot_at(att, poison.offset);
 
     switch (poison.kind) {
     case POISON_GUARD:
@@ -36,7 +41,7 @@ static void unpoison(struct attachment *att, struct poison poison)
         mprotect(page, PAGE_SIZE, prot);
         break;
     case POISON_BUS:
-        /* Not to be accessed before it is watched, as attach_map() has it. */
+        /* Not to be accessed before it is watched, as view_map() has it. */
         mmap(page, PAGE_SIZE, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd,
              (off_t)poison.offset);
         uffd_watch(att->uffd, (uintptr_t)page, PAGE_SIZE);
@@ -61,7 +66,7 @@ static void put_newest(struct attachment *att, struct poison poison)
     att->poisons[(att->poisons_at + att->poisons_used++) % POISONS_MAX] = poison;
 }
 
-static void tell(const struct attachment *att)
+static void publish_poisoned(const struct attachment *att)
 {
     atomic_store(&att->mm.slots[att->slot].poisoned, att->poisons_used);
 }
@@ -71,7 +76,7 @@ static void remember(struct attachment *att, struct poison poison)
     if (att->poisons_used == POISONS_MAX)
         unpoison(att, take_oldest(att));
     put_newest(att, poison);
-    tell(att);
+    publish_poisoned(att);
 }
 
 /* A guard marker: SIGSEGV, SEGV_MAPERR. */
@@ -114,7 +119,6 @@ void poison_page(struct attachment *att, const struct fault *fault, enum fault_v
 {
     uint8_t *page = att->base + fault->offset;
     struct poison made = {fault->offset, POISON_PROT};
-    _Atomic uint64_t *segv = &att->mm.slots[att->slot].counters.segv;
 
     if (verdict == FAULT_MAPERR) {
         if (guard(att, page))
@@ -126,9 +130,7 @@ void poison_page(struct attachment *att, const struct fault *fault, enum fault_v
     if (made.kind == POISON_PROT)
         mprotect(page, PAGE_SIZE, refusing_prot(att, fault, verdict));
     remember(att, made);
-    /* One writer: a plain load and store is enough. */
-    atomic_store_explicit(segv, atomic_load_explicit(segv, memory_order_relaxed) + 1,
-                          memory_order_relaxed);
+    count_add(&counts_of(att)->segv, 1);
 }
 
 static void take_back(struct attachment *att, uint64_t start, uint64_t end, bool undo)
@@ -141,7 +143,7 @@ static void take_back(struct attachment *att, uint64_t start, uint64_t end, bool
         else if (undo)
             unpoison(att, poison);
     }
-    tell(att);
+    publish_poisoned(att);
 }
 
 void poison_rearm(struct attachment *att, uint64_t start, uint64_t end)

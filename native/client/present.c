@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/pagetable.h"
+#include "core/slots.h"
 
 struct presence {
     uint64_t start, end; /* host addresses */
@@ -11,7 +12,7 @@ struct presence {
     uint64_t pages;
 };
 
-static int note(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+static int collect(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
 {
     struct presence *found = walk->arg;
     uint64_t end = addr + entry_span(level);
@@ -38,7 +39,7 @@ uint64_t present_pages(struct attachment *att, uint64_t start, uint64_t end, uns
 {
     const uint64_t quantum = att->mm.quantum;
     struct presence found = {0};
-    struct walk walk = {.mm = &att->mm, .leaf = note, .bad = skip, .arg = &found};
+    struct walk walk = {.mm = &att->mm, .leaf = collect, .bad = skip, .arg = &found};
 
     if (vec)
         memset(vec, 0, (end - start) / PAGE_SIZE);
@@ -65,7 +66,7 @@ struct span_bits {
     uint64_t bits[SPAN_PAGES / 64];
 };
 
-static int see(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+static int mark(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
 {
     struct span_bits *span = walk->arg;
     const uint64_t page = (addr - span->start) / PAGE_SIZE;
@@ -78,7 +79,7 @@ static int see(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint6
 static struct span_bits look_at(struct mm *mm, uint64_t offset)
 {
     struct span_bits span = {.start = HOST_BASE + (offset & ~(PMD_SIZE - 1))};
-    struct walk walk = {.mm = mm, .leaf = see, .arg = &span};
+    struct walk walk = {.mm = mm, .leaf = mark, .arg = &span};
     const uint64_t end = span.start + PMD_SIZE;
 
     /* A table that is broken ends the walk: what is behind it is absent. */

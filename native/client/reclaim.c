@@ -15,6 +15,8 @@
  *                   that shows nobody anything else than we would have
  */
 #define _GNU_SOURCE
+#include "client/reclaim.h"
+
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
@@ -23,8 +25,13 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
-#include "client/attachment.h"
+#include "client/poison.h"
+#include "client/proc.h"
+#include "client/view.h"
+#include "core/slots.h"
 #include "core/touched.h"
+#include "core/uffd.h"
+#include "core/vma.h"
 
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
@@ -40,7 +47,7 @@ static uint64_t page_tables(void)
 {
     char text[4096], *at;
 
-    attach_read_text("/proc/self/status", text, sizeof text);
+    proc_read("/proc/self/status", text, sizeof text);
     at = strstr(text, "VmPTE:");
     return at ? strtoull(at + strlen("VmPTE:"), NULL, 10) : 0;
 }
@@ -157,7 +164,7 @@ static int map_again(const struct attachment *att, uint8_t *page)
 
     if (err)
         return err;
-    if (mmap(page, PMD_SIZE, arranged_prot(att, (uint64_t)(page - att->base)),
+    if (mmap(page, PMD_SIZE, view_prot_at(att, (uint64_t)(page - att->base)),
              MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd, page - att->base) == MAP_FAILED)
         return -errno;
     madvise(page, PMD_SIZE, MADV_DONTDUMP);

@@ -15,6 +15,8 @@
  * Runs on the service thread: no malloc, no stdio, no region memory.
  */
 #define _GNU_SOURCE
+#include "client/resolve.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -23,9 +25,16 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "client/attachment.h"
+#include "client/around.h"
+#include "client/arrange.h"
+#include "client/budget.h"
+#include "client/counts.h"
+#include "client/handover.h"
+#include "client/objects.h"
+#include "client/poison.h"
 #include "client/present.h"
-#include "core/fault.h"
+#include "client/view.h"
+#include "core/slots.h"
 #include "core/touched.h"
 
 #ifndef MADV_DONTNEED_LOCKED
@@ -35,27 +44,9 @@
 #define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
 #endif
 
-static void add(_Atomic uint64_t *counter, uint64_t n)
+static void wake_for(const struct attachment *att, const struct fault *fault)
 {
-    /* One writer: a plain load and store is enough, and readers see no tear. */
-    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
-                          memory_order_relaxed);
-}
-
-/* Nothing here wakes by itself: a thread goes on only when its fault has left the
- * epoch, so that a process that is stopped after an access holds nobody up. */
-void resolve_wake(const struct attachment *att, uint64_t start, uint64_t end)
-{
-    struct uffdio_range range = {(uintptr_t)att->base + start, end - start};
-
-    ioctl(att->uffd, UFFDIO_WAKE, &range);
-    if (att->moved_uffd >= 0)
-        ioctl(att->moved_uffd, UFFDIO_WAKE, &range);
-}
-
-static void wake(const struct attachment *att, const struct fault *fault)
-{
-    resolve_wake(att, fault->start, fault->end);
+    view_wake(att, fault->start, fault->end);
 }
 
 /* Maps the pages of [start, end), which have entries. Passed over: a page that is
@@ -85,7 +76,7 @@ static int continue_run(struct attachment *att, uint64_t start, uint64_t end, bo
             return -err;
         }
     }
-    add(&att->mm.slots[att->slot].counters.materialised, mapped / PAGE_SIZE);
+    count_add(&counts_of(att)->materialised, mapped / PAGE_SIZE);
     return 0;
 }
 
@@ -159,42 +150,12 @@ static int make_reachable(struct attachment *att, const struct fault *fault, uin
     return err ? err : map_ahead(att, fault);
 }
 
-static void link_quantum(struct attachment *att, uint64_t quantum)
-{
-    const uint64_t bit = 1ull << quantum % 64;
-
-    if (att->linked[quantum / 64] & bit)
-        return;
-    att->linked[quantum / 64] |= bit;
-    add(&att->mm.slots[att->slot].counters.links, 1);
-}
-
-void resolve_reached(struct attachment *att, uint64_t start, uint64_t end, uint64_t fresh)
-{
-    for (uint64_t at = start / att->mm.quantum; at <= (end - 1) / att->mm.quantum; at++)
-        link_quantum(att, at);
-    add(&att->mm.slots[att->slot].counters.materialised, fresh);
-}
-
-static void count(struct attachment *att, const struct fault *fault)
-{
-    struct mm_counters *counters = &att->mm.slots[att->slot].counters;
-
-    if (fault->filled) {
-        add(&counters->faults, 1);
-        add(&counters->prefaulted, fault->filled - 1);
-    }
-    if (fault->beside)
-        add(&counters->prefaulted, fault->beside);
-    link_quantum(att, fault->offset / att->mm.quantum);
-}
-
 static int reach_object(struct attachment *att, struct fault *fault)
 {
     int64_t pages = object_map(att, fault);
 
     if (pages > 0)
-        add(&att->mm.slots[att->slot].counters.materialised, (uint64_t)pages);
+        count_add(&counts_of(att)->materialised, (uint64_t)pages);
     return pages < 0 ? (int)pages : 0;
 }
 
@@ -216,7 +177,7 @@ static enum fault_verdict handle(struct attachment *att, struct fault *fault, ui
     if (!err)
         verdict = fault_fill(&att->mm, att->slot, fault);
     if (!err && verdict == FAULT_MAP) {
-        count(att, fault);
+        counts_fault(att, fault);
         err = fault->vma.object ? reach_object(att, fault) : make_reachable(att, fault, flags);
     }
     if (!err)
@@ -240,7 +201,7 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
 
     /* Unmapped since: what is there now is not ours. */
     if (is_adopted(att) && !pieces_hold(&att->pieces, addr))
-        return wake(att, &fault);
+        return wake_for(att, &fault);
     slot_enter(&att->mm, att->slot);
     verdict = handle(att, &fault, flags);
     if (verdict == FAULT_MAPERR && is_adopted(att))
@@ -254,7 +215,7 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
      * server, which may be waiting for just that. */
     if (verdict == FAULT_WAIT)
         nanosleep(&moment, NULL);
-    wake(att, &fault);
+    wake_for(att, &fault);
     /* A span with objects in it is not ours alone to give back. */
     if (!fault.vma.object)
         budget_fault(att, fault.offset, verdict == FAULT_MAP && !fault.filled);

@@ -6,15 +6,23 @@
  * memory only. The thread knocks again until one answers.
  */
 #define _GNU_SOURCE
+#include "client/service.h"
+
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <signal.h>
-#include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#include "client/attachment.h"
+#include "client/arrange.h"
+#include "client/attachments.h"
+#include "client/budget.h"
+#include "client/clock.h"
+#include "client/objects.h"
+#include "client/poison.h"
+#include "client/resolve.h"
+#include "client/view.h"
+#include "client/watch.h"
 #include "core/control.h"
 #include "core/linger.h"
 
@@ -22,23 +30,6 @@
 #define RECONNECT_MS 200
 /* glibc takes thread-local storage from it too; ours is shallow. */
 #define STACK_BYTES (256 * 1024)
-
-static int epoll = -1;
-static _Atomic unsigned away; /* attachments whose server is gone */
-
-enum source { SOURCE_UFFD, SOURCE_CTL, SOURCE_MOVED };
-
-static uint64_t tag(const struct attachment *att, enum source source)
-{
-    return (uint64_t)(att - attachments) << 2 | source;
-}
-
-static int watch_fd(const struct attachment *att, int fd, enum source source)
-{
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = tag(att, source)};
-
-    return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
-}
 
 static void answer_faults(struct attachment *att, int uffd)
 {
@@ -48,14 +39,6 @@ static void answer_faults(struct attachment *att, int uffd)
     for (ssize_t i = 0; i < got / (ssize_t)sizeof *msgs; i++)
         if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
             resolve_fault(att, msgs[i].arg.pagefault.address, msgs[i].arg.pagefault.flags);
-}
-
-static void lose_server(struct attachment *att)
-{
-    epoll_ctl(epoll, EPOLL_CTL_DEL, att->ctl, NULL);
-    close(att->ctl);
-    att->ctl = -1;
-    away++;
 }
 
 /* What the server asks for. 0 or -errno. */
@@ -95,7 +78,7 @@ static void answer_server(struct attachment *att)
         err = control_send(att->ctl, &msg, NULL, 0);
     }
     if (err)
-        lose_server(att);
+        watch_lose_server(att);
 }
 
 /* The server is back: show it the host mm, which is the right to be its client. */
@@ -107,15 +90,13 @@ static void rejoin(struct attachment *att)
 
     if (sock < 0)
         return;
-    if (control_send(sock, &msg, fds, 2) || watch_fd(att, sock, SOURCE_CTL)) {
+    if (control_send(sock, &msg, fds, 2) || watch_regain_server(att, sock)) {
         close(sock);
         return;
     }
-    att->ctl = sock;
-    away--;
     /* Who waits for an object has to ask this server. */
     objects_unask(att);
-    resolve_wake(att, 0, att->length);
+    view_wake(att, 0, att->length);
 }
 
 static void rejoin_all(void)
@@ -130,11 +111,7 @@ static void rejoin_all(void)
     }
 }
 
-static uint64_t lingered_ns; /* CPU time */
-
-uint64_t service_lingered(void) { return lingered_ns; }
-
-static int look(void *events) { return epoll_wait(epoll, events, EVENTS, 0); }
+static int look(void *events) { return watch_wait(events, EVENTS, 0); }
 
 /* After an event that came soon we stay awake for the next, as long as they go on coming soon. */
 static int wait_events(struct epoll_event *events, int rest_ms)
@@ -147,14 +124,30 @@ static int wait_events(struct epoll_event *events, int rest_ms)
         const uint64_t spent = clock_ns(CLOCK_THREAD_CPUTIME_ID);
 
         count = linger(look, events);
-        lingered_ns += clock_ns(CLOCK_THREAD_CPUTIME_ID) - spent;
+        clock_add_lingered(clock_ns(CLOCK_THREAD_CPUTIME_ID) - spent);
     }
     burst = count;
     if (!count) {
-        count = epoll_wait(epoll, events, EVENTS, rest_ms);
+        count = watch_wait(events, EVENTS, rest_ms);
         burst = clock_ns(CLOCK_MONOTONIC) - start < LINGER_NS;
     }
     return count;
+}
+
+static void handle(const struct epoll_event *event)
+{
+    enum watch_source source;
+    struct attachment *att = watch_whose(event, &source);
+
+    pthread_mutex_lock(&att->lock);
+    /* A detach may have come between the wait and the lock. */
+    if (att->live && source == WATCH_UFFD)
+        answer_faults(att, att->uffd);
+    else if (att->live && source == WATCH_MOVED && att->moved_uffd >= 0)
+        answer_faults(att, att->moved_uffd);
+    else if (att->live && source == WATCH_CTL && att->ctl >= 0)
+        answer_server(att);
+    pthread_mutex_unlock(&att->lock);
 }
 
 static void *serve(void *unused)
@@ -167,27 +160,15 @@ static void *serve(void *unused)
     for (;;) {
         int rest = budget_tick();
 
-        if (away && (rest < 0 || rest > RECONNECT_MS))
+        if (watch_away() && (rest < 0 || rest > RECONNECT_MS))
             rest = RECONNECT_MS;
         int count = wait_events(events, rest);
 
         if (count < 0 && errno != EINTR)
             return NULL; /* the program closed our descriptor: nothing to wait on */
-        for (int i = 0; i < count; i++) {
-            struct attachment *att = &attachments[events[i].data.u64 >> 2];
-            const enum source source = events[i].data.u64 & 3;
-
-            pthread_mutex_lock(&att->lock);
-            /* A detach may have come between the wait and the lock. */
-            if (att->live && source == SOURCE_UFFD)
-                answer_faults(att, att->uffd);
-            else if (att->live && source == SOURCE_MOVED && att->moved_uffd >= 0)
-                answer_faults(att, att->moved_uffd);
-            else if (att->live && source == SOURCE_CTL && att->ctl >= 0)
-                answer_server(att);
-            pthread_mutex_unlock(&att->lock);
-        }
-        if (away)
+        for (int i = 0; i < count; i++)
+            handle(&events[i]);
+        if (watch_away())
             rejoin_all();
     }
 }
@@ -199,12 +180,11 @@ int service_start(void)
     sigset_t all, old;
     int err;
 
-    if (epoll >= 0)
+    if (watch_started())
         return 0;
-    epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (epoll < 0)
-        return -errno;
-    epoll = control_hide_fd(epoll);
+    err = watch_start();
+    if (err)
+        return err;
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, STACK_BYTES);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
@@ -213,105 +193,7 @@ int service_start(void)
     err = pthread_create(&thread, &attr, serve, NULL);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);
-    if (err) {
-        service_forget();
-        return -err;
-    }
-    return 0;
-}
-
-void service_forget(void)
-{
-    if (epoll >= 0)
-        close(epoll);
-    epoll = -1;
-    away = 0;
-}
-
-int service_watch(struct attachment *att)
-{
-    int err = watch_fd(att, att->uffd, SOURCE_UFFD);
-
     if (err)
-        return err;
-    if (att->ctl < 0) {
-        away++;
-        return 0;
-    }
-    return watch_fd(att, att->ctl, SOURCE_CTL);
-}
-
-int service_watch_moved(struct attachment *att)
-{
-    return watch_fd(att, att->moved_uffd, SOURCE_MOVED);
-}
-
-void service_unwatch(struct attachment *att)
-{
-    epoll_ctl(epoll, EPOLL_CTL_DEL, att->uffd, NULL);
-    if (att->moved_uffd >= 0)
-        epoll_ctl(epoll, EPOLL_CTL_DEL, att->moved_uffd, NULL);
-    if (att->ctl < 0)
-        away--;
-    else
-        epoll_ctl(epoll, EPOLL_CTL_DEL, att->ctl, NULL);
-}
-
-/* The same object under another number, for epoll too. */
-static int move_watched(struct attachment *att, int *fd, enum source source)
-{
-    int moved;
-
-    epoll_ctl(epoll, EPOLL_CTL_DEL, *fd, NULL);
-    moved = control_hide_fd(*fd);
-    if (moved < 0)
-        return moved;
-    *fd = moved;
-    return watch_fd(att, moved, source);
-}
-
-static int move(int *fd)
-{
-    int moved = control_hide_fd(*fd);
-
-    if (moved < 0)
-        return moved;
-    *fd = moved;
-    return 0;
-}
-
-static int move_of(struct attachment *att, int fd)
-{
-    if (fd == att->uffd)
-        return move_watched(att, &att->uffd, SOURCE_UFFD);
-    if (fd == att->moved_uffd)
-        return move_watched(att, &att->moved_uffd, SOURCE_MOVED);
-    if (fd == att->ctl)
-        return move_watched(att, &att->ctl, SOURCE_CTL);
-    for (unsigned i = 0; i < 3; i++) {
-        int *held = (int *[]){&att->mem_fd, &att->dev_fd, &att->mm.fd}[i];
-
-        if (fd == *held)
-            return move(held);
-    }
-    int *object = object_descriptor(att, fd);
-    return object ? move(object) : 0;
-}
-
-int service_move_fd(int fd)
-{
-    int err = 0;
-
-    if (fd == epoll)
-        return move(&epoll);
-    for (unsigned i = 0; i < attachments_used && !err; i++) {
-        struct attachment *att = &attachments[i];
-
-        if (!att->live)
-            continue;
-        pthread_mutex_lock(&att->lock);
-        err = move_of(att, fd);
-        pthread_mutex_unlock(&att->lock);
-    }
-    return err;
+        watch_forget();
+    return -err;
 }

@@ -7,11 +7,15 @@
  *   VMAs are sorted, disjoint, page aligned and inside the region; 2 MiB aligned
  *     where their pages are
  */
+#include "core/audit.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/frames.h"
 #include "core/pagetable.h"
+#include "core/vma.h"
 
 struct audit {
     struct mm_audit *found;

@@ -11,6 +11,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "core/fd.h"
 #include "core/hidden.h"
 #include "msharefs.h"
 
@@ -116,8 +117,7 @@ int control_post(int sock, const struct msg *msg)
 static void close_fds(int fds[MSG_FDS])
 {
     for (unsigned i = 0; i < MSG_FDS; i++) {
-        if (fds[i] >= 0)
-            close(fds[i]);
+        fd_close(fds[i]);
         fds[i] = -1;
     }
 }

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "core/pagetable.h"
+#include "core/vma.h"
 
 static void see(struct fault *fault, uint64_t offset)
 {

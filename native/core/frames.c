@@ -6,10 +6,10 @@
  * be linked goes back as it came.
  */
 #define _GNU_SOURCE
+#include "core/frames.h"
+
 #include <errno.h>
 #include <fcntl.h>
-
-#include "core/mm.h"
 
 uint64_t frames_high(const struct mm *mm)
 {

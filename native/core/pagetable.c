@@ -1,5 +1,6 @@
 /* pagetable.c - walk the shared tables; see pagetable.h. */
 #include "core/pagetable.h"
+#include "core/frames.h"
 
 #include <errno.h>
 

@@ -11,9 +11,12 @@
  * new snapshot. A client that read an old epoch number but the new snapshot
  * only makes the server wait for nothing.
  */
+#include "core/slots.h"
+
 #include <errno.h>
 #include <string.h>
 
+#include "core/frames.h"
 #include "core/pagetable.h"
 #include "core/touched.h"
 

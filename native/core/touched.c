@@ -1,6 +1,7 @@
 /* touched.c - the spans a client has touched; see touched.h. */
 #define _GNU_SOURCE
 #include "core/touched.h"
+#include "core/slots.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -13,9 +13,9 @@
  * until it leaves the epoch; the writer refills an area only after a grace
  * period (slots.c).
  */
-#include <errno.h>
+#include "core/vma.h"
 
-#include "core/mm.h"
+#include <errno.h>
 
 const struct mm_vma *vma_snapshot(const struct mm *mm, uint64_t epoch, uint64_t *used)
 {

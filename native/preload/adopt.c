@@ -20,6 +20,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "client/api.h"
+#include "client/attachments.h"
 #include "preload/preload.h"
 
 /* Another process may be using a name for the moment it has one. */
@@ -100,7 +102,7 @@ static int make_region(const struct attach_request *request, void **got)
         mshare_map(fd, 0, length, rights, MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS, -1, 0))
         err = -errno;
     else
-        err = attach_request(fd, request, got);
+        err = api_attach(fd, request, got);
     unlink(path);
     sys_close(fd);
     return err;

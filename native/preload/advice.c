@@ -11,6 +11,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "client/attachments.h"
+#include "client/handover.h"
 #include "client/present.h"
 #include "preload/preload.h"
 

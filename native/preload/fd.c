@@ -9,6 +9,8 @@
 #include <limits.h>
 #include <unistd.h>
 
+#include "client/attachments.h"
+#include "client/descriptors.h"
 #include "core/hidden.h"
 #include "preload/preload.h"
 
@@ -55,7 +57,7 @@ static int give_up(int fd)
         return 0;
     attachments_lock();
     if (hidden_is(fd))
-        err = service_move_fd(fd);
+        err = descriptors_give_up(fd);
     attachments_unlock();
     return err;
 }

@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "client/attachments.h"
 #include "client/present.h"
 #include "preload/preload.h"
 

@@ -11,6 +11,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "client/api.h"
+#include "client/attachments.h"
+#include "client/detach.h"
 #include "preload/preload.h"
 
 #ifndef STATX_MNT_ID_UNIQUE
@@ -77,7 +80,7 @@ static void *map_plain(struct mmap_call *call)
     if (!replaces || !preload_concerns(call->addr, call->length, &range))
         return sys_mmap(call->addr, call->length, call->prot, call->flags, call->fd, call->offset);
     attachments_lock();
-    err = attachments_replace(range.start, range.end, map, call);
+    err = detach_replace(range.start, range.end, map, call);
     attachments_unlock();
     return preload_answer(err) ? MAP_FAILED : call->got;
 }
@@ -100,7 +103,7 @@ static void *map_region(struct mmap_call *call)
         .way = ATTACH_PRELOAD,
     };
     void *base;
-    int err = attach_request(call->fd, &request, &base);
+    int err = api_attach(call->fd, &request, &base);
 
     if (err == -ENOTTY) /* some other file */
         return map_plain(call);

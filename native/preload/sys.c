@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "client/attachments.h"
 #include "core/hidden.h"
 
 #ifndef SYS_mseal

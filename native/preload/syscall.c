@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "client/attachments.h"
 #include "preload/preload.h"
 
 #ifndef SYS_mseal

@@ -13,6 +13,9 @@
 #include <errno.h>
 #include <stdarg.h>
 
+#include "client/attachments.h"
+#include "client/detach.h"
+#include "client/handover.h"
 #include "preload/preload.h"
 
 static int do_unmap(void *arg)
@@ -24,7 +27,7 @@ static int do_unmap(void *arg)
 
 int preload_unmap(struct range range)
 {
-    return attachments_replace(range.start, range.end, do_unmap, &range);
+    return detach_replace(range.start, range.end, do_unmap, &range);
 }
 
 MSHARE_API int munmap(void *addr, size_t length)
@@ -204,7 +207,7 @@ static int remap_adopted(struct attachment *att, struct remap *remap)
     else if (!err && !(remap->flags & MREMAP_DONTUNMAP))
         pieces_cut(&att->pieces, remap->old, remap->old + remap->old_size);
     if (!att->pieces.count)
-        attach_end(att);
+        detach_end(att);
     pthread_mutex_unlock(&att->lock);
     return err;
 }

@@ -3,11 +3,15 @@
 #include <unistd.h>
 
 #include "client/window.h"
+#include "core/audit.h"
 #include "core/control.h"
 #include "core/fault.h"
+#include "core/frames.h"
 #include "core/mm.h"
 #include "core/protocol.h"
+#include "core/slots.h"
 #include "core/touched.h"
+#include "core/vma.h"
 #include "msharefs.h"
 #include "server/hostmm.h"
 #include "server/inspect.h"

@@ -19,7 +19,10 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "core/frames.h"
 #include "core/pagetable.h"
+#include "core/slots.h"
+#include "core/vma.h"
 
 /* Zapping frees a table when no VMA can need it: its span lies between the
  * VMAs next to the hole, as free_pgtables() does with floor and ceiling. */

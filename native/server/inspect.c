@@ -5,7 +5,10 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "core/frames.h"
 #include "core/pagetable.h"
+#include "core/slots.h"
+#include "core/vma.h"
 
 void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup,
                   enum mm_owner_kind kind)

@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "core/fault.h"
+#include "core/slots.h"
 
 int64_t mm_prefill(struct mm *mm, unsigned slot, uint64_t start, uint64_t end)
 {

@@ -11,7 +11,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "core/audit.h"
 #include "core/fault.h"
+#include "core/slots.h"
 #include "server/hostmm.h"
 
 /* raise(3) would add two hundred instructions around each operation. */

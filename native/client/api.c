@@ -1,16 +1,87 @@
 /*
- * verbs.c - what is done to a region through a descriptor of it: the series' ioctls,
- * and ours.
+ * api.c - the public calls (msharefs.h): attach and detach, what is done to a region through
+ * a descriptor of it (the series' ioctls, and ours), a budget.
  */
 #define _GNU_SOURCE
+#include "client/api.h"
+
 #include <errno.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "client/attach.h"
+#include "client/attachments.h"
+#include "client/budget_set.h"
+#include "client/detach.h"
+#include "client/fork.h"
 #include "core/control.h"
 #include "msharefs.h"
+
+/* A system call's result. */
+static int answer(int err)
+{
+    if (!err)
+        return 0;
+    errno = -err;
+    return -1;
+}
+
+int api_attach(int fd, const struct attach_request *request, void **base)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    int err;
+
+    pthread_once(&once, fork_prepare);
+    attachments_lock();
+    err = attach(fd, request, base);
+    attachments_unlock();
+    return err;
+}
+
+void *mshare_attach(int fd, void *addr, int prot, int flags)
+{
+    const struct attach_request request = {.addr = addr, .prot = prot, .flags = flags};
+    void *base;
+
+    return answer(api_attach(fd, &request, &base)) ? MAP_FAILED : base;
+}
+
+/* The attachment whose window begins at `addr`, or NULL. Precondition: the table's lock held. */
+static struct attachment *attached_at(void *addr)
+{
+    struct attachment *att = attachment_over((uintptr_t)addr, (uintptr_t)addr + 1);
+
+    return att && att->base == addr ? att : NULL;
+}
+
+int mshare_detach(void *addr)
+{
+    int err;
+
+    attachments_lock();
+    struct attachment *att = attached_at(addr);
+    err = att ? detach(att) : -EINVAL;
+    attachments_unlock();
+    return answer(err);
+}
+
+int mshare_budget(void *addr, uint64_t bytes)
+{
+    int err = -EINVAL;
+
+    attachments_lock();
+    struct attachment *att = attached_at(addr);
+    if (att) {
+        pthread_mutex_lock(&att->lock);
+        err = budget_set(att, bytes, true);
+        pthread_mutex_unlock(&att->lock);
+    }
+    attachments_unlock();
+    return answer(err);
+}
 
 /* Sends the object's descriptor to a server that may not fetch it. It says EPERM once
  * more if that was not the reason. */
@@ -25,8 +96,7 @@ static int map_given(int fd, const struct mshare_create *create)
 
     if (sock >= 0)
         close(sock);
-    errno = -err;
-    return err ? -1 : 0;
+    return answer(err);
 }
 
 int mshare_map(int fd, uint64_t region_offset, uint64_t size, int prot, int flags, int object_fd,
@@ -71,12 +141,9 @@ int mshare_stat(int fd, struct mshare_stat *st)
 
     if (sock >= 0)
         close(sock);
-    if (err) {
-        errno = -err;
-        return -1;
-    }
-    memcpy(st, msg.text, sizeof *st);
-    return 0;
+    if (!err)
+        memcpy(st, msg.text, sizeof *st);
+    return answer(err);
 }
 
 _Static_assert(sizeof(struct mshare_stat) <= MSG_TEXT, "the answer fits a message");

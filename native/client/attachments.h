@@ -1,0 +1,46 @@
+/*
+ * attachments.h - the table of attachments: its lock, and who is where. See attachment.h for
+ * the order of the locks.
+ */
+#ifndef MSHARE_ATTACHMENTS_H
+#define MSHARE_ATTACHMENTS_H
+
+#include "client/attachment.h"
+
+/* About 250 windows of 512 GiB fit an address space. */
+#define ATTACHMENTS_MAX 256
+
+extern struct attachment attachments[ATTACHMENTS_MAX];
+/* Those from here on never held anything and are not looked at: each would cost a
+ * page fault, in every child too. Only grows, under the table's lock. */
+extern _Atomic unsigned attachments_used;
+
+/* The table's lock. No signal handler runs and no cancellation acts meanwhile in
+ * the thread that holds it; it may take it again. errno is as before when it is free.
+ * Precondition: no att->lock held. */
+void attachments_lock(void);
+/* Precondition: the table's lock held. */
+void attachments_unlock(void);
+/* In a forked child, whose only thread holds the lock. */
+void attachments_relock(void);
+/* Whether the attachments are this process's: a child of vfork(2) runs in its parent's
+ * memory, but the descriptors it changes are its own. Precondition: none. */
+bool attachments_own(void);
+/* Whether `att` is live and its window overlaps [start, end).
+ * Precondition: the table's lock held. */
+bool attachment_overlaps(const struct attachment *att, uint64_t start, uint64_t end);
+/* The attachment with the lowest window that overlaps [start, end), or NULL.
+ * Precondition: the table's lock held. */
+struct attachment *attachment_over(uint64_t start, uint64_t end);
+/* The attachment whose host mm is mapped at `addr`. NULL: none.
+ * Precondition: the table's lock held. */
+struct attachment *attachment_of_tables(uint64_t addr);
+/* An entry for a new attachment; NULL: all are in use. Precondition: the table's lock held. */
+struct attachment *attachment_unused(void);
+/* Whether [start, end) comes near any window: to rule it out. Precondition: none. */
+bool attachments_near(uint64_t start, uint64_t end);
+/* The window of `att` is about to be: from now on it is near.
+ * Precondition: the table's lock held. */
+void attachments_cover(const struct attachment *att);
+
+#endif

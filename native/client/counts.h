@@ -1,0 +1,30 @@
+/*
+ * counts.h - what a client counts in its slot, for those who look at it. One thread of
+ * the process writes at a time: a plain load and store is enough, and readers see no tear.
+ */
+#ifndef MSHARE_COUNTS_H
+#define MSHARE_COUNTS_H
+
+#include "client/attachment.h"
+
+/* Precondition: the one writer of `counter`. */
+static inline void count_add(_Atomic uint64_t *counter, uint64_t n)
+{
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
+                          memory_order_relaxed);
+}
+
+/* This process's counters. */
+static inline struct mm_counters *counts_of(const struct attachment *att)
+{
+    return &att->mm.slots[att->slot].counters;
+}
+
+/* A fault that filled entries, as fault_fill() says.
+ * Precondition: att->lock held, inside an epoch. */
+void counts_fault(struct attachment *att, const struct fault *fault);
+/* Counts the pages of region offsets [start, end) as reachable; `fresh` of them were not.
+ * Precondition: att->lock held, inside an epoch. */
+void counts_reached(struct attachment *att, uint64_t start, uint64_t end, uint64_t fresh);
+
+#endif

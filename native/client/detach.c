@@ -1,0 +1,124 @@
+/*
+ * detach.c - the end of attachments; see detach.h.
+ *
+ *   window gone; slot given back, by the server if there is one; descriptors closed
+ */
+#define _GNU_SOURCE
+#include "client/detach.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "client/attachments.h"
+#include "client/budget_set.h"
+#include "client/objects.h"
+#include "client/watch.h"
+#include "core/control.h"
+#include "core/fd.h"
+#include "core/slots.h"
+
+void detach_drop(struct attachment *att, bool claimed)
+{
+    if (claimed)
+        slot_release(&att->mm, att->slot, att->claim);
+    objects_drop(att);
+    budget_end(att);
+    fd_close(att->uffd);
+    fd_close(att->moved_uffd);
+    fd_close(att->ctl);
+    fd_close(att->mem_fd);
+    fd_close(att->dev_fd);
+    free(att->linked);
+    att->linked = NULL;
+    pieces_free(&att->pieces);
+    mm_close(&att->mm);
+    att->live = false;
+}
+
+/* The server takes the slot back and counts what it did; without it we do. */
+static void say_goodbye(struct attachment *att)
+{
+    /* Replies carry the number of their request; one may still be on its way to the
+     * service thread, with 0. */
+    struct msg msg = {.op = MSG_DETACH, .seq = 1}, reply;
+    int fds[MSG_FDS];
+    int err = att->ctl < 0 ? -EPIPE : control_send(att->ctl, &msg, NULL, 0);
+
+    do {
+        err = err ? err : control_recv(att->ctl, &reply, fds, CONTROL_TIMEOUT_MS);
+        for (unsigned i = 0; !err && i < MSG_FDS; i++)
+            fd_close(fds[i]); /* of an object that somebody waited for */
+        if (err == -EMFILE) /* one of those was lost */
+            err = 0;
+    } while (!err && (reply.op != MSG_REPLY || reply.seq != msg.seq));
+    /* It may have done so after all, and just not in time. */
+    if (err)
+        slot_release(&att->mm, att->slot, att->claim);
+}
+
+void detach_end(struct attachment *att)
+{
+    /* A child of a bare clone(2) has copies of its parent's connection and epoll. */
+    if (attachments_own()) {
+        watch_remove(att);
+        say_goodbye(att);
+    }
+    detach_drop(att, false);
+}
+
+/* Whether the window, or what is left of it, may go in part or goes whole. */
+static int check_replaced(struct attachment *att, uint64_t start, uint64_t end)
+{
+    int err;
+
+    if (att->sealed)
+        return -EPERM;
+    if (!is_adopted(att))
+        return start <= (uintptr_t)att->base && attachment_end(att) <= end ? 0 : -EINVAL;
+    pthread_mutex_lock(&att->lock);
+    err = pieces_reserve(&att->pieces);
+    pthread_mutex_unlock(&att->lock);
+    return err;
+}
+
+int detach_replace(uint64_t start, uint64_t end, int (*change)(void *), void *arg)
+{
+    struct attachment *taken[ATTACHMENTS_MAX];
+    unsigned count = 0;
+    int err = 0;
+
+    for (unsigned i = 0; i < attachments_used && !err; i++)
+        if (attachment_overlaps(&attachments[i], start, end)) {
+            err = check_replaced(&attachments[i], start, end);
+            taken[count++] = &attachments[i];
+        }
+    if (err)
+        return err;
+    /* The service thread must not touch pages that may be somebody else's. */
+    for (unsigned i = 0; i < count; i++)
+        pthread_mutex_lock(&taken[i]->lock);
+    err = change(arg);
+    for (unsigned i = count; i--;) {
+        struct attachment *att = taken[i];
+
+        if (!err && is_adopted(att))
+            pieces_cut(&att->pieces, start, end);
+        if (!err && (!is_adopted(att) || !att->pieces.count))
+            detach_end(att);
+        pthread_mutex_unlock(&att->lock);
+    }
+    return err;
+}
+
+static int unmap(void *arg)
+{
+    const struct attachment *att = arg;
+
+    return munmap(att->base, att->length) ? -errno : 0;
+}
+
+int detach(struct attachment *att)
+{
+    return detach_replace((uintptr_t)att->base, attachment_end(att), unmap, att);
+}

@@ -1,0 +1,26 @@
+/*
+ * objects.h - the files behind mappings that are not anonymous.
+ */
+#ifndef MSHARE_OBJECTS_H
+#define MSHARE_OBJECTS_H
+
+#include "client/attachment.h"
+
+/* Makes ready to map the object that is behind a permitted fault: fault->start, end
+ * and limit. -EINPROGRESS: it was asked for; view_wake() follows when it comes.
+ * -EAGAIN: try again. -ENOENT: there is none. Precondition: att->lock held, inside an epoch. */
+int object_find(struct attachment *att, struct fault *fault);
+/* Maps it. Returns how many pages that made reachable, or -errno.
+ * Precondition: att->lock held, inside the epoch of object_find(). */
+int64_t object_map(struct attachment *att, const struct fault *fault);
+/* The server's answer; `fd` is ours now, -1: none. Precondition: att->lock held. */
+void object_answer(struct attachment *att, uint32_t number, int fd);
+/* What was asked for will not be answered: the connection is gone.
+ * Precondition: att->lock held. */
+void objects_unask(struct attachment *att);
+/* Lets go of all descriptors. Precondition: att->lock held. */
+void objects_drop(struct attachment *att);
+/* Where the descriptor `fd` of an object is kept, or NULL. Precondition: att->lock held. */
+int *object_descriptor(struct attachment *att, int fd);
+
+#endif

@@ -1,0 +1,78 @@
+/* view.c - the window as the kernel sees it; see view.h. */
+#define _GNU_SOURCE
+#include "client/view.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "core/control.h"
+#include "core/vma.h"
+
+#ifndef USERFAULTFD_IOC_NEW
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+#endif
+
+int view_map(const struct attachment *att)
+{
+    /* Not to be accessed before it is watched: what came in between would come without
+     * us, and stay. Other threads may be at work where there was a window before. Nor is
+     * it filled as it is made, after mlockall(MCL_FUTURE). */
+    void *got = mmap(att->base, att->length, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
+                     att->mem_fd, 0);
+
+    if (got == MAP_FAILED)
+        return -errno;
+    munlock(att->base, att->length);
+    /* A core dump would walk the whole window page by page. */
+    if (!is_adopted(att))
+        madvise(att->base, att->length, MADV_DONTDUMP);
+    return 0;
+}
+
+int view_uffd(const struct attachment *att, uint64_t more)
+{
+    struct uffdio_api api = {
+        .api = UFFD_API,
+        .features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
+                    UFFD_FEATURE_WP_HUGETLBFS_SHMEM | more,
+    };
+    int uffd = ioctl(att->dev_fd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+
+    if (uffd < 0)
+        return -errno;
+    uffd = control_hide_fd(uffd);
+    if (uffd >= 0 && ioctl(uffd, UFFDIO_API, &api)) {
+        const int err = errno == EINVAL ? -ENOSYS : -errno;
+
+        close(uffd);
+        return err;
+    }
+    return uffd;
+}
+
+/* Nothing but this wakes: a thread goes on only when its fault has left the epoch, so
+ * that a process that is stopped after an access holds nobody up. */
+void view_wake(const struct attachment *att, uint64_t start, uint64_t end)
+{
+    struct uffdio_range range = {(uintptr_t)att->base + start, end - start};
+
+    ioctl(att->uffd, UFFDIO_WAKE, &range);
+    if (att->moved_uffd >= 0)
+        ioctl(att->moved_uffd, UFFDIO_WAKE, &range);
+}
+
+int view_prot(const struct attachment *att, uint32_t flags)
+{
+    return att->prot | (flags & VMA_EXEC ? PROT_EXEC : 0);
+}
+
+int view_prot_at(const struct attachment *att, uint64_t offset)
+{
+    struct mm_vma vma;
+
+    return vma_find(&att->mm, offset, &vma) ? att->prot : view_prot(att, vma.flags);
+}
