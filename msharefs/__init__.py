@@ -2,7 +2,7 @@
 
 ``msharefs.open(path)`` opens a region file on a mounted msharefs and gives a `Region`: map and
 unmap objects in it, attach to it, look at its host mm. Any process that may open the file may do
-so; the processes of a region need no common parent and share no name beside the path.
+so; the processes of a region need no common parent, and share no name except the path.
 
 Both names are imported on first use, so that the command line starts without loading the C core.
 """

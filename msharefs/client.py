@@ -1,7 +1,7 @@
 """Regions for programs: open, map, attach, look.
 
-The same C library as every other client's does the work; a process that attaches runs its service
-thread, which does not need the GIL.
+The C library does the work, as in every other client; a process that attaches runs the library's
+service thread, which does not need the GIL.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def open(path: str | os.PathLike[str], flags: int = os.O_RDWR) -> Region:  # noq
 
 
 class _Attached(NamedTuple):
-    """A view, and what owns its bytes: alive as long as anything that was made of the view."""
+    """A view, and the owner of its bytes, which lives as long as anything made from the view."""
 
     view: memoryview
     owner: weakref.ref[Any]
 
     def release(self) -> bool:
-        """Release the view. False: something that was made of it still uses the bytes."""
+        """Release the view. False: something made from it still uses the bytes."""
         try:
             self.view.release()
         except BufferError:  # someone has the buffer of the view object itself
             return False
-        # Slices, casts and most arrays have theirs from its owner, which release() does not count.
+        # Slices, casts and most arrays have their buffer from the owner; release() ignores them.
         return self.owner() is None
 
 
@@ -82,7 +82,7 @@ class Region:
         self.close()
 
     def truncate(self, size: int) -> None:
-        """Sizes the region, once: a multiple of the mount's quantum, in bytes. Else EINVAL."""
+        """Sizes the region, once: a multiple of the mount's quantum in bytes, or EINVAL."""
         try:
             os.ftruncate(self.fd, size)
         except OSError as error:
@@ -129,7 +129,7 @@ class Region:
     def _check_change(
         self, failed: bool, verb: str, offset: int, size: int, rules: Callable[[int], object]
     ) -> None:
-        """OSError with errno and the reason if `failed`; `rules` (of a size) know most reasons."""
+        """OSError with errno and the reason if `failed`; `rules` (for a size) know most reasons."""
         if not failed:
             return
         code, region_size = ffi.errno, os.fstat(self.fd).st_size
@@ -161,10 +161,10 @@ class Region:
     ) -> memoryview:
         """Attaches the region; all of it, holes included, as a view of bytes.
 
-        The view is writable if `prot` has PROT_WRITE. Touching a hole is SIGSEGV, as in C. It stays
-        attached until `detach` or `close`, also when this object is collected before. `budget` is
-        how many bytes of its own page tables this process is to keep for it, 0: any; None: as
-        MSHAREFS_PT_BUDGET or the mount has it (mshare_budget in msharefs.h).
+        The view is writable if `prot` has PROT_WRITE. Touching a hole is SIGSEGV, as in C. The
+        region stays attached until `detach` or `close`, even if this object is collected before.
+        `budget` is the number of bytes of its own page tables that this process keeps for it; 0: no
+        limit; None: MSHAREFS_PT_BUDGET or the mount decides (mshare_budget in msharefs.h).
         """
         where = f"at {addr:#x}" if addr else "anywhere"
         base = lib.mshare_attach(self.fd, ffi.cast("void *", addr), prot, flags)
@@ -189,14 +189,14 @@ class Region:
 
     @property
     def addresses(self) -> list[int]:
-        """Where this object has attached the region."""
+        """The addresses at which this object has attached the region."""
         return list(self._views)
 
     def detach(self, view: memoryview | None = None) -> None:
         """Detaches `view`, or all.
 
-        This releases the view. BufferError: slices, casts or arrays made of it are alive; then the
-        memory stays attached until they are gone and this is called again. EINVAL: not ours.
+        This releases the view. BufferError: slices, casts or arrays made from it are alive; then
+        the memory stays attached until they are gone and this is called again. EINVAL: not ours.
         """
         wanted = {
             address: attached

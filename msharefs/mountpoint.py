@@ -1,8 +1,8 @@
-"""Mount points: what is mounted where, whether its server still lives, taking it away.
+"""Mount points: what is mounted where, whether its server still lives, and unmounting.
 
 The questions are answered from /proc/self/mountinfo first. Looking at a mounted directory itself
-asks its server, and one that hangs would hang us too; only a child process of ours does that, for a
-bounded time.
+asks its server, and a server that hangs would hang us too; only a child process of ours does that,
+for a bounded time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from .processes import start_time
 FSTYPE = "fuse.msharefs"
 MNT_DETACH = 2
 
-# Ours, beside the series' numbers: ioctl on the root directory that tells who serves it, as pid (in
-# the server's pid namespace), start time in clock ticks after boot, and how many attachments there
-# are.
+# Our own, beside the series' numbers: an ioctl on the root directory that tells who serves it: pid
+# (in the server's pid namespace), start time in clock ticks after boot, and number of attachments.
 SERVER_STRUCT = struct.Struct("=QQQ")
 SERVER_COMMAND = 2 << 30 | SERVER_STRUCT.size << 16 | ord("x") << 8 | 0x1F  # _IOR('x', 0x1f, ...)
 
-# A live server answers in well under a millisecond; this is for a machine that swaps.
+# A live server answers in well under a millisecond; the limit is for a machine that swaps.
 _PROBE_SECONDS = 5.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -49,7 +48,7 @@ class Mount:
 
 
 def mounts(pid: str = "self") -> list[Mount]:
-    """All mounts that a process has; of two on one directory the later covers the earlier."""
+    """All mounts that a process sees; of two on one directory the later covers the earlier."""
     return [_parse(line) for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
 
 
@@ -74,7 +73,7 @@ def _unescape(text: str) -> str:
 
 
 def covering(directory: Path) -> Mount | None:
-    """What is mounted right on `directory`, on top."""
+    """The topmost mount that is exactly on `directory`."""
     return next((mount for mount in reversed(mounts()) if mount.directory == directory), None)
 
 
@@ -108,7 +107,7 @@ def resolve(given: Path) -> Path:
 
 def probe(directory: Path) -> Literal["alive", "dead", "silent"]:
     """Whether the FUSE server behind `directory` answers."""
-    # stat(1) reports the errno in words of the locale: C has the ones we look for.
+    # stat(1) reports the errno in words of the locale; those of C are the ones we look for.
     child = subprocess.Popen(
         ["stat", "--format=%i", str(directory)],
         env={**os.environ, "LC_ALL": "C"},
@@ -119,15 +118,15 @@ def probe(directory: Path) -> Literal["alive", "dead", "silent"]:
     try:
         _, errors = child.communicate(timeout=_PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        child.kill()  # ends it once the server answers or dies, if not at once
+        child.kill()  # it ends at once, or when the server answers or dies
         return "silent"
     return "dead" if "not connected" in errors else "alive"
 
 
 def make_free(directory: Path) -> None:
-    """See that msharefs can be mounted on `directory`.
+    """Make sure that msharefs can be mounted on `directory`.
 
-    A stale mount of ours is taken away; a live one, or a stale one of somebody else, is an OSError.
+    A stale mount of ours is unmounted; a live one, or a stale one of somebody else, is an OSError.
     """
     while (mount := covering(directory)) is not None and mount.fstype == FSTYPE:
         match probe(directory):
@@ -198,7 +197,7 @@ def _fusermount(directory: Path, *, lazy: bool) -> int:
 
 @dataclass(frozen=True)
 class Server:
-    """Who serves a mount; `pidfd` is -1 if it is not to be seen from here (pid namespace)."""
+    """The server of a mount; `pidfd` is -1 if it is invisible from here (pid namespace)."""
 
     pid: int
     pidfd: int
@@ -227,7 +226,7 @@ def open_server(directory: Path) -> Server:
 
 
 def wait_for_end(pidfd: int, seconds: float) -> bool:
-    """Wait until the process behind `pidfd` has ended; whether it has."""
+    """Wait until the process behind `pidfd` has ended; False: it has not, in that time."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))

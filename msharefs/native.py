@@ -16,7 +16,7 @@ LEVELS = ("pte", "pmd", "pud", "pgd")
 
 
 def check(result: int, sentence: str) -> int:
-    """`result` if it is no error, else OSError with its errno and `sentence`."""
+    """`result`, or if it is an error OSError with its errno and `sentence`."""
     if result < 0:
         raise OSError(-result, f"{sentence}: {os.strerror(-result)}")
     return result

@@ -1,4 +1,4 @@
-"""What the server needs to know of other processes: identity, life, descriptors.
+"""The server's knowledge of other processes: identity, life, descriptors.
 
 Sources: proc(5), pidfd_getfd(2).
 """
@@ -35,7 +35,7 @@ def start_time(pid: int) -> int:
 def is_alive(pid: int, started: int) -> bool:
     """Whether process `pid` that started at `started` (0: unknown) still runs.
 
-    It does while any of its threads does: the first, whose state is the one shown, may have ended.
+    It runs while any of its threads does; the first, whose state is shown, may have ended.
     """
     fields = _stat_fields(pid)
     if fields is None or (fields[0] in (b"Z", b"X") and int(fields[17]) <= 1):
@@ -46,8 +46,8 @@ def is_alive(pid: int, started: int) -> bool:
 def is_alive_in(namespace: int, pid: int, started: int) -> bool:
     """Whether a process that calls itself `pid` in a pid namespace (its inode number) still runs.
 
-    0 is our own. Of another we know the processes only by numbers of ours: all have to be asked.
-    One that we may not ask counts, if it started at that time.
+    0 is our own namespace. We know the processes of another one only by their numbers in ours, so
+    all have to be asked. A process that we may not ask counts, if it started at that time.
     """
     if namespace in (0, os.stat("/proc/self/ns/pid").st_ino):
         return is_alive(pid, started)
@@ -70,7 +70,7 @@ def _may_be(ours: int, namespace: int, pid: int) -> bool:
 
 
 def has_mapped(pid: int, file: os.stat_result) -> bool:
-    """Whether process `pid` has a file mapped; also if we cannot know.
+    """Whether process `pid` has a file mapped; True also if we cannot know.
 
     The maps of a process whose first thread has ended are empty here.
     """
@@ -99,7 +99,7 @@ def command(pid: int) -> str:
 
 
 def cgroup(pid: int) -> str:
-    """The memory cgroup of `pid`: version 2's path, else that of the memory controller."""
+    """The memory cgroup of `pid`: the path of version 2, or that of the memory controller."""
     unified = ""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
@@ -115,10 +115,10 @@ def cgroup(pid: int) -> str:
 
 
 def process_of(tid: int) -> int:
-    """The process of thread `tid`: FUSE tells who asks by thread. 0 if it is gone."""
+    """The process of thread `tid`, by which FUSE names the caller. 0 if it is gone."""
     with contextlib.suppress(OSError):
-        # Only of a first thread there can be one, and that has the process's number. To read /proc
-        # takes twenty times as long.
+        # This works only for a first thread, which has the process's number. Reading /proc takes
+        # twenty times as long.
         os.close(os.pidfd_open(tid))
         return tid
     try:
@@ -183,7 +183,7 @@ def is_userfaultfd(fd: int) -> bool:
 
 
 def mapped_files(pid: int, inode: int) -> list[str]:
-    """Paths that open what process `pid` has mapped of files with that inode number.
+    """Paths that open the files with that inode number which process `pid` has mapped.
 
     They work for files without a name too, for whoever has CAP_CHECKPOINT_RESTORE.
     """

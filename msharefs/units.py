@@ -1,4 +1,4 @@
-"""Sizes as people write and read them: powers of 1024, as truncate(1) and mount(8) have it."""
+"""Sizes as people write and read them: in powers of 1024, as in truncate(1) and mount(8)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PREFIXES = "KMGTPE"
 def parse_size(text: str) -> int:
     """The bytes in ``4096``, ``256M``, ``512G`` or ``1GiB``.
 
-    Raises ValueError with a sentence. ``MB`` is none: half of all people mean the other unit.
+    Raises ValueError with a sentence. ``MB`` is not valid: half of all people mean the other unit.
     """
     found = _WRITTEN.fullmatch(text.strip())
     if found is None:

@@ -1,4 +1,4 @@
-"""What CREATE_MAPPING, UNMAP and PROTECT accept: the checks of the series, in its order.
+"""The checks of CREATE_MAPPING, UNMAP and PROTECT, as in the series and in its order.
 
 The order matters: with two things wrong, a program sees the errno of the first. Numbers are
 unsigned 64 bit, and sums wrap as they do in the kernel (a size near 2**64 passes the range check
@@ -60,7 +60,7 @@ class Create:
 
     @property
     def file_offset(self) -> int:
-        """Where it begins in a file: the low bits of `offset` are dropped."""
+        """The offset in a file at which it begins: the low bits of `offset` are dropped."""
         return self.offset & ~(PAGE - 1)
 
 
@@ -86,9 +86,9 @@ def check_create(create: Create, region_size: int) -> None:
 
 
 def check_create_range(create: Create, region_size: int, page: int = PAGE) -> None:
-    """The checks that come after the object's: the range, then those of mmap(2) itself.
+    """The checks that follow those of the object: the range, then the checks of mmap(2) itself.
 
-    `page` is the size of the object's pages in bytes; those may be huge.
+    `page` is the size of the object's pages in bytes; they may be huge.
     """
     end = (create.region_offset + create.size) & _WRAP
     if end > region_size:
@@ -110,7 +110,7 @@ def check_create_range(create: Create, region_size: int, page: int = PAGE) -> No
 
 
 def check_unmap(offset: int, size: int, region_size: int) -> int:
-    """Raises OSError if the series would refuse; else the end of the range, in whole pages."""
+    """OSError if the series would refuse; otherwise the end of the range, in whole pages."""
     if size > region_size or offset >= region_size or offset + size > region_size:
         _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}) is not inside {region_size:#x}")
     if offset % PAGE or not size:
@@ -124,9 +124,9 @@ def check_unmap(offset: int, size: int, region_size: int) -> int:
 
 
 def check_protect(offset: int, size: int, prot: int, flags: int, region_size: int) -> int:
-    """Raises OSError if `MSHAREFS_PROTECT` is refused, else the end of the range, page-aligned.
+    """OSError if `MSHAREFS_PROTECT` is refused; otherwise the page-aligned end of the range.
 
-    The range is checked as UNMAP's, the rest as mprotect(2)'s: size 0 is no error and does nothing.
+    The range is checked as for UNMAP, the rest as for mprotect(2): size 0 does nothing, no error.
     """
     if size > region_size or offset >= region_size or offset + size > region_size:
         _refuse(errno.EINVAL, f"[{offset:#x}, +{size:#x}) is not inside {region_size:#x}")

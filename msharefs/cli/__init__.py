@@ -1,8 +1,8 @@
-"""The command ``msharefs``: one module a verb, loaded only when that verb runs.
+"""The command ``msharefs``: one module for each verb, loaded only when that verb runs.
 
 Each verb's module has its `click.Command` under the name ``command``. A verb reports trouble by
 raising `OSError` with a sentence that says what to do; here it becomes one line on stderr and exit
-status 1. Wrong usage is 2, as click has it.
+status 1. Wrong usage is status 2, as in click.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from msharefs import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Verb and what --help says of it: known here, so that --help need not load every verb to find out.
+# Verbs and their lines in --help: listed here, so that --help need not load every verb.
 VERBS = {
     "mount": "Mount msharefs on DIRECTORY.",
     "umount": "Unmount the msharefs on DIRECTORY and wait until its server has ended.",
@@ -44,7 +44,7 @@ class Verbs(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Load the verb; None if there is none of that name."""
+        """Load the verb; None if there is no verb of that name."""
         del ctx
         if cmd_name not in VERBS:
             return None
@@ -105,7 +105,7 @@ def main() -> NoReturn:
 
 
 def execute(command: Callable[..., object], **settings: Any) -> NoReturn:
-    """Run a click command to the end of the process; an OSError becomes its sentence and 1."""
+    """Run a click command to the end of the process; an OSError becomes its sentence, status 1."""
     try:
         command(**settings)
     except OSError as error:

@@ -15,7 +15,7 @@ from . import _show
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WIDTH = 64  # cells a line: 128 MiB
+WIDTH = 64  # cells per line: 128 MiB
 SHADES = " ░▒▓█"
 ONE = ("cyan", "magenta", "yellow", "blue", "bright_red", "bright_magenta")
 MANY = {"nobody": "bright_black", "several": "white", "all": "green"}
@@ -34,7 +34,7 @@ def shade(present: int) -> str:
 
 
 def holders(numbers: list[int]) -> str:
-    """How many clients have the cells of a line."""
+    """The numbers of clients that have the cells of a line."""
     low, high = min(numbers), max(numbers)
     count = str(low) if low == high else f"{low}-{high}"
     return f"{count} client{'' if count == '1' else 's'}"
@@ -51,7 +51,7 @@ def _line(present: tuple[int, ...], who: tuple[int, ...], groups: list[list[int]
 
 
 def lines(found: dict[str, Any]) -> Iterator[Text]:
-    """A heading, the map, and what its signs mean; lines that are alike are told once."""
+    """A heading, the map, and what its signs mean; lines that are alike are shown once."""
     groups, clients = found["groups"], len(found["clients"])
     cell = found["cell_bytes"]
     yield Text(f"one cell is {units.size(cell)}, a line {units.size(cell * WIDTH)}; region offsets")

@@ -1,4 +1,4 @@
-"""Drawing is an extra: say so before anything is measured in vain."""
+"""Drawing is an extra: say so before anything is measured for nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 
 def module() -> Any:
-    """The module that draws. Usage error with what to install if matplotlib is missing."""
+    """The module that draws. If matplotlib is missing, a usage error that says what to install."""
     try:
         from msharefs.lab import plot
     except ImportError as error:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Bars:
-    """One progress bar a step; where there is no terminal, none. A context manager."""
+    """One progress bar for each step; without a terminal, none. A context manager."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description:24}"), BarColumn(), TaskProgressColumn(),

@@ -1,4 +1,4 @@
-"""Finding the region a verb was given, or saying in one sentence why it is none."""
+"""Finding the region that a verb was given, or saying in one sentence why it is no region."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check_region(path: str) -> os.stat_result:
 
 
 def describe(path: str, kind: str) -> Any:
-    """What the region tells about itself: kind is stat, maps, pagetable or clients.
+    """The region's description of itself: kind is stat, maps, pagetable or clients.
 
     An unsized region has a stat, but nothing else.
     """
@@ -103,7 +103,7 @@ def ask(path: str, kind: str) -> Any:
 
 
 def _open(path: str) -> Region:
-    """The region, to be looked at; that needs no right to write."""
+    """The region, to look at; that needs no right to write."""
     import msharefs
 
     try:

@@ -1,4 +1,4 @@
-"""Printing, the same way in every verb: JSON for programs, tables for people."""
+"""Printing, in the same way for every verb: JSON for programs, tables for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from msharefs import units
 
 from . import _types
 
-# The same two in every verb that has them.
+# Both are the same in every verb that has them.
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 output_option = click.option(
     "-o", "--output", type=_types.Output(), help="Also write the figures as JSON to this file."
@@ -30,7 +30,7 @@ def print_json(value: Any) -> None:
 
 
 def give_json(value: Any, output: TextIO | None, *, as_json: bool) -> bool:
-    """Do what ``--output`` and ``--json`` want; whether people still want their tables."""
+    """Do what ``--output`` and ``--json`` ask for; True if the table for people is still wanted."""
     if output is not None:
         json.dump(value, output, indent=2)
         output.write("\n")
@@ -41,12 +41,12 @@ def give_json(value: Any, output: TextIO | None, *, as_json: bool) -> bool:
 
 
 def printable(name: str) -> str:
-    """A file name as one harmless line: what is not printable becomes a backslash escape."""
+    """A file name as one harmless line: unprintable characters become backslash escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def region_size(count: int) -> str:
-    """A region's size for people; until it is sized it has none."""
+    """A region's size for people; an unsized region has none."""
     return units.size(count) if count else "unsized"
 
 
@@ -66,6 +66,6 @@ def show(thing: Any) -> None:
     console = Console(width=WIDE, markup=False, emoji=False, highlight=False)
     with console.capture() as captured:
         console.print(thing)
-    # Columns are padded to the right: nobody wants that in a file.
+    # Columns are padded on the right, which nobody wants in a file.
     for line in captured.get().splitlines():
         click.echo(line.rstrip())

@@ -42,7 +42,7 @@ class Input(click.ParamType):
 
 
 class Output(click.ParamType):
-    """A file to write, open: nothing is measured that could not be kept. OSError as for Input."""
+    """A file to write, opened before anything is measured. OSError as for Input."""
 
     name = "file"
 

@@ -1,4 +1,4 @@
-"""What the programs in scripts/workloads print, and the options that they all have."""
+"""The output of the programs in scripts/workloads, and the options that they all have."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def table(found: dict[str, Any], titles: dict[str, str]) -> Table:
 def write(
     found: dict[str, Any], titles: dict[str, str], output: TextIO | None, *, as_json: bool
 ) -> None:
-    """Print the table of a workload, or its JSON; JSON too where else it is wanted."""
+    """Print the table of a workload, or its JSON; write JSON wherever else it is wanted."""
     if not _show.give_json(found, output, as_json=as_json):
         return
     machine = found["machine"]

@@ -80,7 +80,7 @@ def _spread(ratio: dict[str, float]) -> str:
     return f"{ratio['low']:.3g}-{ratio['high']:.3g}"
 
 
-# Beside the headline, what each row shows where it has it.
+# Figures that each row shows beside the headline, if it has them.
 _ASIDE = (
     ("faults_per_page", "faults a page"),
     ("faults_per_fork", "faults a fork"),
@@ -101,7 +101,7 @@ _HEADLINES = {"ns_per_page": "a page", "p50_ns": "median", "ns": "time", "ns_per
 
 
 def table(scenario: dict[str, Any]) -> Table:
-    """One scenario, a line a row; the ratio first, then what it is made of."""
+    """One scenario, one line per row; the ratio first, then the figures it is made of."""
     headline = scenario["headline"]
     cases = scenario["cases"]
     names = list(dict.fromkeys(key for case in cases for key in case["case"]))
@@ -160,7 +160,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def targets_table(targets: Sequence[dict[str, Any]]) -> Table:
-    """What was to be reached, and what was measured."""
+    """The figures to reach, and those that were measured."""
     lines = _show.table("", "target", "measured", "", "of", right=("target", "measured"))
     for target in targets:
         bound = ">=" if target["at_least"] else "<="
@@ -175,7 +175,7 @@ def targets_table(targets: Sequence[dict[str, Any]]) -> Table:
 
 
 def _of(target: dict[str, Any]) -> str:
-    """Where it was measured: a scenario of ours, or a case of a workload."""
+    """The place where it was measured: a scenario of ours, or a case of a workload."""
     if "scenario" not in target:
         return ", ".join(f"{key} {value}" for key, value in target["case"].items())
     of = f"{target['scenario']}, {units.size(target['size_bytes'])}"
@@ -188,7 +188,7 @@ def _target_figure(target: dict[str, Any], value: float) -> str:
 
 
 def show_check(found: dict[str, Any]) -> None:
-    """Print what plan-check found."""
+    """Print the findings of plan-check."""
     planned, built = found["planned"], found["built"]
     lines = _show.table("", "planned", "built", right=("planned", "built"))
     for level, count in planned["tables"].items():

@@ -28,7 +28,7 @@ NATIVE = (
 
 
 def row(client: dict[str, Any], *, budget: bool = False) -> list[str]:
-    """One client as the cells of the table for people; of a native one less is known."""
+    """One client as the cells of the table for people; less is known of a native one."""
     given_back = [_budget(client), *_counts(client, "evicted_spans", "refaulted_spans")]
     return [
         str(client["pid"]),
@@ -48,7 +48,7 @@ def _counts(client: dict[str, Any], *names: str) -> Iterator[str]:
 
 
 def _budget(client: dict[str, Any]) -> str:
-    """What it keeps of its own page tables."""
+    """How much it keeps of its own page tables."""
     now, asked = client["budget_bytes"], client["budget_asked_bytes"]
     if not now:
         return "-" if client["kind"] == "native" else "none"

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PAGE_BYTES = 4096
-# Less than a worker takes by itself: stack, libraries, kernel's part. Only to refuse the hopeless.
+# Less than a worker really takes (stack, libraries, the kernel's part): only refuses the hopeless.
 PROCESS_BYTES = 256 * 1024
 
 
 def check_memory(processes: int, size: int) -> None:
-    """Usage error if there is not the memory: a machine that swaps or kills measures nothing."""
-    # The plain half is the larger: each process has its own page tables, 8 bytes a page.
+    """Usage error if memory is too small: figures of a machine that swaps are worthless."""
+    # The plain half is the larger: each process has its own page tables, 8 bytes per page.
     need = size + processes * (size // PAGE_BYTES * 8 + PROCESS_BYTES)
     available = psutil.virtual_memory().available
     if need > available:
@@ -47,7 +47,7 @@ def ratio(plain: float, shared: float) -> str:
 
 
 def savings(found: dict[str, Any]) -> Table:
-    """What is paid for page tables, and in faults."""
+    """The price in page tables and in faults."""
     plain, shared, others = found["plain"], found["mshare"], found["processes"] - 1
     lines = _show.table(
         "", "plain memfd", "msharefs", "saved", right=("plain memfd", "msharefs", "saved")
@@ -72,7 +72,7 @@ def savings(found: dict[str, Any]) -> Table:
 
 
 def emulation(found: dict[str, Any]) -> Table:
-    """What the emulator itself costs on a kernel that knows no shared page tables."""
+    """The cost of the emulator itself, on a kernel without shared page tables."""
     plain, emulator = found["plain"], found["mshare"]["emulator"]
     others = found["processes"] - 1
     lines = _show.table(

@@ -36,7 +36,7 @@ def regions(directory: str, recursive: bool) -> Iterator[tuple[str, os.stat_resu
 def entry(path: str, name: str, status: os.stat_result) -> dict[str, Any] | None:
     """A region's stat under the name it has here; None if it was unlinked meanwhile.
 
-    Only name, size and the reason where it may not be opened.
+    If it may not be opened, only its name, its size and the reason.
     """
     try:
         return {**_region.ask(path, "stat"), "name": name}

@@ -18,7 +18,7 @@ TABLE_BYTES = 4096
 
 
 def alike(table: dict[str, Any]) -> tuple[int, int]:
-    """What tables of a run have in common."""
+    """The figures that the tables of a run have in common."""
     return table["present"], table["huge"]
 
 
@@ -35,7 +35,7 @@ def runs(tables: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def frames(run: list[dict[str, Any]]) -> str:
-    """Name the frames of a run; just how many where the numbers are not in a row."""
+    """Name the frames of a run, or only count them if their numbers do not follow each other."""
     numbers = [table["frame"] for table in run]
     if len(run) == 1:
         return f"frame {numbers[0]}"

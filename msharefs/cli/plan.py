@@ -1,4 +1,4 @@
-"""``msharefs plan``: what page tables will cost, laid open."""
+"""``msharefs plan``: the cost of page tables, step by step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Share(click.ParamType):
 
 
 def levels(found: dict[str, Any]) -> Table:
-    """Both sides, a line a level."""
+    """Both sides, one line for each level."""
     own, host = found["unshared"]["tables_each"], found["shared"]["tables"]
     clients = found["clients"]
     everybody = f"{clients:,} clients"
@@ -80,7 +80,7 @@ def beside(found: dict[str, Any]) -> Table:
 
 
 def notes(found: dict[str, Any]) -> Iterator[str]:
-    """What a table cannot say."""
+    """Remarks that do not fit in a table."""
     still, touched = found["each_client_still"], found["touched"]
     saved = found["unshared"]["bytes"] - found["shared"]["bytes"]
     yield f"Sharing saves {units.size(saved)}: {found['ratio']:,.1f} times less."

@@ -31,7 +31,7 @@ def rows(stat: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _budget(stat: dict[str, Any]) -> str:
-    """What clients keep of their own page tables."""
+    """How much clients keep of their own page tables."""
     asked, grown = stat["budget"]["bytes"], stat["budget"]["clients_grown"]
     text = f"{units.size(asked)} of its own page tables for each client" if asked else "none"
     return f"{text}; {grown} of {stat['clients']} need more" if grown else text

@@ -1,4 +1,4 @@
-"""``msharefs umount``: unmount, and come back when the server is gone."""
+"""``msharefs umount``: unmount, and return when the server is gone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command(lazy: bool, directory: Path) -> None:
             "no msharefs is mounted here (see `findmnt -t fuse.msharefs`)",
             str(directory),
         )
-    if mountpoint.probe(resolved) != "alive":  # nobody to ask or to wait for
+    if mountpoint.probe(resolved) != "alive":  # there is nobody to ask or to wait for
         mountpoint.take_away(resolved, mount, lazy=lazy)
         return
     server = mountpoint.open_server(resolved)

@@ -1,1 +1,1 @@
-"""Measuring: benchmarks, the demonstration, the plan, and what a run's report is made of."""
+"""Measuring: benchmarks, the demonstration, the plan, and the parts of a run's report."""

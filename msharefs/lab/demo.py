@@ -1,8 +1,8 @@
 """The demonstration: what page tables cost many processes, with a region and with a plain mapping.
 
-The same processes do the same twice in one run: one fills the memory, then all the others verify
-every page at the same time. First over a region, then over a memfd, which is what programs have
-today. All figures are read from the kernel, the processes and the host mm of that run.
+The same processes do the same work twice in one run: one fills the memory, then all the others
+verify every page at the same time; first over a region, then over a memfd, which is what programs
+use today. All figures are read from the kernel, the processes and the host mm of that run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CREATOR = 0  # the worker that fills
 
 
 class Observer(Protocol):
-    """Whoever wants to see how far a run is."""
+    """Somebody who wants to see the progress of a run."""
 
     def step(self, title: str, total: int) -> Notify:
         """A step begins; the result is to be called with amounts that add up to `total`."""
@@ -35,7 +35,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Side:
-    """What the workers measured over one kind of memory; a figure a worker, the creator first."""
+    """The workers' figures over one kind of memory: one for each worker, the creator first."""
 
     vmpte_bytes: list[int]
     faults: list[int]
@@ -67,7 +67,7 @@ class Side:
 
 
 class _Half:
-    """One half of the run, over one kind of memory; call the steps in the order they stand here."""
+    """One half of the run, over one kind of memory; call the steps in the order they have here."""
 
     def __init__(self, title: str, workers: Workers, size: int, observer: Observer) -> None:
         self._title = title
@@ -79,7 +79,7 @@ class _Half:
         self._seconds: dict[str, float] = {}
 
     def attach(self, command: str) -> None:
-        """All attach, or map what they are to compare with, by this command."""
+        """All attach, or map the memory to compare with, by this command."""
         self._first = self._step("attach", command, range(len(self._workers)))
 
     def fill(self) -> None:
@@ -93,11 +93,11 @@ class _Half:
         self._verified = self._step("verify", command, self._verifiers, size=self._size)
 
     def detach(self) -> None:
-        """All let go."""
+        """All detach."""
         self._step("detach", "detach", range(len(self._workers)))
 
     def result(self) -> Side:
-        """From each worker's figures before it attached and before it detached."""
+        """The differences of each worker's figures before it attached and before it detached."""
         pairs = list(zip(self._first, self._filled + self._verified, strict=True))
         micros = 1e-6
         return Side(
@@ -134,8 +134,8 @@ class _Half:
 def run(processes: int, size: int, observer: Observer) -> dict[str, Any]:
     """Measure with `processes` processes over `size` bytes; the document of ``--json``.
 
-    `size` is a multiple of 4096. What was not as it must be is in ``problems``, a sentence each.
-    OSError with a sentence: it could not be run here.
+    `size` is a multiple of 4096. ``problems`` has a sentence for everything that was wrong. OSError
+    with a sentence: it could not be run here.
     """
     with ExitStack() as stack:
         # Strict: an entry only for a page that was touched, so that faults are counted one by one.
@@ -172,7 +172,7 @@ def run(processes: int, size: int, observer: Observer) -> dict[str, Any]:
 def _over_a_region(
     mount: PrivateMount, workers: Workers, size: int, observer: Observer
 ) -> tuple[dict[str, Any], list[str]]:
-    """The half with a region: what it held, what the emulator itself cost, and what was wrong."""
+    """The half with a region: its contents, the cost of the emulator itself, and the problems."""
     path = mount.directory / "demo"
     half = _Half("msharefs", workers, size, observer)
     with client.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as region:
@@ -186,7 +186,7 @@ def _over_a_region(
         last, clients, audit = region.stat(), region.describe("clients"), region.describe("audit")
         host_mm_bytes = mount.host_mm_bytes()
         half.detach()
-        region.unmap(0, size)  # the other half shall find as much memory free
+        region.unmap(0, size)  # so that the other half finds as much memory free
     emulator = half.result()
     problems = _wrong("msharefs", emulator, workers)
     problems += _unshared(last, clients, audit, workers)
@@ -226,7 +226,7 @@ def _unshared(
     audit: dict[str, Any],
     workers: Workers,
 ) -> list[str]:
-    """Sentences on what was not shared, though it must be."""
+    """Sentences on whatever was not shared, though it must be."""
     quanta = stat["size_bytes"] // stat["quantum_bytes"]
     problems = []
     if stat["counters"]["links"] != len(workers) * quanta:

@@ -1,8 +1,8 @@
-"""What page tables will cost: the arithmetic of the kernel series' cover letter, level by level.
+"""The future cost of page tables: the arithmetic of the series' cover letter, level by level.
 
-Every client that maps a window has tables of its own for what it touches; with a region the host mm
-has them once. A window is taken to be aligned as a region is (512 GiB), which is the best case for
-the unshared side too. x86-64, four levels.
+Every client that maps a window has tables of its own for the pages it touches; with a region the
+host mm has them once. A window is taken to be aligned as a region is (512 GiB), which is the best
+case for the unshared side too. x86-64, four levels.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ PAGE_SIZES = {"4K": 1 << 12, "2M": 1 << 21, "1G": 1 << 30}
 LEVELS = {"pte": 1 << 12, "pmd": 1 << 21, "pud": 1 << 30}
 PGD_SPAN = 1 << 39
 
-# native/core/layout.h: what the emulator keeps of an attached client (struct mm_slot).
+# native/core/layout.h: what the emulator keeps for an attached client (struct mm_slot).
 SLOT_BYTES = 128
 
 
 @dataclass(frozen=True)
 class Touched:
-    """How much of the window's pages somebody touches, 0 to 1, and where that is from."""
+    """The share of the window's pages that somebody touches, 0 to 1, and its source."""
 
     client: float
     """By each client: decides what it pays unshared."""
@@ -36,7 +36,7 @@ class Touched:
 
     @classmethod
     def assume(cls, fraction: float, clients: int) -> Touched:
-        """Each client touches `fraction`; nobody knows which, so count them all as different."""
+        """Each client touches `fraction`; nobody knows which pages, so all count as different."""
         return cls(fraction, min(1.0, fraction * clients), "assumed")
 
 
@@ -44,7 +44,7 @@ def tables(size: int, page: int, touched: float = 1.0) -> dict[str, int]:
     """Tables a mapping of `size` bytes needs below the PGD, by level, the upper levels last.
 
     `page` is the page size in bytes; leaves of 2 MiB are entries of a PMD table, so there is no PTE
-    table then. The share `touched` lies in one piece; `scattered` has the other extreme.
+    table then. The share `touched` lies in one piece; `scattered` is the other extreme.
     """
     length = math.ceil(size * touched)
     return {
@@ -60,7 +60,7 @@ def scattered(size: int, page: int, touched: float) -> dict[str, int]:
 
 
 def host_mm(size: int, page: int = PAGE_SIZES["4K"], touched: float = 1.0) -> dict[str, int]:
-    """Tables of a region's host mm, by level: an mm of its own, so with its own PGD."""
+    """Tables of a region's host mm, by level: it is an mm of its own, so it has a PGD too."""
     return {**tables(size, page, touched), "pgd": 1}
 
 
@@ -72,9 +72,8 @@ def count_bytes(found: dict[str, int]) -> int:
 def client_share(table_bytes: float, size: int) -> float:
     """The share of `size` bytes for which a process has measured tables of 4 KiB pages.
 
-    Its upper tables may hold other mappings too and be no growth, so only what is certain is taken
-    off for them: a PMD table for each 512 PTE tables. What that leaves is two tables too many at
-    most.
+    Its upper tables may also serve other mappings and be no growth, so only the certain ones are
+    subtracted: one PMD table for each 512 PTE tables. That leaves at most two tables too many.
     """
     pte = table_bytes / TABLE_BYTES
     pte -= pte // (ENTRIES + 1)
@@ -89,7 +88,7 @@ def host_share(table_bytes: float, size: int) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run tells a plan."""
+    """What a plan learns from a run."""
 
     size: int
     clients: int

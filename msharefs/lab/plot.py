@@ -1,4 +1,4 @@
-"""Pictures of what was measured, as PNG; needs matplotlib (the extra `plot`)."""
+"""Pictures of the measurements, as PNG; needs matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ DPI = 130
 # Of the map: those who have a cell alone, and the others.
 ONE = ("#0072b2", "#cc79a7", "#e69f00", "#56b4e9", "#d55e00", "#999933")
 MANY = {"nobody": "#bbbbbb", "several": "#555555", "all": "#009e73"}
-MAP_WIDTH = 64  # cells a line: 128 MiB
+MAP_WIDTH = 64  # cells per line: 128 MiB
 
 
 def draw_bench(found: dict[str, Any], directory: str) -> list[Path]:
-    """Everything there is to draw of a benchmark, into `directory`; the files written."""
+    """Draws everything of a benchmark into `directory`; returns the files written."""
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     scenarios = {scenario["name"]: scenario for scenario in found["scenarios"]}
@@ -61,7 +61,7 @@ def draw_bench(found: dict[str, Any], directory: str) -> list[Path]:
 
 
 def draw_pagetables(scenario: dict[str, Any], path: str) -> None:
-    """Page-table memory against processes, a line for each kind of memory, both axes by decades."""
+    """Page-table memory over processes, a line for each kind of memory, both axes logarithmic."""
     figure, axes = _figure(10.2, 5.2)
     labels: list[tuple[float, float, str, str]] = []
     for name, counts, sizes in _lines(scenario):
@@ -89,7 +89,7 @@ def draw_pagetables(scenario: dict[str, Any], path: str) -> None:
 
 
 def _lines(scenario: dict[str, Any]) -> Iterable[tuple[str, list[int], list[float]]]:
-    """Name, processes and bytes of each line; what is zero has no place on such an axis."""
+    """Name, processes and bytes of each line; zeros have no place on such an axis."""
     rows = dict.fromkeys(row for case in scenario["cases"] for row in case["rows"])
     for row in rows:
         for key, name in (("tables_bytes", row), ("vmpte_bytes", f"{row}, own tables today")):
@@ -127,7 +127,7 @@ def _label_ends(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None
 
 
 def draw_cost(scenarios: list[dict[str, Any]], path: str) -> None:
-    """Time a page of each kind of memory, a panel a case, with the ratio to the first row."""
+    """Time per page of each kind of memory, one panel per case, with the ratio to the first row."""
     cases = [(scenario, case) for scenario in scenarios for case in scenario["cases"]]
     columns = 2
     lines = math.ceil(len(cases) / columns)
@@ -184,7 +184,7 @@ def draw_map(found: dict[str, Any], path: str) -> None:
 
 
 def map_figure(found: dict[str, Any]) -> Figure:
-    """The page-table map: a cell for 2 MiB, the fuller the darker, coloured by who has it."""
+    """The page-table map: a cell for each 2 MiB, darker the fuller it is, its colour says whose."""
     picture, marks = _cells(found)
     figure, axes = _figure(9.6, 1.55 + 0.128 * len(picture))
     axes.pcolormesh(picture, edgecolors="white", linewidth=0.8)
@@ -227,7 +227,7 @@ def timeline(found: dict[str, Any]) -> bytes:
         labels.append((seconds[-1], float(max(sizes)), f"{name}, at most", colour))
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
-    # A power of two a step, some five steps.
+    # Each step is a power of two; there are about five.
     step = 2.0 ** math.ceil(math.log2(max(1.0, axes.get_ylim()[1]) / 6))
     axes.yaxis.set_major_locator(MultipleLocator(step))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: units.size(value)))

@@ -2,8 +2,8 @@
 
 A 2 MiB page counts as full.
 
-How full comes from the host mm. Who has it is looked up in the clients' own, real page tables
-(PAGEMAP_SCAN of Linux 6.7), so it is what each can reach at this moment without a fault.
+How full it is comes from the host mm. Who has it is looked up in the clients' own, real page tables
+(PAGEMAP_SCAN of Linux 6.7), so it shows what each can reach at this moment without a fault.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _REGIONS = 1024
 
 
 def look(region: Region) -> dict[str, Any]:
-    """The map of an open region, as its server tells, as a document.
+    """The map of an open region, asked of its server, as a document.
 
-    `ranges` has the mapped parts; in each `present` is a number of entries a cell and `who` an
-    index into `groups`, lists of clients' numbers. OSError: as `Region.describe`, and ENOTTY on a
-    kernel before 6.7.
+    `ranges` has the mapped parts; in each, `present` is the number of entries of each cell and
+    `who` an index into `groups`, lists of clients' numbers. OSError: as from `Region.describe`, and
+    ENOTTY on a kernel before 6.7.
     """
     return _map(
         os.path.basename(region.path),
@@ -49,7 +49,7 @@ def look(region: Region) -> dict[str, Any]:
 
 
 def of_host(host: HostMM) -> dict[str, Any]:
-    """The same of a host mm that is open in this process."""
+    """The map of a host mm that is open in this process."""
     return _map(host.name, describe.pagetable(host), describe.clients(host), describe.maps(host))
 
 
@@ -83,7 +83,7 @@ def _map(
 
 
 def _mapped(vmas: list[dict[str, Any]]) -> list[tuple[int, int]]:
-    """Cells that are mapped at least in part, as ranges that do not touch."""
+    """Cells that are at least partly mapped, as ranges that do not adjoin."""
     found: list[tuple[int, int]] = []
     for vma in vmas:
         first, last = vma["start"] // CELL_BYTES, -(-vma["end"] // CELL_BYTES)
@@ -113,10 +113,10 @@ def _holders(
 def held_cells(pid: int, base: int, size: int, offset: int = 0) -> Iterator[int]:
     """Cells of which a process has a page in its own tables, in its window [base, base+size).
 
-    The window begins at region offset `offset`. Of adopted memory only a part need be there, and
+    The window begins at region offset `offset`. Of adopted memory only a part may be there, and
     the rest may lie past the end of the address space.
 
-    OSError: EPERM or ESRCH and ENOENT for a process that is another's or gone; ENOTTY, old kernel.
+    OSError: EPERM for another user's process, ESRCH or ENOENT if it is gone; ENOTTY: old kernel.
     """
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
         vector = bytearray(_REGION.size * _REGIONS)
@@ -139,7 +139,7 @@ def _address(buffer: bytearray) -> int:
 
 
 def holder(group: list[int], clients: int) -> str:
-    """Who has a cell, in a word: "nobody", "all", "several", or the client's number."""
+    """Who has a cell, in one word: "nobody", "all", "several", or the client's number."""
     if not group:
         return "nobody"
     if len(group) == 1:

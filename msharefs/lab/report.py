@@ -1,7 +1,7 @@
-"""A program's own answer to what shared page tables would do for it: as text, HTML and JSON.
+"""The report of a run: what shared page tables would do for the program, as text, HTML and JSON.
 
-The figures are those of `sampling.Sampler`. The HTML stands alone: pictures are inside, nothing is
-fetched from anywhere.
+The figures are those of `sampling.Sampler`. The HTML stands alone: it contains its pictures and
+fetches nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def write(found: dict[str, Any], path: Path) -> list[Path]:
 
 
 def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What the report says: a name, a figure and a remark, line by line; the answer last."""
+    """The lines of the report: a name, a figure and a remark; the answer comes last."""
     own, held = found["own_tables_bytes"], found["page_table_bytes"]
     yield "processes at once", f"{found['processes']:,}", ""
     yield "  with a region attached", f"{found['clients']:,}", ""
@@ -80,7 +80,7 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def remarks(found: dict[str, Any]) -> Iterator[str]:
-    """What the reader must know beside the figures."""
+    """Remarks that the reader needs beside the figures."""
     if not found["regions"]:
         yield "The program attached no region: was its memory large enough for --adopt-anon?"
     if found["unseen_clients"]:
@@ -93,7 +93,7 @@ def remarks(found: dict[str, Any]) -> Iterator[str]:
 
 
 def title(found: dict[str, Any]) -> str:
-    """What was run, and how it ended."""
+    """The program that was run, and how it ended."""
     return f"{shlex.join(found['program'])}: {found['seconds']:.1f} s, status {found['status']}"
 
 

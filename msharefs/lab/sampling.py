@@ -1,7 +1,7 @@
 """Watching the page tables of running programs: their own, and those of the regions they attach.
 
-A region's figures are read from its objects in the state directory, without asking the server, so
-that unlinked regions are seen too and nobody is disturbed.
+A region's figures are read from its objects in the state directory, without asking the server. So
+unlinked regions are seen too, and nobody is disturbed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 INTERVAL_SECONDS = 0.05
-# Looking takes time of the program's processors: at most this share of one.
+# Looking takes time from the program's processors: at most this share of one.
 COST_SHARE = 0.1
-# Samples kept; when there are more, every other one goes and the rest stand for longer.
+# Samples kept; when there are more, every other one is dropped and the rest stand for longer.
 SAMPLES_MAX = 2000
 # A new map is drawn when the page tables have grown by this since the last one.
 MAP_GROWTH = 1.1
@@ -33,7 +33,7 @@ MAPS_MAX = 4
 
 
 def vmpte(pid: int) -> int:
-    """Bytes of a process's own page tables; 0 if it is gone or is a kernel's thread."""
+    """Bytes of a process's own page tables; 0 if it is gone or a kernel thread."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -48,15 +48,15 @@ class Own(NamedTuple):
     """Bytes of a process's own page tables for a window, the PGD left out."""
 
     shareable: int
-    """With sharing the host mm has these: tables that span a quantum or less."""
+    """Tables that span a quantum or less: with sharing, the host mm has these."""
     upper: int
-    """Those above, which each process keeps: none with a quantum of 512 GiB."""
+    """The tables above, which each process keeps: none with a quantum of 512 GiB."""
 
 
 def own_tables(pid: int, base: int, size: int, quantum: int) -> Own | None:
-    """Of the window [base, base+size) of a region with this quantum.
+    """A process's own tables for the window [base, base+size) of a region with this quantum.
 
-    None if they may not be seen: another user's process, or a kernel before 6.7.
+    None if they cannot be seen: another user's process, or a kernel before 6.7.
     """
     try:
         cells = list(ptmap.held_cells(pid, base, size))
@@ -73,31 +73,31 @@ def own_tables(pid: int, base: int, size: int, quantum: int) -> Own | None:
 
 @dataclass
 class Sample:
-    """One look; bytes."""
+    """One look; in bytes."""
 
     seconds: float
-    """Since the start."""
+    """Seconds since the start."""
     processes: int
     vmpte_bytes: int
     """All their page tables."""
     own_tables_bytes: int
-    """Of these, for the regions: what sharing would take from them."""
+    """Of these, the ones for the regions: sharing would take them away."""
     upper_tables_bytes: int
-    """Of these, for the regions too, but above what is shared: the quantum is below 512 GiB."""
+    """Of these, the ones for the regions above the shared ones: the quantum is below 512 GiB."""
     page_table_bytes: int
-    """What the host mms hold."""
+    """Bytes of the host mms' tables."""
     clients: int
     """Processes that have a region attached."""
     attachments: int
     mapped_bytes: int
-    """Mapped in regions, each counted once."""
+    """Memory mapped in regions, each byte counted once."""
     unseen: int = 0
-    """Clients whose own tables for the regions may not be seen, and are not counted."""
+    """Clients whose own tables for the regions cannot be seen, and are not counted."""
 
 
 @dataclass
 class Region:
-    """The last that was seen of a region, and the most."""
+    """The last figures seen of a region, and the highest."""
 
     ident: int
     size_bytes: int = 0
@@ -133,7 +133,7 @@ class Sampler:
         self.samples: list[Sample] = []
         self.regions: dict[int, Region] = {}
         self.error: Exception | None = None
-        """What ended the looking too early."""
+        """The error that ended the watching too early."""
 
     def __enter__(self) -> Self:
         self._started = time.monotonic()
@@ -151,7 +151,7 @@ class Sampler:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     def _watch(self) -> None:
@@ -166,8 +166,8 @@ class Sampler:
                     interval *= 2
                 if self._stop.wait(max(interval, cost / COST_SHARE)):
                     break
-            self.look()  # whoever is left
-        except Exception as error:  # noqa: BLE001  # told in the report; the program goes on
+            self.look()  # at those that are left
+        except Exception as error:  # noqa: BLE001  # the report names it; the program goes on
             self.error = error
 
     def look(self) -> None:
@@ -224,7 +224,7 @@ class Sampler:
         sample.mapped_bytes += seen["mapped_bytes"]
 
     def _draw(self, ident: int, host: HostMM, weight: int) -> None:
-        """Keep a map of when there was most to see: bytes of tables, its own and its clients'."""
+        """Keep the map with the most to see: bytes of tables, the region's and its clients'."""
         region = self.regions[ident]
         drawn = [one for one in self.regions.values() if one.map is not None]
         if region.map is None and len(drawn) >= MAPS_MAX:
@@ -233,7 +233,7 @@ class Sampler:
             region.map = {**ptmap.of_host(host), "weight": weight}
 
     def document(self) -> dict[str, Any]:
-        """What was seen, for JSON: peaks, each over all samples; the samples; the regions."""
+        """All that was seen, for JSON: peaks, each over all samples; the samples; the regions."""
 
         def peak(key: str) -> int:
             return max((getattr(sample, key) for sample in self.samples), default=0)

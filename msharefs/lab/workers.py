@@ -1,4 +1,4 @@
-"""Many processes that do one thing at the same time: the workers of demonstrations and benchmarks.
+"""Many processes that do something at the same time: the workers of the demo and the benchmarks.
 
 A worker is the program ``mshare-worker`` (native/worker/worker.c has its commands). Each has one
 socket for both directions, so a thousand of them cost a thousand descriptors.
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-# Silence of all workers for this long is a hang: each tells of its progress every 64 MiB.
+# Silence of all workers for this long is a hang: each reports its progress every 64 MiB.
 STALL_SECONDS = 120.0
-# Of ours beside the workers' sockets: standard streams, the selector, files, and some to spare.
+# Our own, beside the workers' sockets: standard streams, the selector, files, and some to spare.
 _OWN_DESCRIPTORS = 64
 
 PAGE_BYTES = 4096
@@ -52,7 +52,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one worker says of one command. Times of the whole process, its service thread too."""
+    """One worker's answer to a command. Times are of the whole process with its service thread."""
 
     nanoseconds: int
     minor_faults: Figure
@@ -67,13 +67,13 @@ class Answer:
     """Pages that verify found to differ."""
     first_wrong: int
     each_nanoseconds: dict[str, int]
-    """Of one round of a `repeat`: p50, p90, p99, max."""
+    """Nanoseconds of one round of a `repeat`: p50, p90, p99, max."""
     value: int | None
-    """What the command found, if it looks for something."""
+    """The value that the command found, if it looks for one."""
 
     @classmethod
     def read(cls, said: dict[str, Any]) -> Answer:
-        """An answer from its line of JSON."""
+        """The answer that a line of JSON holds."""
         return cls(
             nanoseconds=said["ns"],
             minor_faults=Figure(*said["minflt"]),
@@ -92,8 +92,8 @@ class Answer:
 class Workers:
     """`count` running workers, a context manager; at its end there are none.
 
-    They inherit the descriptors in `pass_fds` and open them as /proc/self/fd/N. `started` is told
-    of each, with 1. OSError: EMFILE if our limit of descriptors is too low for so many.
+    They inherit the descriptors in `pass_fds` and open them as /proc/self/fd/N. `started` is called
+    with 1 for each. OSError: EMFILE if our limit of descriptors is too low for so many.
     """
 
     def __init__(self, count: int, pass_fds: Sequence[int] = (), started: Notify = _ignore) -> None:
@@ -142,9 +142,9 @@ class Workers:
     ) -> list[Answer]:
         """Give a command to workers, all of them or the numbers in `who`, at once; their answers.
 
-        A function gives each worker a command of its own, by number.
-        `visited` is told of bytes as fill and verify get on, `answered` of each worker, with 1.
-        OSError: a worker could not do it (its errno) or died; the first of all counts.
+        A function gives each worker a command of its own, by number. `visited` is called with
+        numbers of bytes as fill and verify get on, `answered` with 1 for each worker. OSError: a
+        worker could not do it (its errno) or died; the first error counts.
         """
         asked = list(range(len(self))) if who is None else list(who)
         said_to = {number: command if isinstance(command, str) else command(number)
@@ -189,7 +189,7 @@ class Workers:
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     pass_fds=self._pass_fds,
-                    process_group=0,  # a Ctrl-C is for us: we end them
+                    process_group=0,  # a Ctrl-C is meant for us: we end them
                 )
             )
 

@@ -1,6 +1,6 @@
-"""A mount of msharefs for one purpose: up for the time of a `with`, then nothing of it is left.
+"""A mount of msharefs for one purpose: there for the time of a `with`, then nothing of it is left.
 
-The demonstration measures on one, so that it needs no mount of the user's and disturbs none.
+The demonstration measures on one, so it needs none of the user's mounts and disturbs none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PARENT = "/dev/shm"  # noqa: S108  # mkdtemp makes a name of our own
 PREFIX = "msharefs-private-"
 
-# `python -m msharefs mount`, and a SIGTERM when we die: a mount must not outlive us, however we
+# `python -m msharefs mount`, with a SIGTERM when we die: the mount must not outlive us, however we
 # end. 1 is PR_SET_PDEATHSIG of prctl(2).
 _SERVER = (
     "import ctypes; ctypes.CDLL(None).prctl(1, 15); from msharefs.cli import main; main()"
@@ -54,7 +54,7 @@ class PrivateMount:
         self.state = self._base / "state"
         try:
             self.directory.mkdir()
-            if self._shared:  # the way through; mount and state have modes of their own
+            if self._shared:  # others may pass through; mount and state have modes of their own
                 self._base.chmod(0o711)
             self._start()
         except BaseException:
@@ -84,7 +84,7 @@ class PrivateMount:
         return self._server.pid
 
     def note_end(self) -> None:
-        """The server has ended: wait(2) for it. For whoever waits for all children."""
+        """Reaps the server, which has ended. For a caller that waits for all children."""
         assert self._server is not None
         self._server.poll()
 
@@ -99,7 +99,7 @@ class PrivateMount:
             self._server = subprocess.Popen(
                 [sys.executable, "-c", _SERVER, "mount", "-f", "-o", options, self.directory],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                process_group=0,  # a Ctrl-C is for us: we end the server when we are done with it
+                process_group=0,  # a Ctrl-C is meant for us: we end the server when we are done
             )  # fmt: skip
         pidfd = os.pidfd_open(self._server.pid)
         # The kernel tells by POLLPRI that the table of mounts has changed.

@@ -1,6 +1,6 @@
-"""Running a program under the preload library, on a mount that is there or on one of its own.
+"""Running a program under the preload library, on an existing mount or on one of its own.
 
-On a mount that is there the program takes our place (execve). With a mount of its own there are
+On an existing mount the program takes our place (execve). With a mount of its own there are
 three of us: this process, which stands in for the program towards whoever started it; a keeper,
 which serves the mount as long as the program or any descendant lives, daemons included; and the
 mount's server::
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-# What env(1), nohup(1) and the shells answer for a program that cannot be started.
+# The exit statuses of env(1), nohup(1) and the shells for a program that cannot be started.
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 SIGNALLED = 128  # plus the signal's number
 
@@ -101,7 +101,7 @@ def choose_mount(given: Path | None, *, adopts: bool = False) -> Path | None:
 
 
 def _owner_kind(directory: Path) -> str:
-    """What regions made on a mount end with: "file", "process" or "thread". Asked by making one."""
+    """Whose end ends a region of a mount: "file", "process" or "thread". Asked by making one."""
     from msharefs import client
 
     path = directory / f".run-{os.getpid()}"
@@ -112,7 +112,7 @@ def _owner_kind(directory: Path) -> str:
 
 
 def environment(directory: Path, adopt: int | None) -> dict[str, str]:
-    """The environment of a program: `adopt` is the least size in bytes of what becomes a region."""
+    """The environment of a program: `adopt` is the least size, in bytes, that becomes a region."""
     library = str(installed.preload())
     if set(library) & set(" :"):
         raise OSError(
@@ -121,7 +121,7 @@ def environment(directory: Path, adopt: int | None) -> dict[str, str]:
             "install msharefs elsewhere",
             library,
         )
-    # Ours comes last: it calls the kernel and nobody after it.
+    # Ours comes last: it calls the kernel, not the next library.
     others = [name for name in os.environ.get(PRELOAD, "").split(":") if name not in ("", library)]
     added = {PRELOAD: ":".join((*others, library)), MOUNT: str(directory)}
     if adopt is not None:
@@ -130,7 +130,7 @@ def environment(directory: Path, adopt: int | None) -> dict[str, str]:
 
 
 class GivenMount:
-    """A mount that is there, as far as a keeper needs it; its `state` is its server's."""
+    """An existing mount, as far as a keeper needs it; `state` is its server's directory."""
 
     server_pid = 0  # none of our children
 
@@ -145,14 +145,14 @@ class GivenMount:
         pass
 
     def note_end(self) -> None:
-        """Its server's end is not ours to wait for."""
+        """We need not wait for the end of its server."""
 
 
 _Home = PrivateMount | GivenMount
 
 
 def _state_of(directory: Path) -> Path:
-    """The state directory of a mount: where its server holds the lock. EACCES: not for us."""
+    """The state directory of a mount: its server holds the lock there. EACCES: not for us."""
     server = mountpoint.open_server(directory)
     if server.pidfd >= 0:
         os.close(server.pidfd)
@@ -176,9 +176,9 @@ def run(
 ) -> int:
     """Run a program to its end; the exit status to end with.
 
-    With a mount that is there (`directory`), and no report to write, this process becomes the
-    program and nothing returns. OSError: the program cannot be started (its `filename` is the
-    program's), or the mount.
+    With an existing mount (`directory`) and no report to write, this process becomes the program,
+    and nothing returns. OSError: the program cannot be started (then `filename` is the program's),
+    or the mount cannot.
     """
     if directory is not None and report is None:
         _become(arguments, environment(directory, adopt))
@@ -217,7 +217,7 @@ def _stand_in(arguments: Sequence[str], home: _Home, adopt: int | None, report: 
 
 
 def _hear(channel: socket.socket) -> int:
-    """What the keeper says next: the program's pidfd, its exit status, or an OSError to raise."""
+    """The keeper's next word: the program's pidfd, its exit status, or an OSError to raise."""
     data, fds, _, _ = socket.recv_fds(channel, _WORD_MAX, 1)
     if not data:
         raise OSError(errno.ECHILD, "the keeper of the private mount was killed")
@@ -228,12 +228,12 @@ def _hear(channel: socket.socket) -> int:
 
 
 def _forward(program: int) -> NoReturn:
-    """Pass on the signals that we get, but those of the terminal."""
+    """Pass on the signals that we get, except those of the terminal."""
     while True:
         info = signal.sigwaitinfo(_FORWARDED)
         if info.si_code == _FROM_KERNEL:
             continue
-        with contextlib.suppress(ProcessLookupError):  # ended; its status is on the way
+        with contextlib.suppress(ProcessLookupError):  # it has ended; its status is on the way
             signal.pidfd_send_signal(program, info.si_signo)
 
 
@@ -250,7 +250,7 @@ class _Watch:
         if self._path is not None:
             from msharefs.lab.sampling import Sampler
 
-            self._path.touch()  # if that cannot be, then now
+            self._path.touch()  # so that an error comes now, not after the run
             self._sampler = Sampler(self._processes, self._mount.state).__enter__()
         return self
 
@@ -283,8 +283,8 @@ class _Watch:
 class _Keeper:
     """Serves the private mount while a descendant lives.
 
-    It tells the program's end when the mount is gone, or at once if others live on. `mask` is the
-    signal mask the program gets.
+    It reports the program's end when the mount is gone, or at once if other descendants live on.
+    `mask` is the signal mask that the program gets.
     """
 
     def __init__(self, channel: socket.socket, mask: set[int | signal.Signals]) -> None:
@@ -297,7 +297,7 @@ class _Keeper:
     def keep(
         self, arguments: Sequence[str], home: _Home, adopt: int | None, report: Path | None
     ) -> None:
-        """From mount to unmount; tells the program's pidfd, then its exit status, or an OSError."""
+        """From mount to unmount; sends the program's pidfd, then its exit status, or an OSError."""
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         try:
             with home as mount, _Watch(arguments, mount, report) as watch:
@@ -314,7 +314,7 @@ class _Keeper:
 
     def _start(self, arguments: Sequence[str], environ: dict[str, str]) -> int:
         try:
-            # Kept: one that nobody needs waits for its process, which is our business.
+            # Kept, because a Popen object that goes away waits for its process: we do that.
             self._program = subprocess.Popen(arguments, env=environ, close_fds=False)
         except OSError as error:
             raise OSError(error.errno, error.strerror, arguments[0]) from None
@@ -324,7 +324,7 @@ class _Keeper:
         return self._program.pid
 
     def _wait(self, mount: _Home, program: int | None = None) -> int:
-        """Wait for the program, or until no descendant is left; a status as a shell has it."""
+        """Wait for the program, or until no descendant is left; the status as in a shell."""
         while program is not None or self._descendants(mount):
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
             assert ended is not None
@@ -343,12 +343,12 @@ class _Keeper:
         return any(child.pid != mount.server_pid for child in psutil.Process().children())
 
     def _tell(self, word: object, fd: int = -1) -> None:
-        # A stand-in that was killed, or has what it waited for: the rest goes on.
+        # The stand-in may have been killed, or have all it waits for; everything else goes on.
         with contextlib.suppress(BrokenPipeError, OSError):
             socket.send_fds(self._channel, [pickle.dumps(word)], [fd] if fd >= 0 else [])
 
     def _let_go(self) -> None:
-        """Whoever reads the program's output must not wait for us."""
+        """Closes the standard streams: a reader of the program's output must not wait for us."""
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
             os.dup2(nothing, number)

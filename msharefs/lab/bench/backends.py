@@ -1,6 +1,6 @@
 """The kinds of shared memory that are compared: how a fresh process gets each.
 
-Whether one can be had on this machine is found out by trying, once, before anything is measured.
+We find out by trying, once and before anything is measured, which kinds this machine has.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Memory:
     path: str = ""
     """A file to call fallocate(2) or ioctl(2) on, as workers see it."""
     figures: Callable[[], Sample] = field(default=dict)
-    """What it holds now, for all who share it."""
+    """How much it holds now, for all who share it."""
 
 
 class Backend(ABC):
@@ -58,11 +58,11 @@ class Backend(ABC):
     @abstractmethod
     @contextmanager
     def memory(self, size: int) -> Iterator[Memory]:
-        """`size` new bytes, empty. OSError: it cannot be had here."""
+        """`size` new bytes, empty. OSError: this machine does not have it."""
         yield NotImplemented
 
     def probe(self) -> None:
-        """OSError with the reason if this kind cannot be had, or is not what it should be."""
+        """OSError with the reason if this machine does not have it, or not as it should be."""
         with self.memory(PROBE_BYTES) as memory, Workers(1, memory.pass_fds) as workers:
             for command in memory.take:
                 workers.ask(command)
@@ -76,7 +76,7 @@ class Backend(ABC):
 
 
 class Memfd(Backend):
-    """What programs have today."""
+    """Ordinary shared memory, as programs have it today."""
 
     name = "memfd"
     about = "memfd_create(2), 4 KiB pages"
@@ -155,7 +155,7 @@ class Hugetlb(Backend):
 
 
 class SysV(Backend):
-    """What PostgreSQL and Oracle knew first."""
+    """System V shared memory, the first kind that PostgreSQL and Oracle used."""
 
     name = "sysv"
     about = "shmget(2), 4 KiB pages"
@@ -193,7 +193,7 @@ class Region(Backend):
 
     @property
     def directory(self) -> Path:
-        """Of the mount."""
+        """The mount's directory."""
         return self.mount().directory
 
     @contextmanager
@@ -214,7 +214,7 @@ class Region(Backend):
 
 
 def region_figures(region: client.Region) -> Sample:
-    """What a region holds, for all its clients together."""
+    """The figures of a region, for all its clients together."""
     stat = region.stat()
     return {
         "rss_bytes": stat["rss_bytes"],
@@ -226,7 +226,7 @@ def region_figures(region: client.Region) -> Sample:
 
 
 class StrictRegion(Region):
-    """An entry only for a page that somebody touched."""
+    """Entries only for pages that somebody has touched."""
 
     name = "msharefs-strict"
     about = "the same with -o fault_around=1"
@@ -258,7 +258,7 @@ NAMES = tuple(backend.name for backend in ALL)
 
 
 class Backends:
-    """Every kind that can be had, ready; a context manager that takes all of it away again."""
+    """Every kind that this machine has, ready; a context manager that removes them all again."""
 
     def __init__(self, names: tuple[str, ...] = NAMES) -> None:
         self._names = names
@@ -267,7 +267,7 @@ class Backends:
         self._stack = ExitStack()
         self._ready: dict[str, Backend] = {}
         self.missing: dict[str, str] = {}
-        """Those that cannot be had, with the reason."""
+        """The kinds that this machine does not have, with the reason."""
         try:
             for kind in ALL:
                 if kind.name in self._names:

@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 WINDOW_PAGES = (256 << 20) // PAGE_BYTES
 PASSES = 100
 ZIPF_VISITS = 2_000_000
-# At the start all spans are new, and each drives out one that comes back: what is asked is whether
-# the budget learns from that.
+# At the start all spans are new, and each drives out one that will come back: the question is
+# whether the budget learns from that.
 ZIPF_PASSES = 10
 
 
 class Budget(Scenario):
-    """Processes with a budget of page tables for the region, far below what they touch in all.
+    """Processes with a budget of page tables for the region, far too small for all they touch.
 
     Each works in a window of its own for 100 passes, then moves on to the next until it has seen
     all; or all of them visit single pages of the whole region by Zipf's law, which no budget of
-    this size can hold: it grows. `kept_bytes` is what budgets are in the end, `grown` how often
-    they grew, and the spans are those that were given back and that came back; for each process.
+    this size can hold: it grows. `kept_bytes` is the size of the budgets at the end, `grown` how
+    often they grew, and the spans are those that were given back and that came back; for each
+    process.
     """
 
     name = "budget"
@@ -90,7 +91,7 @@ class Budget(Scenario):
 
 
 def _kept(path: str, row: str, pids: Container[int]) -> Sample:
-    """What clients with a budget say of it, in the mean."""
+    """The means of the clients' own figures of their budgets."""
     if row != BudgetRegion.name:
         return {}
     with client.open(path) as region:

@@ -1,4 +1,4 @@
-"""Numbers of a benchmark: one sample a round, and what is told of all rounds."""
+"""Numbers of a benchmark: one sample for each round, and a summary of all rounds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Sample = dict[str, float]
-"""What one trial measured; the key ends in its unit: ns_per_page, vmpte_bytes."""
+"""The figures of one trial; each key ends in its unit: ns_per_page, vmpte_bytes."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over all rounds: the middle, and how far it went."""
+    """A figure over all rounds: the median, and both extremes."""
 
     median: float
     low: float
@@ -44,7 +44,7 @@ def summary(samples: Sequence[Sample]) -> dict[str, Any]:
 def ratio(
     samples: Sequence[Sample], baseline: Sequence[Sample], key: str
 ) -> dict[str, float] | None:
-    """How many times the baseline a row is, round by round: what drifts, drifts in both.
+    """How many times the baseline a row is, round by round, since a drift affects both.
 
     None where there is nothing to divide by.
     """

@@ -1,6 +1,6 @@
 """Huge pages for a benchmark: a pool of 2 MiB pages, and shared memory that takes them if advised.
 
-Both change nothing for good: the pool is put back, the tmpfs is nowhere mounted.
+Neither changes anything for good: the pool is put back, and the tmpfs is not mounted anywhere.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Pool:
             _write("nr_hugepages", self._before)
 
     def provide(self, size: int) -> None:
-        """See to it that `size` bytes of huge pages are free. ENOMEM: the kernel has not so many.
+        """Make sure that `size` bytes of huge pages are free. ENOMEM: the kernel has too few.
 
         OSError: there is no pool, or we may not change it.
         """
@@ -83,8 +83,8 @@ def _write(name: str, value: int) -> None:
 def advised_tmpfs() -> int:
     """Descriptor of a new tmpfs that gives huge pages where madvise(2) asks, mounted nowhere.
 
-    It is gone with its last open file. OSError: EPERM without CAP_SYS_ADMIN, EINVAL if the kernel
-    knows no huge=advise.
+    It goes away with its last open file. OSError: EPERM without CAP_SYS_ADMIN, EINVAL if the kernel
+    does not know huge=advise.
     """
     context = _call("fsopen", b"tmpfs", _FSOPEN_CLOEXEC)
     try:

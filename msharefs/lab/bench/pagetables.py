@@ -1,4 +1,4 @@
-"""What page tables cost: the question that all of this is about."""
+"""The cost of page tables: the question that all of this is about."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def meminfo(name: str) -> int:
 
 
 MAP_BYTES = 1 << 30
-# Who touches what of the region of which a map is drawn, one after the other: the worker, the first
-# page, pages from there, how many of them, in which order. Something that all have, something that
-# two have, three that only one has: full, half full, sparse; and holes.
+# The accesses to a region of which a map is drawn, one after the other: the worker, the first page,
+# how many pages there are from it on, how many of them it touches, and in which order. One part is
+# touched by all workers, one by two, and three by one only: full, half full, sparse; and there are
+# holes.
 _MAP_WORKERS = 4
 _MAP_VISITS = (
     (0, 0, 98304, 98304, "sequential"),
@@ -62,11 +63,11 @@ def sample_map(backends: Backends) -> dict[str, Any] | None:
 
 
 class PageTables(Scenario):
-    """Processes that all read all of the same memory, and what their page tables take then.
+    """Processes that all read all of the same memory, and the size of their page tables then.
 
     `tables_bytes` is what this kind of memory costs in page tables: the growth of every process's
-    VmPTE; for a region what its host mm holds, as on a kernel that shares. What the processes'
-    own tables of a region really take today is `vmpte_bytes`.
+    VmPTE, or for a region the tables of its host mm, as on a kernel that shares them. The tables
+    that the processes really have for a region today are `vmpte_bytes`.
     """
 
     name = "pagetables"
@@ -80,7 +81,7 @@ class PageTables(Scenario):
 
     @contextmanager
     def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
-        """Nothing stands ready: thousands of processes of one row at a time are enough."""
+        """Nothing is ready in advance: thousands of processes of one row at a time are enough."""
         yield lambda: self._trial(setting)
 
     def _trial(self, setting: Setting) -> Sample:
@@ -123,8 +124,8 @@ class PageTables(Scenario):
 class Clients(Scenario):
     """Further clients of a region that a process has filled; each reads some pages of it.
 
-    `bookkeeping_bytes` is what the host mm grows by for each: its slot, and the note of what it has
-    touched.
+    `bookkeeping_bytes` is the growth of the host mm for each: its slot, and the bitmap of the spans
+    that it has touched.
     """
 
     name = "clients"
@@ -147,7 +148,7 @@ class Clients(Scenario):
 
     @contextmanager
     def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
-        """Nothing more: all of them come with the round and go with it."""
+        """Nothing more: all of them start and end with the round."""
         yield lambda: self._trial(setting, setting.ground)
 
     def _trial(self, setting: Setting, memory: Memory) -> Sample:

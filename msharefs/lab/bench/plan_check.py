@@ -1,4 +1,4 @@
-"""The plan's shared side, built for real: a host mm with every entry filled, and no data page."""
+"""A plan's shared side, built for real: a host mm with every entry filled, and no data page."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ STEP = 1 << 30
 def run(size: int, step: Callable[[int], None]) -> dict[str, Any]:
     """Fill the tables of a window of `size` bytes; the document, with both sides' bytes.
 
-    `step` is told of bytes as it gets on. The host mm is a memfd of our own: no server is needed,
-    the core is the same. OSError: ENOMEM or ENOSPC, memory for the tables is short.
+    `step` is called with the number of bytes as it gets on. The host mm is a memfd of our own: the
+    core is the same, and no server is needed. OSError: ENOMEM or ENOSPC, too little memory for the
+    tables.
     """
     span = -(-size // QUANTUM) * QUANTUM
     fd = os.memfd_create("msharefs-plan-check", os.MFD_CLOEXEC)
     mm = ffi.new("struct mm *")
     try:
         check(lib.mm_format(fd, 1, span, QUANTUM), f"a host mm of {span} bytes")
-        check(lib.mm_open(mm, fd), "the host mm")  # which has the descriptor now
+        check(lib.mm_open(mm, fd), "the host mm")  # which owns the descriptor now
     except BaseException:
         os.close(fd)
         raise

@@ -1,4 +1,4 @@
-"""Calls by the second: attaching, ioctl, and the names of a mount."""
+"""Calls per second: attaching, ioctl, and the names of a mount."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PIECE = 2 << 20
 
 
 def repeated(workers: Workers, count: int, steps: Callable[[int], str]) -> Sample:
-    """Quantiles of one round of a worker's `steps`, and how many a second all reach together."""
+    """Quantiles of one round of a worker's `steps`, and how many a second all do together."""
     answers = workers.ask(lambda number: f"repeat {count} {steps(number)}")
     longest = max(answer.nanoseconds for answer in answers)
     quantiles = ("p50", "p90", "p99", "max")
@@ -36,7 +36,7 @@ def repeated(workers: Workers, count: int, steps: Callable[[int], str]) -> Sampl
 
 
 class AttachDetach(Scenario):
-    """Attaching and detaching, with nothing touched in between; open and close are in it."""
+    """Attaching and detaching, with nothing touched in between; includes open and close."""
 
     name = "attach"
     title = "attach and detach"
@@ -57,7 +57,7 @@ class AttachDetach(Scenario):
 
 
 class Calls(Scenario):
-    """ioctl(2) on a region; beside it the call that does the nearest thing to a memfd."""
+    """ioctl(2) on a region, beside the call that does the nearest thing to a memfd."""
 
     name = "ioctl"
     title = "ioctl round trip on an idle region"
@@ -86,7 +86,7 @@ class Calls(Scenario):
 
 
 class Metadata(Scenario):
-    """Names of a mount, beside tmpfs: what the FUSE server costs."""
+    """Names of a mount, beside those of a tmpfs: the cost of the FUSE server."""
 
     name = "metadata"
     title = "file operations of a mount"
@@ -97,12 +97,12 @@ class Metadata(Scenario):
     COUNT = 300
 
     def backend(self, row: str) -> str:
-        """Tmpfs is where memfds live too."""
+        """Memfds live on a tmpfs, too."""
         return "memfd" if row == "tmpfs" else row
 
     @contextmanager
     def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
-        """A directory and a process each that works in it."""
+        """For each process a directory that it works in."""
         region = setting.backends.region()
         if setting.row == "msharefs" and region is not None:
             directory = Path(tempfile.mkdtemp(dir=region.directory))

@@ -29,9 +29,10 @@ _MODE_WP = 1
 
 
 def sum_ns(workers: Workers, command: str) -> float:
-    """Time in a call that every process makes for itself, all together.
+    """The sum of the times in a call that every process makes for itself.
 
-    One after the other: at once they would wait for processors, and that would count.
+    They make it one after the other: at the same time they would wait for processors, and that
+    would count.
     """
     return float(
         sum(workers.ask(command, [number])[0].nanoseconds for number in range(len(workers)))
@@ -39,15 +40,15 @@ def sum_ns(workers: Workers, command: str) -> float:
 
 
 def one_ns(workers: Workers, command: str) -> float:
-    """Time in a call that one process makes for all."""
+    """The time in a call that one process makes for all."""
     return float(workers.ask(command, [FIRST])[0].nanoseconds)
 
 
 class Revocation(Scenario):
     """Processes that have read all of a piece of memory, and a call that changes it for all.
 
-    What every process does for itself is counted as the sum of their times in the call, so without
-    the messages by which they would have to be told.
+    Where every process makes a call for itself, the sum of their times counts, without the messages
+    by which they would have to be told.
     """
 
     processes = (1, 8, 64, 512)
@@ -84,7 +85,7 @@ class Unmap(Revocation):
     """64 MiB are unmapped.
 
     With a memfd each process calls munmap(2). Punching a hole frees the pages in one call, but
-    leaves the mapping: who touches it gets zeroes, not a signal.
+    leaves the mapping: an access then finds zeroes and gets no signal.
     """
 
     name = "unmap"
@@ -128,7 +129,7 @@ class Unmap(Revocation):
 class Protect(Revocation):
     """64 MiB become read-only.
 
-    The bare calls are the least a region's server has to make on today's kernel: a
+    The bare calls are the least that a region's server has to do on today's kernel: one
     UFFDIO_WRITEPROTECT for each process.
     """
 
@@ -167,7 +168,7 @@ class Protect(Revocation):
             self.fill(workers)
             return {"ns": ns, "ns_per_page": ns / setting.pages / setting.processes}
 
-        call()  # what is not supported here says so before the rounds begin
+        call()  # if it is not supported here, we hear so before the rounds begin
         return trial
 
 

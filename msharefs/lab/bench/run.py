@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 KIND = "msharefs bench"
 VERSION = 1
-# How a kernel or an older part of us says that it has no such thing; the row is left out.
+# The errors by which a kernel, or an older part of ours, lacks something; the row is left out.
 _CANNOT = {errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOMEM}
 
 
 class Observer(Protocol):
-    """Whoever wants to see how far a run is."""
+    """Somebody who wants to see the progress of a run."""
 
     def step(self, title: str, total: int) -> Callable[[int], None]:
         """A step begins; the result is to be called with amounts that add up to `total`."""
@@ -42,7 +42,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user wants otherwise than the scenarios have it."""
+    """The user's wishes that differ from the scenarios' defaults."""
 
     processes: tuple[int, ...] = ()
     size: int | None = None
@@ -54,7 +54,7 @@ class Wishes:
 
 
 def machine() -> dict[str, Any]:
-    """Where this was measured."""
+    """The machine that this was measured on."""
     models = {
         line.split(":", 1)[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -72,7 +72,7 @@ def machine() -> dict[str, Any]:
 
 
 def run(scenarios: Sequence[Scenario], wishes: Wishes, observer: Observer) -> dict[str, Any]:
-    """Play them all; the document of ``--json``. OSError: wrong, and not only missing."""
+    """Play them all; the document of ``--json``. OSError: something is broken, not only missing."""
     started = dt.datetime.now(dt.UTC)
     notify = observer.step("looking what there is", 1)
     with Backends(wishes.backends) if wishes.backends else Backends() as backends:
@@ -136,7 +136,7 @@ def play(
 
 
 def _check_memory(scenario: Scenario, rows: int, processes: int, size: int) -> None:
-    """ENOMEM if there is not the memory: a machine that swaps or kills measures nothing."""
+    """ENOMEM if memory is too small: figures of a machine that swaps or kills are worthless."""
     need = scenario.need(rows, processes, size)
     available = psutil.virtual_memory().available
     if need > available:
@@ -150,7 +150,7 @@ def _check_memory(scenario: Scenario, rows: int, processes: int, size: int) -> N
 
 @contextmanager
 def _left_out(row: str, missing: dict[str, str]) -> Iterator[None]:
-    """A row that cannot be had is noted, with the reason; any other error goes on."""
+    """Notes a row that this machine does not have, with the reason; other errors are raised."""
     try:
         yield
     except OSError as error:
@@ -166,7 +166,7 @@ def _case(
     missing: dict[str, str],
     notify: Callable[[int], None],
 ) -> dict[str, Any]:
-    """All rows of one case; `missing` learns of those that turn out not to be there."""
+    """All rows of one case; those that turn out not to be there are added to `missing`."""
     samples: dict[str, list[Sample]] = {}
     with ExitStack() as stack:
         trials: dict[str, Callable[[], Sample]] = {}
@@ -177,7 +177,7 @@ def _case(
         notify((len(settings) - len(names)) * rounds)
         for number in range(rounds):
             turn = number % max(1, len(names))
-            # A B C, B C A, ...: nobody always plays after the same neighbour's mess.
+            # A B C, B C A, ...: no row always plays after the same other one, and in its mess.
             for row in names[turn:] + names[:turn]:
                 samples.setdefault(row, []).append(trials[row]())
                 notify(1)

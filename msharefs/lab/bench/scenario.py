@@ -1,7 +1,7 @@
-"""What a scenario is: rows that are compared, cases, and a stage where each row plays rounds.
+"""Scenarios: rows that are compared, cases, and a stage where each row plays rounds.
 
-All rows of a case stand ready at the same time, then play in turns: A B C, B C A, ... So whatever
-changes on the machine meanwhile changes for all of them.
+All rows of a case are set up at the same time, and then play in turns: A B C, B C A, ... So
+whatever changes on the machine meanwhile changes for all of them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from .figures import Sample
 
 Case = dict[str, str]
-"""What sets one table apart from another: {"order": "random", "access": "read"}."""
+"""The difference between one table and another: {"order": "random", "access": "read"}."""
 
 Trial = "Callable[[], Sample]"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of one case, as it is to be played."""
+    """One row of one case, ready to be played."""
 
     backends: Backends
     row: str
@@ -37,7 +37,7 @@ class Setting:
     size: int
     seed: int
     ground: Any = None
-    """What `Scenario.ground` has given for this row."""
+    """The result of `Scenario.ground` for this row."""
 
     @property
     def pages(self) -> int:
@@ -45,7 +45,7 @@ class Setting:
         return self.size // PAGE_BYTES
 
 
-# Less than a worker takes by itself: stack, libraries, kernel's part. Only to refuse the hopeless.
+# Less than a worker really takes (stack, libraries, the kernel's part): only refuses the hopeless.
 _PROCESS_BYTES = 256 * 1024
 _ENTRIES = 512
 
@@ -60,13 +60,13 @@ class Scenario(ABC):
     cases: ClassVar[tuple[Case, ...]] = ({},)
     processes: ClassVar[tuple[int, ...]] = (1,)
     size: ClassVar[int]
-    """Bytes, unless the user has other wishes."""
+    """In bytes, unless the user asks for another size."""
     headline: ClassVar[str] = "ns_per_page"
     """The figure whose ratio to the baseline is the answer."""
     also: ClassVar[tuple[str, ...]] = ()
-    """Other figures whose ratio belongs to the answer."""
+    """Other figures whose ratios belong to the answer."""
     rounds: ClassVar[int] = 5
-    """Unless the user has other wishes: one where more would take very long, or teach nothing."""
+    """Unless the user asks otherwise; one where more would take very long, or teach nothing."""
 
     together: ClassVar[bool] = True
     """Whether the memory and the processes of all rows are there at the same time."""
@@ -85,7 +85,7 @@ class Scenario(ABC):
         return nullcontext()
 
     def need(self, rows: int, processes: int, size: int) -> int:
-        """Memory in bytes that it takes at least: the pages, and every process's page tables."""
+        """The least memory in bytes that it takes: the pages, and every process's page tables."""
         one = size + processes * (size // _ENTRIES + _PROCESS_BYTES)
         return one * (rows if self.together else 1)
 
@@ -96,7 +96,7 @@ class Scenario(ABC):
 
 @contextmanager
 def filled(backend: Backend, size: int) -> Iterator[Memory]:
-    """Memory that a process has written all of, and it stays."""
+    """Memory that a process has written completely; the process stays."""
     pages = size // PAGE_BYTES
     with backend.memory(size) as memory, Workers(1, memory.pass_fds) as filler:
         for command in memory.take:
@@ -118,7 +118,7 @@ def ask_all(workers: Workers, commands: Iterable[str]) -> list[list[Answer]]:
 
 
 def cost(answers: Sequence[Answer], pages: int) -> Sample:
-    """What one worker's timed commands cost, for each of the `pages` it visited."""
+    """The cost of one worker's timed commands, for each of the `pages` it visited."""
     faults = sum(a.minor_faults.growth + a.major_faults.growth for a in answers)
     cpu = sum(a.user_microseconds.growth + a.system_microseconds.growth for a in answers)
     return {

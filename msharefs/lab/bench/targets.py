@@ -1,4 +1,4 @@
-"""The figures that msharefs is to reach, and what a run of the benchmark has measured of them."""
+"""The figures that msharefs is meant to reach, and those that a run of the benchmark measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RATIO = ""
 class Target:
     """A bound for one figure of one row of a scenario.
 
-    Judged is the case with the most processes; where several are left, the worst of them.
+    The case with the most processes is judged, and if there are several of those, the worst.
     """
 
     what: str
@@ -28,7 +28,7 @@ class Target:
     absolute: bool = False
     """The figure itself and not its ratio to the baseline's."""
     throughput: bool = False
-    """What can be done in a time: the inverse of the ratio, and `limit` is the least."""
+    """The work done in a time: the inverse of the ratio, and `limit` is the least."""
     size: int | None = None
     """Bytes; the bound holds for this much memory only."""
 

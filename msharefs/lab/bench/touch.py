@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .figures import Sample
 
 KINDS = ("memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-native")
-# Random means that neighbours are rarely touched too: a part of all pages, each at most once.
+# In random order neighbours are rarely touched as well: a part of all pages, each at most once.
 RANDOM_SHARE = 4
 
 
@@ -28,7 +28,7 @@ def pages_of(setting: Setting, number: int) -> tuple[int, int]:
 
 
 def visits(case: Case, pages: int) -> int:
-    """How many of `pages` are visited, or how often any."""
+    """How many of `pages` are visited, or how many visits there are."""
     return pages // RANDOM_SHARE if case["order"] == "random" else pages
 
 
@@ -44,7 +44,7 @@ class FirstTouch(Scenario):
 
     @contextmanager
     def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
-        """Nothing stands ready: each round has new memory and new processes."""
+        """Nothing is ready in advance: each round has new memory and new processes."""
         yield lambda: self._trial(setting)
 
     def _order(self, setting: Setting, number: int) -> str:
@@ -111,7 +111,7 @@ class Populated(Scenario):
 
 
 class Steady(Scenario):
-    """Pages that the process has touched before: what is left is what the memory itself costs."""
+    """Pages that the process has touched before, so that only the memory itself costs time."""
 
     name = "steady"
     title = "loads and stores to pages that are mapped"
@@ -151,7 +151,7 @@ class Steady(Scenario):
 class Fork(Scenario):
     """A process with the memory attached and touched forks; children do nothing, or touch it all.
 
-    The time is of fork and wait together, so it has the child's exit.
+    The time is that of fork and wait together, so it includes the child's exit.
     """
 
     name = "fork"

@@ -1,4 +1,4 @@
-"""Real servers, plain and under ``msharefs run --adopt-anon``, in turns: what their loads share."""
+"""Real servers, plain and under ``msharefs run --adopt-anon``, in turns: their common part."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Way:
 
     name: str
     before: tuple[str, ...] = ()
-    """What its command line begins with."""
+    """The beginning of its command line."""
     state: Path = Path("/nonexistent")
     """The state directory of its mount; a plain server has none."""
 
     def memory(self, pids: Sequence[int]) -> dict[str, int]:
         """What the page tables of these processes take now, and their faults so far."""
         with Sampler(lambda: pids, self.state) as sampler:
-            pass  # it looks at the beginning and in the end
+            pass  # it looks at the beginning and at the end
         found = sampler.document()
         if found["incomplete"]:
             raise OSError(f"looking at the page tables of {self.name}: {found['incomplete']}")
@@ -66,8 +66,8 @@ def faults(pid: int) -> int:
 
 @contextmanager
 def ways(least: int) -> Iterator[tuple[Way, Way]]:
-    """Both, with a mount for the second: anonymous shared memory from `least` bytes on is its."""
-    # As `msharefs run` has it: a program's own memory is no multiple of a large quantum.
+    """Both ways; the second has a mount and adopts shared memory from `least` bytes on."""
+    # As for `msharefs run`: a program's own memory is no multiple of a large quantum.
     with PrivateMount("quantum=2M", shared=True) as mount:
         run = (sys.executable, "-m", "msharefs", "run", "--mount", str(mount.directory))
         adopted = (*run, "--adopt-anon", str(least), "--")
@@ -82,7 +82,7 @@ class Load:
     trials: dict[str, Callable[[], Sample]]
     """Plays a round and measures."""
     looks: dict[str, Callable[[], dict[str, int]]]
-    """Plays one that is not measured, and looks at memory while it lasts."""
+    """Plays a round that is not measured, and looks at memory meanwhile."""
 
     def play(self, rounds: int, notify: Callable[[int], None]) -> dict[str, Any]:
         """All rounds, in turns; a case of the document, in the form of `run.play`'s."""
@@ -110,7 +110,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound for the ratio of a figure of the second way to the first's, in all cases that fit."""
+    """A bound for the ratio of a figure, the second way's to the first's, in all matching cases."""
 
     what: str
     figure: str
