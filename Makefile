@@ -1,9 +1,11 @@
 # make setup   everything a bare clone needs: Debian packages, .venv, build
 # make demo    setup, then the demonstration; its options go in ARGS, e.g. make demo ARGS="--processes 1000"
 # make test    setup, then all tests;         pytest's options go in ARGS, e.g. make test ARGS="-k unmap"
+# make lint    setup, then the gates that come before the tests; one alone: make lint ARGS=types
+# make format  lays out C and Python as the gates want it
 # make conformance  setup, then every case of the kernel series asked of a real mount; writes CONFORMANCE.md and the table in README.md
 
-.PHONY: setup demo test conformance clean
+.PHONY: setup demo test lint format conformance clean
 
 setup:
 	@scripts/setup
@@ -15,9 +17,18 @@ test:
 	@scripts/setup tests
 	.venv/bin/python -m pytest $(ARGS)
 
+lint:
+	@scripts/setup lint
+	@scripts/lint $(ARGS)
+
+format:
+	@scripts/setup lint
+	.venv/bin/ruff format .
+	find native tests -name '*.[ch]' -exec .venv/bin/clang-format -i {} +
+
 conformance: setup
 	MSHAREFS_CONFORMANCE=. .venv/bin/python -m pytest -q tests/conformance/test_conformance.py $(ARGS)
 
 clean:
-	rm -rf .venv build dist .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
