@@ -184,14 +184,14 @@ class Connection:
         )
 
     async def _ready(self, request: Request) -> None:
-        self._settle(request, request.take_fd())
+        self._settle(request)
         self._arrange()
 
     async def _forked(self, request: Request) -> Reply:
         sock = _socket(request.take_fd())
         child = Connection(self._control, sock, self.region, self.flags)
         try:
-            child._settle(request, request.take_fd())  # one of us
+            child._settle(request)  # one of us
             self._control.serve(child)
             child._arrange()
         except OSError as error:  # it has ended already
@@ -200,6 +200,7 @@ class Connection:
         return _NO_REPLY
 
     async def _rejoin(self, request: Request) -> None:
+        self._check_unsettled()
         shown = request.take_fd()
         try:
             found = await descriptors.elsewhere(lambda: os.fstat(shown), f"process {self.pid}")
@@ -209,7 +210,7 @@ class Connection:
         if region is None:
             raise OSError(errno.ESTALE, f"process {self.pid} shows a host mm that is not ours")
         self.region, self.flags = region, os.O_RDWR
-        self._settle(request, request.take_fd())
+        self._settle(request)
         # What was refused without us may be there by now.
         self._control.start(self.ask, lib.MSG_REARM, 0, self._region.sized().size)
         self._arrange()
@@ -247,9 +248,12 @@ class Connection:
             found += await self._control.regions.native_mappings(self._region.ident)
         answer = json.dumps(found).encode()
         fd = os.memfd_create("msharefs-describe", os.MFD_CLOEXEC)
-        reply = Reply(fds=[fd], own=True)
-        os.write(fd, answer)
-        return reply
+        try:
+            os.write(fd, answer)
+        except BaseException:
+            os.close(fd)
+            raise
+        return Reply(fds=[fd], own=True)
 
     # What they share
 
@@ -258,16 +262,32 @@ class Connection:
         assert self.region is not None
         return self.region
 
-    def _settle(self, request: Request, uffd: int) -> None:
-        """The client is attached: from now on its death frees its slot."""
+    def _check_unsettled(self) -> None:
+        """EISCONN: the connection has an attachment, and holds its userfaultfd."""
+        if self.slot is not None:
+            raise OSError(
+                errno.EISCONN, f"process {self.pid} is attached by this connection: DETACH first"
+            )
+
+    def _settle(self, request: Request) -> None:
+        """The client is attached: from now on its death frees its slot.
+
+        Its userfaultfd is the request's next descriptor.
+        """
+        self._check_unsettled()
         host = self._region.sized()
         slot, claim, *_ = request.arguments
-        if not processes.is_userfaultfd(uffd):
+        uffd = request.take_fd()
+        try:
+            if not processes.is_userfaultfd(uffd):
+                raise OSError(errno.EBADF, f"process {self.pid} sent no userfaultfd")
+            if slot >= lib.MM_SLOTS or not claim or claim != lib.mm_claim(host.mm, slot):
+                raise OSError(
+                    errno.ESTALE, f"process {self.pid} does not hold slot {slot} any more"
+                )
+        except BaseException:
             descriptors.close_later(uffd)
-            raise OSError(errno.EBADF, f"process {self.pid} sent no userfaultfd")
-        if slot >= lib.MM_SLOTS or not claim or claim != lib.mm_claim(host.mm, slot):
-            os.close(uffd)
-            raise OSError(errno.ESTALE, f"process {self.pid} does not hold slot {slot} any more")
+            raise
         self.slot, self.uffd, self._claim = slot, uffd, claim
         host.clients[slot] = self
         # As we see it: the client may live in another pid namespace.
@@ -304,8 +324,7 @@ class Connection:
                 fds.frombytes(content[: len(content) // _INT.size * _INT.size])
         if len(data) == MESSAGE.size:
             return Request(data, fds.tolist())
-        for fd in fds:
-            os.close(fd)
+        descriptors.close_later(*fds)
         if data:
             raise OSError(errno.EPROTO, f"process {self.pid} sent {len(data)} bytes")
         return None

@@ -49,11 +49,14 @@ class HostMM:
         self._lock = PromptLock()
         self._straggler = ffi.new("unsigned *")
         mm_fd = os.open(self._paths[0], os.O_RDWR | os.O_CLOEXEC)
+        self.mem_fd = -1
         try:
             self.mem_fd = os.open(self._paths[1], os.O_RDWR | os.O_CLOEXEC)
             check(lib.mm_open(self._mm, mm_fd), f"{name}: its host mm {self._paths[0]}")
         except BaseException:
             os.close(mm_fd)
+            if self.mem_fd >= 0:
+                os.close(self.mem_fd)
             raise
         self._unfinished = False
         self.anonymous_executes = not os.fstatvfs(self.mem_fd).f_flag & os.ST_NOEXEC

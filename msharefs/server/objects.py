@@ -256,12 +256,20 @@ def _find(record: Record, pids: list[int]) -> tuple[int, Mapping | None]:
     for path in candidates:
         with contextlib.suppress(OSError):
             fd = os.open(path, flags | os.O_NONBLOCK)
-            found = os.fstat(fd)
-            if (found.st_dev, found.st_ino) == (record.device, record.inode):
-                os.set_blocking(fd, True)
-                return fd, _keep(fd, record)
+            try:
+                if _is_file_of(record, fd):
+                    os.set_blocking(fd, True)
+                    return fd, _keep(fd, record)
+            except BaseException:
+                os.close(fd)
+                raise
             os.close(fd)
     raise OSError(errno.ENOENT, f"{record.path} is no more, and no attached process has it mapped")
+
+
+def _is_file_of(record: Record, fd: int) -> bool:
+    found = os.fstat(fd)
+    return (found.st_dev, found.st_ino) == (record.device, record.inode)
 
 
 def _keep(fd: int, record: Record) -> Mapping | None:

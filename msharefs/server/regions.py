@@ -391,8 +391,7 @@ class Regions:
     async def _adopt_host(self, ident: int) -> None:
         region = Region(ident, owners.Owner(0, 0, ""), self._options)
         try:
-            host = HostMM(region.name, self._directory, ident)
-            await host.recover()
+            host = await self._open_host(region.name, ident)
         except OSError:
             log.exception("%s cannot be taken over; it is unsized now", region.name)
             paths = *object_paths(self._directory, ident), records_path(self._directory, ident)
@@ -403,6 +402,16 @@ class Regions:
             region.host = host
             region.owner = host.owner()
         self._add(region)
+
+    async def _open_host(self, name: str, ident: int) -> HostMM:
+        """The host mm that an earlier server has left, with what that was changing finished."""
+        host = HostMM(name, self._directory, ident)
+        try:
+            await host.recover()
+        except BaseException:
+            host.close()
+            raise
+        return host
 
     def _adopt_unsized(self, ident: int) -> None:
         # The server may have died while it was being sized: nobody has seen a host mm.
