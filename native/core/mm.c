@@ -1,7 +1,6 @@
 /* mm.c - make, map and check a `.mm` object. */
 #define _GNU_SOURCE
 #include "core/mm.h"
-#include "core/frames.h"
 
 #include <errno.h>
 #include <fcntl.h>

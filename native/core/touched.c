@@ -1,7 +1,6 @@
 /* touched.c - the spans a client has touched; see touched.h. */
 #define _GNU_SOURCE
 #include "core/touched.h"
-#include "core/slots.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -111,18 +110,6 @@ void touched_clear(struct mm *mm, unsigned slot)
     if (atomic_load(&mm->slots[slot].touched))
         fallocate(mm->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                   (off_t)(mm->touched_at + slot * mm->touched_stride), (off_t)mm->touched_stride);
-}
-
-int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end)
-{
-    for (unsigned high = slots_high(mm); from < high; from++) {
-        uint64_t at = start, stop;
-
-        if (atomic_load(&mm->slots[from].state) != SLOT_FREE &&
-            touched_run(mm, from, &at, end, &stop))
-            return (int)from;
-    }
-    return -1;
 }
 
 int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, uint64_t start, uint64_t end,

@@ -26,8 +26,6 @@ void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset);
 bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t end, uint64_t *stop);
 /* Forgets all; with the slot. */
 void touched_clear(struct mm *mm, unsigned slot);
-/* The first slot in use from `from` on that touched [start, end), -1: none. */
-int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end);
 /* Changes the real page tables of the client of `slot`, where it has touched [start, end),
  * through a duplicate of its userfaultfd. Returns where it stopped: `end`, or less after
  * so much that others should have a turn; or -errno. */

@@ -7,6 +7,7 @@
 
 #include "core/frames.h"
 #include "core/pagetable.h"
+#include "core/touched.h"
 #include "core/slots.h"
 #include "core/vma.h"
 
@@ -247,6 +248,18 @@ bool mm_adopted(const struct mm *mm, unsigned slot)
 bool mm_handed(const struct mm *mm, unsigned slot)
 {
     return slot < MM_SLOTS && atomic_load(&mm->slots[slot].handed);
+}
+
+int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end)
+{
+    for (unsigned high = slots_high(mm); from < high; from++) {
+        uint64_t at = start, stop;
+
+        if (atomic_load(&mm->slots[from].state) != SLOT_FREE &&
+            touched_run(mm, from, &at, end, &stop))
+            return (int)from;
+    }
+    return -1;
 }
 
 int mm_poisoned(const struct mm *mm, unsigned from)

@@ -69,6 +69,8 @@ uint64_t mm_claim(const struct mm *mm, unsigned slot);
 bool mm_adopted(const struct mm *mm, unsigned slot);
 /* Whether there are pages that the client of a slot does not watch any more (handover.c). */
 bool mm_handed(const struct mm *mm, unsigned slot);
+/* The first slot in use from `from` on that touched [start, end), -1: none. */
+int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end);
 /* The first slot from `from` on whose client has pages that fault natively, -1. */
 int mm_poisoned(const struct mm *mm, unsigned from);
 /* Tells a slot's process as the server sees it, for another pid namespace. */
