@@ -19,7 +19,7 @@
 
 struct audit {
     struct mm_audit *found;
-    uint8_t *reached; /* a bit a frame */
+    uint8_t *reached; /* one bit for each frame */
 };
 
 static int count_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
@@ -122,9 +122,9 @@ int mm_audit(struct mm *mm, struct mm_audit *found)
     return err ? err : bytes < 0 ? (int)bytes : 0;
 }
 
-/* A frame that was a table before the look, and that the look does not reach,
- * was cut off by a server that died before it freed it. Frames that clients are
- * linking meanwhile become tables only once they are reachable. */
+/* A frame that was a table before this look, and that the look does not reach,
+ * was cut off by a server that died before it could free the frame. Frames that
+ * clients are linking meanwhile become tables only once they are reachable. */
 int mm_sweep(struct mm *mm)
 {
     struct mm_audit found = {0};

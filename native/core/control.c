@@ -15,7 +15,7 @@
 #include "core/hidden.h"
 #include "msharefs.h"
 
-/* Programs expect the lowest free number from open(2); ours live up here. */
+/* Programs expect the lowest free number from open(2), so ours live up here. */
 #define HIDDEN_FD_MIN 600
 
 int control_hide_fd(int fd)
@@ -24,7 +24,7 @@ int control_hide_fd(int fd)
 
     if (hidden >= 0)
         close(fd);
-    else if (fcntl(fd, F_SETFD, FD_CLOEXEC)) /* a low RLIMIT_NOFILE: stay where we are */
+    else if (fcntl(fd, F_SETFD, FD_CLOEXEC)) /* a low RLIMIT_NOFILE: it keeps its number */
         return -errno;
     else
         hidden = fd;
@@ -122,8 +122,8 @@ static void close_fds(int fds[MSG_FDS])
     }
 }
 
-/* The descriptors that came beside a message. Those that `fds` has no room for are open too by
- * now, for the kernel fills the buffer up to its alignment: they are closed. */
+/* The descriptors that came with a message. Those that do not fit into `fds` are open by now, too,
+ * since the kernel fills the buffer up to its alignment: they are closed. */
 static int take_fds(struct msghdr *head, int fds[MSG_FDS])
 {
     unsigned count = 0;

@@ -15,12 +15,12 @@ int control_connect(int fd);
 /* Connects to a server's socket by path. */
 int control_connect_path(const char *path);
 int control_send(int sock, const struct msg *msg, const int *fds, unsigned count);
-/* Sends a message if that can be done at once. EAGAIN: it cannot. */
+/* Sends a message if that is possible at once. EAGAIN: it is not. */
 int control_post(int sock, const struct msg *msg);
-/* Waits for one message; `fds` (MSG_FDS of them, -1 where there is none) belong
- * to the caller; with an error there are none. EPIPE: the server is gone. ETIMEDOUT.
- * EMFILE: the message came, but its descriptors are lost: the process may not have
- * more. EPROTO: it is no message of ours, or has more than MSG_FDS descriptors. */
+/* Waits for one message; its descriptors `fds` (MSG_FDS of them, -1 where there is none)
+ * belong to the caller; with an error there are none. EPIPE: the server is gone. ETIMEDOUT.
+ * EMFILE: the message came, but its descriptors are lost, because the process has as many as
+ * it may have. EPROTO: it is no message of ours, or has more than MSG_FDS descriptors. */
 int control_recv(int sock, struct msg *msg, int fds[MSG_FDS], int timeout_ms);
 /* Sends a request and waits for its reply. Returns the reply's result, or an error of
  * control_recv(); with an error `recv_fds` holds nothing to be closed. */

@@ -1,7 +1,7 @@
 /*
- * fault.c - the fault path on the shared tables, as handle_mm_fault() is to the
- * kernel. Any number of processes run it at once; it is idempotent, so a death
- * in the middle leaves work for the next fault, not a wrong state:
+ * fault.c - the fault path on the shared tables: what handle_mm_fault() is in the
+ * kernel. Any number of processes run it at once. It is idempotent, so a death in
+ * the middle leaves work for the next fault, but never a wrong state:
  *
  *   entry   page     how it came about              the next fault
  *   none    absent   never touched                  fills both
@@ -38,14 +38,14 @@ static uint64_t new_leaf(const struct fault *fault, uint64_t offset)
     return value;
 }
 
-/* What the MMU would set in the entry for this access. */
+/* The bits that the MMU would set in the entry for this access. */
 static uint64_t touched(const struct fault *fault)
 {
     return fault->access == ACCESS_WRITE ? ENTRY_ACCESSED | ENTRY_DIRTY : ENTRY_ACCESSED;
 }
 
-/* Whoever filled an entry did it for the same VMA: accessed and dirty are all in
- * which two sane ones can differ. */
+/* Every process fills an entry for the same VMA, so two sane entries can differ
+ * only in the accessed and dirty bits. */
 static bool sane_leaf(const struct fault *fault, uint64_t value, uint64_t offset)
 {
     return !((value ^ new_leaf(fault, offset)) & ~(ENTRY_ACCESSED | ENTRY_DIRTY));
@@ -74,8 +74,8 @@ static int touch_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level
     return 0;
 }
 
-/* The rest of what is mapped of an object together with the page: nobody touched
- * it yet, and nobody who does will come by here. */
+/* The other pages of an object that are mapped together with the touched one:
+ * nobody has touched them yet, and a later touch will not come by here. */
 static int fill_beside(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
 {
     struct fault *fault = walk->arg;
@@ -88,8 +88,8 @@ static int fill_beside(struct walk *walk, _Atomic uint64_t *entry, unsigned leve
     return old && !sane_leaf(fault, old, offset) ? -EUCLEAN : 0;
 }
 
-/* Sees what is there. Right behind a first touch it fills what is not, as far as
- * it may; those pages nobody touched yet, and their entries say so. */
+/* Notes which pages have an entry. Right behind a first touch it fills the missing
+ * ones, as far as it may; nobody has touched those pages, and their entries say so. */
 static int look_around(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
 {
     struct fault *fault = walk->arg;
@@ -119,7 +119,7 @@ static bool permitted(const struct fault *fault)
     return fault->access == ACCESS_WRITE ? prot & VMA_WRITE : prot != 0;
 }
 
-/* The pages to look at, cut to the VMA. */
+/* The range of pages to look at, cut to the VMA. */
 static void clip(struct fault *fault)
 {
     if (fault->start < fault->vma.start)

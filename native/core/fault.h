@@ -1,5 +1,5 @@
 /*
- * fault.h - a page fault on the host mm: tables only, no memory is moved here.
+ * fault.h - a page fault on the host mm: only tables change, no memory is moved here.
  */
 #ifndef MSHARE_FAULT_H
 #define MSHARE_FAULT_H
@@ -9,32 +9,32 @@
 enum fault_access { ACCESS_READ, ACCESS_WRITE };
 
 enum fault_verdict {
-    FAULT_MAP,    /* make the page at `offset` reachable, and what is `present` */
+    FAULT_MAP,    /* make the page at `offset` reachable, and those that are `present` */
     FAULT_WAIT,   /* the VMA is being replaced: leave the epoch, come again */
     FAULT_MAPERR, /* no VMA: SIGSEGV, SEGV_MAPERR */
     FAULT_ACCERR, /* not permitted: SIGSEGV, SEGV_ACCERR */
     FAULT_BROKEN, /* the tables are not sane, or full: SIGBUS */
-    FAULT_LATER,  /* its object is on the way here: the thread is woken then */
+    FAULT_LATER,  /* its object is on the way here; then the thread is woken */
 };
 
-/* The unit of fault.skip, bytes. */
+/* The unit of fault.skip, in bytes. */
 #define FAULT_BLOCK (32 * PAGE_SIZE)
 
 struct fault {
     uint64_t offset; /* in: region offset of the page */
     enum fault_access access;
-    /* in: the pages to look at for what else can be mapped now, region offsets
-     * inside one 2 MiB span; holds `offset`. In an object: the pages that are
-     * mapped together, any number; they all get entries. */
+    /* in: the range to search for other pages that can be mapped now: region offsets
+     * inside one 2 MiB span, and `offset` is among them. In an object: the pages that
+     * are mapped together, any number; they all get entries. */
     uint64_t start, end;
-    uint32_t skip; /* in: FAULT_BLOCKs of the span not to look at, a bit each */
+    uint32_t skip; /* in: FAULT_BLOCKs of the span to leave out, one bit for each */
     uint64_t fill; /* in: if this is a first touch, entries to fill from `offset` on, >= 1 */
-    uint64_t limit; /* in, for an object: nothing is behind pages from here on */
+    uint64_t limit; /* in, for an object: the end of its file; pages from here on have no memory */
     /* out, with FAULT_MAP */
-    /* a bit a page from `start` on: it has an entry. Not for objects */
+    /* one bit for each page from `start` on: it has an entry. Not for objects */
     uint64_t present[SPAN_PAGES / 64];
     uint64_t filled; /* entries this fault filled, from `offset` on */
-    uint64_t beside; /* and others, of an object */
+    uint64_t beside; /* and other entries, of an object */
     bool protect;    /* the VMA is not writable */
     struct mm_vma vma;
 };
@@ -42,9 +42,9 @@ struct fault {
 /* Finds the VMA, and whether the access is permitted: FAULT_MAP. The client must be
  * inside an epoch, and stay in it until the pages are reachable. */
 enum fault_verdict fault_look(const struct mm *mm, struct fault *fault);
-/* Then fills the entries, as the client of `slot`. */
+/* The second half: fills the entries, as the client of `slot`. */
 enum fault_verdict fault_fill(struct mm *mm, unsigned slot, struct fault *fault);
-/* Both. */
+/* Both halves, fault_look() and fault_fill(). */
 enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault);
 
 #endif

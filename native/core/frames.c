@@ -1,9 +1,9 @@
 /*
  * frames.c - table frames, taken and given back without a lock.
  *
- * A frame that is free is a hole in the file: it reads as zero and takes no
- * memory. So a frame in hand needs no clearing, and one that lost the race to
- * be linked goes back as it came.
+ * A free frame is a hole in the file: it reads as zero and takes no memory. So a
+ * frame in hand needs no clearing, and one that lost the race to be linked goes
+ * back unchanged.
  */
 #define _GNU_SOURCE
 #include "core/frames.h"
@@ -52,7 +52,7 @@ int frame_alloc(struct mm *mm, unsigned slot, unsigned level, uint64_t addr, uin
 
         if (atomic_load_explicit(&mm->words[candidate], memory_order_relaxed) != 0)
             continue;
-        /* First the mark, then the claim: what is claimed is always seen. */
+        /* First raise the mark, then claim: so every claimed frame is below the mark. */
         mm_raise(&mm->header->frames_high, candidate + 1);
         if (!atomic_compare_exchange_strong(&mm->words[candidate], &none, held))
             continue;

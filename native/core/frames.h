@@ -1,14 +1,14 @@
 /*
  * frames.h - the frames that tables are made of: taken, linked, given back. Functions return 0
- * or -errno unless said otherwise.
+ * or -errno unless the comment says otherwise.
  */
 #ifndef MSHARE_FRAMES_H
 #define MSHARE_FRAMES_H
 
 #include "core/mm.h"
 
-/* No frame at or above this number was ever used. Reading the words of those
- * would give memory to holes of the file. */
+/* No frame at or above this number was ever used. Reading their words would give
+ * memory to holes of the file. */
 uint64_t frames_high(const struct mm *mm);
 /* Takes a zeroed frame for the table of `level` that spans `addr`. ENOSPC. */
 int frame_alloc(struct mm *mm, unsigned slot, unsigned level, uint64_t addr, uint64_t *frame);

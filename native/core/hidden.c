@@ -1,5 +1,5 @@
-/* hidden.c - a bit a descriptor; see hidden.h. No locks: close(2) may be called from
- * signal handlers. */
+/* hidden.c - one bit for each descriptor; see hidden.h. No locks: close(2) may be called
+ * from signal handlers. */
 #include "core/hidden.h"
 
 #include <stdatomic.h>

@@ -1,7 +1,7 @@
 /*
- * hidden.h - which descriptors of the process are ours. The preload library keeps
- * a program that closes "all" descriptors away from them. Nobody else asks, and
- * there the core's own close() takes the mark off (preload/sys.c).
+ * hidden.h - which descriptors of the process are ours. The preload library protects
+ * them from a program that closes "all" descriptors. Nobody else asks. Under the
+ * library, the core's own close() takes the mark off (preload/sys.c).
  */
 #ifndef MSHARE_HIDDEN_H
 #define MSHARE_HIDDEN_H
@@ -14,7 +14,7 @@
 void hidden_add(int fd);
 void hidden_remove(int fd);
 bool hidden_is(int fd);
-/* The first of ours in [first, last], or -1. */
+/* The first of our descriptors in [first, last], or -1. */
 int hidden_next(unsigned first, unsigned last);
 
 #endif

@@ -4,13 +4,13 @@
  *   0            header                     struct mm_header
  *   slots_at     client slots               struct mm_slot[slots_max]
  *   vmas_at[2]   two VMA snapshot areas     struct mm_vma[MM_VMAS_AREA] each
- *   touched_at   a bitmap a slot            touched_stride bytes each
- *   words_at     one word a table frame     uint64_t[frames_max]
+ *   touched_at   a bitmap for each slot     touched_stride bytes each
+ *   words_at     a word for each frame      uint64_t[frames_max]
  *   frames_at    table frames               4096 bytes each
  *
- * The file is sparse: what is never used takes no memory. Everything in it is
- * input to whoever maps it, so every index, offset and count is checked against
- * the private copy of the geometry in struct mm (mm.h) before use.
+ * The file is sparse: parts that are never used take no memory. Everything in it
+ * is untrusted input to a process that maps it, so every index, offset and count is
+ * checked against the private copy of the geometry in struct mm (mm.h) before use.
  *
  * Who may write what, and when (S: the server; C: the client that owns the
  * slot; any: any attached process):
@@ -22,10 +22,10 @@
  *   intent                S     before the publish it describes, and when done
  *   frames_hint           any   a hint only, any value is harmless
  *   frames_high           any   grows by compare-and-swap, never shrinks
- *   slots_high            any   the same
- *   claims                any   a fetch-and-add a claim
+ *   slots_high            any   grows by compare-and-swap, never shrinks
+ *   claims                any   one fetch-and-add for each claim
  *   retired, unmaps       S
- *   slot.state            any   FREE -> CLAIMED by compare-and-swap; else C and S
+ *   slot.state            any   FREE -> CLAIMED by compare-and-swap; otherwise C and S
  *   slot, the rest        C     while CLAIMED; S after the client's death
  *   slot's bitmap         C     bits are set before a page of the span becomes
  *                               reachable, inside an epoch; cleared with the slot
@@ -58,12 +58,12 @@
 #define HOST_END ((1ull << 47) - PAGE_SIZE)
 
 #define MM_MAGIC 0x4d4d455241485348ull /* "HSHAREMM" read as little endian text */
-#define MM_SLOTS 16384u                /* attachments a region: the series' largest test */
+#define MM_SLOTS 16384u                /* attachments of a region: the series' largest test */
 #define MM_VMAS 65530u                 /* vm.max_map_count's default, the kernel's limit */
-#define MM_VMAS_AREA (MM_VMAS + 2u)    /* while an UNMAP lasts, what it cuts is in parts */
+#define MM_VMAS_AREA (MM_VMAS + 2u)    /* while an UNMAP lasts, the VMA that it cuts is in parts */
 #define MM_FRAMES_SPARE 4096u          /* table frames in hand at one instant */
 #define MM_CGROUP_LEN 256u
-/* Least budget of page tables: what instructions of a few threads need at one time. */
+/* The least budget of page tables: enough for one instruction in each of a few threads. */
 #define BUDGET_MIN_BYTES (32 * PAGE_SIZE)
 /* A 2 MiB span has as many pages as a PTE page has entries. */
 #define SPAN_PAGES 512u
@@ -74,22 +74,22 @@ enum mm_intent_op {
     INTENT_MAP = 1,   /* remove entries and pages of [start, end), clear VMA_BUSY */
     INTENT_UNMAP = 2, /* remove them, then the VMAs that are VMA_BUSY */
     /* Rights of [start, end) change to `prot`. Clients may still use the old ones:
-     * a successor goes back, which needs nobody's help. */
+     * a successor takes the change back, which needs nobody's help. */
     INTENT_PROTECT = 3,
-    /* No client uses the old ones any more: set the entries, clear VMA_BUSY. */
+    /* No client uses the old rights any more: set the entries, clear VMA_BUSY. */
     INTENT_RIGHTS = 4,
 };
 
-/* What the region's life ends with. */
+/* Whose end is the region's end. */
 enum mm_owner_kind {
     OWNER_FILE = 0,    /* its last name, descriptor and attachment */
-    OWNER_PROCESS = 1, /* that, or the process that made it */
-    OWNER_THREAD = 2,  /* that, or the thread: owner_pid is a thread's number */
-    OWNER_GONE = 3,    /* it has ended: emptied, and not to be attached again */
+    OWNER_PROCESS = 1, /* as OWNER_FILE, or the process that made it */
+    OWNER_THREAD = 2,  /* as OWNER_FILE, or the thread: owner_pid is a thread's number */
+    OWNER_GONE = 3,    /* the region has ended: it is empty, and cannot be attached again */
 };
 
-/* What the server is about to publish, so that a successor can finish it. It
- * counts only if `epoch` is the header's epoch: the publish is the commit. */
+/* The change that the server is about to publish, so that a successor can finish it.
+ * It counts only if `epoch` is the header's epoch: the publish is the commit. */
 struct mm_intent {
     uint64_t op;
     uint64_t start, end; /* region offsets, bytes */
@@ -104,7 +104,7 @@ struct mm_counters {
     _Atomic uint64_t segv;         /* accesses refused */
     _Atomic uint64_t prefaulted;   /* leaf entries filled ahead of a sequential first touch */
     _Atomic uint64_t evicted;      /* 2 MiB spans given back to stay within a budget */
-    _Atomic uint64_t refaulted;    /* and those of them that came back */
+    _Atomic uint64_t refaulted;    /* those of them that came back */
 };
 
 struct mm_header {
@@ -119,7 +119,7 @@ struct mm_header {
     uint32_t slots_max, vmas_max;
     uint64_t frames_max;
 
-    int32_t owner_pid;   /* as the server sees it; 0: none */
+    int32_t owner_pid;   /* in the server's pid namespace; 0: none */
     uint32_t owner_kind; /* enum mm_owner_kind */
     uint64_t owner_start_time; /* clock ticks since boot */
     char owner_cgroup[MM_CGROUP_LEN];
@@ -130,14 +130,14 @@ struct mm_header {
 
     _Alignas(64) _Atomic uint64_t frames_hint; /* where to look for a free frame */
     _Atomic uint64_t frames_high;              /* frames ever used are below this */
-    _Atomic uint64_t slots_high;               /* and slots */
+    _Atomic uint64_t slots_high;               /* slots ever used are below this */
     _Atomic uint64_t claims;                   /* slots ever claimed */
 
     _Alignas(64) struct mm_counters retired; /* of clients that are gone */
     uint64_t unmaps;
     uint64_t serial; /* of the last mapping made */
     uint64_t fault_around; /* pages a sequential first touch may fill together; 1: strict */
-    uint64_t budget; /* bytes of its own page tables that a client is to keep; 0: any */
+    uint64_t budget; /* bytes of its own page tables that a client may keep; 0: any number */
 };
 
 enum vma_flags {
@@ -154,18 +154,18 @@ struct mm_vma {
     uint64_t start, end;
     uint64_t offset; /* of `start` in the object, bytes */
     uint32_t flags;  /* enum vma_flags */
-    uint32_t object; /* 0: anonymous, else the server's number of a file */
-    uint64_t serial; /* of the CREATE_MAPPING it came from: only equals merge */
+    uint32_t object; /* 0: anonymous; otherwise the server's number of a file */
+    uint64_t serial; /* of the CREATE_MAPPING that made it: VMAs merge only if it is equal */
 };
 
 /*
- * slot.state: SLOT_FREE, or the process that claimed the slot. In one word, for
- * a pid without its namespace may be that of another process:
+ * slot.state: SLOT_FREE, or the process that claimed the slot. It is one word because
+ * a pid without its namespace may be another process's:
  *
  *   63                 32 31    0
  *   | pid namespace      | pid  |     the namespace's inode number
  *
- * The server, once it knows the client, puts the pid it sees itself, and 0.
+ * Once the server knows the client, it puts the pid in its own namespace here, and 0.
  */
 #define SLOT_FREE 0u
 
@@ -177,37 +177,37 @@ static inline uint64_t slot_process(uint32_t pid, uint32_t pid_namespace)
 /* How a client came to be attached. */
 enum attach_way {
     ATTACH_LIBRARY = 0, /* mshare_attach() */
-    ATTACH_PRELOAD = 1, /* mmap(2) of the region file by a program as it is */
-    ATTACH_ADOPTED = 2, /* shared memory of its own, which is a region instead */
+    ATTACH_PRELOAD = 1, /* mmap(2) of the region file by an unmodified program */
+    ATTACH_ADOPTED = 2, /* the program's own shared memory, which became a region */
 };
 
 /* A client's attachment. One writer: the client. Two cache lines. */
 struct mm_slot {
-    _Alignas(64) _Atomic uint64_t state; /* whose it is, SLOT_FREE */
+    _Alignas(64) _Atomic uint64_t state; /* its process, or SLOT_FREE */
     uint64_t start_time;                 /* of the process, clock ticks since boot */
     uint64_t base;                       /* of the window, client address */
     uint32_t prot;                       /* of the window */
-    _Atomic uint32_t poisoned;           /* pages made to fault natively (service.c) */
+    _Atomic uint32_t poisoned;           /* guard pages: made to fault natively (poison.c) */
     _Atomic uint64_t touched;            /* pages of the bitmap in use (touched.h) */
-    /* Number of the claim: a message about a slot that has changed hands since
-     * must not be taken for the new holder's. 0: not claimed. */
+    /* Number of the claim: a message about a slot that has changed hands since must
+     * not be taken for a message about its new holder. 0: not claimed. */
     _Atomic uint64_t claim;
-    /* Page tables that the client may keep, of one page each; 0: any. */
+    /* Page tables of one page each that the client may keep; 0: any number. */
     _Atomic uint32_t budget, budget_asked; /* now; at first, which is less or equal */
-    _Atomic uint32_t budget_grown;         /* times that it had to */
+    _Atomic uint32_t budget_grown;         /* how often it had to grow */
     uint16_t way;                          /* enum attach_way */
-    /* 1: pages of its window are not watched, and it takes a REGISTER on its userfaultfd
-     * before anything can be taken away there (handover.c). */
+    /* 1: pages of its window are not watched, and before anything can be taken away there,
+     * they have to be registered with its userfaultfd again (handover.c). */
     _Atomic uint16_t handed;
     _Alignas(64) _Atomic uint64_t epoch; /* not 0: inside a fault since that epoch */
     struct mm_counters counters;
 };
 
 /*
- * Frame words: what struct page is to the kernel. A frame is FREE, or HELD by
- * the slot that is about to link it into a table, or a TABLE of a level and
- * span; level and span say where its parent entry is, so that after a crash one
- * look tells whether the frame was linked.
+ * Frame words: what struct page is in the kernel. A frame is FREE, or HELD by the
+ * slot that is about to link it into a table, or a TABLE of a level and a span.
+ * Level and span say where its parent entry is, so after a crash one look tells
+ * whether the frame was linked.
  *
  *   63       32 31  20 19   4 3   2 1     0
  *   | span     |  0   | slot | lvl | state |     span: region offset >> 21
@@ -232,7 +232,7 @@ static inline uint64_t frame_addr(uint64_t word) { return word >> 32 << 21; }
 #define ENTRY_ACCESSED (1ull << 5)
 #define ENTRY_DIRTY (1ull << 6)
 #define ENTRY_HUGE (1ull << 7)     /* PS, in a PMD entry: a 2 MiB leaf */
-#define ENTRY_PROTNONE (1ull << 8) /* a page, but no access: not PRESENT, as in Linux */
+#define ENTRY_PROTNONE (1ull << 8) /* a page without access: not PRESENT, as in Linux */
 #define ENTRY_NX (1ull << 63)
 #define ENTRY_ADDR 0x000ffffffffff000ull
 #define ENTRY_TABLE (ENTRY_PRESENT | ENTRY_RW | ENTRY_USER | ENTRY_ACCESSED)
@@ -240,9 +240,9 @@ static inline uint64_t frame_addr(uint64_t word) { return word >> 32 << 21; }
 /* The fixed map of "physical" addresses in entries. A real MMU can walk it. */
 #define TABLES_BASE (1ull << 40) /* + 4096 * frame */
 #define DATA_BASE (1ull << 47)   /* + region offset: anonymous pages */
-/* + region offset: pages of objects. Accessed and dirty are those of the access
- * that mapped them: what comes later the kernel serves without us. An object's
- * file may shrink, and entries past its end stay; the kernel's SIGBUS is right. */
+/* + region offset: pages of objects. The accessed and dirty bits are those of the access
+ * that mapped the page: the kernel serves later ones without us. An object's file may
+ * shrink, and entries past its end stay; the SIGBUS there comes from the kernel. */
 #define OBJECTS_BASE (1ull << 48)
 
 static_assert(sizeof(struct mm_vma) == 40, "VMA layout");
@@ -253,8 +253,8 @@ static_assert(HOST_END >> 21 <= UINT32_MAX, "span fits a frame word");
 static_assert(DATA_BASE + HOST_END <= OBJECTS_BASE, "the maps are disjoint");
 static_assert(OBJECTS_BASE + HOST_END <= ENTRY_ADDR + PAGE_SIZE, "they fit an entry");
 
-/* Two programs built differently must not share a region: FNV-1a over what the
- * layout depends on. */
+/* Two programs that were built differently must not share a region: FNV-1a over
+ * everything the layout depends on. */
 static inline uint64_t layout_signature(void)
 {
     /* clang-format off */

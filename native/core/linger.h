@@ -1,8 +1,8 @@
 /*
- * linger.h - staying awake for what is likely to come soon.
+ * linger.h - staying awake for the next fault or request, which is likely to come soon.
  *
- * To wake a thread that sleeps on another processor takes longer than all of a fault or
- * a request; in a virtual machine, ten times as long. Both come in bursts.
+ * Waking a thread that sleeps on another processor takes longer than a whole fault or
+ * request; in a virtual machine, ten times as long. Both come in bursts.
  */
 #ifndef MSHARE_LINGER_H
 #define MSHARE_LINGER_H
@@ -24,8 +24,8 @@ static inline uint64_t clock_ns(clockid_t clock)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Calls `look` until it finds something, for LINGER_NS, or until somebody else has wanted the
- * processor. Returns what it said last. */
+/* Calls `look` until it finds something, but for LINGER_NS at most, and only until another thread
+ * has wanted the processor. Returns the last result of `look`. */
 static inline int linger(int (*look)(void *), void *arg)
 {
     const uint64_t start = clock_ns(CLOCK_MONOTONIC);

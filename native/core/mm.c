@@ -21,7 +21,8 @@ static int geometry(uint64_t size, uint64_t quantum, struct mm_header *h)
     if (!size || size % quantum || size > INT64_MAX)
         return -EINVAL;
 
-    /* The host mm ends where a process does; a larger region only has that part. */
+    /* The host mm ends where a process's addresses end; only that part of a larger
+     * region has tables. */
     uint64_t tabled = size < HOST_END - HOST_BASE ? size : HOST_END - HOST_BASE;
 
     h->magic = MM_MAGIC;
@@ -46,7 +47,7 @@ static int geometry(uint64_t size, uint64_t quantum, struct mm_header *h)
 int mm_format(int fd, uint64_t region, uint64_t size, uint64_t quantum)
 {
     struct mm_header header = {.region = region, .epoch = 2, .fault_around = 1};
-    /* Frame 0 is the PGD; it is there from the start, also as bytes of the file. */
+    /* Frame 0 is the PGD; it exists from the start, also as bytes of the file. */
     const uint64_t word = frame_word(FRAME_TABLE, 3, 0, 0), pgd[512] = {0};
     int err = geometry(size, quantum, &header);
 
@@ -87,8 +88,8 @@ int mm_open(struct mm *mm, int fd)
         (uint64_t)st.st_size != own.file_size)
         return -EUCLEAN;
 
-    /* After mlockall(MCL_FUTURE) a mapping is filled as it is made: not this one,
-     * whose holes are a GiB. */
+    /* After mlockall(MCL_FUTURE) a mapping is filled when it is made. This one must not be:
+     * it has holes of a GiB. */
     uint8_t *map = mmap(NULL, own.file_size, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (map == MAP_FAILED)
         return -errno;

@@ -1,5 +1,6 @@
 /*
- * mm.h - a mapped host mm: the checked view of a `.mm` object. Internal; functions return 0 or -errno unless said otherwise.
+ * mm.h - a mapped host mm: the checked view of a `.mm` object. Internal; functions return
+ * 0 or -errno unless the comment says otherwise.
  *
  * Addresses in the tables are host addresses: HOST_BASE + region offset.
  */
@@ -12,8 +13,8 @@
 #include "core/layout.h"
 
 /*
- * The geometry is recomputed from size and quantum when the object is opened
- * and kept here, out of everybody's reach: nothing below trusts the header's.
+ * The geometry is recomputed from size and quantum when the object is opened, and
+ * kept here, out of everybody's reach: nothing below trusts the one in the header.
  */
 struct mm {
     struct mm_header *header;
@@ -29,17 +30,17 @@ struct mm {
     uint64_t frames_max;
     uint64_t frames_at;
     uint64_t touched_at;
-    uint64_t touched_stride; /* bytes a slot */
+    uint64_t touched_stride; /* bytes per slot */
     uint64_t map_size;
     uint64_t fault_around; /* pages, 1 to 512 */
-    uint64_t budget;       /* bytes of page tables a client is to keep, 0: any */
+    uint64_t budget;       /* bytes of page tables a client may keep, 0: any number */
     int fd;
 };
 
 /* Writes the header of a new region into the empty file `fd`. EINVAL: size is
- * not a positive multiple of quantum, or quantum not one of ours. */
+ * not a positive multiple of quantum, or quantum is not one of ours. */
 int mm_format(int fd, uint64_t region, uint64_t size, uint64_t quantum);
-/* Maps and checks. EUCLEAN: not a host mm, or of another build. Keeps `fd`. */
+/* Maps and checks a host mm. EUCLEAN: it is none, or of another build. Keeps `fd`. */
 int mm_open(struct mm *mm, int fd);
 void mm_close(struct mm *mm);
 /* Bytes that the frames area really takes in the file, or -errno. */

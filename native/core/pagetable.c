@@ -7,8 +7,8 @@
 enum { PGD_LEVEL = 3 };
 
 /* Links a new table into `entry`, or finds the one that another process linked
- * first. The frame's word says where it belongs before the entry can point to
- * it, so a death at any instruction leaves something slot_reap() can settle. */
+ * first. The frame's word says where it belongs before the entry can point to it,
+ * so a death at any instruction leaves a state that slot_reap() can settle. */
 static int add_table(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
 {
     const uint64_t span_mask = ~(entry_span(level + 1) - 1);

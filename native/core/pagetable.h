@@ -24,12 +24,12 @@ struct walk {
      * checked: the entry may change under our eyes. May be NULL. */
     int (*table)(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame, unsigned level,
                  uint64_t addr);
-    /* An entry that is not sane. NULL: the walk ends with -EUCLEAN. */
+    /* Called for an entry that is not sane. NULL: the walk ends with -EUCLEAN. */
     int (*bad)(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr);
-    /* Add the tables that are missing, as the client of this slot. */
+    /* Add missing tables, as the client of this slot. */
     bool alloc;
     unsigned slot;
-    /* The range has 2 MiB pages: an absent PMD entry is a leaf that is to come. */
+    /* The range has 2 MiB pages: an absent PMD entry is a leaf that may still come. */
     bool huge;
     void *arg;
 };

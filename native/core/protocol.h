@@ -1,9 +1,9 @@
 /*
- * protocol.h - what travels over a control connection (AF_UNIX, SOCK_SEQPACKET).
+ * protocol.h - the messages of a control connection (AF_UNIX, SOCK_SEQPACKET).
  *
  * A connection has the rights of the region descriptor it was made from
- * (MSHAREFS_CONNECT), or of the host mm it rejoined with. One fixed message a
- * packet, descriptors beside it; a reply carries the request's `seq`.
+ * (MSHAREFS_CONNECT), or of the host mm it rejoined with. Each packet is one message
+ * of fixed size, with descriptors beside it; a reply carries the request's `seq`.
  *
  *   op          from    arg                             descriptors    reply
  *   TOKEN       client  (token in `text`)                              result
@@ -11,7 +11,7 @@
  *                                                                      text: socket path; .mm, .mem,
  *                                                                      userfaultfd device
  *   READY       client  slot, claim                     uffd           result
- *   FORKED      child   slot, claim                     socket, uffd   none: it is in use as it comes
+ *   FORKED      child   slot, claim                     socket, uffd   none: the socket is in use already
  *   REJOIN      client  slot, claim                     .mm, uffd      result
  *   DETACH      client                                                 result
  *   MAP         client  offset, size, prot, flags,      object         result
@@ -23,16 +23,17 @@
  *   OBJECT      client  number                                         result; its file. Answered at
  *                                                                      once: the client may be asked
  *                                                                      something meanwhile
- *   REARM       server  start, end (region offsets)                    result: forget what was made
- *                                                                      to fault natively there
- *   REVOKE      server  start, end (region offsets),                   result: let go of every page
- *                       revoke_flags                                   there; faults bring them back
+ *   REARM       server  start, end (region offsets)                    result: guard pages there are
+ *                                                                      removed
+ *   REVOKE      server  start, end (region offsets),                   result: every page there is let
+ *                       revoke_flags                                   go; faults bring them back
  *   ARRANGE     server  start, end (region offsets)                    result: execution is permitted
  *                                                                      there as the mappings say now
  *
- * Who is asked: REARM, whoever has poison; REVOKE, whoever touched the range; ARRANGE,
- * whoever is attached, for a fetch that is not permitted is not seen by us. So a client
- * is also sent it when it has come (FORKED, REJOIN), if anything is executable.
+ * REARM goes to the clients that have guard pages, REVOKE to those that touched the range,
+ * ARRANGE to all that are attached, since we do not see an instruction fetch that is not
+ * permitted. So a client that has just come (FORKED, REJOIN) is sent ARRANGE, too, if anything
+ * is executable.
  */
 #ifndef MSHARE_PROTOCOL_H
 #define MSHARE_PROTOCOL_H
@@ -58,17 +59,17 @@ enum msg_op {
     MSG_ARRANGE,
 };
 
-/* In the reply to ATTACH. */
+/* Flags in the reply to ATTACH. */
 enum attach_flags {
-    ATTACH_ANY_PROT = 1, /* the mappings in the region alone say what is permitted (-o quirks=v3) */
+    ATTACH_ANY_PROT = 1, /* only the region's mappings say what is permitted (-o quirks=v3) */
 };
 
-/* Of REVOKE. */
+/* Flags of REVOKE. */
 enum revoke_flags {
-    REVOKE_OBJECTS = 1, /* also of objects, and of the descriptors of objects */
+    REVOKE_OBJECTS = 1, /* let go also of objects, and of their descriptors */
 };
 
-/* Requests of the service thread: these bits and what is asked for. Others count from 0. */
+/* `seq` of the service thread's requests: this bit and the number asked for; others start at 0. */
 #define SEQ_OBJECT (1ull << 32)
 
 #define MSG_TEXT 192

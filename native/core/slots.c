@@ -7,9 +7,9 @@
  *   read snapshot, tables           wait until no slot has 0 < epoch <= e
  *   slot.epoch = 0                  clear entries, punch pages, refill the area
  *
- * Either the server sees the client's epoch and waits, or the client sees the
- * new snapshot. A client that read an old epoch number but the new snapshot
- * only makes the server wait for nothing.
+ * Either the server sees the client's epoch and waits, or the client sees the new
+ * snapshot. If a client has read an old epoch number but the new snapshot, the
+ * server waits for nothing, which is harmless.
  */
 #include "core/slots.h"
 

@@ -1,5 +1,5 @@
 /*
- * slots.h - a slot a client process: its epoch, its end, and the grace period of the writer.
+ * slots.h - one slot for each attached process: its epoch, its end, and the writer's grace period.
  */
 #ifndef MSHARE_SLOTS_H
 #define MSHARE_SLOTS_H
@@ -8,18 +8,18 @@
 
 /* No slot at or above this number was ever used. */
 unsigned slots_high(const struct mm *mm);
-/* Claims a free slot for a slot_process(). Returns its number, -EUSERS: all taken. */
+/* Claims a free slot for a slot_process(). Returns its number, or -EUSERS: all are taken. */
 int slot_claim(struct mm *mm, uint64_t process, uint64_t start_time);
 /* Inside an epoch a snapshot, tables and pages stay as they are found. */
 void slot_enter(struct mm *mm, unsigned slot);
 void slot_leave(struct mm *mm, unsigned slot);
 /* Returns 0 when no fault that began before the current epoch is still going
- * on, else -EAGAIN and the number of such a client's slot. */
+ * on; otherwise -EAGAIN, and the slot of such a client in *straggler. */
 int slot_grace(struct mm *mm, unsigned *straggler);
-/* The client is gone: recovers what it had in hand, keeps its counts. */
+/* The client is gone: recovers the frame that it had in hand, and keeps its counts. */
 int slot_reap(struct mm *mm, unsigned slot);
-/* The same, if the slot still has that claim (0: none yet). -ESTALE: the other side
- * has freed it before, and somebody else may have it now. */
+/* Reaps the slot if it still has that claim (0: none yet). -ESTALE: the other side has
+ * freed it already, and another client may have it now. */
 int slot_release(struct mm *mm, unsigned slot, uint64_t claim);
 
 #endif

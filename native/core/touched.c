@@ -8,7 +8,7 @@
 #define WORD_SPANS 64ull
 #define PAGE_WORDS (PAGE_SIZE / sizeof(uint64_t))
 #define PAGE_SPANS (PAGE_WORDS * WORD_SPANS)
-/* One call of touched_change(): some milliseconds. */
+/* For one call of touched_change(): it takes some milliseconds. */
 #define TURN_BYTES (4ull << 30)
 
 static _Atomic uint64_t *bitmap(const struct mm *mm, unsigned slot)
@@ -18,7 +18,7 @@ static _Atomic uint64_t *bitmap(const struct mm *mm, unsigned slot)
 
 static uint64_t page_bit(uint64_t span) { return 1ull << span / PAGE_SPANS % 64; }
 
-/* One writer: load and store, and nothing is written that is there already. */
+/* There is one writer, so load and store; a bit that is set already is not written. */
 static void set_bit(_Atomic uint64_t *word, uint64_t bit)
 {
     uint64_t old = atomic_load_explicit(word, memory_order_relaxed);
@@ -32,7 +32,7 @@ void touched_mark(struct mm *mm, unsigned slot, uint64_t offset, uint64_t bytes)
     uint64_t last = (offset + bytes - 1) / PMD_SIZE;
 
     for (uint64_t span = offset / PMD_SIZE; span <= last; span++) {
-        /* First the page's bit: it is what touched_clear() goes by. */
+        /* First the page's bit: touched_clear() relies on it. */
         set_bit(&mm->slots[slot].touched, page_bit(span));
         set_bit(&bitmap(mm, slot)[span / WORD_SPANS], 1ull << span % WORD_SPANS);
     }
@@ -42,7 +42,7 @@ bool touched_has(const struct mm *mm, unsigned slot, uint64_t offset)
 {
     uint64_t span = offset / PMD_SIZE;
 
-    /* A bitmap page not in use is not looked at: that would give it memory. */
+    /* A bitmap page that is not in use is not read: that would give it memory. */
     if (!(atomic_load_explicit(&mm->slots[slot].touched, memory_order_relaxed) & page_bit(span)))
         return false;
     const uint64_t word = atomic_load_explicit(&bitmap(mm, slot)[span / WORD_SPANS],
@@ -60,8 +60,8 @@ void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset)
         atomic_store_explicit(word, old & ~(1ull << span % WORD_SPANS), memory_order_relaxed);
 }
 
-/* The first span in [span, end) whose bit is `set`, `end`: none. Bitmap pages not
- * in use are not looked at: that would give them memory. */
+/* The first span in [span, end) whose bit is `set`, or `end`. Bitmap pages that are
+ * not in use are not read: that would give them memory. */
 static uint64_t find(const struct mm *mm, unsigned slot, uint64_t span, uint64_t end, bool set)
 {
     uint64_t pages = atomic_load_explicit(&mm->slots[slot].touched, memory_order_relaxed);

@@ -1,11 +1,11 @@
 /*
  * touched.h - which 2 MiB spans of the region a client has in its real page
- * tables. What is taken from a client is taken there only: write-protecting a
- * span that it never touched would give it page tables for nothing.
+ * tables. Rights and pages are taken from it only there: write-protecting a span
+ * that it never touched would give it page tables for nothing.
  *
- * A bitmap a slot, one bit a span, in shared memory; a page of it takes memory
- * only once it is used (4 KiB for 64 GiB touched). slot.touched says which: its
- * bit n stands for the pages n, n + 64, ...
+ * Each slot has a bitmap in shared memory, with one bit for each span. A page of
+ * the bitmap takes memory only once it is used (4 KiB for 64 GiB touched).
+ * slot.touched says which pages are in use: its bit n stands for n, n + 64, ...
  */
 #ifndef MSHARE_TOUCHED_H
 #define MSHARE_TOUCHED_H
@@ -18,17 +18,25 @@
 void touched_mark(struct mm *mm, unsigned slot, uint64_t offset, uint64_t bytes);
 /* Whether it has made any page reachable in the span of `offset`. */
 bool touched_has(const struct mm *mm, unsigned slot, uint64_t offset);
-/* The client of `slot` has given back all of the span at `offset`. Call inside an epoch,
- * without a change of rights under way there. */
+/* The client of `slot` has given back the whole span at `offset`. Call inside an epoch,
+ * while no change of rights is under way there. */
 void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset);
-/* The first run of spans with a bit in [*start, end); puts its bounds, cut to that
- * range, into *start and *stop. False: none. */
+/* Finds the first run of touched spans in [*start, end): its bounds, cut to that range,
+ * go into *start (in and out) and *stop. False: there is none. */
 bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t end, uint64_t *stop);
-/* Forgets all; with the slot. */
+/* Clears the bitmap, when the slot is freed. */
 void touched_clear(struct mm *mm, unsigned slot);
+<<<<<<< HEAD
 /* Changes the real page tables of the client of `slot`, where it has touched [start, end),
  * through a duplicate of its userfaultfd. Returns where it stopped: `end`, or less after
  * so much that others should have a turn; or -errno. */
+=======
+/* The first slot in use, from `from` on, that touched [start, end); -1: none. */
+int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end);
+/* Changes the real page tables of the client of `slot`, in the spans of [start, end) that it
+ * has touched, through a duplicate of its userfaultfd. Returns where it stopped: `end`, or
+ * less if it has worked long enough and others should have a turn; or -errno. */
+>>>>>>> e723f82 (Go over the prose of native/core)
 int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, uint64_t start, uint64_t end,
                        enum uffd_change change);
 

@@ -7,7 +7,7 @@
 
 #include "core/layout.h"
 
-/* The kernel asks to come again while a mapping of the client changes. */
+/* The kernel says EAGAIN while a mapping of the client changes. */
 #define AGAIN_MAX 1000
 
 int uffd_watch(int uffd, uint64_t addr, uint64_t size)
@@ -22,7 +22,7 @@ int uffd_watch(int uffd, uint64_t addr, uint64_t size)
 
 bool uffd_alive(int uffd)
 {
-    /* Nothing of ours is ever mapped there: ENOENT, or ESRCH without memory. */
+    /* Nothing of ours is ever mapped there, so ENOENT; or ESRCH if the memory is gone. */
     struct uffdio_writeprotect last_page = {.range = {HOST_END - PAGE_SIZE, PAGE_SIZE}};
 
     return !ioctl(uffd, UFFDIO_WRITEPROTECT, &last_page) || errno != ESRCH;
@@ -40,8 +40,8 @@ static int change_once(int uffd, uint64_t addr, uint64_t size, enum uffd_change 
     return ioctl(uffd, UFFDIO_WRITEPROTECT, &rights) ? -errno : 0;
 }
 
-/* Something in the range cannot be had: it is not watched; or cannot be, or is already, by
- * another userfaultfd. */
+/* Something in the range is not ours to change: it is not watched, or cannot be, or another
+ * userfaultfd watches it already. */
 static bool not_ours(int err) { return err == -ENOENT || err == -EINVAL || err == -EBUSY; }
 
 /* A part of the window may be somebody else's mapping by now: then halves, and
@@ -55,7 +55,7 @@ int uffd_change(int uffd, uint64_t addr, uint64_t size, enum uffd_change change)
     do
         err = change_once(uffd, addr, size, change);
     while (err == -EAGAIN && again++ < AGAIN_MAX);
-    if (err && !uffd_alive(uffd)) /* exited, or another program by exec */
+    if (err && !uffd_alive(uffd)) /* the process has exited, or become another program by exec */
         return 0;
     if (!not_ours(err))
         return err;

@@ -1,6 +1,6 @@
 /*
- * uffd.h - calls on a userfaultfd(2): our own, or a duplicate of a client's, whose memory
- * it reaches also while the client is stopped.
+ * uffd.h - calls on a userfaultfd(2): our own, or a duplicate of a client's, which reaches the
+ * client's memory even while the client is stopped.
  */
 #ifndef MSHARE_UFFD_H
 #define MSHARE_UFFD_H
@@ -9,17 +9,17 @@
 #include <stdint.h>
 
 enum uffd_change {
-    UFFD_WATCH,   /* pages that are absent fault to it */
-    UFFD_PROTECT, /* pages that are present are read-only */
-    UFFD_ALLOW,   /* and are writable again */
+    UFFD_WATCH,   /* absent pages fault to it */
+    UFFD_PROTECT, /* present pages become read-only */
+    UFFD_ALLOW,   /* they become writable again */
 };
 
-/* Has [addr, addr + size) fault to it for every event we answer. 0 or -errno. */
+/* Makes [addr, addr + size) fault to it, for every event that we answer. 0 or -errno. */
 int uffd_watch(int uffd, uint64_t addr, uint64_t size);
 /* Does so to [addr, addr + size), but for what is no mapping of ours there. 0 or -errno.
  * A process without memory any more has nothing left to change. */
 int uffd_change(int uffd, uint64_t addr, uint64_t size, enum uffd_change change);
-/* Whether the memory that `uffd` watches still is somebody's: it goes when the
+/* Whether the memory that `uffd` watches still exists: it goes away when the
  * process exits or starts another program. */
 bool uffd_alive(int uffd);
 

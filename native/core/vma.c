@@ -53,7 +53,7 @@ int vma_find(const struct mm *mm, uint64_t offset, struct mm_vma *vma)
     return offset < vma->start ? -ENOENT : 0;
 }
 
-/* Two VMAs that are one mapping seen in two parts: same object, same rights. */
+/* Two VMAs that are adjoining parts of one mapping: same object, same rights. */
 static bool mergeable(const struct mm_vma *a, const struct mm_vma *b)
 {
     return a->end == b->start && a->flags == b->flags && a->object == b->object &&
@@ -161,7 +161,7 @@ uint64_t vma_end_busy(const struct mm_vma *from, uint64_t used, bool drop, struc
         if (drop && vma.flags & VMA_BUSY)
             continue;
         vma.flags &= ~(uint32_t)VMA_BUSY;
-        append(&set, vma); /* no more than there were: it fits */
+        append(&set, vma); /* there are no more than before: it fits */
     }
     return set.used;
 }
