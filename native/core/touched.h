@@ -26,17 +26,9 @@ void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset);
 bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t end, uint64_t *stop);
 /* Clears the bitmap, when the slot is freed. */
 void touched_clear(struct mm *mm, unsigned slot);
-<<<<<<< HEAD
-/* Changes the real page tables of the client of `slot`, where it has touched [start, end),
- * through a duplicate of its userfaultfd. Returns where it stopped: `end`, or less after
- * so much that others should have a turn; or -errno. */
-=======
-/* The first slot in use, from `from` on, that touched [start, end); -1: none. */
-int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end);
 /* Changes the real page tables of the client of `slot`, in the spans of [start, end) that it
  * has touched, through a duplicate of its userfaultfd. Returns where it stopped: `end`, or
  * less if it has worked long enough and others should have a turn; or -errno. */
->>>>>>> e723f82 (Go over the prose of native/core)
 int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, uint64_t start, uint64_t end,
                        enum uffd_change change);
 
