@@ -34,8 +34,8 @@ int api_attach(int fd, const struct attach_request *request, void **base)
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     int err;
 
-    pthread_once(&once, fork_prepare);
     attachments_lock();
+    pthread_once(&once, fork_prepare); /* not in a signal handler that has interrupted it */
     err = attach(fd, request, base);
     attachments_unlock();
     return err;

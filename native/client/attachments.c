@@ -25,9 +25,12 @@ void attachments_lock(void)
     sigset_t all, mask;
     int cancel;
 
-    if (depth++)
+    if (depth) {
+        depth++;
         return;
-    /* A signal handler that unmaps or forks would wait for its own thread. */
+    }
+    /* A signal handler that unmaps or forks would wait for its own thread. One that comes
+     * before they are blocked takes the lock and lets go of it: `depth` is 0 until then. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &mask);
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
@@ -35,6 +38,7 @@ void attachments_lock(void)
     holder_mask = mask;
     holder_cancel = cancel;
     holder_errno = saved;
+    depth = 1;
 }
 
 void attachments_unlock(void)

@@ -7,6 +7,7 @@ at every instruction of it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .core import Core
 
 PTRACE_TRACEME, PTRACE_CONT, PTRACE_SINGLESTEP = 0, 7, 9
+PTRACE_GETSIGMASK = 0x420A
 
 _SOURCES = (
     "core/mm", "core/frames", "core/pagetable", "core/vma", "core/slots", "core/touched",
@@ -62,6 +64,11 @@ def address(pointer: Any) -> ctypes.c_void_p:
     return ctypes.c_void_p(int(ffi.cast("uintptr_t", pointer)))
 
 
+def _ask(request: int, pid: int, address: int | None, data: Any) -> None:
+    if _libc.ptrace(request, pid, address, data):
+        raise OSError(ctypes.get_errno(), f"ptrace: {os.strerror(ctypes.get_errno())}")
+
+
 class Stepped:
     """A child at the first instruction of one of the stop_...() functions."""
 
@@ -83,6 +90,17 @@ class Stepped:
         """One instruction; False: the operation is over."""
         return self._go(PTRACE_SINGLESTEP) == signal.SIGTRAP
 
+    def blocks(self, number: int) -> bool:
+        """Whether a signal would have to wait."""
+        mask = ctypes.c_uint64()
+        _ask(PTRACE_GETSIGMASK, self.pid, ctypes.sizeof(mask), ctypes.byref(mask))
+        return bool(mask.value >> number - 1 & 1)
+
+    def interrupt(self, number: int) -> None:
+        """A signal comes now; then the rest of the operation, at full speed."""
+        while number != signal.SIGSTOP:  # blocked signals come later
+            number = self._go(PTRACE_CONT, number)
+
     def finish(self) -> None:
         """The rest of the operation, at full speed."""
         assert self._go(PTRACE_CONT) == signal.SIGSTOP
@@ -91,13 +109,13 @@ class Stepped:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        with contextlib.suppress(ProcessLookupError):  # it ended, and was waited for
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
         os.sched_setaffinity(0, self._processors)
 
-    def _go(self, request: int) -> int:
-        if _libc.ptrace(request, self.pid, None, None):
-            raise OSError(ctypes.get_errno(), f"ptrace: {os.strerror(ctypes.get_errno())}")
+    def _go(self, request: int, number: int = 0) -> int:
+        _ask(request, self.pid, None, number)
         self._wait()
         return self._signal
 
