@@ -11,6 +11,8 @@
  * or 32-bit memory, and a fixed address that is no multiple of the quantum.
  */
 #define _GNU_SOURCE
+#include "preload/adopt.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -22,7 +24,8 @@
 
 #include "client/api.h"
 #include "client/attachments.h"
-#include "preload/preload.h"
+#include "msharefs.h"
+#include "preload/sys.h"
 
 /* Another process may be using a name for the moment it has one. */
 #define NAMES_TRIED 100u

@@ -14,7 +14,9 @@
 #include "client/attachments.h"
 #include "client/handover.h"
 #include "client/present.h"
-#include "preload/preload.h"
+#include "msharefs.h"
+#include "preload/range.h"
+#include "preload/sys.h"
 
 #ifndef MADV_DONTNEED_LOCKED
 #define MADV_DONTNEED_LOCKED 24

@@ -12,7 +12,9 @@
 #include "client/attachments.h"
 #include "client/descriptors.h"
 #include "core/hidden.h"
-#include "preload/preload.h"
+#include "msharefs.h"
+#include "preload/seek.h"
+#include "preload/sys.h"
 
 #ifndef CLOSE_RANGE_UNSHARE
 #define CLOSE_RANGE_UNSHARE 2u

@@ -17,7 +17,9 @@
 
 #include "client/attachments.h"
 #include "client/present.h"
-#include "preload/preload.h"
+#include "msharefs.h"
+#include "preload/range.h"
+#include "preload/sys.h"
 
 static bool may_lock_all(void)
 {

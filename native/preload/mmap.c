@@ -14,7 +14,10 @@
 #include "client/api.h"
 #include "client/attachments.h"
 #include "client/detach.h"
-#include "preload/preload.h"
+#include "msharefs.h"
+#include "preload/adopt.h"
+#include "preload/range.h"
+#include "preload/sys.h"
 
 #ifndef STATX_MNT_ID_UNIQUE
 #define STATX_MNT_ID_UNIQUE 0x4000u

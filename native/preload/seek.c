@@ -8,14 +8,18 @@
  * then seeks as it does without this library.
  */
 #define _GNU_SOURCE
+#include "preload/seek.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "preload/preload.h"
+#include "msharefs.h"
+#include "preload/sys.h"
 
 /* Beyond, a descriptor is looked at each time. */
 #define FDS 65536u

@@ -8,7 +8,10 @@
 #include <unistd.h>
 
 #include "client/attachments.h"
-#include "preload/preload.h"
+#include "msharefs.h"
+#include "preload/range.h"
+#include "preload/sys.h"
+#include "preload/unmap.h"
 
 #ifndef SYS_mseal
 #define SYS_mseal 462

@@ -10,13 +10,17 @@
  * Source: running v3 kernel. Adopted memory obeys the kernel; we keep the book.
  */
 #define _GNU_SOURCE
+#include "preload/unmap.h"
+
 #include <errno.h>
 #include <stdarg.h>
 
 #include "client/attachments.h"
 #include "client/detach.h"
 #include "client/handover.h"
-#include "preload/preload.h"
+#include "msharefs.h"
+#include "preload/range.h"
+#include "preload/sys.h"
 
 static int do_unmap(void *arg)
 {

@@ -7,8 +7,8 @@
 
 #include "core/frames.h"
 #include "core/pagetable.h"
-#include "core/touched.h"
 #include "core/slots.h"
+#include "core/touched.h"
 #include "core/vma.h"
 
 void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup,

@@ -1,5 +1,7 @@
 /* worker/calls.c - system calls to be timed, one each. */
 #define _GNU_SOURCE
+#include "worker/calls.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -9,7 +11,6 @@
 #include <unistd.h>
 
 #include "msharefs.h"
-#include "worker/worker.h"
 
 static int answer(struct worker *w, const char *call, int result)
 {

@@ -1,5 +1,7 @@
 /* worker/figures.c - what a command cost: clock, faults, processor time, VmPTE. */
 #define _GNU_SOURCE
+#include "worker/figures.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -8,8 +10,6 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-
-#include "worker/worker.h"
 
 /* Page tables of this process in kB, as the kernel tells it. No stdio: a buffer
  * from malloc() would be part of what is measured. */

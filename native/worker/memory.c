@@ -1,5 +1,7 @@
 /* worker/memory.c - getting the memory of a benchmark, and letting go of it. */
 #define _GNU_SOURCE
+#include "worker/memory.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -11,7 +13,6 @@
 #include <unistd.h>
 
 #include "msharefs.h"
-#include "worker/worker.h"
 
 /* The region stays attached, and the file mapped, without its descriptor. */
 static int open_file(struct worker *w, const char *path, uint64_t *size)

@@ -1,8 +1,8 @@
 /* worker/pattern.c - filling memory with a pattern, and finding what differs. */
+#include "worker/pattern.h"
+
 #include <errno.h>
 #include <stdio.h>
-
-#include "worker/worker.h"
 
 /* Pages between two progress lines: some ten a second, few enough to cost nothing. */
 #define SPAN_PAGES 16384u

@@ -4,14 +4,14 @@
  * kind of memory, and nothing but the accesses is measured.
  */
 #define _GNU_SOURCE
+#include "worker/touch.h"
+
 #include <errno.h>
 #include <math.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include "worker/worker.h"
 
 /* Skew of the Zipf order: the one that YCSB and the literature after it use. */
 #define ZIPF_THETA 0.99

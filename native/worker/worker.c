@@ -52,6 +52,12 @@
 #define _GNU_SOURCE
 #include "worker/worker.h"
 
+#include "worker/calls.h"
+#include "worker/figures.h"
+#include "worker/memory.h"
+#include "worker/pattern.h"
+#include "worker/touch.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

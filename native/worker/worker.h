@@ -1,5 +1,5 @@
 /*
- * worker.h - the parts of mshare-worker, one process of a demonstration or a
+ * worker.h - what the parts of mshare-worker share: one process of a demonstration or a
  * benchmark. worker.c reads the commands; each group of them has its own file.
  */
 #ifndef MSHARE_WORKER_H
@@ -8,7 +8,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/resource.h>
 
 #define PAGE 4096u
 #define PAGE_WORDS (PAGE / sizeof(uint64_t))
@@ -47,60 +46,5 @@ static inline int fail(struct worker *w, const char *call, int err)
     w->failed = call;
     return err;
 }
-
-/* worker/figures.c: what a command cost. */
-
-struct figures {
-    uint64_t ns;
-    uint64_t vmpte_kb;
-    struct rusage self, children;
-};
-
-/* Times of single rounds of a repeated command. */
-struct rounds {
-    uint64_t *ns;
-    uint64_t count;
-};
-
-uint64_t now_ns(void);
-/* Clock and faults are read closest to the command: before it last, after it first. */
-int figures_before(struct figures *f);
-int figures_after(struct figures *f);
-void print_answer(const struct worker *w, const struct figures *before, const struct figures *after,
-                  const struct rounds *rounds);
-
-/* worker/memory.c: getting memory and letting go of it. */
-
-int run_attach(struct worker *w, const struct arguments *args);
-int run_map(struct worker *w, const struct arguments *args);
-int run_shm(struct worker *w, const struct arguments *args);
-int run_detach(struct worker *w, const struct arguments *args);
-int run_hugepages(struct worker *w, const struct arguments *args);
-int run_mprotect(struct worker *w, const struct arguments *args);
-int run_watch(struct worker *w, const struct arguments *args);
-
-/* worker/pattern.c: filling memory and checking it. */
-
-int run_fill(struct worker *w, const struct arguments *args);
-int run_verify(struct worker *w, const struct arguments *args);
-
-/* worker/touch.c: accesses to be timed. */
-
-int run_order(struct worker *w, const struct arguments *args);
-int run_touch(struct worker *w, const struct arguments *args);
-int run_sweep(struct worker *w, const struct arguments *args);
-int run_fork(struct worker *w, const struct arguments *args);
-
-/* worker/calls.c: system calls to be timed. */
-
-int run_open(struct worker *w, const struct arguments *args);
-int run_create(struct worker *w, const struct arguments *args);
-int run_unmap(struct worker *w, const struct arguments *args);
-int run_protect(struct worker *w, const struct arguments *args);
-int run_punch(struct worker *w, const struct arguments *args);
-int run_make(struct worker *w, const struct arguments *args);
-int run_stat(struct worker *w, const struct arguments *args);
-int run_rename(struct worker *w, const struct arguments *args);
-int run_remove(struct worker *w, const struct arguments *args);
 
 #endif

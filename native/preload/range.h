@@ -1,0 +1,28 @@
+/*
+ * range.h - a range of addresses, and the windows in it.
+ */
+#ifndef MSHARE_PRELOAD_RANGE_H
+#define MSHARE_PRELOAD_RANGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "client/attachment.h"
+
+/* A range of addresses, whole pages. */
+struct range {
+    uint64_t start, end;
+};
+
+/* The pages of a call's arguments. False: the kernel refuses them, or has nothing
+ * to do; or no window is near: the call is the kernel's alone. */
+bool preload_concerns(const void *addr, size_t length, struct range *range);
+/* Calls `part` for the parts of a range in their order: the windows of regions, and
+ * (att is NULL) what lies between. Ends when one returns other than 0, and returns
+ * that. Adopted memory is like any other here. 
+ * Precondition: the table's lock held. */
+int preload_parts(struct range range,
+                  int (*part)(struct attachment *att, struct range range, void *arg), void *arg);
+
+#endif

@@ -1,0 +1,15 @@
+/*
+ * unmap.h - munmap(2) and its kin, of windows.
+ */
+#ifndef MSHARE_PRELOAD_UNMAP_H
+#define MSHARE_PRELOAD_UNMAP_H
+
+#include "msharefs.h"
+#include "preload/range.h"
+
+/* munmap(2) of a range, returns 0 or -errno. Precondition: the table's lock held. */
+int preload_unmap(struct range range);
+/* Of newer C libraries, but not of all. */
+MSHARE_API int mseal(void *addr, size_t length, unsigned long flags);
+
+#endif
