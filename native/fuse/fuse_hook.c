@@ -15,16 +15,16 @@
 
 #include "core/linger.h"
 
-/* So close together requests are a burst; how long to keep everybody else waiting. */
+/* Requests so close together are a burst; and so long everybody else may be kept waiting. */
 #define BURST_NS 200000
 #define TURN_NS 1000000
 
 static struct fuse_session *session;
 static int sessions;
 
-/* pyfuse3 awaits the coroutine of a handler of its own in the task that has read the request, which costs nothing;
- * a task for each request would cost more than most requests. So a request of ours borrows the handler of fsync: with a
- * request that is nobody's, whose answer goes nowhere. */
+/* pyfuse3 awaits the coroutine of its own handlers in the task that has read the request, which costs nothing; a task
+ * for each request would cost more than most requests do. So a request of ours borrows the handler of fsync, with a
+ * dummy request whose answer goes nowhere. */
 static void (*borrowed)(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 static char nobody;
 #define NOBODY ((fuse_req_t)&nobody)
@@ -39,13 +39,13 @@ static bool more(void)
     return (look(&input) || linger(look, &input)) && input.revents == POLLIN;
 }
 
-/* Answered while it was read; of the last request. */
+/* Whether the last request was answered while it was read. */
 static bool done;
 
-/* Requests come in bursts: most callers make the next one when they have the answer. To go through pyfuse3's loop for
- * each takes longer than to serve it, and so does waking up on another processor. So when one is done that came soon
- * after the last, we take what follows right here, for a moment. One that is not done at once is pyfuse3's to await:
- * the last we take. */
+/* Requests come in bursts: most callers make the next one when they have the answer. Going through pyfuse3's loop for
+ * each takes longer than serving it, and so does waking up on another processor. So when a request is done that came
+ * soon after the one before, we take the following ones right here, for a moment. A request that is not done at once
+ * is the last one we take: pyfuse3 has to await it. */
 static void take_more(void)
 {
     static bool taking;
@@ -109,7 +109,8 @@ static void on_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int command, void 
 {
     struct hook_request request = describe(req, ino, fi);
 
-    /* The caller's pointer is of no use: the kernel has copied what the command's encoding says, or said EFAULT. */
+    /* The caller's pointer is of no use: the kernel has copied as many bytes as the command's encoding says, or has
+     * answered EFAULT. */
     (void)argument;
     await_if(hook_on_ioctl(&request, command, flags, in, in_size, out_size), ino);
 }
@@ -130,7 +131,7 @@ static void on_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence,
     await_if(hook_on_lseek(&request, offset, whence), ino);
 }
 
-/* libfuse copies the table too, so one static copy serves. `size` is what the caller was compiled with. */
+/* libfuse copies the table too, so one static copy is enough. The caller was compiled with a table of `size` bytes. */
 static const struct fuse_lowlevel_ops *complete(const struct fuse_lowlevel_ops *given, size_t size)
 {
     static struct fuse_lowlevel_ops ops;
@@ -138,7 +139,7 @@ static const struct fuse_lowlevel_ops *complete(const struct fuse_lowlevel_ops *
     memset(&ops, 0, sizeof(ops));
     memcpy(&ops, given, size < sizeof(ops) ? size : sizeof(ops));
     borrowed = ops.fsync;
-    /* A later pyfuse3 may learn some of these: then its own are the right ones. */
+    /* A later pyfuse3 may have some of these handlers: then its own are the right ones. */
     if (!ops.ioctl)
         ops.ioctl = on_ioctl;
     if (!ops.fallocate)

@@ -15,7 +15,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* The kernel's interface is frozen; Debian 12's header has the one of 6.1, without these. */
+/* The kernel's interface is frozen; Debian 12's header is that of 6.1, without these. */
 #ifndef FUSE_PASSTHROUGH
 #define FUSE_PASSTHROUGH (1ULL << 37)
 #define FOPEN_PASSTHROUGH (1 << 7)
@@ -51,10 +51,10 @@ static void complete_init(struct iovec *body)
         return;
     out->flags |= FUSE_INIT_EXT;
     out->flags2 |= (uint32_t)(FUSE_PASSTHROUGH >> 32);
-    *at(out, MAX_STACK_DEPTH) = 1; /* a backing file lies on no stacked file system itself */
+    *at(out, MAX_STACK_DEPTH) = 1; /* a backing file does not itself lie on a stacked file system */
 }
 
-/* Both answers end with a fuse_open_out; that to CREATE has the entry before it. */
+/* Both answers end with a fuse_open_out; the one to CREATE has the entry before it. */
 static void complete_open(struct iovec *body)
 {
     struct fuse_open_out *out;
@@ -72,7 +72,7 @@ static ssize_t send_message(int fd, struct iovec *iov, int count, void *userdata
 
     (void)userdata;
     if (count == 2 && header->error == 0) {
-        /* The kernel sends nothing before INIT is answered. */
+        /* The kernel sends no other request before INIT is answered. */
         if (!handshake_done)
             complete_init(&iov[1]);
         else if (opening)
@@ -96,7 +96,7 @@ int passthrough_request(void)
     return fuse_session_custom_io(hook_session(), &io, hook_session_fd());
 }
 
-/* pyfuse3 answers through these two, and finds ours first. */
+/* pyfuse3 answers through these two functions, and finds ours first. */
 typedef int reply_open_fn(fuse_req_t, const struct fuse_file_info *);
 typedef int reply_create_fn(fuse_req_t, const struct fuse_entry_param *,
                             const struct fuse_file_info *);

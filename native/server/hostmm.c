@@ -8,9 +8,9 @@
  *                                            then from the entries
  *                                            publish ->   ABBA
  *
- * A small letter is VMA_BUSY: a fault there waits, so that nobody takes a signal
- * for memory that is only being exchanged, or for a change that is taken back
- * because a client does not leave its fault or does not let go.
+ * A small letter is VMA_BUSY: a fault there waits. So nobody takes a signal for
+ * memory that is only being exchanged, or for a change that is taken back because
+ * a client does not leave its fault or does not let go of an object.
  */
 #define _GNU_SOURCE
 #include "server/hostmm.h"
@@ -24,8 +24,8 @@
 #include "core/slots.h"
 #include "core/vma.h"
 
-/* Zapping frees a table when no VMA can need it: its span lies between the
- * VMAs next to the hole, as free_pgtables() does with floor and ceiling. */
+/* Zapping frees a table if no VMA can need it, which is so if its span lies between
+ * the VMAs next to the hole: free_pgtables() does that with floor and ceiling. */
 struct zap {
     uint64_t floor, ceiling; /* host addresses */
 };
@@ -105,8 +105,8 @@ static int set_rights(struct mm *mm, uint64_t start, uint64_t end, uint64_t prot
     return start < end ? walk_range(&walk, start, end) : 0;
 }
 
-/* A snapshot in the making, in the area that is not current. Faults on the
- * snapshot before last must be over. */
+/* The next snapshot, being written into the area that is not current. Faults on the
+ * snapshot that was there must be over. */
 struct next {
     const struct mm_vma *set; /* the current one */
     uint64_t used;
@@ -137,7 +137,7 @@ static void publish(struct mm *mm, const struct next *next, uint64_t used)
     atomic_store_explicit(&mm->header->epoch, next->epoch, memory_order_seq_cst);
 }
 
-/* 2 MiB pages are not cut: mmap(2) over a part, munmap(2) and mprotect(2) say EINVAL. */
+/* 2 MiB pages are not cut: like mmap(2) over a part, munmap(2) and mprotect(2), EINVAL. */
 static int check_huge(const struct next *next, uint64_t start, uint64_t end)
 {
     for (uint64_t i = 0; i < next->used; i++) {
@@ -193,7 +193,7 @@ int hostmm_unmap(struct mm *mm, uint64_t start, uint64_t end)
 
     if (err)
         return err;
-    /* What is left in the end counts against the limit, not what shows meanwhile. */
+    /* The VMAs that are left at the end count against the limit, not those shown meanwhile. */
     int64_t count = vma_replace(next.set, next.used, start, end, NULL, next.area, MM_VMAS);
     if (count >= 0)
         count = vma_mark_busy(next.set, next.used, start, end, next.area, MM_VMAS_AREA);
@@ -215,9 +215,9 @@ int hostmm_protect(struct mm *mm, uint64_t start, uint64_t end, uint32_t prot)
     return change(mm, &next, count, (struct mm_intent){INTENT_PROTECT, start, end, .prot = prot});
 }
 
-/* The second publish: what was busy is open for business, or gone. Also when
- * nothing was busy: an epoch must not have two intents, or a server that dies
- * while it writes the second leaves one that is half the first. */
+/* The second publish: busy VMAs are open for business again, or gone. It is needed
+ * even if nothing was busy: an epoch must not have two intents, or a server that
+ * dies while it writes the second leaves a mixture of both. */
 static int end_busy(struct mm *mm, enum mm_intent_op op)
 {
     struct next next;
@@ -280,9 +280,9 @@ int hostmm_recover(struct mm *mm, int mem_fd)
 
 void hostmm_abort(struct mm *mm)
 {
-    /* The other area still holds the set of before: one more epoch shows it. Its
-     * publish is the commit; cleared earlier, the intent would leave a successor
-     * with a change that is begun and that nobody finishes. */
+    /* The other area still holds the old set: one more epoch shows it. Its publish is
+     * the commit. If the intent were cleared earlier, a successor would find a change
+     * that has begun and that nobody finishes. */
     atomic_fetch_add(&mm->header->epoch, 1);
     mm->header->intent.op = INTENT_NONE;
 }
@@ -295,7 +295,7 @@ static bool any(struct mm *mm, uint64_t start, uint64_t end, bool (*is)(const st
     for (uint64_t i = 0; set && i < used; i++)
         if (set[i].start < end && set[i].end > start && is(&set[i]))
             return true;
-    return !set; /* broken: perhaps; whoever goes on finds out */
+    return !set; /* a broken set: perhaps; the caller will find out */
 }
 
 static bool is_any(const struct mm_vma *vma) { return vma; }

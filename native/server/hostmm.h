@@ -5,7 +5,7 @@
  *     or _protect()
  *   slot_grace() == 0          nobody is inside a fault on the old one
  *                              after _protect(): take the rights from the clients;
- *                              objects there before: have the clients let go of them
+ *                              if objects were there: have the clients let go of them
  *   hostmm_finish()            clears entries, frees frames and pages; sets rights
  *   hostmm_abort()             instead, when a client does not do its part
  *
@@ -17,29 +17,29 @@
 
 #include "core/mm.h"
 
-/* The three answer EBUSY, nothing changed, if a client is inside a fault that is
- * older than the current snapshot: wait for the grace period and call again. EINVAL:
- * start or end would cut a 2 MiB page.
+/* hostmm_map(), hostmm_unmap() and hostmm_protect() answer EBUSY, with nothing changed,
+ * if a client is inside a fault that is older than the current snapshot: wait for the
+ * grace period and call again. EINVAL: start or end would cut a 2 MiB page.
  *
- * Maps `vma` (start, end, offset, flags, object); the serial number is given
- * here. What was there is gone after hostmm_finish(). ENOMEM: too many VMAs. */
+ * Maps `vma` (start, end, offset, flags, object); the serial number is assigned here.
+ * Older mappings there are gone after hostmm_finish(). ENOMEM: too many VMAs. */
 int hostmm_map(struct mm *mm, struct mm_vma vma);
 /* Takes [start, end) out. */
 int hostmm_unmap(struct mm *mm, uint64_t start, uint64_t end);
-/* Changes the rights of [start, end) to `prot` (enum vma_flags). ENOMEM: a hole in
- * it, or too many VMAs. */
+/* Changes the rights of [start, end) to `prot` (enum vma_flags). ENOMEM: it has a hole,
+ * or there are too many VMAs. */
 int hostmm_protect(struct mm *mm, uint64_t start, uint64_t end, uint32_t prot);
 /* Completes the change whose grace period is over; `mem_fd` holds the pages. */
 int hostmm_finish(struct mm *mm, int mem_fd);
-/* Goes back to the snapshot before. */
+/* Goes back to the previous snapshot. */
 void hostmm_abort(struct mm *mm);
-/* After a server's death: completes the change it was in, or takes it back. */
+/* After a server's death: completes the change that it was making, or takes it back. */
 int hostmm_recover(struct mm *mm, int mem_fd);
 /* Is anything mapped in [start, end)? For MAP_FIXED_NOREPLACE. */
 bool hostmm_mapped(struct mm *mm, uint64_t start, uint64_t end);
-/* Any object: clients may have mapped it, so they are asked to let go (MSG_REVOKE). */
+/* Is there an object? Clients may have mapped it, so they are asked to let go (MSG_REVOKE). */
 bool hostmm_has_objects(struct mm *mm, uint64_t start, uint64_t end);
-/* Anything executable: windows have to be arranged for it (MSG_ARRANGE). */
+/* Is anything executable? Windows have to be arranged for it (MSG_ARRANGE). */
 bool hostmm_has_exec(struct mm *mm, uint64_t start, uint64_t end);
 
 #endif

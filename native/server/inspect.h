@@ -1,6 +1,6 @@
 /*
- * inspect.h - what is in a host mm, copied out for people. Counts of running
- * clients move while one looks.
+ * inspect.h - the contents of a host mm, copied out for people. The counts of running
+ * clients change meanwhile.
  */
 #ifndef MSHARE_INSPECT_H
 #define MSHARE_INSPECT_H
@@ -8,21 +8,21 @@
 #include "core/mm.h"
 #include "msharefs.h"
 
-/* Who made the region. `cgroup` is cut at MM_CGROUP_LEN - 1. */
+/* Records who made the region. `cgroup` is cut at MM_CGROUP_LEN - 1. */
 void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup,
                   enum mm_owner_kind kind);
 /* Pages that a sequential first touch may fill together, for those who attach
  * from now on. 1: only what is touched. EINVAL: not 1 to 512. */
 int mm_set_fault_around(struct mm *mm, uint32_t pages);
-/* Bytes of its own page tables that whoever attaches from now on is to keep; 0: any.
- * EINVAL: less than BUDGET_MIN_BYTES. */
+/* Bytes of its own page tables that a client which attaches from now on may keep; 0: any
+ * number. EINVAL: less than BUDGET_MIN_BYTES. */
 int mm_set_budget(struct mm *mm, uint64_t bytes);
 const char *mm_owner_cgroup(const struct mm *mm);
 enum mm_owner_kind mm_owner_kind(const struct mm *mm);
-/* The owner is gone. */
+/* Records that the owner is gone. */
 void mm_end(struct mm *mm);
 
-/* Everything of struct mshare_stat. `mem_fd` holds the pages. 0 or -errno. */
+/* Fills all of struct mshare_stat. `mem_fd` holds the pages. 0 or -errno. */
 int mm_stat(const struct mm *mm, int mem_fd, struct mshare_stat *st);
 void mm_count_unmap(struct mm *mm);
 
@@ -34,7 +34,7 @@ struct mm_table {
     uint64_t frame;
     uint32_t level;   /* 0: PTE page ... 3: PGD */
     uint32_t present; /* entries in use */
-    uint32_t huge;    /* of them leaves: 2 MiB pages */
+    uint32_t huge;    /* those of them that are leaves: 2 MiB pages */
     uint64_t start, end;
 };
 
@@ -48,32 +48,32 @@ int64_t mm_huge_pages(struct mm *mm, uint64_t *pages, uint64_t max);
 /* One attachment. */
 struct mm_client {
     uint32_t slot, pid;
-    uint32_t pid_namespace; /* `pid` is of that namespace; 0: the server's */
+    uint32_t pid_namespace; /* `pid` belongs to that namespace; 0: the server's */
     uint64_t claim;
     uint64_t start_time, base;
     uint32_t prot, poisoned;
     uint32_t way; /* enum attach_way */
     uint64_t faults, links, materialised, segv;
     uint64_t epoch; /* not 0: inside a fault */
-    /* Bytes of its own page tables that it keeps, 0: any; times they were raised. */
+    /* Bytes of its own page tables that it keeps, 0: any number; how often that was raised. */
     uint64_t budget, budget_asked, budget_grown;
     uint64_t evicted, refaulted; /* 2 MiB spans */
 };
 
 int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max);
-/* The process of a slot, as the server sees it; 0: the slot is free. */
+/* The process of a slot, in the server's pid namespace; 0: the slot is free. */
 uint32_t mm_client_pid(const struct mm *mm, unsigned slot);
-/* Number of the claim of a slot; 0: it is free. */
+/* Number of the slot's claim; 0: it is free. */
 uint64_t mm_claim(const struct mm *mm, unsigned slot);
-/* Whether the client of a slot may change the window as it likes (ATTACH_ADOPTED). */
+/* Whether the client of a slot may change the window at will (ATTACH_ADOPTED). */
 bool mm_adopted(const struct mm *mm, unsigned slot);
 /* Whether there are pages that the client of a slot does not watch any more (handover.c). */
 bool mm_handed(const struct mm *mm, unsigned slot);
-/* The first slot in use from `from` on that touched [start, end), -1: none. */
+/* The first slot in use, from `from` on, that touched [start, end); -1: none. */
 int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end);
-/* The first slot from `from` on whose client has pages that fault natively, -1. */
+/* The first slot, from `from` on, whose client has guard pages; -1: none. */
 int mm_poisoned(const struct mm *mm, unsigned from);
-/* Tells a slot's process as the server sees it, for another pid namespace. */
+/* Records the process of a slot by its pid in the server's namespace, for a client in another. */
 void mm_set_client(struct mm *mm, unsigned slot, uint32_t pid, uint64_t start_time);
 
 #endif
