@@ -1,14 +1,14 @@
 /*
- * preload/adopt.c - shared memory that the program makes itself, as a region.
+ * preload/adopt.c - shared memory that the program makes for itself, as a region.
  *
  * `msharefs run --adopt-anon SIZE` asks for it: an anonymous shared mapping of at least
  * that size becomes a region without a name, which children of fork() share as they
- * would share the memory. To the program it is plain memory: it unmaps, protects and
- * advises parts of it, in its own process only, and the kernel does that; the region
- * has one mapping from end to end, with all rights.
+ * would share the memory. For the program it is plain memory: it unmaps, protects and
+ * advises parts of it, which the kernel does, in that process only; the region has one
+ * mapping from end to end, with all rights.
  *
- * What cannot be had as a region is left as it is: huge pages and locked, executable
- * or 32-bit memory, and a fixed address that is no multiple of the quantum.
+ * Memory that cannot be a region is left alone: huge pages, locked, executable or 32-bit
+ * memory, and a fixed address that is no multiple of the quantum.
  */
 #define _GNU_SOURCE
 #include "preload/adopt.h"
@@ -27,13 +27,13 @@
 #include "msharefs.h"
 #include "preload/sys.h"
 
-/* Another process may be using a name for the moment it has one. */
+/* Another process may be using a name at the moment. */
 #define NAMES_TRIED 100u
 
-static uint64_t least = UINT64_MAX; /* bytes; 0 is not adopted */
+static uint64_t least = UINT64_MAX; /* the fewest bytes to be adopted */
 static char mount[PATH_MAX / 2];
 
-/* Copied: a program that shows its state in ps(1) writes over its environment. */
+/* The strings are copied: a program that shows its state in ps(1) writes over its environment. */
 __attribute__((constructor)) static void read_environment(void)
 {
     const char *size = getenv("MSHAREFS_ADOPT_ANON"), *where = getenv("MSHAREFS_MOUNT");
@@ -75,7 +75,7 @@ static int make_file(char path[PATH_MAX])
     return fd;
 }
 
-/* To size a file beyond RLIMIT_FSIZE is SIGXFSZ; memory is not under that limit. */
+/* Sizing a file beyond RLIMIT_FSIZE would be SIGXFSZ; memory does not have that limit. */
 static bool may_size(uint64_t size)
 {
     struct rlimit limit;
@@ -111,7 +111,7 @@ static int make_region(const struct attach_request *request, void **got)
     return err;
 }
 
-/* It works all the same, but is not what was asked for: say so. */
+/* The program works without it, but that is not what was asked for: say so. */
 static void complain(uint64_t length, int err)
 {
     char text[256];

@@ -1,10 +1,10 @@
 /*
  * preload/advice.c - madvise(2), msync(2) and mincore(2) of windows.
  *
- * The series leaves advice to the VMA of the attachment: what sets a flag of it is
- * refused for a part (EINVAL: the VMA cannot be split) unless it is set already; what
- * needs memory of the VMA's own is refused at all; MADV_DONTNEED unlinks. Source:
- * running v3 kernel.
+ * The series leaves advice to the VMA of the attachment. Advice that sets a flag of the
+ * VMA is refused for a part of it (EINVAL: the VMA cannot be split), unless the flag is
+ * set already; advice that needs memory of the VMA's own is always refused;
+ * MADV_DONTNEED unlinks. Source: running v3 kernel.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -65,7 +65,7 @@ static int set_flags(struct attachment *att, struct range range, int advice)
         return 0;
     if (!is_whole(att, range))
         return -EINVAL;
-    /* The only one that changes what a program sees; a child then has no window. */
+    /* The only advice that changes what a program sees: a child then has no window. */
     if ((advice == MADV_DONTFORK || advice == MADV_DOFORK) &&
         sys_madvise(att->base, att->length, advice))
         return -errno;
@@ -121,7 +121,7 @@ static int advise_window(struct attachment *att, struct range range, int advice)
     case MADV_KEEPONFORK:
         return 0;
     case MADV_COLD:
-    case MADV_PAGEOUT: /* what this process has mapped; best effort, as in the kernel */
+    case MADV_PAGEOUT: /* the pages that this process has mapped; best effort, as in the kernel */
         sys_madvise((void *)range.start, range.end - range.start, advice);
         return 0;
     case MADV_REMOVE:
@@ -130,12 +130,12 @@ static int advise_window(struct attachment *att, struct range range, int advice)
         return populate(att, range, PROT_READ | PROT_WRITE);
     case MADV_POPULATE_WRITE:
         return populate(att, range, PROT_WRITE);
-    default: /* FREE, DODUMP, WIPEONFORK, COLLAPSE, GUARD_*, and what nobody knows */
+    default: /* FREE, DODUMP, WIPEONFORK, COLLAPSE, GUARD_*, and unknown ones */
         return -EINVAL;
     }
 }
 
-/* For the parts of one call: holes do not end it, but are told in the end. */
+/* Shared by the parts of one call: holes do not end it, but are reported at the end. */
 struct advice_call {
     int advice; /* or the flags of msync(2) */
     int holes;
@@ -159,7 +159,7 @@ static int advise(struct attachment *att, struct range range, void *arg)
     return err;
 }
 
-/* Keeps the book of what children of fork() get of adopted memory. */
+/* Keeps record of the parts of adopted memory that children of fork() get. */
 static void mark_adopted(struct range range, bool stays)
 {
     struct attachment *att;
@@ -222,7 +222,7 @@ MSHARE_API int msync(void *addr, size_t length, int flags)
     return preload_answer(err ? err : call.holes);
 }
 
-/* mincore(2): where the answer for a part goes. */
+/* mincore(2): the place for the answer for a part. */
 struct core_call {
     unsigned char *vec;
     uint64_t start;
@@ -230,7 +230,7 @@ struct core_call {
 
 #define CHUNK 1024u /* pages at a time */
 
-/* The program's memory: not to be touched with a lock held, it may be a window. */
+/* The program's memory may itself be a window, so it must not be touched with a lock held. */
 static int copy_out(unsigned char *to, unsigned char *from, size_t size)
 {
     const struct iovec local = {from, size}, remote = {to, size};

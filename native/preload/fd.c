@@ -1,8 +1,8 @@
 /*
- * preload/fd.c - close(2), dup2(2) and the like: the descriptors of attachments are
- * not the program's. To it they are not open, and where it wants a number of ours, we
- * move. No lock on the way of close(2): it is called from signal handlers and between
- * vfork(2) and exec.
+ * preload/fd.c - close(2), dup2(2) and the like: the descriptors of attachments do not
+ * belong to the program. For the program they are not open, and if it wants one of their
+ * numbers, they move. close(2) takes no lock here: it is called from signal handlers and
+ * between vfork(2) and exec.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,10 +34,10 @@ MSHARE_API int close_range(unsigned first, unsigned last, int flags)
     int ours;
 
     preload_seek_forget(first, last);
-    /* Ours are closed by exec anyway. */
+    /* exec closes ours anyway. */
     if (flags & ~(int)CLOSE_RANGE_UNSHARE || first > last || hidden_next(first, last) < 0)
         return sys_close_range(first, last, flags);
-    /* Closes none: the last there can be is never open. */
+    /* Closes none: the highest possible number is never open. */
     if (flags & (int)CLOSE_RANGE_UNSHARE && sys_close_range(UINT_MAX, UINT_MAX, flags))
         return -1;
     for (; (ours = hidden_next(first, last)) >= 0; first = (unsigned)ours + 1)
@@ -48,13 +48,13 @@ MSHARE_API int close_range(unsigned first, unsigned last, int flags)
 
 MSHARE_API void closefrom(int low) { close_range(low < 0 ? 0 : (unsigned)low, UINT_MAX, 0); }
 
-/* Makes the number `fd` free to be taken over. Returns 0 or -errno. */
+/* Frees the number `fd` if it is one of ours. Returns 0 or -errno. */
 static int give_up(int fd)
 {
     int err = 0;
 
     preload_seek_forget((unsigned)fd, (unsigned)fd);
-    /* A child of vfork(2) has descriptors of its own: ours stay what they are. */
+    /* A child of vfork(2) has descriptors of its own: the parent's stay as they are. */
     if (!hidden_is(fd) || !attachments_own())
         return 0;
     attachments_lock();

@@ -1,9 +1,9 @@
 /*
- * preload/lock.c - mlock(2) and mlockall(2), where windows are among what is locked.
+ * preload/lock.c - mlock(2) and mlockall(2), if windows are among the memory to lock.
  *
- * The series locks nothing of an attachment: mlock() tells whether every page is in
- * the caller's tables, and VmLck never counts it. Ours must not lock either: filling
- * a window of 512 GiB would touch every hole of it.
+ * The series locks nothing of an attachment: mlock() only says whether every page is in
+ * the caller's tables, and VmLck never counts it. We must not lock a window either:
+ * filling one of 512 GiB would touch every hole of it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,7 +29,7 @@ static bool may_lock_all(void)
     return !syscall(SYS_capget, &head, data) && data[0].effective & 1u << CAP_IPC_LOCK;
 }
 
-/* The limit, as the kernel looks at it before anything is locked. */
+/* The limit that the kernel checks before anything is locked. */
 static int check_limit(uint64_t length)
 {
     struct rlimit limit;
@@ -49,7 +49,7 @@ static int lock_part(struct attachment *att, struct range range, void *arg)
 
     if (!att)
         return sys_mlock2((void *)range.start, length, flags) ? -errno : 0;
-    if (flags & MLOCK_ONFAULT) /* nothing is to be there yet */
+    if (flags & MLOCK_ONFAULT) /* no page has to be there yet */
         return 0;
     start = range.start - (uintptr_t)att->base;
     pthread_mutex_lock(&att->lock);
@@ -66,7 +66,7 @@ static int unlock_part(struct attachment *att, struct range range, void *unused)
     return sys_munlock((void *)range.start, range.end - range.start) ? -errno : 0;
 }
 
-/* mlock(2) rounds its address down, unlike its kin. */
+/* mlock(2) rounds its address down, unlike its relatives. */
 static bool concerns(const void *addr, size_t length, struct range *range)
 {
     const uint64_t in_page = (uintptr_t)addr % PAGE_SIZE;
@@ -108,13 +108,13 @@ MSHARE_API int munlock(const void *addr, size_t length)
 static int lock_quietly(struct attachment *att, struct range range, void *unused)
 {
     (void)unused;
-    if (!att) /* holes, PROT_NONE: mlockall(2) does not mind them either */
+    if (!att) /* errors at holes and PROT_NONE do not matter to mlockall(2) */
         sys_mlock((void *)range.start, range.end - range.start);
     return 0;
 }
 
-/* Fills and locks all mappings but the windows and the host mms: each by itself,
- * because mlock(2) ends at the first hole. */
+/* Fills and locks all mappings except windows and host mms, each by itself, because
+ * mlock(2) ends at the first hole. */
 static void lock_mappings(void)
 {
     char text[4096];
@@ -161,7 +161,7 @@ MSHARE_API int mlockall(int flags)
         !attachments_near(0, UINT64_MAX))
         return sys_mlockall(flags);
     attachments_lock();
-    /* Mark all without filling any, then take the mark off the windows. */
+    /* Mark all mappings without filling any, then take the mark off the windows. */
     failed = sys_mlockall(flags | MCL_ONFAULT);
     if (!failed) {
         preload_parts(all, unlock_window, NULL);

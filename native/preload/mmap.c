@@ -1,6 +1,6 @@
 /*
- * preload/mmap.c - mmap(2): of a region it attaches, of anonymous shared memory it may
- * adopt, and with MAP_FIXED it may end attachments.
+ * preload/mmap.c - mmap(2): that of a region file attaches, that of anonymous shared memory
+ * may adopt it, and with MAP_FIXED it may end attachments.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -26,8 +26,8 @@
 #define FUSE_SUPER_MAGIC 0x65735546
 #endif
 
-/* Mounts that are not FUSE, by their number, which is never given twice; one of them
- * in each place. */
+/* Mounts that are not FUSE, by their numbers, which are never used twice; one in each
+ * place. */
 #define MOUNTS 64
 static _Atomic uint64_t other_mounts[MOUNTS];
 
@@ -37,10 +37,10 @@ static bool may_be_region(int fd)
     struct statx file;
     struct statfs fs;
 
-    /* Without asking the server of the mount, whatever it is. */
+    /* DONT_SYNC: without asking the server of the mount, whatever it is. */
     if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID_UNIQUE, &file))
         return false;
-    if (file.stx_dev_major) /* on a device; FUSE has none */
+    if (file.stx_dev_major) /* on a device, so not FUSE */
         return false;
     const bool known = file.stx_mask & STATX_MNT_ID_UNIQUE;
     const uint64_t mount = known ? file.stx_mnt_id : 0;
@@ -73,7 +73,7 @@ static int map(void *arg)
     return call->got == MAP_FAILED ? -errno : 0;
 }
 
-/* What has nothing to do with regions, but for what it may replace. */
+/* A mapping that has nothing to do with regions, except that it may replace one. */
 static void *map_plain(struct mmap_call *call)
 {
     const bool replaces = call->flags & MAP_FIXED && !(call->flags & MAP_FIXED_NOREPLACE);
@@ -88,7 +88,7 @@ static void *map_plain(struct mmap_call *call)
     return preload_answer(err) ? MAP_FAILED : call->got;
 }
 
-/* What Linux looks at before it asks the file; with these the call is the kernel's. */
+/* The checks that Linux makes before it asks the file; if they fail, the call is the kernel's. */
 static bool kernel_refuses(const struct mmap_call *call)
 {
     return call->offset % (off_t)PAGE_SIZE || call->flags & MAP_HUGETLB || !call->length ||
@@ -126,6 +126,6 @@ MSHARE_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, of
     return map_plain(&call);
 }
 
-/* With a 64-bit off_t they are one. */
+/* With a 64-bit off_t both functions are one. */
 MSHARE_API void *mmap64(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
     __attribute__((alias("mmap")));

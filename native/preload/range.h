@@ -15,12 +15,12 @@ struct range {
     uint64_t start, end;
 };
 
-/* The pages of a call's arguments. False: the kernel refuses them, or has nothing
- * to do; or no window is near: the call is the kernel's alone. */
+/* Finds the pages of a call's arguments. False: the kernel refuses them, or has nothing to
+ * do, or no window is near; then the call is left to the kernel. */
 bool preload_concerns(const void *addr, size_t length, struct range *range);
-/* Calls `part` for the parts of a range in their order: the windows of regions, and
- * (att is NULL) what lies between. Ends when one returns other than 0, and returns
- * that. Adopted memory is like any other here. 
+/* Calls `part` for the parts of a range in order: the windows of regions, and (att is NULL)
+ * the memory between them, to which adopted memory belongs. Ends at the first result other
+ * than 0, and returns it.
  * Precondition: the table's lock held. */
 int preload_parts(struct range range,
                   int (*part)(struct attachment *att, struct range range, void *arg), void *arg);

@@ -1,11 +1,11 @@
 /*
- * preload/seek.c - lseek(2): ESPIPE on a region, as in the series. FUSE can have that
- * only for files that no plain mmap(2) can map, so it is kept here, for the regions of
- * the mount that `msharefs run` chose.
+ * preload/seek.c - lseek(2): ESPIPE on a region, as in the series. FUSE can answer so only
+ * for files that no plain mmap(2) can map, so it is done here, for the regions of the mount
+ * that `msharefs run` chose.
  *
- * What is no region is looked at once a descriptor: programs call lseek(2) often.
- * A number that was closed behind our back (fclose(3)) may be a region's later, which
- * then seeks as it does without this library.
+ * We look only once at a descriptor that is not a region's, since programs call lseek(2)
+ * often. A number that was closed behind our back (fclose(3)) may become a region's later,
+ * which then seeks as it does without this library.
  */
 #define _GNU_SOURCE
 #include "preload/seek.h"
@@ -21,11 +21,11 @@
 #include "msharefs.h"
 #include "preload/sys.h"
 
-/* Beyond, a descriptor is looked at each time. */
+/* Higher descriptors are looked at each time. */
 #define FDS 65536u
 #define INFO_INO 2 /* mshare_info, which seeks; msharefs/server/tree.py */
 
-static _Atomic uint64_t others[FDS / 64]; /* a bit a descriptor: no region */
+static _Atomic uint64_t others[FDS / 64]; /* one bit for each descriptor: no region */
 
 static bool known_other(unsigned fd)
 {
@@ -69,5 +69,5 @@ MSHARE_API off_t lseek(int fd, off_t offset, int whence)
     return at;
 }
 
-/* With a 64-bit off_t they are one. */
+/* With a 64-bit off_t both functions are one. */
 MSHARE_API off_t lseek64(int fd, off_t offset, int whence) __attribute__((alias("lseek")));

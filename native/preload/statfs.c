@@ -1,6 +1,6 @@
 /*
- * preload/statfs.c - statfs(2): to the program a mount of ours has the type of the
- * kernel's msharefs, as far as programs look at that, and not FUSE's.
+ * preload/statfs.c - statfs(2): the program sees the type of the kernel's msharefs on our
+ * mounts instead of FUSE's.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -53,6 +53,6 @@ MSHARE_API int fstatfs(int fd, struct statfs *fs)
     return 0;
 }
 
-/* On x86-64 they are one. */
+/* On x86-64 both functions are one. */
 MSHARE_API int statfs64(const char *path, struct statfs64 *fs) __attribute__((alias("statfs")));
 MSHARE_API int fstatfs64(int fd, struct statfs64 *fs) __attribute__((alias("fstatfs")));

@@ -1,6 +1,6 @@
 /*
- * sys.c - system calls, past the functions of their names; see sys.h. An int goes through syscall(2) as a long: the kernel reads the
- * whole register.
+ * sys.c - system calls, past the functions of their names; see sys.h. An int goes through
+ * syscall(2) as a long, because the kernel reads the whole register.
  */
 #define _GNU_SOURCE
 #include "preload/sys.h"
@@ -90,7 +90,7 @@ int sys_munlock(const void *addr, size_t length) { return (int)syscall(SYS_munlo
 
 int sys_mlockall(int flags) { return (int)syscall(SYS_mlockall, (long)flags); }
 
-/* The core closes what is ours; from then on the number is anybody's. */
+/* The core closes a descriptor of ours; from then on the number may be anybody's. */
 int sys_close(int fd)
 {
     hidden_remove(fd);

@@ -1,7 +1,7 @@
 /*
  * sys.h - system calls, past the functions of their names.
  *
- * This folder is the library that stands before the C library's mmap(2) and its kin
+ * This folder is the library that stands before the C library's mmap(2) and its relatives
  * (LD_PRELOAD, set up by `msharefs run`), so that a program written for the kernel series, or
  * for no series at all, gets regions. A file that defines nothing but functions of the C
  * library has no header: theirs is the C library's.
@@ -9,7 +9,7 @@
  *   sys.c      the kernel itself
  *   range.c    which windows a range of addresses concerns
  *   mmap.c     mmap of a region file attaches
- *   adopt.c    shared memory the program makes itself becomes a region
+ *   adopt.c    shared memory that the program makes for itself becomes a region
  *   unmap.c    munmap, mremap, mprotect, ... of windows
  *   advice.c   madvise, msync, mincore of windows
  *   lock.c     mlock, mlockall
@@ -18,13 +18,13 @@
  *   fd.c       close, dup2: our descriptors are not the program's
  *   statfs.c   statfs: the series' type of file system
  *
- * The program's calls come to functions with the C library's names. The core, linked
- * into this library as into the others, must not: its references to those names are
- * bound to sys.c by the linker (--wrap). A call that has nothing to do with a
- * window costs two loads more than before, an mmap(2) of a file one statx(2).
+ * The program's calls come to functions with the C library's names. Those of the core, which
+ * is linked into this library as into the others, must not: the linker binds its references
+ * to those names to sys.c (--wrap). A call that has nothing to do with a window costs two
+ * more loads than before, an mmap(2) of a file one statx(2).
  *
- * Not seen: system calls made without the C library (Go, static programs), and what a
- * program does after clone(2) or _Fork(3) without exec.
+ * We do not see system calls made without the C library (Go, static programs), nor anything
+ * that a program does after clone(2) or _Fork(3) without exec.
  */
 #ifndef MSHARE_PRELOAD_SYS_H
 #define MSHARE_PRELOAD_SYS_H
@@ -34,7 +34,7 @@
 #include <sys/types.h>
 #include <sys/vfs.h>
 
-/* Declares the system call past the function of that name. */
+/* Declares the system call itself, past the function of that name. */
 #define SYS(name) __asm__("__wrap_" #name)
 
 long sys_syscall(long number, long a, long b, long c, long d, long e, long f) SYS(syscall);
@@ -61,7 +61,7 @@ int sys_dup2(int from, int to) SYS(dup2);
 int sys_dup3(int from, int to, int flags) SYS(dup3);
 off_t sys_lseek(int fd, off_t offset, int whence) SYS(lseek);
 
-/* As a system call: 0, or -1 and errno. */
+/* The result of a system call: 0, or -1 and errno. */
 int preload_answer(int err);
 
 #endif

@@ -1,6 +1,6 @@
 /*
- * preload/syscall.c - syscall(2): for calls that the C library has no function of, or
- * had none when the program was written; and mbind(2), which has none to this day.
+ * preload/syscall.c - syscall(2), for calls that have no function in the C library, or had
+ * none when the program was written; and mbind(2), which has none to this day.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,8 +17,8 @@
 #define SYS_mseal 462
 #endif
 
-/* The functions of the other files. Their plain names are the kernel's calls here, as
- * everywhere in this library; --wrap has this name for what they were. */
+/* The functions of the other files. In this library their plain names mean the kernel's
+ * calls; with --wrap the functions themselves have this name. */
 #define OURS(name) extern __typeof__(name) our_##name __asm__("__real_" #name)
 OURS(mmap);
 OURS(munmap);
@@ -45,7 +45,7 @@ struct mbind_call {
     long mode, nodes, max_node, flags;
 };
 
-/* Of a window: the policy of the whole is Linux's business, and a part can have none
+/* The policy of a whole window is Linux's business; a part of a window cannot have a policy
  * of its own. */
 static int bind_part(struct attachment *att, struct range range, void *arg)
 {
@@ -82,7 +82,7 @@ static long bind_memory(long addr, long length, struct mbind_call call)
     return preload_answer(err);
 }
 
-/* Not the header's variadic one: what a program does not pass is not looked at. */
+/* Not variadic as in the header: arguments that the program does not pass are not used. */
 MSHARE_API long preload_syscall(long number, long a, long b, long c, long d, long e,
                                 long f) __asm__("syscall");
 

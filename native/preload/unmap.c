@@ -7,7 +7,7 @@
  *   mremap            same size: 0; larger EFAULT; smaller or moved EINVAL
  *   mseal             sealed            EINVAL
  *
- * Source: running v3 kernel. Adopted memory obeys the kernel; we keep the book.
+ * Source: running v3 kernel. The kernel changes adopted memory; we only keep a record.
  */
 #define _GNU_SOURCE
 #include "preload/unmap.h"
@@ -47,7 +47,7 @@ MSHARE_API int munmap(void *addr, size_t length)
     return preload_answer(err);
 }
 
-/* A call that the kernel makes on what is not a window, and no window takes. */
+/* A call that the kernel makes where there is no window, and that is refused on windows. */
 struct protect_call {
     int prot, pkey;
 };
@@ -118,8 +118,8 @@ static bool splits(struct range range)
     return false;
 }
 
-/* A window is sealed against the program, not against us: a page that must fault
- * natively is made to by changing it. */
+/* A window is sealed against the program, not against us: we have to change a page to
+ * make it fault natively. */
 static int seal(struct attachment *att, struct range range, void *unused)
 {
     (void)unused;
@@ -143,7 +143,7 @@ MSHARE_API int mseal(void *addr, size_t length, unsigned long flags)
     return preload_answer(err);
 }
 
-/* mremap(2): what is asked, in whole pages. */
+/* The arguments of an mremap(2), in whole pages. */
 struct remap {
     uint64_t old, to;
     uint64_t old_size, new_size;
@@ -184,7 +184,7 @@ static int remap_kernel(struct remap *remap)
     return remap->got == MAP_FAILED ? -errno : 0;
 }
 
-/* Beyond its end there is no memory, but it is ours to say so: SIGBUS. */
+/* Past its end there is no memory, and we have to answer the faults there: SIGBUS. */
 static void grow_adopted(struct attachment *att, const struct remap *remap)
 {
     const uint64_t end = remap->old + remap->new_size;
@@ -195,14 +195,14 @@ static void grow_adopted(struct attachment *att, const struct remap *remap)
     attachments_cover(att);
 }
 
-/* What moves away is a mapping like any other from then on, of the same memory. */
+/* A part that moves away is from then on an ordinary mapping of that memory. */
 static int remap_adopted(struct attachment *att, struct remap *remap)
 {
     int err;
 
     pthread_mutex_lock(&att->lock);
     err = pieces_reserve(&att->pieces);
-    if (!err) /* what is handed over is another mapping, and mremap(2) moves one only */
+    if (!err) /* unwatched memory is another mapping, and mremap(2) moves only one */
         err = handover_end(att);
     if (!err)
         err = remap_kernel(remap);
@@ -224,7 +224,7 @@ static int remap_locked(struct remap *remap)
 
     if (att && !is_adopted(att))
         return remap_window(att, remap);
-    /* As the kernel does: first the target goes, then the end that is too much. */
+    /* As in the kernel: first the target goes, then the surplus at the end. */
     if (fixed && attachment_over(remap->to, remap->to + remap->new_size))
         err = preload_unmap((struct range){remap->to, remap->to + remap->new_size});
     if (!err && remap->new_size < remap->old_size)

@@ -9,7 +9,7 @@
 
 /* munmap(2) of a range, returns 0 or -errno. Precondition: the table's lock held. */
 int preload_unmap(struct range range);
-/* Of newer C libraries, but not of all. */
+/* Only newer C libraries declare it. */
 MSHARE_API int mseal(void *addr, size_t length, unsigned long flags);
 
 #endif
