@@ -14,7 +14,8 @@
  *  - Each attached process runs one service thread of ours. It blocks all
  *    signals and never calls back into the program.
  *  - fork() keeps the attachment: the child is attached before fork() returns
- *    in it. A child made by a bare clone(2) system call is not: detach there.
+ *    in it. A child made by a bare clone(2) system call is not attached: detach
+ *    there.
  *  - A region descriptor may be closed after mshare_attach(); the attachment
  *    stays, as a mapping does.
  *  - The functions are thread-safe, not async-signal-safe.
@@ -94,7 +95,7 @@ struct mshare_connect {
  * EACCES  descriptor not open for what `prot` asks
  * EEXIST  MAP_FIXED_NOREPLACE and something is there
  * ENOMEM  no aligned hole of that size in the address space
- * EINVAL  MSHAREFS_PT_BUDGET is set to something else than mshare_budget() takes
+ * EINVAL  MSHAREFS_PT_BUDGET has a value that mshare_budget() does not take
  * ENOTTY  `fd` is not a region of an msharefs mount
  * ENOSYS  no userfaultfd with minor faults, write-protect and guard pages for
  *         shared memory (Linux 6.15 has them)
@@ -114,34 +115,35 @@ MSHARE_API int mshare_detach(void *addr);
 /*
  * Limits what the attachment at `addr` costs this process in page tables of its own:
  * `bytes` of PTE pages (4096 bytes for 2 MiB of the region), 0: no limit. The coldest
- * spans of 2 MiB are given back to the kernel; a later access brings one back, which
- * costs a fault. If more is in use all the time the budget grows instead of thrashing,
- * and shrinks again when it can: `msharefs clients` tells. Above the PTE pages a
- * process has one page a GiB, which stays. A child of fork() starts with `bytes`.
+ * spans of 2 MiB are given back to the kernel; a later access brings a span back, which
+ * costs a fault. If more is in use all the time, the budget grows instead of thrashing,
+ * and shrinks again when it can; `msharefs clients` shows it. Above the PTE pages a
+ * process has one page for each GiB, which stays. A child of fork() starts with `bytes`.
  *
- * An attachment begins with the budget of the environment variable MSHAREFS_PT_BUDGET
- * (bytes, or with K, M, G: 4M), else with that of the mount (-o budget=4M), else with
- * none.
+ * An attachment starts with the budget of the environment variable MSHAREFS_PT_BUDGET
+ * (bytes, or with K, M, G: 4M). If that is not set, it starts with the budget of the
+ * mount (-o budget=4M), or with none.
  *
  * EINVAL: nothing is attached at `addr`; less than 128 KiB. ENOMEM.
  */
 MSHARE_API int mshare_budget(void *addr, uint64_t bytes);
 
 /*
- * Maps an object into the region, as ioctl(MSHAREFS_CREATE_MAPPING) does; what
- * was there before is replaced. `flags` needs MAP_SHARED|MAP_FIXED, plus
+ * Maps an object into the region, as ioctl(MSHAREFS_CREATE_MAPPING) does, and
+ * replaces older mappings there. `flags` needs MAP_SHARED|MAP_FIXED, plus
  * MAP_ANONYMOUS for zero-filled memory (`object_fd` and `offset` are ignored),
  * plus MAP_HUGETLB for huge pages of 2 MiB. An object is a file, from its byte
  * `offset` on (a multiple of 4096; other bits are dropped). In force for every
- * attached process when it returns. What follows are our own errors; those of
- * mmap(2) of the object are the same here.
+ * attached process when it returns. These are our own errors; it also has those of
+ * mmap(2) of the object.
  *
  * EINVAL  region not sized; offset or size outside it or misaligned; flags;
  *         the object is a region
  * EACCES  the descriptor `fd` is read-only
  * EBUSY   an attached process does not answer (a debugger stopped it inside a
- *         fault, or it has touched an object that is to go, or it is stopped since
- *         before the server was restarted); nothing was changed
+ *         fault; or it is stopped and has touched an object that would be replaced;
+ *         or it has been stopped since before the server was restarted); nothing was
+ *         changed
  * ETIMEDOUT  the file system of the object does not answer
  */
 MSHARE_API int mshare_map(int fd, uint64_t region_offset, uint64_t size, int prot, int flags,
@@ -151,28 +153,28 @@ MSHARE_API int mshare_map(int fd, uint64_t region_offset, uint64_t size, int pro
  * Removes [region_offset, region_offset+size) from the region and frees its
  * pages. In force in every attached process when it returns: later accesses get
  * SIGSEGV with SEGV_MAPERR. A range where nothing is mapped is no error.
- * Errors as mshare_map().
+ * Errors as for mshare_map().
  */
 MSHARE_API int mshare_unmap(int fd, uint64_t region_offset, uint64_t size);
 
 /*
  * Changes the protection of [region_offset, region_offset+size), as mprotect(2) does
- * for one process: in force for every attached process when it returns, threads
- * that are running included. No byte is lost. A refused access gets SIGSEGV with
+ * for one process: in force for every attached process when it returns, including
+ * their running threads. No byte is lost. A refused access gets SIGSEGV with
  * SEGV_ACCERR.
  *
  * EINVAL  region not sized; range outside it or misaligned; unknown bit in `prot`
  * ENOMEM  a part of the range is not mapped, or too many mappings
  * EACCES  the descriptor `fd` is read-only
- * EBUSY   an attached process does not answer: it is stopped and all access is to
- *         be taken from it, or it is stopped inside a fault or between fork() and
- *         its attachment. Nothing was changed, for anybody.
+ * EBUSY   an attached process does not answer: it is stopped and would lose all
+ *         access, or it is stopped inside a fault or between fork() and its
+ *         attachment. Nothing was changed, for anybody.
  */
 MSHARE_API int mshare_protect(int fd, uint64_t region_offset, uint64_t size, int prot);
 
 /* What `msharefs stat` shows; the counters only grow. */
 struct mshare_stat {
-    uint64_t size;             /* bytes, 0: not sized yet */
+    uint64_t size;             /* bytes; 0: not sized yet */
     uint64_t quantum;          /* bytes: alignment of size and attach address */
     uint64_t rss;              /* bytes of anonymous memory in use */
     uint64_t page_table_bytes; /* bytes the shared table frames really take */
@@ -188,10 +190,10 @@ struct mshare_stat {
     int32_t owner_pid;
     uint32_t pad;
     uint64_t owner_start_time; /* clock ticks since boot, /proc/PID/stat field 22 */
-    uint64_t budget;           /* bytes of its own page tables that a client keeps; 0: any */
+    uint64_t budget;           /* bytes of its own page tables that a client may keep; 0: any */
     uint64_t budgets_grown;    /* clients that had to keep more */
-    uint64_t evicted_spans;    /* 2 MiB spans that clients gave back for it */
-    uint64_t refaulted_spans;  /* and those of them that came back */
+    uint64_t evicted_spans;    /* 2 MiB spans that clients gave back to stay within it */
+    uint64_t refaulted_spans;  /* those of them that came back */
 };
 
 /* Fills `st` for the region open at `fd`. ENOTTY: not a region. */

@@ -1,4 +1,4 @@
-/* What the Python extension compiles against; see core.cdef.txt. */
+/* The headers that the Python extension is compiled with; see core.cdef.txt. */
 #include <sys/syscall.h>
 #include <unistd.h>
 

@@ -1,4 +1,4 @@
-/* worker/calls.c - system calls to be timed, one each. */
+/* worker/calls.c - the commands that time a single system call. */
 #define _GNU_SOURCE
 #include "worker/calls.h"
 

@@ -1,4 +1,4 @@
-/* worker/figures.c - what a command cost: clock, faults, processor time, VmPTE. */
+/* worker/figures.c - the cost of a command: clock, faults, processor time, VmPTE. */
 #define _GNU_SOURCE
 #include "worker/figures.h"
 
@@ -11,8 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Page tables of this process in kB, as the kernel tells it. No stdio: a buffer
- * from malloc() would be part of what is measured. */
+/* Page tables of this process in kB, as the kernel counts them. Without stdio: a buffer
+ * from malloc() would be measured too. */
 static int read_vmpte(uint64_t *kb)
 {
     char text[8192];

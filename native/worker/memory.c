@@ -126,7 +126,7 @@ int run_mprotect(struct worker *w, const struct arguments *args)
     return 0;
 }
 
-/* Only with the device: the system call needs a privilege the device does not. */
+/* Through the device: the system call needs a privilege that the device does not. */
 int run_watch(struct worker *w, const struct arguments *args)
 {
     struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM};

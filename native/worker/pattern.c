@@ -1,13 +1,13 @@
-/* worker/pattern.c - filling memory with a pattern, and finding what differs. */
+/* worker/pattern.c - filling memory with a pattern, and finding words that differ. */
 #include "worker/pattern.h"
 
 #include <errno.h>
 #include <stdio.h>
 
-/* Pages between two progress lines: some ten a second, few enough to cost nothing. */
+/* Pages between two progress lines: about ten lines a second, too few to cost anything. */
 #define SPAN_PAGES 16384u
 
-/* Words of a page that hold the pattern: both ends, and the middle. */
+/* The words of a page that hold the pattern: both ends, and two in the middle. */
 static const unsigned places[] = {0, PAGE_WORDS / 3, PAGE_WORDS * 2 / 3, PAGE_WORDS - 1};
 #define PLACES (sizeof places / sizeof *places)
 

@@ -1,7 +1,7 @@
 /*
- * worker/touch.c - accesses to be timed. Which pages, and in which order, is made
- * up beforehand by `order`, so that the same loop runs for every order and every
- * kind of memory, and nothing but the accesses is measured.
+ * worker/touch.c - accesses to be timed. `order` chooses the pages and their order
+ * beforehand, so that the same loop runs for every order and every kind of memory,
+ * and nothing but the accesses is measured.
  */
 #define _GNU_SOURCE
 #include "worker/touch.h"
@@ -13,9 +13,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Skew of the Zipf order: the one that YCSB and the literature after it use. */
+/* Skew of the Zipf order, as used by YCSB and the literature after it. */
 #define ZIPF_THETA 0.99
-#define LINE_WORDS 8u /* of a cache line */
+#define LINE_WORDS 8u /* words of a cache line */
 
 static uint64_t next_random(uint64_t *state) /* SplitMix64 */
 {
@@ -65,7 +65,7 @@ static uint64_t zipf_draw(const struct zipf *z, uint64_t *state)
     return rank < (uint64_t)z->n ? rank : (uint64_t)z->n - 1;
 }
 
-/* Room for `count` page numbers, in memory that is there when the clock runs. */
+/* Room for `count` page numbers, in memory that is present before the clock starts. */
 static int make_room(struct worker *w, uint64_t count)
 {
     if (w->order)
@@ -98,7 +98,7 @@ int run_order(struct worker *w, const struct arguments *args)
     if (zipf || random)
         shuffle(w->order, pages, &seed);
     if (zipf) {
-        /* Hot pages lie anywhere: the shuffled pages are what ranks stand for. */
+        /* Hot pages may lie anywhere: ranks stand for the shuffled pages. */
         struct zipf law = zipf_of(pages);
 
         for (uint64_t i = 0; i < count; i++)

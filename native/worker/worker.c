@@ -1,9 +1,9 @@
 /*
  * worker.c - mshare-worker: one process of a demonstration or a benchmark.
  *
- * Commands come in on stdin, a line each. Every command is answered by one line
- * of JSON on stdout, so whoever runs many workers can start all at once and wait
- * for all. The worker ends when its stdin does.
+ * Commands come in on stdin, one on each line. Every command is answered by one line
+ * of JSON on stdout, so a caller can give commands to many workers at once and then
+ * wait for all of them. The worker ends when its stdin does.
  *
  * memory
  *   attach PATH           attach the region at PATH, to read and write
@@ -42,12 +42,12 @@
  *    "system_us":[..],"vmpte_kb":[40,44],"pages":1,"wrong":0,"first_wrong":0}
  *   {"ok":false,"errno":22,"error":"mshare_attach: Invalid argument"}
  *
- * `pages` is how many were visited; `wrong` and `first_wrong` (a page number)
- * say what verify found. Faults and times are of all threads and of children
- * that have ended. Commands that get memory add "value":ADDRESS, watch the number
- * of its descriptor. `repeat` adds "each_ns":{"p50":..,"p90":..,"p99":..,"max":..},
- * of one round. Before its answer a long command tells how far it is:
- * {"progress":BYTES}, bytes done since the last such line.
+ * `pages` is how many were visited; `wrong` and `first_wrong` (a page number) are the
+ * findings of verify. Faults and times are those of all threads and of the children
+ * that have ended. Commands that get memory add "value":ADDRESS, and `watch` adds the
+ * number of its descriptor. `repeat` adds "each_ns":{"p50":..,"p90":..,"p99":..,"max":..}
+ * of one round. Before its answer a long command reports its progress:
+ * {"progress":BYTES}, the bytes done since the last such line.
  */
 #define _GNU_SOURCE
 #include "worker/worker.h"
@@ -100,7 +100,7 @@ static bool take_number(char **text, uint64_t *number)
     return true;
 }
 
-/* Finds the command in `line` and takes its arguments apart; NULL: no such line. */
+/* Finds the command in `line` and parses its arguments; NULL: there is no such command. */
 static const struct command *parse(char *line, struct arguments *args)
 {
     size_t length = strcspn(line, " ");
@@ -120,7 +120,7 @@ static const struct command *parse(char *line, struct arguments *args)
     return (*rest != 0) == command->text ? command : NULL;
 }
 
-/* What a line asks for: commands, to be done `rounds.count` times. */
+/* The work of a line: commands, to be done `rounds.count` times. */
 struct task {
     const struct command *step[STEPS_MAX];
     struct arguments args[STEPS_MAX];
@@ -180,7 +180,7 @@ static void obey(struct worker *w, char *line)
     if (!parse_task(line, &task))
         err = fail(w, "no such command", -EINVAL);
     if (!err) {
-        /* Written here, so that its pages are there before anything is measured. */
+        /* Written here, so that its pages are present before anything is measured. */
         task.rounds.ns = calloc(task.rounds.count, sizeof *task.rounds.ns);
         if (task.rounds.ns)
             memset(task.rounds.ns, 1, task.rounds.count * sizeof *task.rounds.ns);

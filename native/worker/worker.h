@@ -25,7 +25,7 @@ struct worker {
     uint64_t order_count, order_room;
     /* of the command that runs */
     uint64_t pages, wrong, first_wrong;
-    int64_t value;      /* what the command found, -1: nothing */
+    int64_t value;      /* the result of the command, -1: none */
     const char *failed; /* the call that gave the error */
 };
 
