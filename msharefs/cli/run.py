@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -46,8 +47,13 @@ def command(
     is the program's, 128+N if signal N ended it; 126 or 127 if it cannot be started.
     """
     chosen = running.choose_mount(directory, adopts=adopt is not None)
+    watcher = None
+    if report is not None:
+        from msharefs.lab.watching import reporting
+
+        watcher = partial(reporting, report, program)
     try:
-        status = running.run(program, chosen, adopt, report)
+        status = running.run(program, chosen, adopt, watcher)
     except OSError as error:
         if error.filename != program[0]:
             raise

@@ -18,12 +18,12 @@ import ctypes
 import errno
 import os
 import pickle
-import resource
 import signal
 import socket
 import subprocess
-import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -36,7 +36,6 @@ from .private_mount import PARENT, PREFIX, PrivateMount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
 
 # The exit statuses of env(1), nohup(1) and the shells for a program that cannot be started.
@@ -148,7 +147,19 @@ class GivenMount:
         """We need not wait for the end of its server."""
 
 
-_Home = PrivateMount | GivenMount
+Home = PrivateMount | GivenMount
+
+
+@dataclass
+class Outcome:
+    """What a watcher learns of the program."""
+
+    status: int = 0
+    """Its exit status, once it has ended."""
+
+
+Watcher = Callable[[Home], "contextlib.AbstractContextManager[Outcome]"]
+"""Looks on from the mount to the program's end, as `msharefs run --report` does."""
 
 
 def _state_of(directory: Path) -> Path:
@@ -172,21 +183,24 @@ def _state_of(directory: Path) -> Path:
 
 
 def run(
-    arguments: Sequence[str], directory: Path | None, adopt: int | None, report: Path | None = None
+    arguments: Sequence[str],
+    directory: Path | None,
+    adopt: int | None,
+    watcher: Watcher | None = None,
 ) -> int:
     """Run a program to its end; the exit status to end with.
 
-    With an existing mount (`directory`) and no report to write, this process becomes the program,
+    With an existing mount (`directory`) and nobody who watches, this process becomes the program,
     and nothing returns. OSError: the program cannot be started (then `filename` is the program's),
     or the mount cannot.
     """
-    if directory is not None and report is None:
+    if directory is not None and watcher is None:
         _become(arguments, environment(directory, adopt))
     if directory is not None:
-        return _stand_in(arguments, GivenMount(directory), adopt, report)
+        return _stand_in(arguments, GivenMount(directory), adopt, watcher)
     # Its windows are rounded up to the quantum: a program's own shared memory needs a small one.
     options = ("quantum=2M",) if adopt is not None else ()
-    return _stand_in(arguments, PrivateMount(*options, shared=True), adopt, report)
+    return _stand_in(arguments, PrivateMount(*options, shared=True), adopt, watcher)
 
 
 def _become(arguments: Sequence[str], environ: dict[str, str]) -> NoReturn:
@@ -198,14 +212,16 @@ def _become(arguments: Sequence[str], environ: dict[str, str]) -> NoReturn:
         raise OSError(error.errno, error.strerror, arguments[0]) from None
 
 
-def _stand_in(arguments: Sequence[str], home: _Home, adopt: int | None, report: Path | None) -> int:
+def _stand_in(
+    arguments: Sequence[str], home: Home, adopt: int | None, watcher: Watcher | None
+) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     if os.fork() == 0:
         status = 1
         try:
             ours.close()
-            _Keeper(theirs, mask).keep(arguments, home, adopt, report)
+            _Keeper(theirs, mask).keep(arguments, home, adopt, watcher)
             status = 0
         finally:
             os._exit(status)
@@ -237,47 +253,9 @@ def _forward(program: int) -> NoReturn:
             signal.pidfd_send_signal(program, info.si_signo)
 
 
-class _Watch:
-    """Looks at the page tables of all descendants, if there is a report to write; a context."""
-
-    def __init__(self, arguments: Sequence[str], mount: _Home, path: Path | None) -> None:
-        self.status = 0
-        self._arguments = arguments
-        self._mount = mount
-        self._path = path
-
-    def __enter__(self) -> Self:
-        if self._path is not None:
-            from msharefs.lab.sampling import Sampler
-
-            self._path.touch()  # so that an error comes now, not after the run
-            self._sampler = Sampler(self._processes, self._mount.state).__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._path is None:
-            return
-        from msharefs.lab import report
-
-        seconds = self._sampler.seconds
-        self._sampler.__exit__(kind, error, trace)
-        if error is not None:
-            return
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)  # the server has not ended yet
-        faults = used.ru_minflt + used.ru_majflt
-        found = report.document(self._arguments, self.status, seconds, faults, self._sampler)
-        written = report.write(found, self._path)
-        sys.stderr.write(f"\n{report.text(found)}\nwritten to {', '.join(map(str, written))}\n")
-        sys.stderr.flush()
-
-    def _processes(self) -> list[int]:
-        every = psutil.Process().children(recursive=True)
-        return [process.pid for process in every if process.pid != self._mount.server_pid]
+def _nobody(_: Home) -> contextlib.AbstractContextManager[Outcome]:
+    """The watcher when there is none."""
+    return contextlib.nullcontext(Outcome())
 
 
 class _Keeper:
@@ -295,14 +273,14 @@ class _Keeper:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def keep(
-        self, arguments: Sequence[str], home: _Home, adopt: int | None, report: Path | None
+        self, arguments: Sequence[str], home: Home, adopt: int | None, watcher: Watcher | None
     ) -> None:
         """From mount to unmount; sends the program's pidfd, then its exit status, or an OSError."""
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         try:
-            with home as mount, _Watch(arguments, mount, report) as watch:
+            with home as mount, (watcher or _nobody)(mount) as outcome:
                 program = self._start(arguments, environment(mount.directory, adopt))
-                watch.status = status = self._wait(mount, program)
+                outcome.status = status = self._wait(mount, program)
                 if self._descendants(mount):
                     self._tell(status)
                     self._let_go()
@@ -323,7 +301,7 @@ class _Keeper:
         os.close(pidfd)
         return self._program.pid
 
-    def _wait(self, mount: _Home, program: int | None = None) -> int:
+    def _wait(self, mount: Home, program: int | None = None) -> int:
         """Wait for the program, or until no descendant is left; the status as in a shell."""
         while program is not None or self._descendants(mount):
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
@@ -338,7 +316,7 @@ class _Keeper:
         return 0
 
     @staticmethod
-    def _descendants(mount: _Home) -> bool:
+    def _descendants(mount: Home) -> bool:
         """Whether any is left; those whose parents have ended are our children."""
         return any(child.pid != mount.server_pid for child in psutil.Process().children())
 
