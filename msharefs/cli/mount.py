@@ -19,8 +19,8 @@ from msharefs.server.options import BadOptionError, parse
     metavar="OPTS",
     multiple=True,
     help="quantum=512G|1G|2M, state=DIR (on tmpfs), owner=file|process|thread, quirks=v3, "
-    "fault_around=PAGES, passthrough=no, budget=SIZE (of its own page tables, for each client); "
-    "separated by commas.",
+    "fault_around=PAGES, passthrough=no, budget=SIZE (of its own page tables, for each client), "
+    "and those of any mount: ro, noexec, allow_other ...; separated by commas.",
 )
 @click.option("--debug", is_flag=True, help="Log every request that fails, and more.")
 @click.argument("directory", type=Path)  # not click.Path, whose stat(2) a dead server can hang

@@ -24,7 +24,7 @@ import trio
 from msharefs import processes, verbs
 from msharefs.native import ffi, lib
 
-from . import descriptors
+from . import descriptors, devices
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -180,7 +180,7 @@ class Connection:
                 lib.ATTACH_ANY_PROT if self._region.quirks else 0,
             ),
             text=os.fsencode(self._control.path),
-            fds=[host.fd, host.mem_fd, self._control.userfaultfd],
+            fds=[fd for fd in (host.fd, host.mem_fd, self._control.userfaultfd) if fd >= 0],
         )
 
     async def _ready(self, request: Request) -> None:
@@ -407,13 +407,13 @@ class Control:
     """The connections of a mount.
 
     They pass clients a descriptor of /dev/userfaultfd: only root may open it, but whoever gets it
-    makes a userfaultfd of its own from it.
+    makes a userfaultfd of its own from it. None is passed where everybody may do without.
     """
 
     def __init__(self, regions: Regions, state: Path) -> None:
         self.regions = regions
         self.path = state / "control"
-        self.userfaultfd = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+        self.userfaultfd = devices.open_userfaultfd()
         self._nursery: trio.Nursery | None = None
         self._tokens: dict[bytes, tuple[Region, int]] = {}
         regions.connect = self.connect

@@ -69,6 +69,8 @@ _LOG_LEVELS = [logging.CRITICAL] * 3 + [
     logging.INFO,
     logging.DEBUG,
 ]
+# Debian 12's: the oldest whose session the hook was tried with (CMakeLists.txt).
+_LIBFUSE_OLDEST = (3, 14)
 # How often we look whether the signal that interrupted a caller's ioctl has killed the caller.
 _KILLED_POLL_SECONDS = 0.1
 # So many requests may wait at once, which is no limit. pyfuse3 starts another task when the last
@@ -138,6 +140,11 @@ def mount(
     With `passthrough` files may have a backing file, if the kernel lets us: `backing_open` tells.
     Raises OSError with the last words of libfuse or its helper fusermount3 if it could not mount.
     """
+    if tuple(map(int, libfuse_version().split(".")[:2])) < _LIBFUSE_OLDEST:
+        raise OSError(
+            errno.ELIBBAD,
+            f"libfuse {libfuse_version()} is too old: install 3.14 or later (Debian 12 has it)",
+        )
     _lib.hook_take_log()
     _Server.last_message = ""
     before = _lib.hook_sessions()

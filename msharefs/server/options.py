@@ -27,6 +27,20 @@ KEYS = {
     "passthrough": "yes/no",
     "budget": "SIZE",
 }
+# Those of mount(8) for any file system. Given to libfuse, which has the kernel enforce them, each
+# with the one that takes it back;
+FLAGS = {
+    "ro": "rw", "noexec": "exec", "nosuid": "suid", "nodev": "dev", "noatime": "atime",
+    "nodiratime": "diratime", "sync": "async", "dirsync": "",
+}  # fmt: skip
+# what holds in any case;
+HELD = ("defaults", "default_permissions", "relatime", "norelatime", "strictatime",
+        "nostrictatime", "lazytime", "nolazytime", "silent", "loud")  # fmt: skip
+# and what only mount(8) itself asks for in fstab(5), besides x-NAME.
+FSTAB = ("auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "nousers", "owner",
+         "noowner", "group", "nogroup")  # fmt: skip
+_BACK = {back: flag for flag, back in FLAGS.items() if back}
+_PLAIN = {"allow_other", *FLAGS, *_BACK, *HELD, *FSTAB}
 # In pages. With 256 KiB the two context switches of a fault hardly count. A PTE page has 512.
 FAULT_AROUND = 64
 FAULT_AROUND_MAX = 512
@@ -55,6 +69,10 @@ class MountOptions:
     """A plain mmap(2) of a region maps its memory, if the server may do that, or fails: ENODEV."""
     budget: int = 0
     """Bytes of its own page tables that each attachment is to keep; 0: any."""
+    flags: frozenset[str] = frozenset()
+    """Of FLAGS: those that are on."""
+    allow_other: bool = False
+    """Asked for; where it is possible other users may use the mount in any case."""
     foreground: bool = False
     debug: bool = False
 
@@ -74,14 +92,25 @@ def parse(
     The last of equal keys counts. Raises BadOptionError.
     """
     values: dict[str, str] = {}
-    for item in ",".join(given).split(","):
-        if not item:
-            continue
+    flags: set[str] = set()
+    allow_other = False
+    for item in filter(None, ",".join(given).split(",")):
         key, _, value = item.partition("=")
-        if key not in KEYS:
+        if key in KEYS:
+            values[key] = value
+        elif key.startswith("x-") or key == "comment":  # remarks of fstab(5)
+            pass
+        elif key not in _PLAIN:
             known = ", ".join(f"{name}={what}" for name, what in KEYS.items())
-            raise BadOptionError(f"-o {item}: there is no such option; there are {known}")
-        values[key] = value
+            raise BadOptionError(
+                f"-o {item}: there is no such option; there are {known}, allow_other, "
+                f"{', '.join(FLAGS)} and what they take back"
+            )
+        elif item != key:
+            raise BadOptionError(f"-o {item}: {key} takes no value")
+        else:
+            _switch(flags, key)
+            allow_other |= key == "allow_other"
 
     quirks = _choice(values, "quirks", get_args(Quirks)[1:], "")
     # The series knows no owner but the creating thread.
@@ -96,9 +125,18 @@ def parse(
         fault_around=_pages(values),
         passthrough=_choice(values, "passthrough", ("yes", "no"), "yes") == "yes",
         budget=_budget(values),
+        flags=frozenset(flags),
+        allow_other=allow_other,
         foreground=foreground,
         debug=debug,
     )
+
+
+def _switch(flags: set[str], key: str) -> None:
+    """One of FLAGS, on or off: as with mount(8) the last counts."""
+    if key in FLAGS:
+        flags.add(key)
+    flags.discard(_BACK.get(key, ""))
 
 
 def _choice(values: dict[str, str], key: str, choices: tuple[str, ...], default: str) -> str:

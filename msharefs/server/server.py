@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from msharefs import mountpoint
 
+from . import devices
 from .state import StateDirectory
 
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _READY = "ready"
-_USERFAULTFD_REMEDY = (
-    "it needs Linux 6.1 or later with CONFIG_USERFAULTFD, and root or read and write permission; "
-    "a container needs --device /dev/userfaultfd"
-)
 
 
 def start(options: MountOptions) -> None:
@@ -46,7 +43,14 @@ def start(options: MountOptions) -> None:
     The directory must be free (`mountpoint.make_free`). OSError with a sentence if it cannot be
     done.
     """
-    check_devices()
+    devices.check()
+    if options.allow_other and not devices.others_allowed():
+        raise OSError(
+            errno.EPERM,
+            "-o allow_other: only root may let others in, unless /etc/fuse.conf has a line "
+            "user_allow_other; add that, or mount without",
+            str(options.directory),
+        )
     if options.foreground:
         run(options, lambda: None)
         return
@@ -60,20 +64,6 @@ def start(options: MountOptions) -> None:
             f"the server does not answer; its log is {options.state / 'log'}",
             str(options.directory),
         )
-
-
-def check_devices() -> None:
-    """OSError with a sentence if this user or machine cannot serve: no FUSE, or no userfaultfd."""
-    for device, remedy in (
-        ("/dev/fuse", "load the module (modprobe fuse); a container needs --device /dev/fuse"),
-        ("/dev/userfaultfd", _USERFAULTFD_REMEDY),
-    ):
-        try:
-            os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
-        except OSError as error:
-            raise OSError(
-                error.errno, f"cannot be opened ({os.strerror(error.errno or 0)}): {remedy}", device
-            ) from None
 
 
 def run(options: MountOptions, ready: Callable[[], None]) -> None:
@@ -96,7 +86,16 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
         stream = sys.stderr if options.foreground else _become_daemon(state.log)
         _set_up_log(stream, debug=options.debug)
         # From here on libfuse, trio, threads: no fork.
-        from .serving import serve_mount
+        try:
+            from .serving import serve_mount
+        except ImportError as error:
+            if "fuse" not in str(error):
+                raise
+            raise OSError(
+                errno.ELIBBAD,
+                f"libfuse 3.14 or later does not load ({error}): install it (Debian's package "
+                "libfuse3-3, from Debian 12 on), then run make setup again",
+            ) from None
 
         clear = serve_mount(options, state, mounted)
     finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ import trio
 
 from msharefs import mountpoint
 
-from . import fuse
+from . import devices, fuse
 from .control import Control
 from .fs import Filesystem
 from .fuse import pyfuse3
@@ -60,7 +59,10 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
             end = await nursery.start(_end_on_signal)
             filesystem = Filesystem(tree, regions, options, ready)
             fuse.mount(
-                filesystem, options.directory, _mount_options(), passthrough=options.passthrough
+                filesystem,
+                options.directory,
+                _mount_options(options),
+                passthrough=options.passthrough,
             )
             mount = mountpoint.covering(options.directory)
             if mount is not None:
@@ -105,30 +107,22 @@ async def _end_on_signal(
             end.set()
 
 
-def _mount_options() -> set[str]:
+def _mount_options(options: MountOptions) -> set[str]:
     """Options for libfuse. fsname and subtype make it "msharefs on DIR type fuse.msharefs"."""
-    options = {
+    given = {
         *pyfuse3.default_options,
+        *options.flags,
         "fsname=msharefs",
         "subtype=msharefs",
         "default_permissions",
     }
-    if os.geteuid() == 0 or _others_allowed():
-        options.add("allow_other")
+    if devices.others_allowed():
+        given.add("allow_other")
     else:
         log.warning(
             "only this user can use the mount: /etc/fuse.conf does not have user_allow_other"
         )
-    return options
-
-
-def _others_allowed() -> bool:
-    """Whether fusermount3 lets this user mount for others."""
-    try:
-        with open("/etc/fuse.conf", encoding="utf-8") as lines:
-            return any(line.strip() == "user_allow_other" for line in lines)
-    except OSError:
-        return False
+    return given
 
 
 def _only_leaf(error: BaseException) -> BaseException:

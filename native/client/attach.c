@@ -74,7 +74,10 @@ static int fetch(struct attachment *att, int mode)
     memcpy(att->path, msg.text, sizeof att->path);
     att->path[sizeof att->path - 1] = 0;
     fds[0] = fds[0] < 0 ? -1 : control_hide_fd(fds[0]);
-    err = fds[0] < 0 || att->mem_fd < 0 || att->dev_fd < 0 ? -EPROTO : mm_open(&att->mm, fds[0]);
+    /* Without the device the system call does. */
+    err = fds[0] < 0 || att->mem_fd < 0 || (fds[2] >= 0 && att->dev_fd < 0)
+              ? -EPROTO
+              : mm_open(&att->mm, fds[0]);
     if (err)
         fd_close(fds[0]);
     return err;

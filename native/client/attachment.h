@@ -138,7 +138,7 @@ struct attachment {
     bool live;       /* [both] it is in the table */
     struct mm mm;    /* [fixed] but for mm.fd, which is as the descriptors below */
     int mem_fd;      /* [both] the pages */
-    int dev_fd;      /* [both] /dev/userfaultfd, for children */
+    int dev_fd;      /* [both] /dev/userfaultfd, for children; -1: uffd_new() does without */
     int uffd;        /* [both] */
     int moved_uffd;  /* [att] of what arrange.c has moved into the window; -1: nothing */
     int ctl;         /* [att] control connection; -1: the server is away */

@@ -3,18 +3,14 @@
 #include "client/view.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "core/control.h"
+#include "core/uffd.h"
 #include "core/vma.h"
-
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#endif
 
 int view_map(const struct attachment *att)
 {
@@ -40,10 +36,10 @@ int view_uffd(const struct attachment *att, uint64_t more)
         .features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
                     UFFD_FEATURE_WP_HUGETLBFS_SHMEM | more,
     };
-    int uffd = ioctl(att->dev_fd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+    int uffd = uffd_new(att->dev_fd);
 
     if (uffd < 0)
-        return -errno;
+        return uffd;
     uffd = control_hide_fd(uffd);
     if (uffd >= 0 && ioctl(uffd, UFFDIO_API, &api)) {
         const int err = errno == EINVAL ? -ENOSYS : -errno;

@@ -1,14 +1,31 @@
 /* uffd.c - calls on a userfaultfd; see uffd.h. */
+#define _GNU_SOURCE
 #include "core/uffd.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "core/layout.h"
 
 /* The kernel says EAGAIN while a mapping of the client changes. */
 #define AGAIN_MAX 1000
+
+#ifndef USERFAULTFD_IOC_NEW
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+#endif
+
+int uffd_new(int device)
+{
+    const long flags = O_CLOEXEC | O_NONBLOCK;
+    long uffd = device < 0 ? syscall(SYS_userfaultfd, flags)
+                           : ioctl(device, USERFAULTFD_IOC_NEW, flags);
+
+    return uffd < 0 ? -errno : (int)uffd;
+}
 
 int uffd_watch(int uffd, uint64_t addr, uint64_t size)
 {

@@ -14,6 +14,10 @@ enum uffd_change {
     UFFD_ALLOW,   /* they become writable again */
 };
 
+/* A new userfaultfd, made by /dev/userfaultfd, open as `device`; or, if that is -1, by the
+ * system call, which is for all where the sysctl vm.unprivileged_userfaultfd is 1, and for
+ * CAP_SYS_PTRACE. The descriptor, or -errno. */
+int uffd_new(int device);
 /* Makes [addr, addr + size) fault to it, for every event that we answer. 0 or -errno. */
 int uffd_watch(int uffd, uint64_t addr, uint64_t size);
 /* Does so to [addr, addr + size), but for what is no mapping of ours there. 0 or -errno.

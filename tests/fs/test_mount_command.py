@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -23,11 +25,11 @@ from support.calls import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 MSHAREFS = [sys.executable, "-P", "-m", "msharefs"]
 LIMIT = 30.0
+SYSCTL = Path("/proc/sys/vm/unprivileged_userfaultfd")
 # Another user, but one who can read the Python of the tests: it may lie in root's home.
 AS_NOBODY = (
     f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"
@@ -73,6 +75,19 @@ def directory(public_tmp: Path) -> Iterator[Path]:
     while (mount := namespace.at(directory)) is not None:
         namespace.abort(mount.minor)
         namespace.detach(directory)
+
+
+@contextlib.contextmanager
+def unprivileged_userfaultfd(value: int) -> Iterator[None]:
+    """The sysctl, set for a while: it is the machine's, and another run may want it otherwise."""
+    with SYSCTL.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = file.read()
+        SYSCTL.write_text(f"{value}\n")
+        try:
+            yield
+        finally:
+            SYSCTL.write_text(before)
 
 
 @pytest.fixture
@@ -205,6 +220,36 @@ def test_foreground_logs_to_stderr(directory: Path) -> None:
     assert namespace.at(directory) is None
 
 
+def test_a_mount_that_is_read_only(directory: Path, state: Path) -> None:
+    """Of what an earlier mount has left; the kernel refuses all that would change it."""
+    succeeds("mount", "-o", f"state={state}", directory)
+    with (directory / "r").open("w") as file:
+        file.truncate(512 << 30)
+    server_of(directory).kill()
+    succeeds("mount", "-o", f"ro,noexec,nosuid,nodev,noatime,state={state}", directory)
+    options = next(
+        line.split()[5].split(",")
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if line.split()[4] == str(directory)
+    )
+    assert {"ro", "noexec", "nosuid", "nodev", "noatime"} <= set(options)
+    assert (directory / "r").stat().st_size == 512 << 30
+    for change in (
+        (directory / "s").touch,
+        (directory / "r").unlink,
+        lambda: (directory / "r").open("r+"),
+    ):
+        with pytest.raises(OSError, match="Read-only file system"):
+            change()
+    succeeds("umount", directory)
+
+
+def test_options_of_fstab(directory: Path) -> None:
+    succeeds("mount", "-o", "defaults,_netdev,nofail,noauto,x-systemd.requires=a", directory)
+    (directory / "r").touch()
+    succeeds("umount", directory)
+
+
 # What does not
 
 
@@ -218,7 +263,8 @@ def test_foreground_logs_to_stderr(directory: Path) -> None:
         ("quirks=v2", "v3"),
         ("state=", "tmpfs"),
         ("size=1G", "there is no such option"),
-        ("ro", "there is no such option"),
+        ("ro,bind", "-o bind: there is no such option"),
+        ("ro=yes", "takes no value"),
     ],
 )
 def test_wrong_options_are_usage(directory: Path, options: str, words: str) -> None:
@@ -437,11 +483,70 @@ def test_the_kernel_refuses_to_mount(tmp_path: Path) -> None:
 
 
 def test_devices_that_may_not_be_opened(tmp_path: Path) -> None:
+    mount = f"{AS_NOBODY} {' '.join(MSHAREFS)} mount {tmp_path}"
+    with unprivileged_userfaultfd(0):
+        done = in_bare_dev(f"""set +e
+            mknod -m 600 /dev/fuse c 10 229; mknod -m 660 /dev/userfaultfd c 10 257
+            chgrp 12345 /dev/userfaultfd
+            {mount}; echo $?; chmod 666 /dev/fuse; {mount}; echo $?""")
+    assert done.stdout == "1\n1\n", done.stderr
+    fuse, userfaultfd = done.stderr.splitlines()
+    assert fuse == (
+        "msharefs: /dev/fuse: cannot be opened (Permission denied): mode 0600 of user 0 and group "
+        f"root keeps user {NOBODY} out: mount as root, or let users open it (chmod 666 /dev/fuse; "
+        'to stay, a udev rule KERNEL=="fuse", MODE="0666")'
+    )
+    assert "mode 0660 of user 0 and group 12345 keeps" in userfaultfd
+    assert "join the group 12345, or let users open it (chmod 666 /dev/userfaultfd;" in userfaultfd
+    assert "sysctl vm.unprivileged_userfaultfd=1" in userfaultfd
+
+
+def test_devices_that_are_something_else(tmp_path: Path) -> None:
+    """A regular file, as of a container's bind mount of what was not there; another device."""
+    mount = f"{' '.join(MSHAREFS)} mount {tmp_path}"
     done = in_bare_dev(f"""set +e
-        mknod -m 600 /dev/fuse c 10 229
-        {AS_NOBODY} {" ".join(MSHAREFS)} mount {tmp_path}; echo $?""")
+        touch /dev/fuse; {mount}; echo $?
+        rm /dev/fuse; mknod /dev/fuse c 1 3; {mount}; echo $?
+        rm /dev/fuse; mknod /dev/fuse c 10 229; touch /dev/userfaultfd; {mount}; echo $?""")
+    assert done.stdout == "1\n1\n1\n", done.stderr
+    file, null, userfaultfd = done.stderr.splitlines()
+    assert file == null
+    assert file.startswith("msharefs: /dev/fuse: is no FUSE device (character device 10:229): ")
+    assert userfaultfd.startswith("msharefs: /dev/userfaultfd: is no userfaultfd device: ")
+
+
+def test_no_fusermount3_for_a_user(tmp_path: Path) -> None:
+    done = in_bare_dev(f"""set +e
+        mknod -m 666 /dev/fuse c 10 229; mknod -m 666 /dev/userfaultfd c 10 257
+        mkdir /dev/bin; ln -s $(command -v setpriv) /dev/bin
+        PATH=/dev/bin {AS_NOBODY} {" ".join(MSHAREFS)} mount {tmp_path}; echo $?""")
     assert done.stdout == "1\n", done.stderr
-    assert "/dev/fuse: cannot be opened (Permission denied)" in done.stderr
+    assert done.stderr.startswith("msharefs: fusermount3: is missing, and mounts for users")
+
+
+def test_a_libfuse_that_does_not_load(directory: Path, tmp_path: Path) -> None:
+    source = tmp_path / "empty.c"
+    source.touch()
+    library = tmp_path / "libfuse3.so.3"
+    subprocess.run(["cc", "-shared", "-o", library, source], check=True)
+    said = fails("mount", directory, env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)})
+    assert "libfuse 3.14 or later does not load" in said
+    assert "libfuse3-3" in said
+
+
+def test_allow_other_needs_leave(tmp_path: Path) -> None:
+    """A user who asks to let others in hears why not; root has it anyway."""
+    mount = f"{' '.join(MSHAREFS)} mount -o allow_other"
+    done = in_bare_dev(f"""set +e
+        mknod -m 666 /dev/fuse c 10 229; mknod -m 666 /dev/userfaultfd c 10 257
+        touch /dev/shm/conf; mount --bind /dev/shm/conf /etc/fuse.conf
+        {AS_NOBODY} {mount} {tmp_path}; echo $?
+        {mount} {tmp_path}; echo $?; {" ".join(MSHAREFS)} umount {tmp_path}""")
+    assert done.stdout == "1\n0\n", done.stderr
+    assert done.stderr == (
+        f"msharefs: {tmp_path}: -o allow_other: only root may let others in, unless /etc/fuse.conf "
+        "has a line user_allow_other; add that, or mount without\n"
+    )
 
 
 @pytest.mark.skipif(shutil.which("fusermount3") is None, reason="needs the package fuse3")
@@ -467,6 +572,44 @@ def test_a_server_that_is_not_root(public_tmp: Path) -> None:
         f"{mnt}/r 549755813888 {NOBODY}",
         "Permission denied",
     ]
+
+
+# Attaches, has the kernel touch memory that nobody has filled, forks, and both go on.
+WITHOUT_THE_DEVICE = """
+import os, msharefs
+with msharefs.open("/mnt/m/r") as region:
+    region.map(0, 1 << 20)
+    view = region.attach()
+    with open("/dev/zero", "rb", buffering=0) as file:
+        assert file.readinto(view[4096:8192]) == 4096
+    view[0] = 7
+    if os.fork() == 0:
+        view[1 << 16] = view[0] + 1
+        os._exit(0)
+    os.wait()
+    print(view[1 << 16], flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(shutil.which("fusermount3") is None, reason="needs the package fuse3")
+def test_the_system_call_instead_of_the_device(tmp_path: Path) -> None:
+    """vm.unprivileged_userfaultfd=1: neither the server nor its clients need the device."""
+    script = tmp_path / "client.py"
+    script.write_text(WITHOUT_THE_DEVICE)
+    msharefs = f"{AS_NOBODY} {' '.join(MSHAREFS)}"
+    mnt = "/mnt/m"
+    with unprivileged_userfaultfd(1):
+        done = in_bare_dev(f"""
+            mknod -m 666 /dev/fuse c 10 229; mknod -m 600 /dev/userfaultfd c 10 257
+            mknod -m 666 /dev/zero c 1 5
+            mount -t tmpfs -o mode=1777 tmpfs /mnt; mkdir {mnt}; chown {NOBODY} {mnt}
+            cd /
+            {msharefs} mount {mnt}
+            {AS_NOBODY} sh -c "touch {mnt}/r; truncate -s 512G {mnt}/r"
+            {AS_NOBODY} {sys.executable} -P {script}
+            {msharefs} umount {mnt}""")
+    assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
 
 
 def test_a_socket_in_the_way_is_replaced(directory: Path, state: Path) -> None:

@@ -62,8 +62,30 @@ def test_state_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     "given",
     ["quantum=512g", "quantum=", "owner=", "owner=File", "quirks=", "quirks=v4", "state=",
      "state=/mnt/m", "state=/mnt/m/deep/er", "budget=", "budget=127K", "budget=4MB", "=", "x",
-     "Quantum=2M"],
+     "Quantum=2M", "ro=1", "allow_other=yes", "remount", "bind", "allow_root", "size=1G"],
 )  # fmt: skip
 def test_wrong(given: str) -> None:
     with pytest.raises(BadOptionError, match=r"^-o "):
         parse([given], MNT)
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ("defaults", ""), ("ro", "ro"), ("ro,rw", ""), ("rw,ro", "ro"),
+        ("noatime,nodev,nosuid,noexec", "noatime nodev noexec nosuid"),
+        ("noexec,nosuid,exec", "nosuid"),
+        ("_netdev,nofail,noauto,user,x-systemd.automount,comment=mine,relatime", ""),
+        ("allow_other,default_permissions", ""),
+    ],
+)  # fmt: skip
+def test_options_of_any_mount(given: str, flags: str) -> None:
+    options = parse([given, "quantum=2M"], MNT)
+    assert sorted(options.flags) == flags.split()
+    assert options.quantum == 2 << 20
+    assert options.allow_other is ("allow_other" in given)
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(BadOptionError, match=r"^-o colour=red: there is no such option"):
+        parse(["ro,colour=red,noexec"], MNT)
