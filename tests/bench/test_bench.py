@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -267,6 +268,28 @@ def test_the_pool_of_huge_pages_is_restored() -> None:
         with pytest.raises(OSError, match="huge pages"):
             pool.provide(1 << 45)
     assert POOL.read_text() == before
+
+
+@pytest.mark.parametrize("free", [0, 2])
+def test_a_pool_that_only_root_may_change_costs_a_row(
+    free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`free` pages: none for the look at what there is, or enough for that alone."""
+
+    def refuse(name: str, value: int) -> None:
+        raise PermissionError(errno.EACCES, f"Permission denied: {value}", name)
+
+    numbers = {"nr_hugepages": free, "free_hugepages": free, "resv_hugepages": 0}
+    monkeypatch.setattr(hugepages, "_read", numbers.__getitem__)
+    monkeypatch.setattr(hugepages, "_write", refuse)
+    if free:
+        monkeypatch.setattr(backends.Hugetlb, "probe", lambda _: None)
+    found = play(["first-touch"], backends=("memfd", "hugetlb"), size=2 * SIZE)
+    assert list(rows(found, "first-touch")) == ["memfd"]
+    said = (
+        found["scenarios"][0]["missing"].get("hugetlb") or found["backends"]["hugetlb"]["why_not"]
+    )
+    assert "only root may make it larger: sysctl vm.nr_hugepages=" in said
 
 
 def verb_run(*arguments: str) -> subprocess.CompletedProcess[str]:

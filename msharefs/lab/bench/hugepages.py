@@ -60,9 +60,16 @@ class Pool:
                 errno.ENOMEM,
                 f"the pool of huge pages would need {short} bytes more and {available} are there",
             )
+        try:
+            _write("nr_hugepages", total + wanted - free)
+        except PermissionError as error:
+            raise PermissionError(
+                error.errno,
+                f"the pool has {free} free huge pages of 2 MiB and {wanted} are needed, and only "
+                f"root may make it larger: sysctl vm.nr_hugepages={total + wanted - free}",
+            ) from None
         if self._before is None:
             self._before = total
-        _write("nr_hugepages", total + wanted - free)
         got = _read("free_hugepages") - _read("resv_hugepages")
         if got < wanted:
             raise OSError(

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
 KIND = "msharefs bench"
 VERSION = 1
-# The errors by which a kernel, or an older part of ours, lacks something; the row is left out.
-_CANNOT = {errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOMEM}
+# The errors by which a kernel, or an older part of ours, lacks something, or has it for root only;
+# the row is left out.
+_CANNOT = {
+    errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOMEM, errno.EACCES, errno.EPERM,
+}  # fmt: skip
 
 
 class Observer(Protocol):
@@ -168,6 +171,7 @@ def _case(
 ) -> dict[str, Any]:
     """All rows of one case; those that turn out not to be there are added to `missing`."""
     samples: dict[str, list[Sample]] = {}
+    failed: dict[str, str] = {}
     with ExitStack() as stack:
         trials: dict[str, Callable[[], Sample]] = {}
         for setting in settings:
@@ -179,8 +183,13 @@ def _case(
             turn = number % max(1, len(names))
             # A B C, B C A, ...: no row always plays after the same other one, and in its mess.
             for row in names[turn:] + names[:turn]:
-                samples.setdefault(row, []).append(trials[row]())
+                if row not in failed:
+                    with _left_out(row, failed):
+                        samples.setdefault(row, []).append(trials[row]())
                 notify(1)
+    missing.update(failed)
+    for row in failed:
+        samples.pop(row, None)
     baseline = samples.get(scenario.rows[0])
     return {
         "case": settings[0].case,
