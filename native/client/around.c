@@ -51,7 +51,7 @@ static uint32_t blocks(uint64_t start, uint64_t end)
     return (uint32_t)(((1ull << count) - 1) << first);
 }
 
-static void choose_block(struct around *around, struct fault *fault, bool touched)
+static void choose_reach(struct around *around, struct fault *fault, bool touched)
 {
     const uint64_t span = fault->offset / PMD_SIZE;
     struct recent *recent = recent_of(around, fault->offset);
@@ -84,7 +84,7 @@ void around_choose(struct around *around, struct fault *fault, bool present, boo
     }
     around->pages = 1;
     if (present)
-        choose_block(around, fault, touched);
+        choose_reach(around, fault, touched);
 }
 
 void around_forget(struct around *around, uint64_t span)

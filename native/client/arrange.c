@@ -134,7 +134,7 @@ static int put_back(struct attachment *att, uint64_t start, uint64_t end, int pr
     return err;
 }
 
-static int protect(const struct attachment *att, uint64_t start, uint64_t end, int prot)
+static int set_prot(const struct attachment *att, uint64_t start, uint64_t end, int prot)
 {
     return start < end && mprotect(att->base + start, end - start, prot) ? -errno : 0;
 }
@@ -150,11 +150,11 @@ static int arrange_range(struct attachment *att, uint64_t start, uint64_t end, i
          start = run = stop) {
         if (stop - run > MOVE_BYTES)
             stop = run + MOVE_BYTES;
-        err = protect(att, start, run, prot);
+        err = set_prot(att, start, run, prot);
         if (!err)
             err = put_back(att, run, stop, prot);
     }
-    return err ? err : protect(att, start, end, prot);
+    return err ? err : set_prot(att, start, end, prot);
 }
 
 /* What one call does for: a range of one protection. */

@@ -34,7 +34,7 @@ static uint8_t *reserve(uint64_t bytes, int prot)
     return got;
 }
 
-static int allocate(struct attachment *att)
+static int allocate_budget(struct attachment *att)
 {
     struct budget *b = &att->budget;
 
@@ -73,7 +73,7 @@ int budget_set(struct attachment *att, uint64_t bytes, bool mapped)
         budget_end(att);
     } else if (!b->spans) {
         reclaim_probe();
-        if (allocate(att))
+        if (allocate_budget(att))
             return -ENOMEM;
         if (handover_end(att)) {
             budget_end(att);

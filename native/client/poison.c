@@ -71,7 +71,7 @@ static void publish_poisoned(const struct attachment *att)
     atomic_store(&att->mm.slots[att->slot].poisoned, att->poisons_used);
 }
 
-static void remember(struct attachment *att, struct poison poison)
+static void remember_poison(struct attachment *att, struct poison poison)
 {
     if (att->poisons_used == POISONS_MAX)
         unpoison(att, take_oldest(att));
@@ -129,7 +129,7 @@ void poison_page(struct attachment *att, const struct fault *fault, enum fault_v
     }
     if (made.kind == POISON_PROT)
         mprotect(page, PAGE_SIZE, refusing_prot(att, fault, verdict));
-    remember(att, made);
+    remember_poison(att, made);
     count_add(&counts_of(att)->segv, 1);
 }
 

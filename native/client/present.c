@@ -76,7 +76,7 @@ static int mark(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint
     return 0;
 }
 
-static struct span_bits look_at(struct mm *mm, uint64_t offset)
+static struct span_bits look_at_span(struct mm *mm, uint64_t offset)
 {
     struct span_bits span = {.start = HOST_BASE + (offset & ~(PMD_SIZE - 1))};
     struct walk walk = {.mm = mm, .leaf = mark, .arg = &span};
@@ -97,7 +97,7 @@ uint64_t present_end(struct mm *mm, uint64_t from, uint64_t limit)
     uint64_t at = from;
 
     while (at < limit) {
-        const struct span_bits span = look_at(mm, at);
+        const struct span_bits span = look_at_span(mm, at);
         uint64_t page = at % PMD_SIZE / PAGE_SIZE;
 
         for (; page < SPAN_PAGES && has(&span, page); page++)
@@ -113,7 +113,7 @@ uint64_t present_begin(struct mm *mm, uint64_t from, uint64_t limit)
     uint64_t at = from;
 
     while (at > limit) {
-        const struct span_bits span = look_at(mm, at - PAGE_SIZE);
+        const struct span_bits span = look_at_span(mm, at - PAGE_SIZE);
         uint64_t page = (at - PAGE_SIZE) % PMD_SIZE / PAGE_SIZE + 1;
 
         for (; page && has(&span, page - 1); page--)

@@ -111,19 +111,19 @@ static void rejoin_all(void)
     }
 }
 
-static int look(void *events) { return watch_wait(events, EVENTS, 0); }
+static int poll_events(void *events) { return watch_wait(events, EVENTS, 0); }
 
 /* After an event that came soon we stay awake for the next, as long as they go on coming soon. */
 static int wait_events(struct epoll_event *events, int rest_ms)
 {
     static bool burst;
     const uint64_t start = clock_ns(CLOCK_MONOTONIC);
-    int count = burst ? look(events) : 0;
+    int count = burst ? poll_events(events) : 0;
 
     if (!count && burst) {
         const uint64_t spent = clock_ns(CLOCK_THREAD_CPUTIME_ID);
 
-        count = linger(look, events);
+        count = linger(poll_events, events);
         clock_add_lingered(clock_ns(CLOCK_THREAD_CPUTIME_ID) - spent);
     }
     burst = count;
@@ -134,7 +134,7 @@ static int wait_events(struct epoll_event *events, int rest_ms)
     return count;
 }
 
-static void handle(const struct epoll_event *event)
+static void handle_event(const struct epoll_event *event)
 {
     enum watch_source source;
     struct attachment *att = watch_whose(event, &source);
@@ -167,7 +167,7 @@ static void *serve(void *unused)
         if (count < 0 && errno != EINTR)
             return NULL; /* the program closed our descriptor: nothing to wait on */
         for (int i = 0; i < count; i++)
-            handle(&events[i]);
+            handle_event(&events[i]);
         if (watch_away())
             rejoin_all();
     }

@@ -62,7 +62,7 @@ void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset)
 
 /* The first span in [span, end) whose bit is `set`, or `end`. Bitmap pages that are
  * not in use are not read: that would give them memory. */
-static uint64_t find(const struct mm *mm, unsigned slot, uint64_t span, uint64_t end, bool set)
+static uint64_t find_span(const struct mm *mm, unsigned slot, uint64_t span, uint64_t end, bool set)
 {
     uint64_t pages = atomic_load_explicit(&mm->slots[slot].touched, memory_order_relaxed);
     const _Atomic uint64_t *words = bitmap(mm, slot);
@@ -95,10 +95,10 @@ bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t e
     if (*start >= end)
         return false;
     uint64_t spans = (end + PMD_SIZE - 1) / PMD_SIZE;
-    uint64_t first = find(mm, slot, *start / PMD_SIZE, spans, true);
+    uint64_t first = find_span(mm, slot, *start / PMD_SIZE, spans, true);
     if (first == spans)
         return false;
-    uint64_t after = find(mm, slot, first, spans, false);
+    uint64_t after = find_span(mm, slot, first, spans, false);
     if (first * PMD_SIZE > *start)
         *start = first * PMD_SIZE;
     *stop = after * PMD_SIZE < end ? after * PMD_SIZE : end;
