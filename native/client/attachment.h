@@ -135,21 +135,21 @@ struct handed {
 
 struct attachment {
     pthread_mutex_t lock;
-    bool live;       /* [both] it is in the table */
-    struct mm mm;    /* [fixed] but for mm.fd, which is as the descriptors below */
-    int mem_fd;      /* [both] the pages */
-    int dev_fd;      /* [both] /dev/userfaultfd, for children; -1: uffd_new() does without */
-    int uffd;        /* [both] */
-    int moved_uffd;  /* [att] of what arrange.c has moved into the window; -1: nothing */
-    int ctl;         /* [att] control connection; -1: the server is away */
-    uint8_t *base;   /* [fixed] */
-    uint64_t length; /* [both] of the window, bytes: the region's size, less if adopted */
-    enum attach_way way; /* [fixed] */
-    int asked;           /* [fixed] PROT_* of the attachment */
-    int prot;            /* [fixed] PROT_* of the window: the same, or all with -o quirks=v3 */
-    unsigned slot;       /* [fixed] */
-    uint64_t claim;      /* [fixed] of the slot, as it was given */
-    uint64_t *linked;    /* [att] a bit a quantum; the pointer [fixed] */
+    bool live;            /* [both] it is in the table */
+    struct mm mm;         /* [fixed] but for mm.fd, which is as the descriptors below */
+    int mem_fd;           /* [both] the pages */
+    int dev_fd;           /* [both] /dev/userfaultfd, for children; -1: uffd_new() does without */
+    int uffd;             /* [both] */
+    int moved_uffd;       /* [att] of what arrange.c has moved into the window; -1: nothing */
+    int ctl;              /* [att] control connection; -1: the server is away */
+    uint8_t *base;        /* [fixed] */
+    uint64_t length;      /* [both] of the window, bytes: the region's size, less if adopted */
+    enum attach_way way;  /* [fixed] */
+    int asked;            /* [fixed] PROT_* of the attachment */
+    int prot;             /* [fixed] PROT_* of the window: the same, or all with -o quirks=v3 */
+    unsigned slot;        /* [fixed] */
+    uint64_t claim;       /* [fixed] of the slot, as it was given */
+    uint64_t *linked;     /* [att] a bit a quantum; the pointer [fixed] */
     struct around around; /* [att] what to map beside a page that faults */
     struct poison poisons[POISONS_MAX]; /* [att] a ring */
     unsigned poisons_at, poisons_used;  /* [att] */
@@ -159,12 +159,12 @@ struct attachment {
     struct memory_policy {
         int mode; /* MPOL_* */
         unsigned long nodes;
-    } policy; /* [table] what mbind(2) was told of the whole; for the preload library */
-    bool sealed; /* [table] mseal(2); for the preload library */
-    unsigned advice; /* [both] enum advice: what madvise(2) was told (preload library) */
+    } policy;             /* [table] what mbind(2) was told of the whole; for the preload library */
+    bool sealed;          /* [table] mseal(2); for the preload library */
+    unsigned advice;      /* [both] enum advice: what madvise(2) was told (preload library) */
     struct pieces pieces; /* [both] of adopted memory: what is left of the window */
     struct handed handed; /* [att] what Linux serves alone */
-    char path[MSG_TEXT]; /* [fixed] of the server's socket */
+    char path[MSG_TEXT];  /* [fixed] of the server's socket */
 };
 
 /* Shared memory that the program made itself: it may unmap and protect parts of the window as

@@ -49,7 +49,7 @@ static void say_goodbye(struct attachment *att)
         err = err ? err : control_recv(att->ctl, &reply, fds, CONTROL_TIMEOUT_MS);
         for (unsigned i = 0; !err && i < MSG_FDS; i++)
             fd_close(fds[i]); /* of an object that somebody waited for */
-        if (err == -EMFILE) /* one of those was lost */
+        if (err == -EMFILE)   /* one of those was lost */
             err = 0;
     } while (!err && (reply.op != MSG_REPLY || reply.seq != msg.seq));
     /* It may have done so after all, and just not in time. */

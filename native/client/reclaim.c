@@ -60,7 +60,7 @@ static void probe(void)
     if (got == MAP_FAILED)
         return;
     uint8_t *start = (uint8_t *)(((uintptr_t)got + PMD_SIZE - 1) & ~(PMD_SIZE - 1));
-    munlock(got, bytes);                   /* after mlockall(MCL_FUTURE) */
+    munlock(got, bytes);                  /* after mlockall(MCL_FUTURE) */
     madvise(got, bytes, MADV_NOHUGEPAGE); /* a huge zero page has no table */
     for (unsigned i = 0; i < PROBE_SPANS; i++)
         (void)*(volatile uint8_t *)(start + i * PMD_SIZE);

@@ -12,11 +12,11 @@ struct mm_audit {
     uint64_t tables[4]; /* reachable, by level: PTE, PMD, PUD, PGD pages */
     uint64_t leaves;    /* present leaf entries */
     uint64_t frame_bytes;
-    uint64_t held;   /* frames that a client is about to link */
-    uint64_t lost;   /* frames in use that no entry reaches */
-    uint64_t stray;  /* leaf entries outside every VMA */
-    uint64_t bad;    /* entries that do not point to a sane place or have wrong bits */
-    uint64_t vmas;   /* VMAs out of order, overlapping or outside the region */
+    uint64_t held;  /* frames that a client is about to link */
+    uint64_t lost;  /* frames in use that no entry reaches */
+    uint64_t stray; /* leaf entries outside every VMA */
+    uint64_t bad;   /* entries that do not point to a sane place or have wrong bits */
+    uint64_t vmas;  /* VMAs out of order, overlapping or outside the region */
 };
 
 int mm_audit(struct mm *mm, struct mm_audit *audit);

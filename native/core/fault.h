@@ -27,8 +27,8 @@ struct fault {
      * inside one 2 MiB span, and `offset` is among them. In an object: the pages that
      * are mapped together, any number; they all get entries. */
     uint64_t start, end;
-    uint32_t skip; /* in: FAULT_BLOCKs of the span to leave out, one bit for each */
-    uint64_t fill; /* in: if this is a first touch, entries to fill from `offset` on, >= 1 */
+    uint32_t skip;  /* in: FAULT_BLOCKs of the span to leave out, one bit for each */
+    uint64_t fill;  /* in: if this is a first touch, entries to fill from `offset` on, >= 1 */
     uint64_t limit; /* in, for an object: the end of its file; pages from here on have no memory */
     /* out, with FAULT_MAP */
     /* one bit for each page from `start` on: it has an entry. Not for objects */

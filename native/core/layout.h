@@ -119,8 +119,8 @@ struct mm_header {
     uint32_t slots_max, vmas_max;
     uint64_t frames_max;
 
-    int32_t owner_pid;   /* in the server's pid namespace; 0: none */
-    uint32_t owner_kind; /* enum mm_owner_kind */
+    int32_t owner_pid;         /* in the server's pid namespace; 0: none */
+    uint32_t owner_kind;       /* enum mm_owner_kind */
     uint64_t owner_start_time; /* clock ticks since boot */
     char owner_cgroup[MM_CGROUP_LEN];
 
@@ -135,9 +135,9 @@ struct mm_header {
 
     _Alignas(64) struct mm_counters retired; /* of clients that are gone */
     uint64_t unmaps;
-    uint64_t serial; /* of the last mapping made */
+    uint64_t serial;       /* of the last mapping made */
     uint64_t fault_around; /* pages a sequential first touch may fill together; 1: strict */
-    uint64_t budget; /* bytes of its own page tables that a client may keep; 0: any number */
+    uint64_t budget;       /* bytes of its own page tables that a client may keep; 0: any number */
 };
 
 enum vma_flags {
@@ -145,7 +145,7 @@ enum vma_flags {
     VMA_WRITE = 2,
     VMA_EXEC = 4,
     VMA_PROT = 7,
-    VMA_BUSY = 8, /* being replaced: a fault waits for the next snapshot */
+    VMA_BUSY = 8,  /* being replaced: a fault waits for the next snapshot */
     VMA_HUGE = 16, /* its object has 2 MiB pages: leaf entries are PMD entries */
 };
 

@@ -20,12 +20,12 @@
 
 /* One FUSE request of a kind that pyfuse3 does not know. All values are the kernel's. */
 struct hook_request {
-    void *handle;     /* fuse_req_t: for hook_reply_*() and hook_watch_interrupt() */
-    uint64_t ino;     /* FUSE inode number */
-    uint64_t fh;      /* the answer of open() or opendir() */
-    uint32_t pid;     /* thread id of the caller; 0 if it is outside the mount's pid namespace */
-    uint32_t uid;     /* the caller's fsuid */
-    uint32_t gid;     /* the caller's fsgid */
+    void *handle; /* fuse_req_t: for hook_reply_*() and hook_watch_interrupt() */
+    uint64_t ino; /* FUSE inode number */
+    uint64_t fh;  /* the answer of open() or opendir() */
+    uint32_t pid; /* thread id of the caller; 0 if it is outside the mount's pid namespace */
+    uint32_t uid; /* the caller's fsuid */
+    uint32_t gid; /* the caller's fsgid */
 };
 
 /* How many sessions went through the hook: 1 after a successful pyfuse3.init(). */

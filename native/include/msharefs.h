@@ -59,7 +59,7 @@ struct mshare_unmap {
 struct mshare_protect {
     uint64_t region_offset;
     uint64_t size;
-    uint32_t prot; /* PROT_*, as in mprotect(2) */
+    uint32_t prot;  /* PROT_*, as in mprotect(2) */
     uint32_t flags; /* 0 */
 };
 

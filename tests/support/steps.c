@@ -120,7 +120,7 @@ unsigned hammer(struct mm *mm, unsigned slot, const uint64_t *pages, uint64_t co
  */
 struct meeting {
     _Atomic uint64_t client_at, server_at; /* barriers passed */
-    _Atomic uint64_t seen; /* by the client: the epoch it works on */
+    _Atomic uint64_t seen;                 /* by the client: the epoch it works on */
 };
 
 static void meet(_Atomic uint64_t *mine, const _Atomic uint64_t *other, uint64_t at)
