@@ -92,15 +92,20 @@ static int move_window(const struct attachment *att, struct move *move)
 
 static int watch_moved(struct attachment *att)
 {
-    int uffd;
+    int err;
 
     if (att->moved_uffd >= 0)
         return 0;
-    uffd = view_uffd(att, UFFD_FEATURE_EVENT_REMAP);
-    if (uffd < 0)
-        return uffd;
-    att->moved_uffd = uffd;
-    return watch_add_moved(att);
+    err = view_uffd(att, UFFD_FEATURE_EVENT_REMAP);
+    if (err < 0)
+        return err;
+    att->moved_uffd = err;
+    err = watch_add_moved(att);
+    if (err) { /* nobody would answer what it says */
+        close(att->moved_uffd);
+        att->moved_uffd = -1;
+    }
+    return err;
 }
 
 /* Puts .mem, under userfaultfd, over whatever is at [start, end). */

@@ -49,6 +49,7 @@ struct poison {
 enum object_state {
     OBJECT_NONE,
     OBJECT_ASKED,  /* threads wait for it */
+    OBJECT_LOST,   /* they go on waiting: it could not be had, and is asked for again soon */
     OBJECT_HELD,   /* `fd` is it */
     OBJECT_FAILED, /* the server has none of that number */
 };

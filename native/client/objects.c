@@ -15,7 +15,8 @@
  * The server may be waiting for us to leave a fault, so nobody waits for the server
  * here: the descriptor of an object is asked for, the thread that faulted is left
  * where it is, and it is woken when the answer comes (service.c). A server that is
- * away is asked when it is back.
+ * away is asked when it is back, and for a descriptor that there was no room for it is
+ * asked again.
  *
  * Runs on the service thread: no malloc, no stdio, no region memory.
  */
@@ -28,15 +29,21 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "client/attachments.h"
 #include "client/poison.h"
 #include "client/view.h"
 #include "core/control.h"
+#include "core/linger.h"
 #include "core/touched.h"
 
+/* Until something that could not be had is asked for again. */
+#define AGAIN_MS 100
 /* The kernel's own fault-around. */
 #define BLOCK_BYTES (64ull << 10)
 /* A process may have 65,530 mappings: a large object has larger blocks. */
 #define BLOCKS_MAX 4096
+
+static uint64_t again_ms; /* when objects_tick() has something to do; 0: it has not */
 
 static uint64_t block_bytes(const struct mm_vma *vma)
 {
@@ -131,7 +138,7 @@ int object_find(struct attachment *att, struct fault *fault)
 
     if (is_adopted(att)) /* the program arranges that itself; nobody maps objects there */
         return -EUCLEAN;
-    if (object && object->state == OBJECT_ASKED)
+    if (object && (object->state == OBJECT_ASKED || object->state == OBJECT_LOST))
         return -EINPROGRESS;
     if (object && object->state == OBJECT_FAILED)
         return -ENOENT;
@@ -206,32 +213,92 @@ int64_t object_map(struct attachment *att, const struct fault *fault)
     return fault->start < end ? (int64_t)((end - fault->start) / PAGE_SIZE) : 0;
 }
 
+/* Whether what failed so may be had in a while: there is no room for a descriptor now, here or
+ * in the server; or the program has closed the one that came. */
+static bool passes(int err)
+{
+    return err == -EMFILE || err == -ENFILE || err == -ENOMEM || err == -EAGAIN || err == -EINTR ||
+           err == -EBADF;
+}
+
+/* What came for an object that was asked for. Returns 0 or -errno; then `fd` is closed. */
+static int keep(struct object *object, int fd)
+{
+    struct statx found;
+
+    if (fd < 0)
+        return fd;
+    fd = control_hide_fd(fd);
+    if (fd < 0)
+        return fd;
+    if (!look_at(fd, &found)) {
+        const int err = -errno;
+
+        close(fd);
+        return err;
+    }
+    object->fd = fd;
+    object->device = device_of(&found);
+    object->inode = found.stx_ino;
+    object->state = OBJECT_HELD;
+    return 0;
+}
+
 void object_answer(struct attachment *att, uint32_t number, int fd)
 {
     struct object *object = find(att, number);
-    struct statx found;
 
-    if (fd >= 0)
-        fd = control_hide_fd(fd);
     if (!object || object->state != OBJECT_ASKED) { /* dropped meanwhile, and asked for again */
         if (fd >= 0)
             close(fd);
-    } else if (fd < 0 || !look_at(fd, &found)) {
-        object->state = OBJECT_FAILED;
     } else {
-        object->fd = fd;
-        object->device = device_of(&found);
-        object->inode = found.stx_ino;
-        object->state = OBJECT_HELD;
+        const int err = keep(object, fd);
+
+        if (passes(err)) {
+            object->state = OBJECT_LOST;
+            if (!again_ms)
+                again_ms = clock_ns(CLOCK_MONOTONIC) / 1000000u + AGAIN_MS;
+            return; /* who waits for it goes on waiting */
+        }
+        if (err)
+            object->state = OBJECT_FAILED;
     }
     view_wake(att, 0, att->length);
 }
 
-void objects_unask(struct attachment *att)
+static void forget(struct attachment *att, enum object_state state)
 {
     for (unsigned i = 0; i < OBJECTS_MAX; i++)
-        if (att->objects[i].state == OBJECT_ASKED)
+        if (att->objects[i].state == state)
             att->objects[i].state = OBJECT_NONE;
+}
+
+void objects_unask(struct attachment *att)
+{
+    forget(att, OBJECT_ASKED);
+    forget(att, OBJECT_LOST);
+}
+
+int objects_tick(void)
+{
+    const uint64_t now = again_ms ? clock_ns(CLOCK_MONOTONIC) / 1000000u : 0;
+
+    if (now < again_ms)
+        return (int)(again_ms - now);
+    if (!again_ms)
+        return -1;
+    again_ms = 0;
+    for (unsigned i = 0; i < attachments_used; i++) {
+        struct attachment *att = &attachments[i];
+
+        pthread_mutex_lock(&att->lock);
+        if (att->live) {
+            forget(att, OBJECT_LOST);
+            view_wake(att, 0, att->length); /* who waits faults again, and asks */
+        }
+        pthread_mutex_unlock(&att->lock);
+    }
+    return -1;
 }
 
 void objects_drop(struct attachment *att)

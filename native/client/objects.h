@@ -13,11 +13,14 @@ int object_find(struct attachment *att, struct fault *fault);
 /* Maps it. Returns how many pages that made reachable, or -errno.
  * Precondition: att->lock held, inside the epoch of object_find(). */
 int64_t object_map(struct attachment *att, const struct fault *fault);
-/* The server's answer; `fd` is ours now, -1: none. Precondition: att->lock held. */
+/* The server's answer; `fd` is ours now, -errno: there is none. Precondition: att->lock held. */
 void object_answer(struct attachment *att, uint32_t number, int fd);
 /* What was asked for will not be answered: the connection is gone.
  * Precondition: att->lock held. */
 void objects_unask(struct attachment *att);
+/* Asks again for what could not be had for a while. Returns when that is due, ms from now;
+ * -1: nothing is. Precondition: on the service thread, no lock held. */
+int objects_tick(void);
 /* Lets go of all descriptors. Precondition: att->lock held. */
 void objects_drop(struct attachment *att);
 /* Where the descriptor `fd` of an object is kept, or NULL. Precondition: att->lock held. */

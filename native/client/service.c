@@ -55,6 +55,17 @@ static int obey(struct attachment *att, const struct msg *msg)
     }
 }
 
+/* The descriptor that came with an answer to OBJECT, taken out of `fds`; or -errno. */
+static int object_of(const struct msg *msg, bool lost, int fds[MSG_FDS])
+{
+    const int fd = fds[0];
+
+    if (msg->result)
+        return msg->result < 0 ? msg->result : -EPROTO;
+    fds[0] = -1;
+    return fd >= 0 ? fd : lost ? -EMFILE : -EPROTO;
+}
+
 static void answer_server(struct attachment *att)
 {
     struct msg msg;
@@ -63,12 +74,10 @@ static void answer_server(struct attachment *att)
 
     if (err == -ETIMEDOUT)
         return;
-    if (err == -EMFILE) /* the rest of the message is there */
-        err = 0;
-    if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_OBJECT >> 32) {
-        object_answer(att, (uint32_t)msg.seq, msg.result ? -1 : fds[0]);
-        fds[0] = msg.result ? fds[0] : -1;
-    }
+    const bool lost = err == -EMFILE; /* the rest of the message is there */
+    err = lost ? 0 : err;
+    if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_OBJECT >> 32)
+        object_answer(att, (uint32_t)msg.seq, object_of(&msg, lost, fds));
     for (unsigned i = 0; !err && i < MSG_FDS; i++)
         if (fds[i] >= 0)
             close(fds[i]);
@@ -150,6 +159,9 @@ static void handle_event(const struct epoll_event *event)
     pthread_mutex_unlock(&att->lock);
 }
 
+/* Of two times, ms from now; -1 is never. */
+static int sooner(int a, int b) { return a < 0 || (b >= 0 && b < a) ? b : a; }
+
 static void *serve(void *unused)
 {
     struct epoll_event events[EVENTS];
@@ -158,10 +170,10 @@ static void *serve(void *unused)
     /* Not by pthread_setname_np() from outside: that opens /proc, in every child. */
     prctl(PR_SET_NAME, "mshare-service");
     for (;;) {
-        int rest = budget_tick();
+        int rest = sooner(budget_tick(), objects_tick());
 
-        if (watch_away() && (rest < 0 || rest > RECONNECT_MS))
-            rest = RECONNECT_MS;
+        if (watch_away())
+            rest = sooner(rest, RECONNECT_MS);
         int count = wait_events(events, rest);
 
         if (count < 0 && errno != EINTR)
