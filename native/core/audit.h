@@ -19,8 +19,10 @@ struct mm_audit {
     uint64_t vmas;  /* VMAs out of order, overlapping or outside the region */
 };
 
+/* Precondition: none; of a region in use the result is of no one moment. */
 int mm_audit(struct mm *mm, struct mm_audit *audit);
-/* After a server's death: frees the tables that it had cut off but not yet freed. */
+/* After a server's death: frees the tables that it had cut off but not yet freed.
+ * Precondition: the only writer. */
 int mm_sweep(struct mm *mm);
 
 #endif

@@ -39,12 +39,13 @@ struct fault {
     struct mm_vma vma;
 };
 
-/* Finds the VMA, and whether the access is permitted: FAULT_MAP. The client must be
- * inside an epoch, and stay in it until the pages are reachable. */
+/* Finds the VMA, and whether the access is permitted: FAULT_MAP.
+ * Precondition: inside an epoch, which lasts until the pages are reachable. */
 enum fault_verdict fault_look(const struct mm *mm, struct fault *fault);
-/* The second half: fills the entries, as the client of `slot`. */
+/* The second half: fills the entries, as the client of `slot`.
+ * Precondition: fault_look() said FAULT_MAP, in the same epoch. */
 enum fault_verdict fault_fill(struct mm *mm, unsigned slot, struct fault *fault);
-/* Both halves, fault_look() and fault_fill(). */
+/* Both halves, fault_look() and fault_fill(). Precondition: as fault_look(). */
 enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault);
 
 #endif

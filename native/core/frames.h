@@ -12,9 +12,10 @@
 uint64_t frames_high(const struct mm *mm);
 /* Takes a zeroed frame for the table of `level` that spans `addr`. ENOSPC. */
 int frame_alloc(struct mm *mm, unsigned slot, unsigned level, uint64_t addr, uint64_t *frame);
-/* Gives back a frame that was never linked: still zero. */
+/* Gives back a frame that was never linked: still zero. Precondition: it is ours, HELD. */
 void frame_drop(struct mm *mm, uint64_t frame);
-/* Gives back a frame that was a table; no process may be walking it. */
+/* Gives back a frame that was a table. Precondition: the server, and no process can be
+ * walking it: a grace period has passed since its entry went. */
 int frame_free(struct mm *mm, uint64_t frame);
 /* The table that `entry` points to, or NULL if the entry is not sane. */
 _Atomic uint64_t *frame_table(const struct mm *mm, uint64_t entry, unsigned level, uint64_t addr);

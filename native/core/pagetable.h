@@ -34,7 +34,8 @@ struct walk {
     void *arg;
 };
 
-/* Visits the entries of host addresses [start, end). */
+/* Visits the entries of host addresses [start, end).
+ * Precondition: inside an epoch, or the only writer. */
 int walk_range(struct walk *walk, uint64_t start, uint64_t end);
 
 /* Bytes that an entry of a table of `level` spans: 4 KiB, 2 MiB, 1 GiB, 512 GiB. */

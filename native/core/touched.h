@@ -14,12 +14,12 @@
 #include "core/uffd.h"
 
 /* The client of `slot` is about to make pages of [offset, offset + bytes) reachable.
- * Call inside an epoch. */
+ * Precondition: inside an epoch. */
 void touched_mark(struct mm *mm, unsigned slot, uint64_t offset, uint64_t bytes);
 /* Whether it has made any page reachable in the span of `offset`. */
 bool touched_has(const struct mm *mm, unsigned slot, uint64_t offset);
-/* The client of `slot` has given back the whole span at `offset`. Call inside an epoch,
- * while no change of rights is under way there. */
+/* The client of `slot` has given back the whole span at `offset`.
+ * Precondition: inside an epoch, and no change of rights is under way there. */
 void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset);
 /* Finds the first run of touched spans in [*start, end): its bounds, cut to that range,
  * go into *start (in and out) and *stop. False: there is none. */

@@ -7,10 +7,11 @@
 #include "core/mm.h"
 
 /* The VMA that holds `offset` in the current snapshot, copied to `vma`. ENOENT:
- * none. EUCLEAN: the snapshot is not sane there. Call inside an epoch, or as the
- * only writer. */
+ * none. EUCLEAN: the snapshot is not sane there.
+ * Precondition: inside an epoch, or the only writer. */
 int vma_find(const struct mm *mm, uint64_t offset, struct mm_vma *vma);
-/* The current snapshot, checked; count in *used. NULL: it is not sane. */
+/* The current snapshot, checked; count in *used (out). NULL: it is not sane.
+ * Precondition: inside an epoch, or the only writer. */
 const struct mm_vma *vma_snapshot(const struct mm *mm, uint64_t epoch, uint64_t *used);
 /* Writes to `to` the set `from` with [start, end) taken out and `insert` (may be
  * NULL) put there; neighbours that belong together merge. Returns the new count,

@@ -14,7 +14,8 @@
 /* Below this bit a file handle is its maker's number, above it the backing id; 0 there: no backing file. */
 #define PASSTHROUGH_SHIFT 32
 
-/* Asks the kernel for passthrough when it shakes hands. Call between mounting and the first request; 0 or -errno. */
+/* Asks the kernel for passthrough when it shakes hands. 0 or -errno.
+ * Precondition: mounted, and no request was read yet. */
 int passthrough_request(void);
 /* Registers an open regular file as a backing file: its id, > 0, or -errno. The descriptor may be closed then.
  * EPERM: no CAP_SYS_ADMIN, or passthrough was not requested; ENOTTY: an older kernel; ELOOP: a stacked file system. */

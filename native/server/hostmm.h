@@ -1,5 +1,5 @@
 /*
- * hostmm.h - changes of a host mm. Only the server calls these, one at a time.
+ * hostmm.h - changes of a host mm. Precondition of all: the server, one change at a time.
  *
  *   hostmm_map(), _unmap(),    publishes; faults see the new snapshot
  *     or _protect()
@@ -29,11 +29,13 @@ int hostmm_unmap(struct mm *mm, uint64_t start, uint64_t end);
 /* Changes the rights of [start, end) to `prot` (enum vma_flags). ENOMEM: it has a hole,
  * or there are too many VMAs. */
 int hostmm_protect(struct mm *mm, uint64_t start, uint64_t end, uint32_t prot);
-/* Completes the change whose grace period is over; `mem_fd` holds the pages. */
+/* Completes the change; `mem_fd` holds the pages.
+ * Precondition: its grace period is over (slot_grace() said 0). */
 int hostmm_finish(struct mm *mm, int mem_fd);
-/* Goes back to the previous snapshot. */
+/* Goes back to the previous snapshot. Precondition: a change that is not finished. */
 void hostmm_abort(struct mm *mm);
-/* After a server's death: completes the change that it was making, or takes it back. */
+/* After a server's death: completes the change that it was making, or takes it back.
+ * Precondition: mm_sweep(), then a grace period. */
 int hostmm_recover(struct mm *mm, int mem_fd);
 /* Is anything mapped in [start, end)? For MAP_FIXED_NOREPLACE. */
 bool hostmm_mapped(struct mm *mm, uint64_t start, uint64_t end);
