@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from msharefs.client import Region
-    from msharefs.server.hostmm import HostMM
+    from msharefs.server.view import View
 
 CELL_BYTES = 1 << 21
 ENTRIES = 512
@@ -48,9 +48,9 @@ def look(region: Region) -> dict[str, Any]:
     )
 
 
-def of_host(host: HostMM) -> dict[str, Any]:
+def of_view(view: View) -> dict[str, Any]:
     """The map of a host mm that is open in this process."""
-    return _map(host.name, describe.pagetable(host), describe.clients(host), describe.maps(host))
+    return _map(view.name, describe.pagetable(view), describe.clients(view), describe.maps(view))
 
 
 def _map(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from msharefs.server import describe
-from msharefs.server.hostmm import HostMM
+from msharefs.server.view import View
 
 from . import ptmap
 from .plan import PGD_SPAN, TABLE_BYTES
@@ -183,12 +183,12 @@ class Sampler:
     def _look_at(self, ident: int, sample: Sample) -> set[int]:
         """Add a region to the sample; the processes that have it attached."""
         try:
-            host = HostMM(f"region {ident}", self._objects, ident)
+            view = View(f"region {ident}", self._objects, ident)
         except OSError:  # it went since we saw its name, or is not ready yet
             return set()
         try:
-            raw, clients = describe.raw_stat(host), describe.clients(host)
-            mapped = sum(vma["end"] - vma["start"] for vma in describe.maps(host))
+            raw, clients = view.stat(), describe.clients(view)
+            mapped = sum(end - start for start, end in view.ranges())
             whole = (self._objects / f"{ident}.mm").stat().st_blocks * 512
         except OSError:
             return set()
@@ -207,14 +207,14 @@ class Sampler:
             })  # fmt: skip
             before = sample.own_tables_bytes
             for client in clients:
-                own = own_tables(client["pid"], client["base"], host.size, host.quantum)
+                own = own_tables(client["pid"], client["base"], view.size, view.quantum)
                 sample.own_tables_bytes += own.shareable if own else 0
                 sample.upper_tables_bytes += own.upper if own else 0
                 sample.unseen += own is None
-            self._draw(ident, host, raw.page_table_bytes + sample.own_tables_bytes - before)
+            self._draw(ident, view, raw.page_table_bytes + sample.own_tables_bytes - before)
             return {client["pid"] for client in clients}
         finally:
-            host.close()
+            view.close()
 
     def _add(self, region: Region, sample: Sample, seen: dict[str, int]) -> None:
         for key, value in seen.items():
@@ -223,14 +223,14 @@ class Sampler:
         sample.attachments += seen["clients"]
         sample.mapped_bytes += seen["mapped_bytes"]
 
-    def _draw(self, ident: int, host: HostMM, weight: int) -> None:
+    def _draw(self, ident: int, view: View, weight: int) -> None:
         """Keep the map with the most to see: bytes of tables, the region's and its clients'."""
         region = self.regions[ident]
         drawn = [one for one in self.regions.values() if one.map is not None]
         if region.map is None and len(drawn) >= MAPS_MAX:
             return
         if region.map is None or weight > region.map["weight"] * MAP_GROWTH:
-            region.map = {**ptmap.of_host(host), "weight": weight}
+            region.map = {**ptmap.of_view(view), "weight": weight}
 
     def document(self) -> dict[str, Any]:
         """All that was seen, for JSON: peaks, each over all samples; the samples; the regions."""

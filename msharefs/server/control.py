@@ -3,12 +3,11 @@
 A connection begins as one end of a socket pair that a client named in ioctl(MSHAREFS_CONNECT), and
 has the rights of that descriptor. Where the server may not fetch it (Yama), the ioctl answers with
 a token for the socket in the state directory. A client that was attached when an earlier server
-died shows its host mm there instead. Messages: native/core/protocol.h.
+died shows its host mm there instead. Messages: messages.py.
 """
 
 from __future__ import annotations
 
-import array
 import errno
 import json
 import logging
@@ -25,43 +24,21 @@ from msharefs import processes, verbs
 from msharefs.native import ffi, lib
 
 from . import descriptors, devices
+from .messages import Reply, Request, receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from .regions import Region, Regions
+    from .region import Region
+    from .regions import Regions
 
 log = logging.getLogger(__name__)
-
-MESSAGE = struct.Struct(f"=IiQ5Q{lib.MSG_TEXT}s")
-assert MESSAGE.size == ffi.sizeof("struct msg")
 
 # Attached processes that vanish are noticed by their socket; this is for those that had none.
 REAP_SECONDS = 5.0
 # Processes may be waiting for a change that an earlier server began.
 CATCH_UP_SECONDS = 0.5
-_INT = struct.Struct("i")
-
-
-class Request:
-    """One message of a client, with the descriptors that came with it."""
-
-    def __init__(self, data: bytes, fds: list[int]) -> None:
-        self.op, self.result, self.seq, *arguments, self.text = MESSAGE.unpack(data)
-        self.arguments: list[int] = arguments
-        self._fds = fds
-
-    def take_fd(self, missing: int = errno.EPROTO) -> int:
-        """The next descriptor; it is the caller's now. Error `missing`: there is none."""
-        if not self._fds:
-            raise OSError(missing, "a message came without its descriptor")
-        return self._fds.pop(0)
-
-    def close(self) -> None:
-        """Closes what nobody took."""
-        descriptors.close_later(*self._fds)
-        self._fds = []
 
 
 class Connection:
@@ -89,7 +66,7 @@ class Connection:
         When it is the server that ends, the attachment stays, for the next server.
         """
         try:
-            while (request := await self._receive()) is not None:
+            while (request := await receive(self._sock, f"process {self.pid}")) is not None:
                 try:
                     await self._handle(request)
                 finally:
@@ -108,12 +85,12 @@ class Connection:
             answer.set(0)
 
     async def ask(self, op: int, *arguments: int) -> int:
-        """Sends the client a message and waits for its answer (see revocation.Client)."""
+        """Sends the client a message and waits for its answer (see clients.Client)."""
         self._last_seq += 1
         seq = self._last_seq
         answer = self._answers[seq] = _Answer()
         try:
-            await self._send(op, 0, seq, arguments)
+            await send(self._sock, op, seq, Reply(arguments=arguments))
             return await answer.get()
         except OSError as error:
             log.debug("process %d went away: %s", self.pid, error)
@@ -151,9 +128,7 @@ class Connection:
             reply = Reply(result=-(error.errno or errno.EIO), text=str(error.strerror).encode())
         try:
             if reply is not _NO_REPLY:
-                await self._send(
-                    lib.MSG_REPLY, reply.result, request.seq, reply.arguments, reply.text, reply.fds
-                )
+                await send(self._sock, lib.MSG_REPLY, request.seq, reply)
         finally:
             reply.close()
 
@@ -281,17 +256,11 @@ class Connection:
         try:
             if not processes.is_userfaultfd(uffd):
                 raise OSError(errno.EBADF, f"process {self.pid} sent no userfaultfd")
-            if slot >= lib.MM_SLOTS or not claim or claim != lib.mm_claim(host.mm, slot):
-                raise OSError(
-                    errno.ESTALE, f"process {self.pid} does not hold slot {slot} any more"
-                )
+            host.clients.connect(slot, claim, self)
         except BaseException:
             descriptors.close_later(uffd)
             raise
         self.slot, self.uffd, self._claim = slot, uffd, claim
-        host.clients[slot] = self
-        # As we see it: the client may live in another pid namespace.
-        lib.mm_set_client(host.mm, slot, self.pid, processes.start_time(self.pid))
 
     def _arrange(self) -> None:
         """Execution is permitted where it was, by when nobody could ask the client."""
@@ -308,40 +277,10 @@ class Connection:
         os.close(self.uffd)
         region = self._region
         if region.host is not None:
-            if region.host.clients.get(slot) is self:
-                del region.host.clients[slot]
+            region.host.clients.disconnect(slot, self)
             if not lost:
-                region.host.reap(slot, self._claim)
+                region.host.clients.reap(slot, self._claim)
         self._control.regions.drop_unused(region.ident)
-
-    async def _receive(self) -> Request | None:
-        size = socket.CMSG_SPACE(lib.MSG_FDS * _INT.size)
-        flags = socket.MSG_CMSG_CLOEXEC
-        data, ancillary, _, _ = await self._sock.recvmsg(MESSAGE.size, size, flags)
-        fds = array.array("i")
-        for level, kind, content in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds.frombytes(content[: len(content) // _INT.size * _INT.size])
-        if len(data) == MESSAGE.size:
-            return Request(data, fds.tolist())
-        descriptors.close_later(*fds)
-        if data:
-            raise OSError(errno.EPROTO, f"process {self.pid} sent {len(data)} bytes")
-        return None
-
-    async def _send(
-        self,
-        op: int,
-        result: int,
-        seq: int,
-        arguments: tuple[int, ...] = (),
-        text: bytes = b"",
-        fds: list[int] | None = None,
-    ) -> None:
-        padded = (*arguments, *(0,) * (5 - len(arguments)))
-        data = MESSAGE.pack(op, result, seq, *padded, text[: lib.MSG_TEXT])
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        await self._sock.sendmsg([data], rights)
 
 
 class _Answer:
@@ -358,31 +297,6 @@ class _Answer:
     async def get(self) -> int:
         await self._event.wait()
         return self._result
-
-
-class Reply:
-    """What goes back; `own` descriptors are closed once sent."""
-
-    def __init__(
-        self,
-        *,
-        result: int = 0,
-        arguments: tuple[int, ...] = (),
-        text: bytes = b"",
-        fds: list[int] | None = None,
-        own: bool = False,
-    ) -> None:
-        self.result = result
-        self.arguments = arguments
-        self.text = text
-        self.fds = fds or []
-        self._own = own
-
-    def close(self) -> None:
-        """After sending."""
-        if self._own:
-            for fd in self.fds:
-                os.close(fd)
 
 
 _NO_REPLY = Reply()
@@ -416,7 +330,6 @@ class Control:
         self.userfaultfd = devices.open_userfaultfd()
         self._nursery: trio.Nursery | None = None
         self._tokens: dict[bytes, tuple[Region, int]] = {}
-        regions.connect = self.connect
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serves until cancelled; started when connections can be made."""

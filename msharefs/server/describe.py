@@ -12,15 +12,8 @@ from msharefs import processes
 from msharefs.native import LEVELS, check, ffi, lib
 
 if TYPE_CHECKING:
-    from .hostmm import HostMM
     from .owners import Owner
-
-
-def raw_stat(host: HostMM) -> Any:
-    """`struct mshare_stat` of a region."""
-    raw = ffi.new("struct mshare_stat *")
-    check(lib.mm_stat(host.mm, host.mem_fd, raw), f"{host.name}: reading its figures")
-    return raw
+    from .view import View
 
 
 def stat(raw: Any, owner: Owner) -> dict[str, Any]:
@@ -60,7 +53,7 @@ def stat(raw: Any, owner: Owner) -> dict[str, Any]:
     }
 
 
-def maps(host: HostMM) -> list[dict[str, Any]]:
+def maps(view: View) -> list[dict[str, Any]]:
     """The VMAs, in order; `object` is "anon" or the path of a file."""
     return [
         {
@@ -68,9 +61,9 @@ def maps(host: HostMM) -> list[dict[str, Any]]:
             "end": vma.end,
             "prot": _prot(vma.flags),
             "offset": vma.offset,
-            "object": host.objects.describe(vma.object) if vma.object else "anon",
+            "object": view.object_path(vma.object) if vma.object else "anon",
         }
-        for vma in host.vmas()
+        for vma in view.vmas()
     ]
 
 
@@ -79,12 +72,12 @@ def _prot(flags: int) -> str:
     return "".join(letter if flags & bit else "-" for bit, letter in bits) + "s"
 
 
-def pagetable(host: HostMM) -> dict[str, Any]:
+def pagetable(view: View) -> dict[str, Any]:
     """The tree of tables, level by level from the top; spans are host addresses."""
-    count = check(lib.mm_tables(host.mm, ffi.NULL, 0), f"{host.name}: walking its page tables")
+    count = check(lib.mm_tables(view.mm, ffi.NULL, 0), f"{view.name}: walking its page tables")
     tables = ffi.new("struct mm_table[]", count)
     # Clients may have added tables since: those wait for the next look.
-    lib.mm_tables(host.mm, tables, count)
+    lib.mm_tables(view.mm, tables, count)
     levels: dict[str, list[dict[str, Any]]] = {name: [] for name in reversed(LEVELS)}
     for table in tables:
         if table.end:
@@ -102,15 +95,15 @@ def pagetable(host: HostMM) -> dict[str, Any]:
             {"level": level, "tables": sorted(found, key=lambda table: table["start"])}
             for level, found in levels.items()
         ],
-        "huge_pages": _huge_pages(host),
+        "huge_pages": _huge_pages(view),
     }
 
 
-def _huge_pages(host: HostMM) -> list[int]:
+def _huge_pages(view: View) -> list[int]:
     """Host addresses of the 2 MiB pages that have an entry."""
-    count = check(lib.mm_huge_pages(host.mm, ffi.NULL, 0), f"{host.name}: walking its page tables")
+    count = check(lib.mm_huge_pages(view.mm, ffi.NULL, 0), f"{view.name}: walking its page tables")
     pages = ffi.new("uint64_t[]", count)
-    return list(pages[0 : min(count, lib.mm_huge_pages(host.mm, pages, count))])
+    return list(pages[0 : min(count, lib.mm_huge_pages(view.mm, pages, count))])
 
 
 # How a client came to be attached; `mappings` adds "native".
@@ -121,11 +114,8 @@ _KINDS = {
 }
 
 
-def clients(host: HostMM) -> list[dict[str, Any]]:
+def clients(view: View) -> list[dict[str, Any]]:
     """The attachments that we serve, by slot; `mappings` has the others."""
-    count = host.attached()
-    found = ffi.new("struct mm_client[]", count)
-    count = min(count, lib.mm_clients(host.mm, found, count))
     return [
         {
             "pid": client.pid,
@@ -133,7 +123,7 @@ def clients(host: HostMM) -> list[dict[str, Any]]:
             "comm": processes.command(client.pid),
             "kind": _KINDS.get(client.way, "attached"),
             "base": client.base,
-            "size": host.size,
+            "size": view.size,
             "offset": 0,
             "prot": _prot(client.prot),
             "links": client.links,
@@ -146,14 +136,14 @@ def clients(host: HostMM) -> list[dict[str, Any]]:
             "evicted_spans": client.evicted,
             "refaulted_spans": client.refaulted,
         }
-        for client in found[0:count]
+        for client in view.attachments()
     ]
 
 
-def audit(host: HostMM) -> dict[str, Any]:
+def audit(view: View) -> dict[str, Any]:
     """The invariants of the whole region, checked (struct mm_audit)."""
     found = ffi.new("struct mm_audit *")
-    check(lib.mm_audit(host.mm, found), f"{host.name}: auditing it")
+    check(lib.mm_audit(view.mm, found), f"{view.name}: auditing it")
     return {
         "tables": {name: found.tables[level] for level, name in reversed(list(enumerate(LEVELS)))},
         **{

@@ -3,16 +3,12 @@
 Sources: the series' msharefs.rst and the behaviour of its fs/ part. Region files are control files:
 their memory is reached by attaching, never by read(2) or write(2).
 
-Any exception but FUSEError in a handler would end the mount for everybody, so `guarded` wraps them
-all, once.
+Any exception but FUSEError in a handler would end the mount for everybody, so `guarded` wraps them.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
-import inspect
-import logging
 import os
 import resource
 import stat
@@ -24,16 +20,16 @@ from msharefs.mountpoint import SERVER_COMMAND, SERVER_STRUCT
 from msharefs.processes import start_time
 
 from .backing import BackingFiles
-from .fuse import Caller, FUSEError, backed_handle, pyfuse3
+from .fuse import Caller, backed_handle, pyfuse3
+from .guarded import guarded
 from .tree import INFO_INO, ROOT_INO, Entry, Node, Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
+    from .ioctls import Ioctls
     from .options import MountOptions
     from .regions import Regions
-
-log = logging.getLogger(__name__)
 
 # libfuse's FUSE_IOCTL_COMPAT: a 32-bit caller. The series has no compat ioctl.
 _IOCTL_COMPAT = 1
@@ -43,36 +39,6 @@ _NAME_MAX = 255
 _NAME_SECONDS = 3600
 # Of a file handle these bits are ours; see fuse.backed_handle.
 _NUMBERS = (1 << 32) - 1
-
-
-def guarded(cls: type) -> type:
-    """Make the public coroutines of `cls` answer OSError as its errno, all else as EIO, logged."""
-    for name, method in list(vars(cls).items()):
-        if inspect.iscoroutinefunction(method) and not name.startswith("_"):
-            setattr(cls, name, _guard(method))
-    return cls
-
-
-def _guard(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    has_answer = method.__name__ != "forget"
-
-    @functools.wraps(method)
-    async def guard(*args: Any) -> Any:
-        try:
-            return await method(*args)
-        except FUSEError:
-            raise
-        except OSError as error:
-            log.debug("%s%r: %s", method.__name__, args[1:], error)
-            code = error.errno or errno.EIO
-        except Exception:
-            log.exception("%s%r failed; answered EIO", method.__name__, args[1:])
-            code = errno.EIO
-        if has_answer:
-            raise FUSEError(code)
-        return None
-
-    return guard
 
 
 @dataclass
@@ -109,6 +75,7 @@ class Filesystem(pyfuse3.Operations):
         self,
         tree: Tree,
         regions: Regions,
+        ioctls: Ioctls,
         options: MountOptions,
         ready: Callable[[], None] = lambda: None,
     ) -> None:
@@ -116,6 +83,7 @@ class Filesystem(pyfuse3.Operations):
         self._ready = ready
         self._tree = tree
         self._regions = regions
+        self._ioctls = ioctls
         self._zero_freezes = options.quirks == "v3"
         self._info = b"%d\n" % options.quantum
         self._backing = BackingFiles(wanted=options.passthrough)
@@ -316,7 +284,7 @@ class Filesystem(pyfuse3.Operations):
             raise OSError(
                 errno.ENOTTY, f"ioctl {command:#x}: only a region takes it, from a 64-bit program"
             )
-        return await self._regions.ioctl(
+        return await self._ioctls.answer(
             node.ident, command, data, self._handles[fh].flags, caller.pid
         )
 

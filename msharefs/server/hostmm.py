@@ -10,25 +10,26 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from msharefs.native import check, ffi, lib
-from msharefs.processes import has_mapped, is_alive_in
 
 from . import descriptors, revocation
+from .clients import Clients
 from .files import object_paths, open_memory, records_path, reset_objects
 from .objects import Objects, Part, ranges
-from .owners import KINDS, Owner
+from .owners import KINDS
 from .prompt_lock import PromptLock
+from .view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from .mapping import Mapping
-    from .revocation import Client
+    from .owners import Owner
     from .sources import Source
 
 log = logging.getLogger(__name__)
@@ -39,31 +40,20 @@ GRACE_SECONDS = 2.0
 GRACE_POLL_SECONDS = 0.0002
 
 
-class HostMM:
-    """The `.mm` and `.mem` of one region, mapped and open. `name` is for messages."""
+class HostMM(View):
+    """The host mm of one region, to be changed; `clients` are those who are attached to it."""
+
+    _ACCESS = os.O_RDWR
 
     def __init__(self, name: str, directory: Path, ident: int) -> None:
-        self.name = name
-        self._paths = object_paths(directory, ident)
-        self._mm = ffi.new("struct mm *")
+        super().__init__(name, directory, ident)
         self._lock = PromptLock()
         self._straggler = ffi.new("unsigned *")
-        mm_fd = os.open(self._paths[0], os.O_RDWR | os.O_CLOEXEC)
-        self.mem_fd = -1
-        try:
-            self.mem_fd = os.open(self._paths[1], os.O_RDWR | os.O_CLOEXEC)
-            check(lib.mm_open(self._mm, mm_fd), f"{name}: its host mm {self._paths[0]}")
-        except BaseException:
-            os.close(mm_fd)
-            if self.mem_fd >= 0:
-                os.close(self.mem_fd)
-            raise
         self._unfinished = False
         self.anonymous_executes = not os.fstatvfs(self.mem_fd).f_flag & os.ST_NOEXEC
         """Code can run in the region's own memory, as far as its file system lets it."""
         self.objects = Objects(name, records_path(directory, ident))
-        self.clients: dict[int, Client] = {}
-        """Connected attachments, by slot."""
+        self.clients = Clients(self)
 
     @classmethod
     def make(
@@ -93,45 +83,6 @@ class HostMM:
         cgroup = os.fsencode(owner.cgroup)
         lib.mm_set_owner(made.mm, owner.pid, owner.start_time, cgroup, KINDS[owner.kind])
         return made
-
-    @property
-    def mm(self) -> Any:
-        """The core's `struct mm *`."""
-        return self._mm
-
-    @property
-    def size(self) -> int:
-        """Bytes of the region."""
-        return int(self._mm.size)
-
-    @property
-    def quantum(self) -> int:
-        """Bytes that attach addresses are multiples of."""
-        return int(self._mm.quantum)
-
-    @property
-    def fd(self) -> int:
-        """Descriptor of the `.mm` object."""
-        return int(self._mm.fd)
-
-    def attached(self) -> int:
-        """How many attachments there are, connected or not."""
-        return int(lib.mm_clients(self._mm, ffi.NULL, 0))
-
-    def count(self) -> int:
-        """How many VMAs there are."""
-        return check(lib.mm_vmas(self._mm, ffi.NULL, 0), f"{self.name}: reading its VMAs")
-
-    def vmas(self) -> Any:
-        """What is mapped: an array of struct mm_vma, in order."""
-        count = self.count()
-        vmas = ffi.new("struct mm_vma[]", count)
-        lib.mm_vmas(self._mm, vmas, count)
-        return vmas
-
-    def ranges(self) -> list[tuple[int, int]]:
-        """What is mapped: start and end of each VMA."""
-        return [(vma.start, vma.end) for vma in self.vmas()]
 
     def check_free(self, start: int, end: int) -> None:
         """EEXIST: something is mapped in [start, end)."""
@@ -191,8 +142,8 @@ class HostMM:
         await self._change(publish, take)
         self.objects.give_back(parts)
         if executes or lib.hostmm_has_exec(self._mm, start, end):
-            await revocation.arrange(self, start, end)
-        await revocation.rearm(self, start, end)
+            await revocation.arrange(self.clients, start, end)
+        await revocation.rearm(self.clients, start, end)
 
     def _parts(self, start: int, end: int) -> list[Part]:
         """What [start, end) has of objects."""
@@ -212,17 +163,17 @@ class HostMM:
         To be called in the midst of a change. EBUSY: somebody is not there who has to. Most of what
         can fail does so here, before anybody's faults have to wait.
         """
-        await revocation.wait_connected(self, start, end, handed=True)
+        await revocation.wait_connected(self.clients, start, end, handed=True)
         for low, high in ranges(parts):
-            await revocation.wait_connected(self, low, high)
+            await revocation.wait_connected(self.clients, low, high)
 
         async def take() -> None:
             at = start
             for low, high in [*ranges(parts), (end, end)]:
-                await revocation.watch(self, at, low)
+                await revocation.watch(self.clients, at, low)
                 at = high
             for low, high in ranges(parts):
-                await revocation.take_all(self, low, high, objects=True)
+                await revocation.take_all(self.clients, low, high, objects=True)
 
         return take
 
@@ -234,18 +185,6 @@ class HostMM:
         """Lets go of the objects that no VMA names any more."""
         if len(self.objects) and not self._unfinished:  # else the set before may name others
             await descriptors.close(*self.objects.keep({vma.object for vma in self.vmas()}))
-
-    def owner(self) -> Owner:
-        """Who made the region, as recorded."""
-        raw = ffi.new("struct mshare_stat *")
-        check(lib.mm_stat(self._mm, self.mem_fd, raw), f"{self.name}: reading its owner")
-        kinds = {number: kind for kind, number in KINDS.items()}
-        return Owner(
-            raw.owner_pid,
-            raw.owner_start_time,
-            os.fsdecode(ffi.string(lib.mm_owner_cgroup(self._mm))),
-            kinds[lib.mm_owner_kind(self._mm)],
-        )
 
     def end(self) -> None:
         """Records that the owner is gone."""
@@ -266,21 +205,21 @@ class HostMM:
             async def take() -> None:
                 await take_first()
                 if not prot:
-                    await revocation.take_all(self, start, end)
+                    await revocation.take_all(self.clients, start, end)
                 elif not prot & lib.VMA_WRITE:
-                    await revocation.take_write(self, start, end)
+                    await revocation.take_write(self.clients, start, end)
                 if executes and not prot & lib.VMA_EXEC:
-                    await revocation.arrange(self, start, end, must=True)
+                    await revocation.arrange(self.clients, start, end, must=True)
 
-            await revocation.wait_connected(self, start, end)
+            await revocation.wait_connected(self.clients, start, end)
             try:
                 await self._change(lambda: lib.hostmm_protect(self._mm, start, end, prot), take)
             finally:
                 if executes:  # also what an abort has given back
-                    await revocation.arrange(self, start, end)
+                    await revocation.arrange(self.clients, start, end)
             if prot & lib.VMA_WRITE:
-                await revocation.give_write(self, start, end)
-            await revocation.rearm(self, start, end)
+                await revocation.give_write(self.clients, start, end)
+            await revocation.rearm(self.clients, start, end)
 
     def _check_protect(self, start: int, end: int, prot: int) -> None:
         """EACCES: something in [start, end) may never have these rights."""
@@ -304,11 +243,9 @@ class HostMM:
         writes = any(
             vma.object == number and vma.flags & lib.VMA_WRITE for vma in self.vmas() if vma.object
         )
-        return await self.objects.descriptor(number, self.processes(), write=write and writes)
-
-    def executes(self) -> bool:
-        """Whether anything executable is mapped."""
-        return bool(lib.hostmm_has_exec(self._mm, 0, self.size))
+        return await self.objects.descriptor(
+            number, self.clients.processes(), write=write and writes
+        )
 
     async def recover(self) -> None:
         """Finishes what a dead server had begun, and lets go of clients that died meanwhile.
@@ -317,7 +254,7 @@ class HostMM:
         mapped, it cannot be finished yet: see `catch_up`.
         """
         async with self._lock:
-            self.reap_dead()
+            self.clients.reap_dead()
             check(lib.mm_sweep(self._mm), f"{self.name}: its page tables")
             self.objects.load()
             self._unfinished = True
@@ -326,7 +263,7 @@ class HostMM:
                     "%s: what the server before was changing is finished when its processes answer",
                     self.name,
                 )
-            for path in await self.objects.find(self.processes()):
+            for path in await self.objects.find(self.clients.processes()):
                 log.warning(
                     "%s: object %s is lost, no attached process has it mapped: to touch it is "
                     "SIGBUS; UNMAP it and map it again",
@@ -357,61 +294,19 @@ class HostMM:
         await self._sweep()
         return True
 
-    def reap(self, slot: int, claim: int) -> None:
-        """Frees the slot of a client that detached or died, if it is still by `claim` that it is.
-
-        A client that hears nothing of us frees its own, and the slot may be another's since.
-        """
-        freed = lib.slot_release(self._mm, slot, claim)
-        if freed == -errno.ESTALE:
-            return
-        self.clients.pop(slot, None)
-        check(freed, f"{self.name}: slot {slot}")
-
-    def slots(self) -> list[int]:
-        """The slots of the attachments, connected or not."""
-        return [client.slot for client in self._attachments()]
-
-    def processes(self) -> set[int]:
-        """The attached processes."""
-        return {client.pid for client in self._attachments()}
-
-    def _attachments(self) -> Iterator[Any]:
-        """A struct mm_client of each; they live as long as the iteration."""
-        count = self.attached()
-        clients = ffi.new("struct mm_client[]", count)
-        yield from clients[0 : min(count, lib.mm_clients(self._mm, clients, count))]
-
-    def process_of(self, slot: int) -> int:
-        """Process id of the client of `slot`; 0: nobody's."""
-        return int(lib.mm_client_pid(self._mm, slot))
-
-    def reap_dead(self, *, connected: bool = False) -> None:
-        """Frees the slots of processes that are gone without a word.
-
-        Those with a connection free theirs when it ends; `connected` takes them too.
-        """
-        for client in self._attachments():
-            unwatched = connected or client.slot not in self.clients
-            if unwatched and not self._is_attached(client):
-                self.reap(client.slot, client.claim)
-
-    def _is_attached(self, client: Any) -> bool:
-        """Whether the process lives, and is still the program that attached (execve(2))."""
-        if not is_alive_in(client.pid_namespace, client.pid, client.start_time):
-            return False
-        return bool(client.pid_namespace) or has_mapped(client.pid, os.fstat(self.fd))
-
     def close(self) -> None:
-        """Lets go of both objects; the files stay."""
-        lib.mm_close(self._mm)
-        os.close(self.mem_fd)
+        """Lets go of its objects; the files stay."""
+        super().close()
         self.objects.close()
+
+    def object_path(self, number: int) -> str:
+        """The path of the file that is object `number`; "lost" if nobody knows it any more."""
+        return self.objects.describe(number)
 
     def _takes_pages(self) -> bool:
         """Whether clients have a part in the end of a change that another server began, perhaps."""
         return self._mm.header.intent.op in (lib.INTENT_MAP, lib.INTENT_UNMAP) and (
-            bool(len(self.objects)) or any(lib.mm_handed(self._mm, slot) for slot in self.slots())
+            bool(len(self.objects)) or self.clients.any_handed()
         )
 
     async def _recover(self) -> None:
@@ -419,8 +314,8 @@ class HostMM:
         if self._unfinished and self._takes_pages():
             intent = self._mm.header.intent
             if len(self.objects):
-                await revocation.take_all(self, intent.start, intent.end, objects=True)
-            await revocation.watch(self, intent.start, intent.end)
+                await revocation.take_all(self.clients, intent.start, intent.end, objects=True)
+            await revocation.watch(self.clients, intent.start, intent.end)
         check(lib.hostmm_recover(self._mm, self.mem_fd), f"{self.name}: finishing a change")
         self._unfinished = False
 
@@ -447,10 +342,11 @@ class HostMM:
         deadline = trio.current_time() + GRACE_SECONDS
         while lib.slot_grace(self._mm, self._straggler):
             if trio.current_time() > deadline:
+                pid = self.clients.process_of(self._straggler[0])
                 raise OSError(
                     errno.EBUSY,
-                    f"{self.name}: process {self.process_of(self._straggler[0])} does not leave a "
-                    "page fault; let it go on (is it stopped, or in a debugger?) and try again",
+                    f"{self.name}: process {pid} does not leave a page fault; let it go on "
+                    "(is it stopped, or in a debugger?) and try again",
                 )
-            self.reap_dead()
+            self.clients.reap_dead()
             await trio.sleep(GRACE_POLL_SECONDS)

@@ -48,6 +48,14 @@ class Record:
     anonymous: bool
     """It has no name and no other use: memory that is unmapped is given back."""
 
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        """The record in file `path`; None: there is none, or it is broken."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
 
 @dataclass
 class Object:
@@ -200,10 +208,9 @@ class Objects:
         """Reads what an earlier server recorded."""
         with contextlib.suppress(FileNotFoundError):
             for path in self._path.iterdir():
-                with contextlib.suppress(OSError, ValueError, TypeError):
-                    self._objects[int(path.name)] = Object(
-                        int(path.name), Record(**json.loads(path.read_text()))
-                    )
+                record = Record.read(path)
+                if record is not None and path.name.isdecimal():
+                    self._objects[int(path.name)] = Object(int(path.name), record)
 
     async def find(self, clients: Iterable[int]) -> list[str]:
         """Takes up what an earlier server had open: by name, or from one of these processes.

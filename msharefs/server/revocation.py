@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
 from msharefs.native import check, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from .hostmm import HostMM
+    from .clients import Client, Clients
 
 log = logging.getLogger(__name__)
 
@@ -37,49 +35,35 @@ ASKED_AT_ONCE = 16
 TURN_SECONDS = 0.002
 
 
-class Client(Protocol):
-    """The control connection of an attached process."""
-
-    pid: int
-    uffd: int
-    """A duplicate of its userfaultfd."""
-
-    async def ask(self, op: int, *arguments: int) -> int:
-        """Sends a message and waits for the answer: 0 (also if it is gone) or -errno."""
-
-    def has_news(self) -> bool:
-        """Whether it has sent something that was not read yet."""
-
-
-async def wait_connected(host: HostMM, start: int, end: int, *, handed: bool = False) -> None:
+async def wait_connected(clients: Clients, start: int, end: int, *, handed: bool = False) -> None:
     """Waits until all who have pages of [start, end) are connected; bounded, then EBUSY.
 
     `handed`: only those for whom there is something to `watch`.
     """
     deadline = trio.current_time() + CONNECT_SECONDS
-    for slot in _touched(host, start, end, handed=handed):
-        await _client(host, slot, deadline)
+    for slot in clients.touched(start, end, handed=handed):
+        await _client(clients, slot, deadline)
 
 
-async def watch(host: HostMM, start: int, end: int) -> None:
+async def watch(clients: Clients, start: int, end: int) -> None:
     """Has every client's absent pages of [start, end) fault to us, also where all were there."""
-    await _change(host, start, end, lib.UFFD_WATCH)
+    await _change(clients, start, end, lib.UFFD_WATCH)
 
 
-async def take_write(host: HostMM, start: int, end: int) -> None:
+async def take_write(clients: Clients, start: int, end: int) -> None:
     """Makes [start, end) read-only in every client's page tables."""
-    await _change(host, start, end, lib.UFFD_PROTECT)
+    await _change(clients, start, end, lib.UFFD_PROTECT)
 
 
-async def give_write(host: HostMM, start: int, end: int) -> None:
+async def give_write(clients: Clients, start: int, end: int) -> None:
     """Makes [start, end) writable again, where that can be done at once."""
     try:
-        await _change(host, start, end, lib.UFFD_ALLOW)
+        await _change(clients, start, end, lib.UFFD_ALLOW)
     except OSError as error:
-        log.warning("%s: writing comes back by faults only: %s", host.name, error)
+        log.warning("%s: writing comes back by faults only: %s", clients.name, error)
 
 
-async def take_all(host: HostMM, start: int, end: int, *, objects: bool = False) -> None:
+async def take_all(clients: Clients, start: int, end: int, *, objects: bool = False) -> None:
     """Takes the pages of [start, end) out of every client's page tables.
 
     With `objects` some of them are of other files, whose mappings have to go too.
@@ -88,72 +72,72 @@ async def take_all(host: HostMM, start: int, end: int, *, objects: bool = False)
     deadline = trio.current_time() + CONNECT_SECONDS
     done: set[int] = set()
     while slots := [
-        slot for slot in _touched(host, start, end) if lib.mm_claim(host.mm, slot) not in done
+        slot for slot in clients.touched(start, end) if clients.claim(slot) not in done
     ]:
         asked = {
-            slot: lib.mm_claim(host.mm, slot)
+            slot: clients.claim(slot)
             for slot in slots
-            if await _client(host, slot, deadline) is not None
+            if await _client(clients, slot, deadline) is not None
         }
-        refused = await _ask(host, list(asked), lib.MSG_REVOKE, start, end, flags)
+        refused = await _ask(clients, list(asked), lib.MSG_REVOKE, start, end, flags)
         if refused:
             raise OSError(
                 errno.EBUSY,
-                f"{host.name}: {' and '.join(refused)}; a process that is stopped cannot let go "
+                f"{clients.name}: {' and '.join(refused)}; a process that is stopped cannot let go "
                 "of memory: let it go on and try again",
             )
         # One whose connection ended has perhaps not heard us, and comes back.
-        done |= {claim for slot, claim in asked.items() if slot in host.clients}
+        done |= {claim for slot, claim in asked.items() if slot in clients.connected}
 
 
-async def arrange(host: HostMM, start: int, end: int, *, must: bool = False) -> None:
+async def arrange(clients: Clients, start: int, end: int, *, must: bool = False) -> None:
     """Lets every client have execution in [start, end) where the VMAs have it, and only there.
 
     With `must` EBUSY if one does not; else it may, for a while, see a SIGSEGV more or less.
     """
-    slots = list(host.clients)
+    slots = list(clients.connected)
     if must:
         deadline = trio.current_time() + CONNECT_SECONDS
-        slots = [slot for slot in host.slots() if await _client(host, slot, deadline) is not None]
-    refused = await _ask(host, slots, lib.MSG_ARRANGE, start, end)
+        slots = [
+            slot for slot in clients.slots() if await _client(clients, slot, deadline) is not None
+        ]
+    refused = await _ask(clients, slots, lib.MSG_ARRANGE, start, end)
     if refused and must:
         raise OSError(
             errno.EBUSY,
-            f"{host.name}: {' and '.join(refused)}; a process that is stopped cannot stop to "
+            f"{clients.name}: {' and '.join(refused)}; a process that is stopped cannot stop to "
             "execute memory: let it go on and try again",
         )
     for refusal in refused:
-        log.warning("%s: %s; it executes there as before until it does", host.name, refusal)
+        log.warning("%s: %s; it executes there as before until it does", clients.name, refusal)
 
 
-async def rearm(host: HostMM, start: int, end: int) -> None:
+async def rearm(clients: Clients, start: int, end: int) -> None:
     """Lets the pages of [start, end) that clients made to fault natively reach us again.
 
     There is memory now; or none any more, and the signal has another code.
     """
-    slots = []
-    slot = lib.mm_poisoned(host.mm, 0)
-    while slot >= 0:
-        slots.append(slot)
-        slot = lib.mm_poisoned(host.mm, slot + 1)
+    slots = list(clients.poisoned())
     if not slots:
         return
     # A client of an earlier server is on its way to us; one that is stopped is not.
     with trio.move_on_after(REJOIN_SECONDS):
-        while _away(host, slots):
-            host.reap_dead()
+        while _away(clients, slots):
+            clients.reap_dead()
             await trio.sleep(CONNECT_POLL_SECONDS)
-    refused = await _ask(host, slots, lib.MSG_REARM, start, end)
-    refused += [f"process {host.process_of(slot)} has not come back" for slot in _away(host, slots)]
+    refused = await _ask(clients, slots, lib.MSG_REARM, start, end)
+    refused += [
+        f"process {clients.process_of(slot)} has not come back" for slot in _away(clients, slots)
+    ]
     for refusal in refused:
-        log.warning("%s: %s; it may see a stale SIGSEGV", host.name, refusal)
+        log.warning("%s: %s; it may see a stale SIGSEGV", clients.name, refusal)
 
 
-def _away(host: HostMM, slots: list[int]) -> list[int]:
-    return [slot for slot in slots if slot not in host.clients and lib.mm_claim(host.mm, slot)]
+def _away(clients: Clients, slots: list[int]) -> list[int]:
+    return [slot for slot in slots if slot not in clients.connected and clients.claim(slot)]
 
 
-async def _ask(host: HostMM, slots: list[int], op: int, *arguments: int) -> list[str]:
+async def _ask(clients: Clients, slots: list[int], op: int, *arguments: int) -> list[str]:
     """Asks all, some at a time; who did not do it, and why.
 
     As long as one after the other answers, the rest is waited for: they share the processors.
@@ -168,7 +152,7 @@ async def _ask(host: HostMM, slots: list[int], op: int, *arguments: int) -> list
     async def ask(slot: int) -> None:
         nonlocal answered
         async with some:
-            client = host.clients.get(slot)
+            client = clients.connected.get(slot)
             if client is None:
                 return
             waiting.add(client)
@@ -195,50 +179,41 @@ async def _ask(host: HostMM, slots: list[int], op: int, *arguments: int) -> list
     return refused + [f"process {client.pid} does not answer" for client in waiting]
 
 
-async def _change(host: HostMM, start: int, end: int, change: int) -> None:
+async def _change(clients: Clients, start: int, end: int, change: int) -> None:
     deadline = trio.current_time() + CONNECT_SECONDS
     turn = trio.current_time()
-    for slot in _touched(host, start, end, handed=change == lib.UFFD_WATCH):
+    for slot in clients.touched(start, end, handed=change == lib.UFFD_WATCH):
         at = start
-        while at < end and (client := await _client(host, slot, deadline)) is not None:
+        while at < end and (client := await _client(clients, slot, deadline)) is not None:
             at = check(
-                lib.touched_change(host.mm, slot, client.uffd, at, end, change),
-                f"{host.name}: page tables of process {client.pid}, [{start:#x}, {end:#x})",
+                lib.touched_change(clients.mm, slot, client.uffd, at, end, change),
+                f"{clients.name}: page tables of process {client.pid}, [{start:#x}, {end:#x})",
             )
             if trio.current_time() - turn > TURN_SECONDS:
                 await trio.lowlevel.checkpoint()
                 turn = trio.current_time()
 
 
-async def _client(host: HostMM, slot: int, deadline: float) -> Client | None:
+async def _client(clients: Clients, slot: int, deadline: float) -> Client | None:
     """The connection of the holder of `slot`, waited for until `deadline`; then EBUSY.
 
     None: the holder is gone. Whoever has the slot then came later.
     """
-    claim = lib.mm_claim(host.mm, slot)
-    while slot not in host.clients:
-        host.reap_dead()
-        if lib.mm_claim(host.mm, slot) != claim:
+    claim = clients.claim(slot)
+    while slot not in clients.connected:
+        clients.reap_dead()
+        if clients.claim(slot) != claim:
             return None
         now = trio.current_time()
-        if now > deadline + BACKLOG_SECONDS or (now > deadline and not _backlog(host)):
+        if now > deadline + BACKLOG_SECONDS or (now > deadline and not _backlog(clients)):
             raise OSError(
                 errno.EBUSY,
-                f"{host.name}: process {host.process_of(slot)} is attached but not connected; it "
-                "is stopped, or has closed our socket: let it go on and try again",
+                f"{clients.name}: process {clients.process_of(slot)} is attached but not "
+                "connected; it is stopped, or has closed our socket: let it go on and try again",
             )
         await trio.sleep(CONNECT_POLL_SECONDS)
-    return host.clients[slot]
+    return clients.connected[slot]
 
 
-def _backlog(host: HostMM) -> bool:
-    return any(client.has_news() for client in host.clients.values())
-
-
-def _touched(host: HostMM, start: int, end: int, *, handed: bool = False) -> Iterator[int]:
-    """The slots that touched [start, end), as they are when the iteration gets there."""
-    slot = lib.mm_touched(host.mm, 0, start, end)
-    while slot >= 0:
-        if not handed or lib.mm_handed(host.mm, slot):
-            yield slot
-        slot = lib.mm_touched(host.mm, slot + 1, start, end)
+def _backlog(clients: Clients) -> bool:
+    return any(client.has_news() for client in clients.connected.values())

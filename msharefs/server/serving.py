@@ -18,6 +18,7 @@ from . import devices, fuse
 from .control import Control
 from .fs import Filesystem
 from .fuse import pyfuse3
+from .ioctls import Ioctls
 from .regions import Regions
 from .tree import Tree
 
@@ -54,10 +55,11 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
         await regions.adopt(tree.region_sizes())
         async with trio.open_nursery() as nursery:
             # Clients that an earlier server left come back as soon as there is a socket.
-            await nursery.start(Control(regions, state.path).run)
+            control = Control(regions, state.path)
+            await nursery.start(control.run)
             await nursery.start(regions.owners.run)
             end = await nursery.start(_end_on_signal)
-            filesystem = Filesystem(tree, regions, options, ready)
+            filesystem = Filesystem(tree, regions, Ioctls(regions, control), options, ready)
             fuse.mount(
                 filesystem,
                 options.directory,

@@ -79,8 +79,9 @@ int mm_open(struct mm *mm, int fd)
 {
     struct mm_header found, own = {0};
     struct stat st;
+    const int flags = fcntl(fd, F_GETFL);
 
-    if (fstat(fd, &st))
+    if (flags < 0 || fstat(fd, &st))
         return -errno;
     if (pread(fd, &found, sizeof found, 0) != sizeof found)
         return -EUCLEAN;
@@ -94,7 +95,8 @@ int mm_open(struct mm *mm, int fd)
     if (map == MAP_FAILED)
         return -errno;
     munlock(map, own.file_size);
-    if (mprotect(map, own.file_size, PROT_READ | PROT_WRITE)) {
+    if (mprotect(map, own.file_size,
+                 (flags & O_ACCMODE) == O_RDONLY ? PROT_READ : PROT_READ | PROT_WRITE)) {
         const int err = errno;
 
         munmap(map, own.file_size);

@@ -40,7 +40,8 @@ struct mm {
 /* Writes the header of a new region into the empty file `fd`. EINVAL: size is
  * not a positive multiple of quantum, or quantum is not one of ours. */
 int mm_format(int fd, uint64_t region, uint64_t size, uint64_t quantum);
-/* Maps and checks a host mm. EUCLEAN: it is none, or of another build. Keeps `fd`. */
+/* Maps and checks a host mm. EUCLEAN: it is none, or of another build. Keeps `fd`. If that
+ * is open for reading only so is the mapping: writing there is SIGSEGV. */
 int mm_open(struct mm *mm, int fd);
 void mm_close(struct mm *mm);
 /* Bytes that the frames area really takes in the file, or -errno. */

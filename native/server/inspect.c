@@ -37,11 +37,7 @@ int mm_set_budget(struct mm *mm, uint64_t bytes)
     return 0;
 }
 
-const char *mm_owner_cgroup(const struct mm *mm)
-{
-    mm->header->owner_cgroup[MM_CGROUP_LEN - 1] = 0;
-    return mm->header->owner_cgroup;
-}
+const char *mm_owner_cgroup(const struct mm *mm) { return mm->header->owner_cgroup; }
 
 enum mm_owner_kind mm_owner_kind(const struct mm *mm)
 {

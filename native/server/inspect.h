@@ -17,6 +17,7 @@ int mm_set_fault_around(struct mm *mm, uint32_t pages);
 /* Bytes of its own page tables that a client which attaches from now on may keep; 0: any
  * number. EINVAL: less than BUDGET_MIN_BYTES. */
 int mm_set_budget(struct mm *mm, uint64_t bytes);
+/* Of MM_CGROUP_LEN bytes at most: shared memory, perhaps without a final 0. */
 const char *mm_owner_cgroup(const struct mm *mm);
 enum mm_owner_kind mm_owner_kind(const struct mm *mm);
 /* Records that the owner is gone. */

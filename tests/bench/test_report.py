@@ -18,7 +18,7 @@ from msharefs.lab import plan, report, sampling
 from msharefs.lab.workers import Workers
 from msharefs.launch.private_mount import PARENT, PREFIX
 from msharefs.server import describe
-from msharefs.server.hostmm import HostMM
+from msharefs.server.view import View
 
 from support.wait import until
 
@@ -93,7 +93,7 @@ def test_tables_above_the_quantum_stay_everybodys_own(
 
 def _bases(mount: Mount, pid: int) -> list[int]:
     (path,) = (mount.state / "regions").glob("*.mm")
-    host = HostMM("r", path.parent, int(path.stem))
+    host = View("r", path.parent, int(path.stem))
     try:
         return [one["base"] for one in describe.clients(host) if one["pid"] == pid]
     finally:

@@ -30,10 +30,10 @@ SLOW = 0x40047862  # _IOW('x', 98, int): answered late by the server of these te
 WAIT_LIMIT = 10.0
 
 SABOTAGE = """
-from msharefs.server import regions, tree
+from msharefs.server import ioctls, tree
 import trio
 
-mkdir, ioctl = tree.Tree.mkdir, regions.Regions.ioctl
+mkdir, ioctl = tree.Tree.mkdir, ioctls.Ioctls.answer
 
 def failing_mkdir(self, parent, name, *rest):
     if name == b"boom":
@@ -49,7 +49,7 @@ async def slow_ioctl(self, ident, command, data, flags, tid):
     return await ioctl(self, ident, command, data, flags, tid)
 
 tree.Tree.mkdir = failing_mkdir
-regions.Regions.ioctl = slow_ioctl
+ioctls.Ioctls.answer = slow_ioctl
 """
 
 

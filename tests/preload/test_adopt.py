@@ -11,7 +11,7 @@ import pytest
 
 from msharefs.launch import running
 from msharefs.server import describe
-from msharefs.server.hostmm import HostMM
+from msharefs.server.view import View
 
 from .conftest import (
     ANONYMOUS,
@@ -79,7 +79,7 @@ class TestWhatIsAdopted:
         child = adopting.fork()
         objects = shared_mount.state / "regions"
         (path,) = objects.glob("*.mm")
-        host = HostMM("the region", objects, int(path.stem))
+        host = View("the region", objects, int(path.stem))
         found = {client["pid"]: client["kind"] for client in describe.clients(host)}
         host.close()
         assert found == {adopting.pid: "adopted", child.pid: "adopted"}

@@ -1,0 +1,46 @@
+"""ioctl(2) on a region file: the verbs of the series, and ours that leads to a connection."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from msharefs import processes, verbs
+from msharefs.native import ffi, lib
+
+if TYPE_CHECKING:
+    from .control import Control
+    from .regions import Regions
+
+
+class Ioctls:
+    """The ioctls of a mount."""
+
+    def __init__(self, regions: Regions, control: Control) -> None:
+        self._regions = regions
+        self._control = control
+
+    async def answer(
+        self, ident: int, command: int, data: bytes, flags: int, tid: int
+    ) -> tuple[int, bytes]:
+        """The result and the output for thread `tid`, on a descriptor open with `flags`."""
+        region = self._regions.find(ident)
+        await region.settle()
+        if command == lib.MSHAREFS_CONNECT:  # ours: also before the region is sized
+            return self._control.connect(region, flags, data, processes.process_of(tid))
+        if not region.frozen:
+            region.sized()
+        if command == lib.MSHAREFS_CREATE_MAPPING:
+            create = verbs.Create.from_bytes(data)
+            # Of who maps no descriptor only the limits are asked for: a thread will do.
+            caller = tid if create.flags & verbs.MAP_ANONYMOUS else processes.process_of(tid)
+            await region.create_mapping(create, flags, caller)
+        elif command == lib.MSHAREFS_UNMAP:
+            raw = ffi.from_buffer("struct mshare_unmap *", data)
+            await region.unmap(raw.region_offset, raw.size, flags)
+        elif command == lib.MSHAREFS_PROTECT:
+            raw = ffi.from_buffer("struct mshare_protect *", data)
+            await region.protect(raw.region_offset, raw.size, raw.prot, raw.flags, flags)
+        else:
+            raise OSError(errno.ENOTTY, f"{region.name}: there is no ioctl {command:#x}")
+        return 0, b""

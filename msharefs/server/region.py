@@ -1,0 +1,193 @@
+"""One region of a mount: its owner, its host mm once it is sized, and what may be done to it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from msharefs import processes, verbs
+from msharefs.native import ffi
+
+from . import describe, descriptors, limits, sources
+
+if TYPE_CHECKING:
+    from . import owners
+    from .hostmm import HostMM
+    from .options import MountOptions
+    from .owners import Owner
+
+
+class Region:
+    """One region file: its owner and, once sized, its host mm."""
+
+    def __init__(self, ident: int, owner: Owner, options: MountOptions) -> None:
+        self.ident = ident
+        self.owner = owner
+        self.quantum = options.quantum
+        self.quirks = options.quirks == "v3"
+        """The series to the letter."""
+        self.host: HostMM | None = None
+        self.frozen = False
+        """Sized 0 for ever: a quirk of v3."""
+        self.evicted = False
+        """No name and no descriptor is left; attachments keep it."""
+        self.watch: owners.Watch | None = None
+        """On the owner, if the region ends with it."""
+        self.users = 0
+        """Requests that wait for a file system and then go on with the host mm."""
+        self._ending = trio.Lock()
+
+    @property
+    def name(self) -> str:
+        """For messages: a region may have several names or none."""
+        return f"region {self.ident}"
+
+    def sized(self) -> HostMM:
+        """The host mm. EINVAL: not sized."""
+        if self.host is None:
+            raise OSError(errno.EINVAL, f"{self.name} has no size yet: ftruncate it first")
+        return self.host
+
+    @property
+    def ended(self) -> bool:
+        """Its owner is gone, and with it what was mapped; it cannot be attached any more."""
+        return self.owner.kind == "gone"
+
+    async def settle(self) -> None:
+        """Ends the region if its owner has ended: what any request on it must see.
+
+        EBUSY: an attached process does not leave its page fault.
+        """
+        if self.watch is not None and self.watch.gone():
+            await self.end()
+
+    async def end(self) -> None:
+        """The owner is gone: takes everything out of the region, for all who are attached."""
+        async with self._ending:
+            if self.ended:
+                return
+            if self.host is not None:
+                await self.host.unmap(0, self.host.size)
+                self.host.end()
+            self.owner = dataclasses.replace(self.owner, kind="gone")
+            self.watch = None
+
+    async def create_mapping(
+        self, create: verbs.Create, flags: int, caller: int, given: int | None = None
+    ) -> None:
+        """MSHAREFS_CREATE_MAPPING, by a descriptor open with `flags`, for process `caller`.
+
+        `given` is the object's descriptor if the caller has sent it; it is closed.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            if given is not None:
+                stack.push_async_callback(descriptors.close, given)
+            host = self.sized()
+            self.users += 1
+            stack.callback(self._leave)
+            self._check_writable(flags)
+            self._check_owner()
+            verbs.check_create(create, host.size)
+            if create.flags & verbs.MAP_ANONYMOUS:
+                source = sources.anonymous(create, executes=host.anonymous_executes)
+                if source is not None:
+                    stack.push_async_callback(descriptors.close, source.fd)
+            else:
+                if given is None:
+                    given = processes.fetch_descriptor(caller, create.fd)
+                    stack.push_async_callback(descriptors.close, given)
+                source = await sources.look(given, caller, create.flags)
+            if source is not None:
+                create = source.rounded(create)
+            verbs.check_create_range(create, host.size, source.page if source else verbs.PAGE)
+            await self._map(host, create, caller, source)
+
+    async def _map(
+        self, host: HostMM, create: verbs.Create, caller: int, source: sources.Source | None
+    ) -> None:
+        """The part of a CREATE that is mmap(2)'s own, in its order."""
+        replace = not create.flags & verbs.MAP_FIXED_NOREPLACE
+        limits.check_count(host.count())
+        if not replace:  # once more when it counts
+            host.check_free(create.region_offset, create.end)
+        limits.check_locked(create, caller)
+        kept = await source.map(create) if source is not None else None
+        if kept is not None and source is not None and source.zero:
+            kept.close()
+            kept, source = None, None  # what comes of it is ordinary anonymous memory
+        try:
+            self._check_owner()  # meanwhile it may have ended
+            limits.check_space(create, caller, host.ranges)
+            if source is None or (source.anonymous and not source.huge):
+                limits.check_commit(create)
+        except BaseException:
+            if kept is not None:
+                kept.close()
+            raise
+        await host.map(
+            create.region_offset,
+            create.end,
+            create.prot,
+            replace=replace,
+            source=source,
+            kept=kept,
+            offset=create.file_offset if kept else 0,
+        )
+
+    async def unmap(self, offset: int, size: int, flags: int) -> None:
+        """MSHAREFS_UNMAP, by a descriptor open with `flags`."""
+        host = self.sized()
+        self._check_writable(flags)
+        await host.unmap(offset, verbs.check_unmap(offset, size, host.size))
+
+    async def protect(self, offset: int, size: int, prot: int, flags: int, mode: int) -> None:
+        """MSHAREFS_PROTECT, by a descriptor open with `mode`."""
+        host = self.sized()
+        self._check_writable(mode)
+        end = verbs.check_protect(offset, size, prot, flags, host.size)
+        if offset < end:
+            await host.protect(offset, end, prot)
+
+    def describe(self, what: str) -> Any:
+        """One of the look verbs' dicts."""
+        if what == "stat":
+            return describe.stat(self.raw_stat(), self.owner)
+        looks = {
+            "maps": describe.maps,
+            "pagetable": describe.pagetable,
+            "clients": describe.clients,
+            "audit": describe.audit,
+        }
+        if what not in looks:
+            raise OSError(
+                errno.EINVAL,
+                f"there is no {what!r} of a region; there are stat, {', '.join(looks)}",
+            )
+        host = self.sized()
+        host.clients.reap_dead()
+        return looks[what](host)
+
+    def raw_stat(self) -> Any:
+        """The figures, as struct mshare_stat."""
+        if self.host is not None:
+            self.host.clients.reap_dead()
+            return self.host.stat()
+        raw = ffi.new("struct mshare_stat *", {"quantum": self.quantum})
+        raw.owner_pid, raw.owner_start_time = self.owner.pid, self.owner.start_time
+        return raw
+
+    def _leave(self) -> None:
+        self.users -= 1
+
+    def _check_owner(self) -> None:
+        if self.ended and not self.quirks:
+            raise OSError(errno.EINVAL, f"{self.name} has ended with its owner; make a new one")
+
+    def _check_writable(self, flags: int) -> None:
+        if flags & os.O_ACCMODE == os.O_RDONLY and not self.quirks:
+            raise OSError(errno.EACCES, f"{self.name}: the descriptor is read-only; open it O_RDWR")
