@@ -1,6 +1,6 @@
 """Many processes that do something at the same time: the workers of the demo and the benchmarks.
 
-A worker is the program ``mshare-worker`` (native/worker/worker.c has its commands). Each has one
+A worker is the program ``mshare-worker`` (native/worker/main.c has its commands). Each has one
 socket for both directions, so a thousand of them cost a thousand descriptors.
 """
 

@@ -1,6 +1,6 @@
 /*
  * worker.h - what the parts of mshare-worker share: one process of a demonstration or a
- * benchmark. worker.c reads the commands; each group of them has its own file.
+ * benchmark. main.c reads the commands; each group of them has its own file.
  */
 #ifndef MSHARE_WORKER_H
 #define MSHARE_WORKER_H

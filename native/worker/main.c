@@ -1,5 +1,5 @@
 /*
- * worker.c - mshare-worker: one process of a demonstration or a benchmark.
+ * worker/main.c - mshare-worker: one process of a demonstration or a benchmark.
  *
  * Commands come in on stdin, one on each line. Every command is answered by one line
  * of JSON on stdout, so a caller can give commands to many workers at once and then
