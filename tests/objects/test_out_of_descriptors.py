@@ -1,4 +1,4 @@
-"""Descriptors of objects that cannot be had, or looked at, for a while: nothing is lost for ever."""
+"""Descriptors of objects that cannot be had, or looked at, for a while: nothing is lost."""
 
 from __future__ import annotations
 
