@@ -1,6 +1,6 @@
 /*
- * api.c - the public calls (msharefs.h): attach and detach, what is done to a region through
- * a descriptor of it (the series' ioctls, and ours), a budget.
+ * api.c - the public calls (msharefs.h): attach and detach, changes of a region through a
+ * descriptor of it (the series' ioctls, and ours), a budget.
  */
 #define _GNU_SOURCE
 #include "client/api.h"
@@ -35,7 +35,7 @@ int api_attach(int fd, const struct attach_request *request, void **base)
     int err;
 
     attachments_lock();
-    pthread_once(&once, fork_prepare); /* not in a signal handler that has interrupted it */
+    pthread_once(&once, fork_prepare); /* must not run in a signal handler that interrupted it */
     err = attach(fd, request, base);
     attachments_unlock();
     return err;
@@ -83,8 +83,8 @@ int mshare_budget(void *addr, uint64_t bytes)
     return answer(err);
 }
 
-/* Sends the object's descriptor to a server that may not fetch it. It says EPERM once
- * more if that was not the reason. */
+/* Sends the object's descriptor to a server that may not fetch it. The server answers EPERM
+ * once more if that was not the reason. */
 static int map_given(int fd, const struct mshare_create *create)
 {
     struct msg msg = {

@@ -1,6 +1,6 @@
 /*
- * api.h - the way into the client for all who attach: the public calls (msharefs.h) and the
- * preload library.
+ * api.h - the way into the client, for the public calls (msharefs.h) and for the preload
+ * library.
  */
 #ifndef MSHARE_API_H
 #define MSHARE_API_H

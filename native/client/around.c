@@ -2,26 +2,28 @@
  * around.c - how far a fault should look beyond its page.
  *
  * A fault costs two context switches, a further page a fraction of a
- * microsecond. But a page mapped for nothing costs that fraction, and an entry
- * filled for nothing is a lie about who touched what. So:
+ * microsecond. But a page that is mapped for nothing costs that fraction, and an
+ * entry that is filled for nothing is a lie about who touched the page. So:
  *
- *   sequential      runs of 2, 4, 8 ... pages, as readahead does, and where others have
- *                   filled them on to 32 MiB: one page in thousands faults then.
- *                   From the third fault in a row on, a first touch fills entries ahead
- *                   too, at most the region's fault_around: two neighbours may be chance
- *   random, absent  the page alone: nothing is filled that nobody touched
- *   random, present the first fault in a 2 MiB span maps what is present in its
- *                   128 KiB, which costs about what the fault does; the second in
- *                   its 512 KiB; the third in all of the span. A process that
- *                   lives for one query mostly comes by with less. So do the 4th,
- *                   8th ...: others add pages meanwhile, but most are mapped
- *                   already, and looking at them is not free
+ *   sequential      runs of 2, 4, 8 ... pages, like readahead, and up to 32 MiB where
+ *                   others have filled them: then one page in thousands faults.
+ *                   From the third fault in a row on, a first touch fills entries
+ *                   ahead, too, at most the region's fault_around: two neighbours may
+ *                   be chance
+ *   random, absent  the page alone: no entry is filled that nobody touched
+ *   random, present the first fault in a 2 MiB span maps the present pages of its
+ *                   128 KiB, which takes about as long as the fault itself; the
+ *                   second maps those of its 512 KiB; the third those of the whole
+ *                   span. A process that lives for one query mostly needs fewer.
+ *                   The 4th, 8th ... fault maps the whole span again: others add
+ *                   pages meanwhile, but most are mapped already, and looking at
+ *                   them is not free
  */
 #include "client/around.h"
 
 #define SURE_PAGES 4u
 
-/* What the first, second and third fault in a span look at, bytes. */
+/* How many bytes the first, second and third fault in a span look at. */
 static const uint64_t reach[] = {FAULT_BLOCK, 4 * FAULT_BLOCK, PMD_SIZE};
 #define REACHES (sizeof reach / sizeof *reach)
 
@@ -43,7 +45,7 @@ static struct recent *recent_of(struct around *around, uint64_t span)
     return &around->recent[span / PMD_SIZE % AROUND_SPANS];
 }
 
-/* A bit for each block of the span that [start, end) covers. */
+/* One bit for each block of the span that [start, end) covers. */
 static uint32_t blocks(uint64_t start, uint64_t end)
 {
     const uint64_t first = start % PMD_SIZE / FAULT_BLOCK, count = (end - start) / FAULT_BLOCK;
@@ -62,7 +64,7 @@ static void choose_reach(struct around *around, struct fault *fault, bool touche
     const uint32_t before = recent->faults++;
     if (before < REACHES) {
         bytes = reach[before];
-        fault->skip = recent->looked; /* mapping what is mapped costs a call a page */
+        fault->skip = recent->looked; /* mapping a mapped page again costs one call for each */
     } else if (recent->faults & before) {
         return; /* not the 4th, 8th ... */
     }

@@ -1,22 +1,24 @@
 /*
- * arrange.c - the window as it must be where nothing has been made reachable yet: a
- * mapping of .mem under userfaultfd, with the attachment's protection, and execution
- * where the region's mappings permit it. A fetch from a page that is not executable is
- * refused by the kernel before anybody can be asked, so that right is set ahead.
+ * arrange.c - the window as it must be where no page is reachable yet: a mapping of .mem
+ * under userfaultfd, with the attachment's protection, and with execution where the
+ * region's mappings permit it. The kernel refuses a fetch from a page that is not
+ * executable before we can be asked, so the right to execute is set ahead.
  *
  *   window   wwwwBBBBwwwwBBww   ->   wwwwwwwwwwwwwwww     w: .mem   B: an object
  *
  * Threads of the program use the memory meanwhile. Between an mmap(2) of .mem over a
  * block and its registration they would see a page that the region does not have, and
- * store to it; so the new mapping is made and registered elsewhere, and moved into its
- * place at once. mremap(2) keeps the registration only with a userfaultfd that wants to
- * be told of it (UFFD_FEATURE_EVENT_REMAP), and does not return before that was read.
- * The service thread is who reads, so another thread has to move: one that does that
- * system call and nothing else. What was moved has a userfaultfd of its own: with that
- * feature nothing of the window could be moved without such a thread (reclaim.c).
+ * store to it. So the new mapping is made and registered elsewhere, and moved into its
+ * place in one step. mremap(2) keeps the registration only with a userfaultfd that wants
+ * to be told of it (UFFD_FEATURE_EVENT_REMAP), and does not return before that event was
+ * read. The service thread reads it, so another thread has to move: one that does that
+ * system call and nothing else. Moved memory has a userfaultfd of its own: if the
+ * window's had that feature, no part of it could be moved without such a thread
+ * (reclaim.c).
  *
- * Runs on the service thread: no malloc, no stdio, no region memory. (Before there is
- * one, in an attachment that is being made, nothing is touched, and nothing is moved.)
+ * Runs on the service thread: no malloc, no stdio, no region memory. (In an attachment
+ * that is being made there may be no such thread yet, but then no page is touched, and
+ * nothing is moved.)
  */
 #define _GNU_SOURCE
 #include "client/arrange.h"
@@ -37,7 +39,7 @@
 #include "core/uffd.h"
 #include "core/vma.h"
 
-/* The address space that a move needs besides. */
+/* The address space that a move needs in addition. */
 #define MOVE_BYTES PUD_SIZE
 #define MOVER_STACK_BYTES 16384
 #define EVENTS 16
@@ -48,7 +50,7 @@ struct move {
     bool done;
 };
 
-/* It shares our thread-local storage: no errno is looked at while it runs. */
+/* It shares our thread-local storage: nobody may read errno while it runs. */
 static int mover(void *arg)
 {
     struct move *move = arg;
@@ -58,7 +60,7 @@ static int mover(void *arg)
     return 0;
 }
 
-/* Reads what is there. A fault among it comes again. */
+/* Reads and drops the events that have come. A fault among them comes again. */
 static void read_events(const struct attachment *att)
 {
     struct uffd_msg msgs[EVENTS];
@@ -82,7 +84,7 @@ static int move_window(const struct attachment *att, struct move *move)
 
     if (clone(mover, stack + sizeof stack, flags, move, &running, NULL, &running) < 0)
         return -errno;
-    /* Cleared by the kernel when the thread is gone. It says nothing if it fails. */
+    /* The kernel clears it when the thread is gone, which does not report a failure. */
     while (running) {
         poll(&ready, 1, 1);
         read_events(att);
@@ -116,7 +118,7 @@ static int put_back(struct attachment *att, uint64_t start, uint64_t end, int pr
 
     if (err)
         return err;
-    /* As view_map() does, for the same reasons. */
+    /* As in view_map(), for the same reasons. */
     move.from = mmap(NULL, move.bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, att->mem_fd,
                      (off_t)start);
     if (move.from == MAP_FAILED)
@@ -144,7 +146,7 @@ static int set_prot(const struct attachment *att, uint64_t start, uint64_t end, 
     return start < end && mprotect(att->base + start, end - start, prot) ? -errno : 0;
 }
 
-/* A range of one protection. Blocks can only be in spans that we touched. */
+/* Arranges a range of one protection. Blocks can only be in spans that we touched. */
 static int arrange_range(struct attachment *att, uint64_t start, uint64_t end, int prot,
                          bool blocks)
 {
@@ -162,7 +164,7 @@ static int arrange_range(struct attachment *att, uint64_t start, uint64_t end, i
     return err ? err : set_prot(att, start, end, prot);
 }
 
-/* What one call does for: a range of one protection. */
+/* The range of one protection that one call arranges. */
 struct run {
     uint64_t start, end;
     int prot;
@@ -213,7 +215,7 @@ int arrange(struct attachment *att, uint64_t start, uint64_t end, bool objects)
 
     if (start > end || end > att->mm.size || (start | end) % PAGE_SIZE)
         return -EINVAL;
-    if (is_adopted(att)) /* the program protects that memory as it likes */
+    if (is_adopted(att)) /* the program protects that memory at will */
         return 0;
     slot_enter(&att->mm, att->slot);
     err = arrange_all(att, start, end, objects);

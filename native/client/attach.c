@@ -1,5 +1,5 @@
 /*
- * attach.c - a region is attached; see attach.h.
+ * attach.c - attaching a region; see attach.h.
  *
  *   server: .mm, .mem, userfaultfd device
  *   window of .mem, a slot, a userfaultfd over the window
@@ -57,8 +57,8 @@ int attach_claim(struct attachment *att, uint64_t start_time)
     return 0;
 }
 
-/* Asks for the region's objects. What the descriptor does not allow is not asked
- * for: check_attach() refuses it in its turn. */
+/* Asks for the region's `.mm` and `.mem`. Does not ask for rights that the descriptor does not
+ * allow: check_attach() refuses those in its turn. */
 static int fetch(struct attachment *att, int mode)
 {
     const int prot = mode == O_RDONLY ? att->asked & ~PROT_WRITE : att->asked;
@@ -103,8 +103,8 @@ static int allocate(struct attachment *att)
 
 static int map_over(void *arg) { return view_map(arg); }
 
-/* The window, where the request wants it, under our watch. *mapped: it is there,
- * or a part of the address space is reserved for it. */
+/* Makes the window where the request wants it, watched. *mapped: it exists, or a part of
+ * the address space is reserved for it. */
 static int make_window(struct attachment *att, int fd, int mode,
                        const struct attach_request *request, bool *mapped)
 {
@@ -156,7 +156,7 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     ready.arg[1] = att->claim;
     if (!err)
         err = control_call(att->ctl, &ready, &att->uffd, 1, NULL);
-    /* From here on we are asked ourselves (ARRANGE) when it changes. */
+    /* From here on the server asks us (ARRANGE) when that changes. */
     if (!err)
         err = arrange(att, 0, att->mm.size, false);
     if (!err)
@@ -164,7 +164,7 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     pthread_mutex_lock(&att->lock);
     if (!err)
         err = watch_add(att);
-    /* The window goes first: then no thread of ours can be needed any more. */
+    /* The window goes first: after that none of our threads can be needed any more. */
     if (err && mapped)
         munmap(att->base, att->length);
     if (err)
@@ -175,7 +175,7 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     return err;
 }
 
-/* All but the lock, which the service thread may be holding for a look. */
+/* Clears everything but the lock, which the service thread may be holding for a look. */
 static void reset(struct attachment *att, const struct attach_request *request)
 {
     memset((char *)att + sizeof att->lock, 0, sizeof *att - sizeof att->lock);

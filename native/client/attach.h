@@ -1,5 +1,5 @@
 /*
- * attach.h - a region is attached: its window is made, and events of it are waited for.
+ * attach.h - attaching a region: its window is made, and its events are waited for.
  */
 #ifndef MSHARE_ATTACH_H
 #define MSHARE_ATTACH_H
@@ -11,7 +11,7 @@
  * a region. Precondition: the table's lock held, and fork_prepare() was called. */
 int attach(int fd, const struct attach_request *request, void **base);
 
-/* For a forked child, which makes a part of the same anew. */
+/* For a forked child, which makes some of these parts anew. */
 
 /* A slot of our own in the region. `start_time`: 0, if the server is about to put it there.
  * 0 or -errno. Precondition: both locks held, or nobody knows of `att` yet. */

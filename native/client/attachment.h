@@ -1,6 +1,6 @@
 /*
- * attachment.h - one attached region of this process: the types and the locks, and nothing
- * that is done with them. Internal to the client (native/client/, native/preload/).
+ * attachment.h - one attached region of this process: the types and the locks, and no
+ * functions. Internal to the client (native/client/, native/preload/).
  *
  * Locks, all private to the process, outermost first:
  *
@@ -32,10 +32,10 @@
 #include "core/mm.h"
 #include "core/protocol.h"
 
-/* Pages that fault natively at one time; each may split a mapping in two. */
+/* Guard pages at one time; each may split a mapping in two. */
 #define POISONS_MAX 32
 
-/* How a page was made to fault natively, and so how that is undone. */
+/* How a page was made to fault natively, and thus how it is unguarded. */
 enum poison_kind { POISON_GUARD, POISON_PROT, POISON_BUS };
 
 struct poison {
@@ -43,28 +43,28 @@ struct poison {
     enum poison_kind kind;
 };
 
-/* Descriptors of objects that are kept; more are asked for again when needed. */
+/* Descriptors of objects that are kept; others are asked for again when needed. */
 #define OBJECTS_MAX 64
 
 enum object_state {
     OBJECT_NONE,
     OBJECT_ASKED,  /* threads wait for it */
     OBJECT_LOST,   /* they go on waiting: it could not be had, and is asked for again soon */
-    OBJECT_HELD,   /* `fd` is it */
-    OBJECT_FAILED, /* the server has none of that number */
+    OBJECT_HELD,   /* `fd` is its descriptor */
+    OBJECT_FAILED, /* the server has no object of that number */
 };
 
 struct object {
     enum object_state state;
-    uint32_t number; /* the server's */
+    uint32_t number; /* the server's number of it */
     bool writing;    /* asked for by a fault that may write; otherwise it may be read-only */
     int fd;
-    /* What `fd` was when it came. A fork() may have come between its coming and
-     * this note, and programs close what is not theirs. */
+    /* Identity of `fd` when it came. A fork() may have happened between its arrival and
+     * this record, and programs close descriptors that are not theirs. */
     uint64_t device, inode;
 };
 
-/* What madvise(2) has set on a window, as it would on the kernel's VMA. */
+/* The flags that madvise(2) has set on a window, as it would on the kernel's VMA. */
 enum advice {
     ADVICE_RANDOM = 1,
     ADVICE_SEQUENTIAL = 2,
@@ -74,17 +74,17 @@ enum advice {
     ADVICE_NOHUGEPAGE = 32,
 };
 
-#define AROUND_SPANS 512 /* what is in use of a region of 1 GiB */
+#define AROUND_SPANS 512 /* enough for 1 GiB in use */
 
 /* How far a fault looks beyond its page (around.c). */
 struct around {
-    uint64_t next;  /* region offset that would be sequential */
+    uint64_t next;  /* the region offset that would be sequential */
     uint64_t pages; /* length of the next sequential run */
     /* Random access: recent 2 MiB spans, by number modulo AROUND_SPANS. */
     struct recent {
         uint32_t span;   /* region offset / PMD_SIZE */
         uint32_t faults; /* 0: nothing is known of it */
-        uint32_t looked; /* FAULT_BLOCKs of it that a fault has looked at, a bit each */
+        uint32_t looked; /* FAULT_BLOCKs of it that a fault has looked at, one bit for each */
     } recent[AROUND_SPANS];
 };
 
@@ -93,39 +93,41 @@ struct span {
     uint32_t next;   /* in the queue: number + 1; 0: it is the last */
     uint32_t turn;   /* budget.turn when it was given back */
     uint8_t state;   /* enum span_state (budget.c) */
-    uint8_t proved;  /* how often in a row it came back soon: known to be in use */
-    uint8_t credit;  /* times that it is passed over when a victim is looked for */
-    uint8_t owed;    /* faults to come that the giving back has caused */
-    uint32_t sample; /* budget.sample when it was given back to see what happens; 0: not so */
-    uint16_t handed_from, handed_to; /* pages that are handed over (handover.c); equal: none */
+    uint8_t proved;  /* how often in a row it came back soon, which proves it in use */
+    uint8_t credit;  /* how often the search for a victim will pass it over */
+    uint8_t owed;    /* faults to come that giving it back has caused */
+    uint32_t sample; /* budget.sample if it was given back as a sample; 0: it was not */
+    uint16_t handed_from, handed_to; /* pages that are not watched (handover.c); equal: none */
 };
 
 /* A budget of page tables (budget.c). */
 struct budget {
-    struct span *spans; /* one a span of the region; memory only where used. NULL: no budget */
+    struct span *spans; /* one for each of the region's spans; sparse. NULL: no budget */
     uint64_t spans_bytes;
     uint8_t *reserved, *scratch; /* 2 MiB of address space at a multiple of that */
     uint32_t first, last;        /* the queue of mapped spans: number + 1; 0: empty */
-    uint32_t used;               /* spans in it */
-    uint32_t handed;             /* spans with pages that are handed over, all in the queue */
+    uint32_t used;               /* spans in the queue */
+    uint32_t handed;             /* spans with pages that are not watched, all in the queue */
     uint32_t asked, limit;       /* spans; limit >= asked */
     uint32_t turn;               /* spans given back so far, modulo 2^32 */
-    /* What coming back costs, since the last look at the clocks. */
+    /* The cost of coming back, since the last look at the clocks. */
     bool weighing;
-    uint64_t lost;           /* faults it has caused */
-    uint64_t faults;         /* all that were answered by then */
+    uint64_t lost;           /* faults that the budget has caused */
+    uint64_t faults;         /* all faults that were answered by then */
     uint64_t own_ns, all_ns; /* CPU time by then: of the service thread, of the process */
-    int64_t allowed_ns;      /* may still be lost before the budget grows */
-    uint32_t sample, sampled, returned; /* number of the last sample, spans in it, and back */
+    int64_t allowed_ns;      /* time that may still be lost before the budget grows */
+    uint32_t sample, sampled, returned; /* last sample: its number, its spans, those back */
     uint64_t period_ms, due_ms;         /* between samples; when the next is due */
-    uint64_t since_ns, seen_ns;         /* CPU time of the program: then, or as it grew; lately */
+    uint64_t since_ns, seen_ns;         /* CPU time of the program: at that time or when the
+                                         * budget grew; lately */
 };
 
 /* Each run may split a mapping of the process in two. */
 #define HANDED_MAX 256u
 
-/* Runs of pages that Linux serves without us (handover.c), when there is no budget, which
- * keeps them with its spans. Region offsets; runs neither overlap nor touch. */
+/* Runs of pages that are not watched: Linux serves them without us (handover.c). Used if there
+ * is no budget, which keeps them with its spans. Region offsets; runs neither overlap nor
+ * adjoin. */
 struct handed {
     struct handed_run {
         uint64_t start, end;
@@ -137,11 +139,11 @@ struct handed {
 struct attachment {
     pthread_mutex_t lock;
     bool live;            /* [both] it is in the table */
-    struct mm mm;         /* [fixed] but for mm.fd, which is as the descriptors below */
+    struct mm mm;         /* [fixed] except for mm.fd, which is like the descriptors below */
     int mem_fd;           /* [both] the pages */
     int dev_fd;           /* [both] /dev/userfaultfd, for children; -1: uffd_new() does without */
     int uffd;             /* [both] */
-    int moved_uffd;       /* [att] of what arrange.c has moved into the window; -1: nothing */
+    int moved_uffd;       /* [att] of memory that arrange.c has moved into the window; -1: none */
     int ctl;              /* [att] control connection; -1: the server is away */
     uint8_t *base;        /* [fixed] */
     uint64_t length;      /* [both] of the window, bytes: the region's size, less if adopted */
@@ -150,26 +152,26 @@ struct attachment {
     int prot;             /* [fixed] PROT_* of the window: the same, or all with -o quirks=v3 */
     unsigned slot;        /* [fixed] */
     uint64_t claim;       /* [fixed] of the slot, as it was given */
-    uint64_t *linked;     /* [att] a bit a quantum; the pointer [fixed] */
+    uint64_t *linked;     /* [att] one bit for each quantum; the pointer [fixed] */
     struct around around; /* [att] what to map beside a page that faults */
     struct poison poisons[POISONS_MAX]; /* [att] a ring */
     unsigned poisons_at, poisons_used;  /* [att] */
     struct budget budget;               /* [att] */
     struct object objects[OBJECTS_MAX]; /* [att] */
-    unsigned objects_at;                /* [att] the next to go when there are more */
+    unsigned objects_at;                /* [att] the next one to be replaced */
     struct memory_policy {
         int mode; /* MPOL_* */
         unsigned long nodes;
-    } policy;             /* [table] what mbind(2) was told of the whole; for the preload library */
-    bool sealed;          /* [table] mseal(2); for the preload library */
-    unsigned advice;      /* [both] enum advice: what madvise(2) was told (preload library) */
+    } policy;        /* [table] the policy that mbind(2) gave the whole; for the preload library */
+    bool sealed;     /* [table] mseal(2); for the preload library */
+    unsigned advice; /* [both] enum advice, from madvise(2) (preload library) */
     struct pieces pieces; /* [both] of adopted memory: what is left of the window */
     struct handed handed; /* [att] what Linux serves alone */
     char path[MSG_TEXT];  /* [fixed] of the server's socket */
 };
 
-/* Shared memory that the program made itself: it may unmap and protect parts of the window as
- * it likes. */
+/* Shared memory that the program made for itself: it may unmap and protect parts of the window
+ * at will. */
 static inline bool is_adopted(const struct attachment *att) { return att->way == ATTACH_ADOPTED; }
 
 /* Precondition: a lock that protects `length`. */

@@ -11,12 +11,12 @@ _Atomic unsigned attachments_used;
 
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local unsigned depth; /* how often this thread has the lock */
-/* Of the thread that has the lock; protected by it. */
+/* The signal mask of the thread that has the lock; protected by it. */
 static sigset_t holder_mask;
 static int holder_cancel, holder_errno;
-static pid_t owner; /* of the attachments; protected by the lock */
+static pid_t owner; /* the process that the attachments belong to; protected by the lock */
 
-/* Every window there was since none was attached lies in [low, high). */
+/* Every window since the last time that none was attached lies in [low, high). */
 static _Atomic uint64_t low = UINT64_MAX, high;
 
 void attachments_lock(void)

@@ -11,13 +11,13 @@
 #define ATTACHMENTS_MAX 256
 
 extern struct attachment attachments[ATTACHMENTS_MAX];
-/* Those from here on never held anything and are not looked at: each would cost a
- * page fault, in every child too. Only grows, under the table's lock. */
+/* Entries from here on never held an attachment and are not read: each would cost a page
+ * fault, in every child too. Only grows, under the table's lock. */
 extern _Atomic unsigned attachments_used;
 
-/* The table's lock. No signal handler runs and no cancellation acts meanwhile in
- * the thread that holds it; it may take it again. errno is as before when it is free.
- * Precondition: no att->lock held. */
+/* Takes the table's lock. In the thread that holds it, no signal handler runs and no
+ * cancellation acts meanwhile, and it may take the lock again. When the lock is free again,
+ * errno is as before. Precondition: no att->lock held. */
 void attachments_lock(void);
 /* Precondition: the table's lock held. */
 void attachments_unlock(void);
@@ -37,9 +37,9 @@ struct attachment *attachment_over(uint64_t start, uint64_t end);
 struct attachment *attachment_of_tables(uint64_t addr);
 /* An entry for a new attachment; NULL: all are in use. Precondition: the table's lock held. */
 struct attachment *attachment_unused(void);
-/* Whether [start, end) comes near any window: to rule it out. Precondition: none. */
+/* Whether [start, end) is near any window; false rules an overlap out. Precondition: none. */
 bool attachments_near(uint64_t start, uint64_t end);
-/* The window of `att` is about to be: from now on it is near.
+/* The window of `att` is about to be mapped: from now on attachments_near() knows it.
  * Precondition: the table's lock held. */
 void attachments_cover(const struct attachment *att);
 

@@ -1,25 +1,25 @@
 /*
- * budget.c - a client keeps at most so many of its own page tables.
+ * budget.c - a client keeps a limited number of its own page tables.
  *
- * A program's real page tables are a cache of the shared ones (README.md), one
- * table a 2 MiB span; this is its replacement. Which spans are in use? Linux tells
- * an unprivileged process nothing cheap: no accessed bits in /proc/self/pagemap,
- * clear_refs walks all of the process, idle page tracking is root's. What we have
- * is faults, so giving back is itself the sample: a span that is in use comes back
- * at once, by a fault that finds all its entries. Hence
+ * A program's real page tables are a cache of the shared ones (README.md), with one
+ * table for each 2 MiB span; this is the cache's replacement policy. Which spans are
+ * in use? Linux has no cheap answer for an unprivileged process: there are no accessed
+ * bits in /proc/self/pagemap, clear_refs walks the whole process, and idle page tracking
+ * is for root. We have only faults, so giving back is itself the sample: a span that is
+ * in use comes back at once, by a fault that finds all its entries. Hence
  *
- *   queue       CLOCK: first in, first out, but a span with credit is passed over,
- *               which costs it one
- *   credit      a span that came back before as many others went as the budget
- *               holds had been in use: it is passed over 1 time, if it happens
- *               again 3 times, 7, 15. So what is hot is sampled ever more seldom,
- *               and spans of one pass flow through without pushing it out
- *   working set what comes back costs time. If that is more than a LOSS_SHARE-th of
- *               the CPU time of the process, and not just for a moment, the working
- *               set is larger than the budget: that doubles, and says so
- *               (msharefs clients)
- *   shrinking   a budget that has grown is asked for again: from time to time a
- *               sample is given back, and what does not return the budget loses
+ *   queue       CLOCK: first in, first out, but a span with credit is passed over and
+ *               loses one credit
+ *   credit      a span had been in use if it came back before the budget's whole number
+ *               of others went. It is then passed over once, and if it happens again 3
+ *               times, 7, 15. So hot spans are sampled less and less often, and spans of
+ *               a single pass flow through without pushing them out
+ *   working set coming back costs time. If that is more than a LOSS_SHARE-th of the CPU
+ *               time of the process, and not just for a moment, the working set is
+ *               larger than the budget: the budget doubles, which `msharefs clients`
+ *               shows
+ *   shrinking   a budget that has grown is questioned: from time to time a sample is
+ *               given back, and the budget loses the spans that do not return
  *               (working set estimation as in ESX: Waldspurger, OSDI 2002)
  *
  * Nothing is allocated here.
@@ -39,30 +39,30 @@
 
 enum span_state { SPAN_UNUSED, SPAN_MAPPED, SPAN_GONE };
 
-#define PROVED_MAX 4u /* 2^4 - 1 times passed over */
-/* The last ones in are not taken: their threads may not have run again yet. */
+#define PROVED_MAX 4u /* passed over 2^4 - 1 times */
+/* The newest spans are not taken: their threads may not have run again yet. */
 #define FRESH_SPANS 16u
 /* The third fault in a span maps the rest of it (around.c). */
 #define FAULTS_OWED 3u
-#define LOST_FAULTS 64u /* that many, and it is time to look at the clock */
+#define LOST_FAULTS 64u /* after that many it is time to look at the clock */
 #define LOSS_SHARE 16
-/* May be lost at once: when a program turns to other data, or the first time that
- * spans in use are taken. */
+/* The time that may be lost at once, when a program turns to other data, or the first time
+ * that spans in use are taken. */
 #define BURST_NS 10000000
-/* What a fault costs beside our own time: two switches of threads. */
+/* The cost of a fault beside our own time: two switches of threads. */
 #define SWITCH_NS 5000u
-/* Spans to try for one that can be given back. */
+/* How many spans to try, to find one that can be given back. */
 #define TRIES 8u
 #define SAMPLE_MIN 8u /* spans; and at most a 64th of the budget, and SAMPLE_MAX */
 #define SAMPLE_MAX 64u
 #define PERIOD_MIN_MS 250u
 #define PERIOD_MAX_MS 16000u
-/* A program that has run for so long since a sample would have come by again; one that does
- * not run needs nothing. One in between has had to wait for a processor. */
+/* A program that has run for so long since a sample would have touched it again, and a program
+ * that does not run needs nothing. One in between has had to wait for a processor. */
 #define RAN_NS 50000000u
 #define RESTED_NS 1000000u
 
-/* Of all attachments; whoever answers faults counts. */
+/* Of all attachments; counted by the thread that answers faults. */
 static _Atomic uint64_t faults_answered;
 static _Atomic bool any_grown;
 static uint64_t look_ms; /* when budget_tick() next has something to do; of the service thread */
@@ -104,7 +104,7 @@ static uint32_t pop(struct budget *b)
     return number;
 }
 
-/* The next one to go: past those with credit, but not as far as the last ones in. */
+/* The next span to go: past those with credit, but not as far as the newest ones. */
 static uint32_t victim(struct budget *b)
 {
     for (uint32_t left = b->used; left > FRESH_SPANS; left--) {
@@ -118,7 +118,7 @@ static uint32_t victim(struct budget *b)
     return pop(b);
 }
 
-/* Gives back one span. NULL: none can go now. */
+/* Gives one span back. NULL: none can go now. */
 static struct span *evict(struct attachment *att)
 {
     struct budget *b = &att->budget;
@@ -135,7 +135,7 @@ static struct span *evict(struct attachment *att)
             budget_push(b, number);
             continue;
         }
-        /* One that cannot be given back is not counted any more. */
+        /* A span that cannot be given back no longer counts. */
         span->state = SPAN_UNUSED;
         span->owed = 0;
         if (err)
@@ -158,7 +158,7 @@ void budget_trim(struct attachment *att)
 
 /* The working set */
 
-/* Of the program itself. */
+/* CPU time of the program itself. */
 static uint64_t program_ns(void)
 {
     return clock_ns(CLOCK_PROCESS_CPUTIME_ID) - clock_ns(CLOCK_THREAD_CPUTIME_ID);
@@ -180,14 +180,14 @@ static void grow(struct attachment *att)
     b->due_ms = now_ms() + b->period_ms;
     b->sampled = 0;
     start_looking(b);
-    /* The next look may be far away: the last one found nothing, or budgets that rest. */
+    /* The next look may be far away, if the last one found no budget or only idle ones. */
     if (b->due_ms < look_ms)
         look_ms = b->due_ms;
     any_grown = true;
     budget_publish(att);
 }
 
-/* Starts to compare: what our own thread does from now on, and all of the process. */
+/* Starts to compare the time of our own thread from now on with that of the whole process. */
 static void start_weighing(struct budget *b)
 {
     b->weighing = true;
@@ -197,8 +197,8 @@ static void start_weighing(struct budget *b)
     b->all_ns = clock_busy_ns(CLOCK_PROCESS_CPUTIME_ID);
 }
 
-/* Compares what coming back has cost with all that the process did meanwhile. The
- * time of our own thread is shared out among the faults that it answered. */
+/* Compares the cost of coming back with all the time of the process meanwhile. The time
+ * of our own thread is divided among the faults that it answered. */
 static void weigh(struct attachment *att)
 {
     struct budget *b = &att->budget;
@@ -249,7 +249,7 @@ void budget_fault(struct attachment *att, uint64_t offset, bool again)
         came_back(att, span);
     if (span->state != SPAN_MAPPED)
         budget_push(b, (uint32_t)(offset / PMD_SIZE));
-    /* What a smaller budget has caused says nothing about a larger one. */
+    /* Faults that a smaller budget has caused say nothing about a larger one. */
     if (again && span->owed && b->used >= b->limit) {
         span->owed--;
         if (++b->lost >= LOST_FAULTS)
@@ -278,7 +278,7 @@ static void sample(struct attachment *att)
     wanted = wanted < SAMPLE_MIN ? SAMPLE_MIN : wanted > SAMPLE_MAX ? SAMPLE_MAX : wanted;
     start_looking(b);
     if (b->used + wanted <= b->limit && !b->sampled) {
-        shrink(att, wanted); /* nobody uses so much */
+        shrink(att, wanted); /* so much is not in use */
         return;
     }
     if (b->sampled && b->returned <= b->sampled / 4)
@@ -297,7 +297,7 @@ static void sample(struct attachment *att)
     }
 }
 
-/* Whether what was used since then says what is in use. */
+/* Whether the program has run enough since then to show what is in use. */
 static bool telling(struct budget *b)
 {
     const uint64_t now = program_ns(), lately = now - b->seen_ns;

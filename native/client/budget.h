@@ -1,6 +1,6 @@
 /*
  * budget.h - how much of its own page tables a client keeps for an attachment: the policy.
- * How it is set is in budget_set.h, the giving back in reclaim.h.
+ * It is set by budget_set.h; reclaim.h gives back.
  */
 #ifndef MSHARE_BUDGET_H
 #define MSHARE_BUDGET_H
@@ -8,11 +8,11 @@
 #include "client/attachment.h"
 
 /* Call at the end of every answered fault: the span of `offset` may be mapped from now on.
- * `again`: the page was there already, it is no first touch. May take other spans away.
+ * `again`: the page was there already, so this is no first touch. May take other spans away.
  * Precondition: att->lock held, outside of epochs, on the service thread. */
 void budget_fault(struct attachment *att, uint64_t offset, bool again);
-/* Does what is due for budgets that have grown. Returns the milliseconds until
- * it is to be called again, -1: not on account of this.
+/* Takes the samples that are due for budgets that have grown. Returns after how many
+ * milliseconds it must be called again, or -1: there is no need.
  * Precondition: on the service thread, without a lock held. */
 int budget_tick(void);
 
@@ -20,10 +20,10 @@ int budget_tick(void);
 
 /* Puts a span into the queue. Precondition: the lock of the attachment. */
 void budget_push(struct budget *b, uint32_t number);
-/* Gives back as many as there are too many, if they can be had.
+/* Gives back the spans beyond the limit, as far as that is possible.
  * Precondition: att->lock held, outside of epochs. */
 void budget_trim(struct attachment *att);
-/* Shows the budget to those who look. Precondition: att->lock held. */
+/* Shows the budget in the slot, for `msharefs clients`. Precondition: att->lock held. */
 void budget_publish(const struct attachment *att);
 
 #endif

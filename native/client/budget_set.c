@@ -1,4 +1,4 @@
-/* budget_set.c - a budget of page tables is set, inherited and ended; see budget_set.h. */
+/* budget_set.c - setting, inheriting and ending a budget of page tables; see budget_set.h. */
 #define _GNU_SOURCE
 #include "client/budget_set.h"
 
@@ -23,7 +23,7 @@ static void push_mapped(struct attachment *att)
             budget_push(&att->budget, (uint32_t)span);
 }
 
-/* Address space; memory comes with use. */
+/* Reserves address space; memory comes with use. */
 static uint8_t *reserve(uint64_t bytes, int prot)
 {
     uint8_t *got = mmap(NULL, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -38,7 +38,7 @@ static int allocate_budget(struct attachment *att)
 {
     struct budget *b = &att->budget;
 
-    /* Not of the window: mremap(2) makes one of adopted memory longer. */
+    /* By the region's size: mremap(2) can make a window of adopted memory longer. */
     *b = (struct budget){.spans_bytes = att->mm.size / PMD_SIZE * sizeof(struct span)};
     b->reserved = reserve(2 * PMD_SIZE, PROT_NONE);
     b->spans = (struct span *)reserve(b->spans_bytes, PROT_READ | PROT_WRITE);
@@ -97,7 +97,7 @@ void budget_forked(struct attachment *att)
     if (!b->spans)
         return;
     madvise(b->spans, b->spans_bytes, MADV_DONTNEED); /* all are unused */
-    reclaim_empty(b->scratch);                        /* the parent may have been at it */
+    reclaim_empty(b->scratch);                        /* the parent may have been using it */
     *b = (struct budget){
         .spans = old.spans,
         .spans_bytes = old.spans_bytes,
@@ -109,7 +109,7 @@ void budget_forked(struct attachment *att)
     budget_publish(att);
 }
 
-/* As mount(8) has it: a number, perhaps with K, M or G for powers of 1024. */
+/* As for mount(8): a number, perhaps with K, M or G for powers of 1024. */
 static int parse(const char *text, uint64_t *bytes)
 {
     static const char units[] = "KMGT";

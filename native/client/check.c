@@ -1,5 +1,5 @@
 /*
- * check.c - what mmap(2) of a region file checks after a place is found.
+ * check.c - the checks of mmap(2) of a region file after a place was found.
  *
  * The order is that of do_mmap() on Linux 6.18, tried on memfds and files: with two
  * things wrong a program sees the errno of the first.
@@ -12,15 +12,15 @@
 #include <sys/mman.h>
 #include <sys/statvfs.h>
 
-/* What MAP_SHARED_VALIDATE knows of any file: Linux, LEGACY_MAP_MASK. */
+/* The flags that MAP_SHARED_VALIDATE knows for any file: Linux, LEGACY_MAP_MASK. */
 #define KNOWN_FLAGS                                                                          \
     (MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE | MAP_EXECUTABLE | \
      MAP_GROWSDOWN | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK |  \
      MAP_HUGETLB | MAP_32BIT | 0x80 /* MAP_ABOVE4G */ | 0x4000000 /* MAP_UNINITIALIZED */ |  \
      21 << MAP_HUGE_SHIFT | 30 << MAP_HUGE_SHIFT)
 
-/* Whether that much may be locked: asked by locking as much that has no pages.
- * -EPERM: nothing may. -EAGAIN: not that much. */
+/* Whether that much may be locked. Finds out by locking as much memory without pages.
+ * -EPERM: nothing may be locked. -EAGAIN: not that much. */
 static int check_lockable(uint64_t length)
 {
     void *probe = mmap(NULL, length, PROT_NONE,

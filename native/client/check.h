@@ -1,5 +1,5 @@
 /*
- * check.h - the arguments of an mmap(2) of a region file, and what the kernel checks of them.
+ * check.h - the arguments of an mmap(2) of a region file, and the kernel's checks of them.
  */
 #ifndef MSHARE_CHECK_H
 #define MSHARE_CHECK_H
@@ -11,15 +11,15 @@
 /* The arguments of mmap(2). */
 struct attach_request {
     void *addr;
-    /* Bytes; rounded up to a page it must be the region's size. 0: whatever that is. */
+    /* Bytes; rounded up to a page they must be the region's size. 0: that size. */
     uint64_t length;
     uint64_t offset; /* into the file: without effect, but checked as by the kernel */
     int prot, flags;
     enum attach_way way; /* adopted: `length` may be less than the region's size */
 };
 
-/* What mmap(2) checks after it has found a place, in its order. `mode` is that of
- * the descriptor (O_ACCMODE), `length` the window's. Returns 0 or -errno.
+/* Makes the checks of mmap(2) that follow its search for a place, in their order. `mode` is
+ * the descriptor's (O_ACCMODE), `length` the window's. Returns 0 or -errno.
  * Precondition: none. */
 int check_attach(int fd, int mode, const struct attach_request *request, uint64_t length);
 

@@ -3,7 +3,7 @@
 
 #include "core/linger.h"
 
-static uint64_t lingered_ns; /* of the service thread alone */
+static uint64_t lingered_ns; /* used by the service thread alone */
 
 void clock_add_lingered(uint64_t ns) { lingered_ns += ns; }
 

@@ -1,4 +1,4 @@
-/* counts.c - what a client counts; see counts.h. */
+/* counts.c - a client's counters; see counts.h. */
 #include "client/counts.h"
 
 static void link_quantum(struct attachment *att, uint64_t quantum)

@@ -1,6 +1,7 @@
 /*
- * counts.h - what a client counts in its slot, for those who look at it. One thread of
- * the process writes at a time: a plain load and store is enough, and readers see no tear.
+ * counts.h - a client's counters in its slot, for `msharefs stat` and `clients`. One thread
+ * of the process writes at a time: a load and a store are enough, and no reader sees half a
+ * number.
  */
 #ifndef MSHARE_COUNTS_H
 #define MSHARE_COUNTS_H
@@ -20,10 +21,10 @@ static inline struct mm_counters *counts_of(const struct attachment *att)
     return &att->mm.slots[att->slot].counters;
 }
 
-/* A fault that filled entries, as fault_fill() says.
+/* Counts a fault that filled entries, as fault_fill() has reported.
  * Precondition: att->lock held, inside an epoch. */
 void counts_fault(struct attachment *att, const struct fault *fault);
-/* Counts the pages of region offsets [start, end) as reachable; `fresh` of them were not.
+/* Counts the pages of region offsets [start, end) as reachable; `fresh` of them were not before.
  * Precondition: att->lock held, inside an epoch. */
 void counts_reached(struct attachment *att, uint64_t start, uint64_t end, uint64_t fresh);
 

@@ -1,4 +1,4 @@
-/* descriptors.c - numbers of ours that the program wants; see descriptors.h. */
+/* descriptors.c - giving up numbers that the program wants; see descriptors.h. */
 #include "client/descriptors.h"
 
 #include "client/attachments.h"

@@ -1,5 +1,5 @@
 /*
- * descriptors.h - our descriptors have numbers that the program may want for itself.
+ * descriptors.h - our descriptors may have numbers that the program wants for itself.
  */
 #ifndef MSHARE_DESCRIPTORS_H
 #define MSHARE_DESCRIPTORS_H

@@ -36,11 +36,11 @@ void detach_drop(struct attachment *att, bool claimed)
     att->live = false;
 }
 
-/* The server takes the slot back and counts what it did; without it we do. */
+/* The server takes the slot back and keeps its counts; without a server we do it. */
 static void say_goodbye(struct attachment *att)
 {
-    /* Replies carry the number of their request; one may still be on its way to the
-     * service thread, with 0. */
+    /* Replies carry the number of their request; a reply to the service thread, with number
+     * 0, may still be on its way. */
     struct msg msg = {.op = MSG_DETACH, .seq = 1}, reply;
     int fds[MSG_FDS];
     int err = att->ctl < 0 ? -EPIPE : control_send(att->ctl, &msg, NULL, 0);
@@ -48,11 +48,11 @@ static void say_goodbye(struct attachment *att)
     do {
         err = err ? err : control_recv(att->ctl, &reply, fds, CONTROL_TIMEOUT_MS);
         for (unsigned i = 0; !err && i < MSG_FDS; i++)
-            fd_close(fds[i]); /* of an object that somebody waited for */
-        if (err == -EMFILE)   /* one of those was lost */
+            fd_close(fds[i]); /* of an object that a thread waited for */
+        if (err == -EMFILE)   /* such a descriptor was lost */
             err = 0;
     } while (!err && (reply.op != MSG_REPLY || reply.seq != msg.seq));
-    /* It may have done so after all, and just not in time. */
+    /* The server may have done so after all, only too late. */
     if (err)
         slot_release(&att->mm, att->slot, att->claim);
 }
@@ -67,7 +67,7 @@ void detach_end(struct attachment *att)
     detach_drop(att, false);
 }
 
-/* Whether the window, or what is left of it, may go in part or goes whole. */
+/* Whether [start, end) may take what it covers of the window: part of adopted memory, or all. */
 static int check_replaced(struct attachment *att, uint64_t start, uint64_t end)
 {
     int err;
@@ -95,7 +95,7 @@ int detach_replace(uint64_t start, uint64_t end, int (*change)(void *), void *ar
         }
     if (err)
         return err;
-    /* The service thread must not touch pages that may be somebody else's. */
+    /* The service thread must not touch pages that may belong to another mapping by now. */
     for (unsigned i = 0; i < count; i++)
         pthread_mutex_lock(&taken[i]->lock);
     err = change(arg);

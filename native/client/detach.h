@@ -1,5 +1,5 @@
 /*
- * detach.h - the end of attachments, asked for or not: what replaces a window ends it.
+ * detach.h - the end of attachments, on request, or because another mapping replaces the window.
  */
 #ifndef MSHARE_DETACH_H
 #define MSHARE_DETACH_H
@@ -9,16 +9,16 @@
 /*
  * Changes the mappings of [start, end) by `change`, which returns 0 or -errno,
  * and ends the attachments whose windows that takes away. -EINVAL: it would take
- * a part of one, -EPERM: a sealed one; nothing is changed.
+ * a part of a window, -EPERM: a sealed window; then nothing is changed.
  * Precondition: the table's lock held.
  */
 int detach_replace(uint64_t start, uint64_t end, int (*change)(void *), void *arg);
 /* Ends an attachment whose window is no longer there. Precondition: both locks held. */
 void detach_end(struct attachment *att);
-/* Lets go of all that `att` holds, but its window; `claimed`: and of its slot.
+/* Lets go of everything that `att` holds except its window; `claimed`: also of its slot.
  * Precondition: both locks held. */
 void detach_drop(struct attachment *att, bool claimed);
-/* Unmaps the window, and so ends the attachment. 0 or -errno.
+/* Unmaps the window, which ends the attachment. 0 or -errno.
  * Precondition: the table's lock held. */
 int detach(struct attachment *att);
 

@@ -1,8 +1,8 @@
 /*
  * fork.c - attachments in a child of fork().
  *
- * The child's mappings have lost their registration: before fork() returns in it
- * the child makes a slot, a userfaultfd and a connection of its own. A window is
+ * The child's mappings have lost their registration, so before fork() returns in the
+ * child, it makes a slot, a userfaultfd and a connection of its own. A window is
  * mapped anew, without the objects in it, whose descriptors the child inherits;
  * adopted memory stays as the program has arranged it.
  */
@@ -27,7 +27,7 @@
 #include "client/watch.h"
 #include "core/control.h"
 
-/* The server hears of the child on the parent's connection, and need not answer. */
+/* The server hears of the child through the parent's connection, and need not answer. */
 static void join(struct attachment *att, int parent)
 {
     struct msg forked = {.op = MSG_FORKED, .arg = {att->slot, att->claim}};
@@ -75,7 +75,7 @@ static int attach_child(struct attachment *att)
     return err ? err : watch_add(att);
 }
 
-/* Whether the child has it at all: MADV_DONTFORK. */
+/* Whether the child has the window at all: MADV_DONTFORK. */
 static bool inherited(struct attachment *att)
 {
     if (!is_adopted(att))
@@ -102,8 +102,8 @@ static void in_child(void)
             if (!err && !attach_child(att))
                 continue;
             /* fork() cannot fail any more. A window that works without us would show
-             * memory the region does not have: let it fault instead. Adopted memory
-             * has no holes and works. */
+             * memory that the region does not have: let it fault instead. Adopted memory
+             * has no holes, so it works. */
             if (!is_adopted(att))
                 mmap(att->base, att->length, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);

@@ -4,7 +4,7 @@
 #ifndef MSHARE_FORK_H
 #define MSHARE_FORK_H
 
-/* Has fork() call us; once a process. Precondition: none. */
+/* Makes fork() call us; once in each process. Precondition: none. */
 void fork_prepare(void);
 
 #endif

@@ -1,31 +1,31 @@
 /*
- * handover.c - memory that is all there needs no watch.
+ * handover.c - fully populated memory is handed over to Linux: it need not be watched.
  *
- * A fault comes to us because a page may have no entry in the host mm yet. Where all have
- * one, nothing is left to be decided: the run of such pages is taken out of userfaultfd, and
+ * A fault comes to us because a page may have no entry in the host mm yet. Where all pages
+ * have one, nothing is left to decide: the run of such pages is taken out of userfaultfd, and
  * Linux maps them out of .mem itself, 16 at a time and without a switch of threads, in
  * children of fork() too.
  *
  *   entries    .ppp.pppppppppppppppp.p      a fault here:  ^
- *   window     wwwwww----------------ww     w: watched, -: handed over
+ *   window     wwwwww----------------ww     w: watched, -: handed over, not watched
  *
- * Before the server takes pages or rights away there, it has them watched again: it does so
- * itself, through its duplicate of our userfaultfd, also while we are stopped. So nothing is
- * handed over where a duplicate would not do: adopted memory, whose window the program
- * changes as it likes, only if it lives as long as its processes, for then nothing is ever
- * taken away; a window that arrange.c has put together of two userfaultfds not any more.
+ * Before the server takes pages or rights away there, it makes them watched again, through its
+ * own duplicate of our userfaultfd, even while we are stopped. So all memory stays watched
+ * where a duplicate would not be enough. That concerns adopted memory, whose window the program
+ * changes at will, unless it lives as long as its processes, because then nothing is ever
+ * taken away; and a window once arrange.c has put it together from two userfaultfds.
  *
- * A budget of page tables goes by faults: with one, no more is handed over than the 2 MiB span
- * of the fault, and what is given back is watched again.
+ * A budget of page tables counts faults: with a budget, a run ends with the 2 MiB span of the
+ * fault, and a span that is given back is watched again.
  *
- * Each run splits a mapping, so there are not many, and they are not short.
+ * Each run splits a mapping, so there must not be many, and they must not be short.
  *
- * A page that is mapped when it is handed over loses the right to write, for a moment: the
- * next write to it is a fault. So nothing is handed over in a span where we have mapped pages
- * already, but before fork(2), for the children.
+ * A page that is mapped when its run is handed over loses the right to write for a moment: the
+ * next write to it is a fault. So spans in which we have mapped pages stay watched, except
+ * before fork(2), for the children.
  *
- * Linux maps around a read, but of a write only its page. So sequential writes stay ours:
- * to map what follows costs us a quarter of Linux's faults (resolve.c).
+ * Around a read Linux maps other pages too, but for a write only its page. So sequential writes
+ * stay ours: mapping the following pages costs us a quarter of Linux's faults (resolve.c).
  */
 #include "client/handover.h"
 
@@ -39,13 +39,13 @@
 #include "core/touched.h"
 #include "core/uffd.h"
 
-/* What Linux maps around a fault: with less it has no advantage. */
+/* Linux maps that much around a fault: a shorter run has no advantage. */
 #define RUN_MIN (16 * PAGE_SIZE)
-/* One look goes no further than the table of this many bytes. */
+/* One look goes no further than the table that spans this many bytes. */
 #define LOOK_BYTES PUD_SIZE
 /* Under a budget each span is a run of its own. */
 #define HANDED_SPANS_MAX 4096u
-/* Entries that a search before fork(2) looks at: some 20 us. */
+/* Entries that a search before fork(2) looks at: about 20 us. */
 #define SEARCHED_MAX 16384u
 
 static struct handed_run cut(struct handed_run run, uint64_t start, uint64_t end)
@@ -54,7 +54,7 @@ static struct handed_run cut(struct handed_run run, uint64_t start, uint64_t end
                                run.end < end ? run.end : end};
 }
 
-/* Where we have mapped pages before: not there. */
+/* Leaves out the spans in which we have mapped pages. */
 static struct handed_run cut_touched(const struct attachment *att, uint64_t offset,
                                      struct handed_run bounds)
 {
@@ -69,11 +69,11 @@ static struct handed_run cut_touched(const struct attachment *att, uint64_t offs
     return bounds;
 }
 
-/* What may be one run around a fault. */
+/* The largest possible run around a fault. */
 static struct handed_run bounds_of(const struct attachment *att, const struct fault *fault)
 {
     const uint64_t base = (uintptr_t)att->base, offset = fault->offset;
-    /* Other quanta are not linked yet; of adopted memory nobody sees that. */
+    /* Other quanta are not linked yet; in adopted memory nobody would see that. */
     const uint64_t look = is_adopted(att) || att->mm.quantum > LOOK_BYTES ? LOOK_BYTES
                                                                           : att->mm.quantum;
     struct handed_run bounds = {offset & ~(look - 1), (offset & ~(look - 1)) + look};
@@ -100,7 +100,7 @@ static struct handed_run of_span(const struct attachment *att, uint32_t number)
 
 static uint64_t pages(struct handed_run run) { return (run.end - run.start) / PAGE_SIZE; }
 
-/* Puts the run into the list, as one with those it meets. Returns how many pages are new,
+/* Puts the run into the list, merged with those it meets. Returns how many pages are new;
  * 0: there is no room. */
 static uint64_t enlist(struct handed *handed, struct handed_run run)
 {
@@ -126,7 +126,7 @@ static uint64_t enlist(struct handed *handed, struct handed_run run)
     return pages(whole) - known;
 }
 
-/* The same with a budget. */
+/* Does so with a budget, in the run's span. */
 static uint64_t enlist_in_span(struct budget *budget, struct handed_run run)
 {
     struct span *span = &budget->spans[run.start / PMD_SIZE];
@@ -139,7 +139,7 @@ static uint64_t enlist_in_span(struct budget *budget, struct handed_run run)
     return pages(run);
 }
 
-/* Wakes who waits there, too. */
+/* Also wakes the threads that wait there. */
 static bool unwatch(const struct attachment *att, struct handed_run run)
 {
     struct uffdio_range range = {(uintptr_t)att->base + run.start, run.end - run.start};
@@ -147,7 +147,7 @@ static bool unwatch(const struct attachment *att, struct handed_run run)
     return !ioctl(att->uffd, UFFDIO_UNREGISTER, &range);
 }
 
-/* Whether the next pages are to be written in turn, perhaps. */
+/* Whether the program probably writes the next pages in turn. */
 static bool sequential_write(const struct attachment *att, const struct fault *fault)
 {
     return fault->access == ACCESS_WRITE && (att->around.pages > 1 || !att->around.next);
@@ -158,7 +158,7 @@ static bool may_hand_over(const struct attachment *att)
     return att->moved_uffd < 0 && (!is_adopted(att) || att->mm.header->owner_kind == OWNER_FILE);
 }
 
-/* For those who look at us. */
+/* Shows the run in the slot and in the counters. */
 static void publish_run(struct attachment *att, struct handed_run run, uint64_t fresh)
 {
     touched_mark(&att->mm, att->slot, run.start, run.end - run.start);
@@ -197,7 +197,7 @@ void handover_clip(const struct attachment *att, struct fault *fault)
         leave_out(of_span(att, number), fault);
 }
 
-/* The first run that ends behind `from`; none: [end, end). */
+/* The first run that ends after `from`; [end, end) if there is none. */
 static struct handed_run next_run(const struct handed *handed, uint64_t from, uint64_t end)
 {
     struct handed_run next = {end, end};
@@ -209,7 +209,7 @@ static struct handed_run next_run(const struct handed *handed, uint64_t from, ui
 }
 
 /* Calls `use` for each part of the window that is watched and not unmapped, until it returns
- * something else than 0. It may hand over what it is called for. */
+ * something other than 0. It may hand over the part that it is called for. */
 static int each_watched(struct attachment *att,
                         int (*use)(struct attachment *, struct handed_run, void *), void *arg)
 {
@@ -238,7 +238,7 @@ static int watch_run(struct attachment *att, struct handed_run run, void *unused
 
 int handover_inherit(struct attachment *att)
 {
-    if (att->handed.count) { /* else there may be no slot yet */
+    if (att->handed.count) { /* otherwise there may be no slot yet */
         slot_enter(&att->mm, att->slot);
         for (unsigned i = 0; i < att->handed.count; i++)
             publish_run(att, att->handed.runs[i], pages(att->handed.runs[i]));
@@ -288,8 +288,8 @@ int handover_end(struct attachment *att)
     return err;
 }
 
-/* There was a fault: if the page had been handed over, it was taken away since, and all that
- * was handed over with it is to be watched again. */
+/* There was a fault: if the page had been handed over, it has been taken away since, and the
+ * whole run must be watched again. */
 static bool taken_away(struct attachment *att, uint64_t offset)
 {
     struct handed *handed = &att->handed;
@@ -328,7 +328,7 @@ bool handover(struct attachment *att, const struct fault *fault)
 struct search {
     struct attachment *att;
     struct handed_run run; /* the one that is growing */
-    uint64_t left;         /* entries to look at */
+    uint64_t left;         /* entries still to look at */
 };
 
 static void end_run(struct search *search)
@@ -382,6 +382,6 @@ void handover_search(struct attachment *att)
         return;
     slot_enter(&att->mm, att->slot);
     if (!each_watched(att, search_part, &search))
-        att->handed.searched = 0; /* from the begin again, next time */
+        att->handed.searched = 0; /* from the beginning again, next time */
     slot_leave(&att->mm, att->slot);
 }

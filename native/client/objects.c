@@ -5,18 +5,17 @@
  *                        ^ a fault
  *   window     ......wwwwBBBBwwwwwwww......     B: a block of the object, mmap(2)
  *
- * The first access to a block comes to us, as one to anonymous memory does, and is
- * decided on the host mm. Then the block is mapped over the window, and from there on
- * the kernel serves it alone: what is past the file's end, or finds the file system
- * full or the pool of huge pages empty, gets the kernel's own SIGBUS, and it is one
- * memory with what others read(2) and write(2). It goes when the server says so
- * (REVOKE; arrange.c).
+ * The first access to a block comes to us, like one to anonymous memory, and is decided
+ * on the host mm. Then the block is mapped over the window, and from there on the kernel
+ * serves it alone. An access past the file's end gets the kernel's own SIGBUS, and so does
+ * one that finds the file system full or the pool of huge pages empty. The block is the
+ * same memory that others read(2) and write(2). It goes when the server says so (REVOKE;
+ * arrange.c).
  *
  * The server may be waiting for us to leave a fault, so nobody waits for the server
- * here: the descriptor of an object is asked for, the thread that faulted is left
- * where it is, and it is woken when the answer comes (service.c). A server that is
- * away is asked when it is back, and for a descriptor that there was no room for it is
- * asked again.
+ * here: we ask for the descriptor of an object, leave the thread that faulted where it
+ * is, and wake it when the answer comes (service.c). A server that is away is asked
+ * when it is back. If the process had no room for the descriptor, we ask again.
  *
  * Runs on the service thread: no malloc, no stdio, no region memory.
  */
@@ -78,8 +77,8 @@ static struct object *find(struct attachment *att, uint32_t number)
     return NULL;
 }
 
-/* As Linux has it in hand: the file system behind may be slow, or hang, or be served by
- * this very process, and faults in all other memory wait for us. */
+/* From Linux's own copy, without asking the file system: that may be slow, or hang, or be
+ * served by this very process, and faults in all other memory wait for us. */
 static bool look_at(int fd, struct statx *found)
 {
     return !statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_SIZE, found);
@@ -90,7 +89,7 @@ static uint64_t device_of(const struct statx *found)
     return (uint64_t)found->stx_dev_major << 32 | found->stx_dev_minor;
 }
 
-/* Whether `fd` still is what came: else it is the program's, and not ours to close. */
+/* Whether `fd` still is the file that came; otherwise it is the program's, not ours to close. */
 static bool is_ours(const struct object *object, struct statx *found)
 {
     return look_at(object->fd, found) && device_of(found) == object->device &&
@@ -123,7 +122,7 @@ static int ask(struct attachment *att, uint32_t number, bool writing)
 
     if (att->ctl >= 0 && control_post(att->ctl, &msg) == -EAGAIN)
         return -EAGAIN;
-    /* Another error is a server that is gone: see objects_unask(). */
+    /* Other errors mean that the server is gone: see objects_unask(). */
     object = place(att, number);
     object->writing = writing;
     object->state = OBJECT_ASKED;
@@ -136,7 +135,7 @@ int object_find(struct attachment *att, struct fault *fault)
     struct object *object = find(att, fault->vma.object);
     struct statx found;
 
-    if (is_adopted(att)) /* the program arranges that itself; nobody maps objects there */
+    if (is_adopted(att)) /* the program arranges that memory; nobody maps objects there */
         return -EUCLEAN;
     if (object && (object->state == OBJECT_ASKED || object->state == OBJECT_LOST))
         return -EINPROGRESS;
@@ -152,11 +151,11 @@ int object_find(struct attachment *att, struct fault *fault)
     return 0;
 }
 
-/* x86 has no pages that can be written and not read. */
+/* x86 has no pages that can be written but not read. */
 static int readable(int prot) { return prot & PROT_WRITE ? prot | PROT_READ : prot; }
 
-/* What both the mapping in the region and the attachment permit; execution is the
- * mapping's alone. */
+/* The rights that both the mapping in the region and the attachment permit; execution
+ * depends on the mapping alone. */
 static int block_prot(const struct attachment *att, uint32_t flags)
 {
     int prot = flags & VMA_PROT ? PROT_READ | (flags & VMA_WRITE ? PROT_WRITE : 0) : PROT_NONE;
@@ -165,7 +164,7 @@ static int block_prot(const struct attachment *att, uint32_t flags)
 }
 
 /* mmap(2) of a hugetlbfs file for writing makes the file as long as the mapping. CREATE_MAPPING
- * has done that; who made it shorter since does not want it again. */
+ * has done that; if somebody has made it shorter since, it must stay so. */
 static int map_huge_block(uint8_t *at, uint64_t bytes, int prot, int fd, off_t offset)
 {
     uint8_t *got = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, offset);
@@ -205,7 +204,7 @@ int64_t object_map(struct attachment *att, const struct fault *fault)
     if (err)
         return err == -EAGAIN ? -ENOMEM : err; /* EAGAIN: more than may be locked */
     poison_forget(att, fault->start, fault->end);
-    /* As the window around it. */
+    /* Like the window around it. */
     madvise(at, bytes, MADV_DONTDUMP);
     if (att->advice & ADVICE_DONTFORK)
         madvise(at, bytes, MADV_DONTFORK);
@@ -248,7 +247,7 @@ void object_answer(struct attachment *att, uint32_t number, int fd)
 {
     struct object *object = find(att, number);
 
-    if (!object || object->state != OBJECT_ASKED) { /* dropped meanwhile, and asked for again */
+    if (!object || object->state != OBJECT_ASKED) { /* dropped meanwhile, and asked for anew */
         if (fd >= 0)
             close(fd);
     } else {

@@ -6,16 +6,16 @@
 
 #include "client/attachment.h"
 
-/* Makes ready to map the object that is behind a permitted fault: fault->start, end
- * and limit. -EINPROGRESS: it was asked for; view_wake() follows when it comes.
- * -EAGAIN: try again. -ENOENT: there is none. Precondition: att->lock held, inside an epoch. */
+/* Prepares to map the object behind a permitted fault: sets fault->start, end and limit.
+ * -EINPROGRESS: we have asked for it; view_wake() follows when it comes. -EAGAIN: try
+ * again. -ENOENT: there is no such object. Precondition: att->lock held, inside an epoch. */
 int object_find(struct attachment *att, struct fault *fault);
-/* Maps it. Returns how many pages that made reachable, or -errno.
+/* Maps the block. Returns how many pages that made reachable, or -errno.
  * Precondition: att->lock held, inside the epoch of object_find(). */
 int64_t object_map(struct attachment *att, const struct fault *fault);
-/* The server's answer; `fd` is ours now, -errno: there is none. Precondition: att->lock held. */
+/* Takes the server's answer; `fd` is ours now, or -errno. Precondition: att->lock held. */
 void object_answer(struct attachment *att, uint32_t number, int fd);
-/* What was asked for will not be answered: the connection is gone.
+/* Open questions will not be answered, because the connection is gone.
  * Precondition: att->lock held. */
 void objects_unask(struct attachment *att);
 /* Asks again for what could not be had for a while. Returns when that is due, ms from now;
@@ -23,7 +23,7 @@ void objects_unask(struct attachment *att);
 int objects_tick(void);
 /* Lets go of all descriptors. Precondition: att->lock held. */
 void objects_drop(struct attachment *att);
-/* Where the descriptor `fd` of an object is kept, or NULL. Precondition: att->lock held. */
+/* The place that keeps the descriptor `fd` of an object, or NULL. Precondition: att->lock held. */
 int *object_descriptor(struct attachment *att, int fd);
 
 #endif

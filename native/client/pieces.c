@@ -1,4 +1,4 @@
-/* pieces.c - address ranges that are left of a window; see pieces.h. */
+/* pieces.c - the address ranges that are left of a window; see pieces.h. */
 #include "client/pieces.h"
 
 #include <errno.h>
@@ -43,7 +43,7 @@ int pieces_reserve(struct pieces *pieces)
     return 0;
 }
 
-/* Makes a piece begin at `at`, if that is inside one. */
+/* Splits the piece that `at` is inside of, so that a piece begins there. */
 static void split(struct pieces *pieces, uint64_t at)
 {
     for (unsigned i = 0; i < pieces->count; i++) {

@@ -1,6 +1,6 @@
 /*
- * pieces.h - what is left of a window that the program may unmap bit by bit: a
- * sorted list of address ranges without overlap.
+ * pieces.h - the parts that are left of a window which the program may unmap bit by bit:
+ * a sorted list of address ranges without overlap.
  *
  *   AAAAAAAA    cut [2, 4)  ->    AA..AAAA     two pieces
  *
@@ -14,7 +14,7 @@
 
 struct piece {
     uint64_t start, end; /* addresses, page aligned */
-    bool stays;          /* not for children of fork(): MADV_DONTFORK */
+    bool stays;          /* children of fork() do not get it: MADV_DONTFORK */
 };
 
 struct pieces {
@@ -22,7 +22,7 @@ struct pieces {
     unsigned count, room;
 };
 
-/* One piece. -ENOMEM. */
+/* Makes a list of one piece. -ENOMEM. */
 int pieces_init(struct pieces *pieces, uint64_t start, uint64_t end);
 void pieces_free(struct pieces *pieces);
 bool pieces_hold(const struct pieces *pieces, uint64_t addr);
@@ -32,9 +32,9 @@ int pieces_reserve(struct pieces *pieces);
 void pieces_cut(struct pieces *pieces, uint64_t start, uint64_t end);
 /* Lets the piece that ends at `from` end at `to`. */
 void pieces_grow(struct pieces *pieces, uint64_t from, uint64_t to);
-/* Sets `stays` of what there is in [start, end). */
+/* Sets `stays` of the pieces in [start, end). */
 void pieces_mark(struct pieces *pieces, uint64_t start, uint64_t end, bool stays);
-/* What a child of fork() has. */
+/* Leaves the pieces that a child of fork() has. */
 void pieces_fork(struct pieces *pieces);
 
 #endif

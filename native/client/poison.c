@@ -1,12 +1,12 @@
 /*
- * poison.c - pages made to fault natively, so that a refused access ends in the signal
- * the kernel would give, in the thread that made it.
+ * poison.c - guard pages: made to fault natively, so that a refused access ends in the
+ * signal the kernel would give, in the thread that made it.
  *
- * A hole gets a guard marker (madvise(2), Linux 6.15): SEGV_MAPERR, no gap in the
- * window that an mmap(2) of the program could fall into. The server asks for poison
- * back (REARM) when something is mapped there; the oldest goes when there are too
- * many, which is harmless: its next fault comes to us. There is none on pages of
- * mapped objects, where the kernel refuses by itself.
+ * A hole gets a guard marker (madvise(2), Linux 6.15): SEGV_MAPERR, and no gap in the
+ * window that an mmap(2) of the program could fall into. When something is mapped
+ * there, the server asks us to remove the guard pages (REARM). If there are too many,
+ * the oldest is removed, which is harmless: its next fault comes to us. Pages of mapped
+ * objects have none, because there the kernel refuses by itself.
  *
  * Runs on the service thread: no malloc, no stdio, no region memory.
  */
@@ -41,7 +41,7 @@ static void unpoison(struct attachment *att, struct poison poison)
         mprotect(page, PAGE_SIZE, prot);
         break;
     case POISON_BUS:
-        /* Not to be accessed before it is watched, as view_map() has it. */
+        /* It must not be accessed before it is watched, as in view_map(). */
         mmap(page, PAGE_SIZE, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd,
              (off_t)poison.offset);
         uffd_watch(att->uffd, (uintptr_t)page, PAGE_SIZE);
@@ -84,10 +84,10 @@ static bool guard(const struct attachment *att, uint8_t *page)
 {
     struct uffdio_writeprotect off = {.range = {(uintptr_t)page, PAGE_SIZE}};
 
-    /* Punching a write-protected page out of the file leaves a marker of that,
-     * which madvise() cannot replace: it would try again for ever. */
+    /* Punching a write-protected page out of the file leaves a marker, which
+     * madvise() cannot replace: it would try again for ever. */
     ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off);
-    /* A locked mapping (mlockall) takes no guard. */
+    /* A locked mapping (mlockall) takes no guard marker. */
     return !madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL) ||
            (!munlock(page, PAGE_SIZE) && !madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL));
 }
@@ -104,7 +104,7 @@ static bool map_nothing(const struct attachment *att, uint8_t *page)
     return done;
 }
 
-/* The rights that are left of a page, for SEGV_ACCERR. */
+/* The rights that a page keeps, for SEGV_ACCERR. */
 static int refusing_prot(const struct attachment *att, const struct fault *fault,
                          enum fault_verdict verdict)
 {

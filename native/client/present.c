@@ -60,7 +60,7 @@ uint64_t present_pages(struct attachment *att, uint64_t start, uint64_t end, uns
     return found.pages;
 }
 
-/* The entries of a 2 MiB span, a bit each. */
+/* The entries of a 2 MiB span, one bit for each. */
 struct span_bits {
     uint64_t start; /* host address */
     uint64_t bits[SPAN_PAGES / 64];
@@ -82,7 +82,7 @@ static struct span_bits look_at_span(struct mm *mm, uint64_t offset)
     struct walk walk = {.mm = mm, .leaf = mark, .arg = &span};
     const uint64_t end = span.start + PMD_SIZE;
 
-    /* A table that is broken ends the walk: what is behind it is absent. */
+    /* A broken table ends the walk: pages behind it are absent. */
     walk_range(&walk, span.start, end < mm->host_end ? end : mm->host_end);
     return span;
 }

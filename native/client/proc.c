@@ -1,4 +1,4 @@
-/* proc.c - what a process asks /proc about itself; see proc.h. */
+/* proc.c - a process's questions to /proc about itself; see proc.h. */
 #define _GNU_SOURCE
 #include "client/proc.h"
 
@@ -23,14 +23,14 @@ uint64_t proc_start_time(void)
     char text[1024], *at;
 
     proc_read("/proc/self/stat", text, sizeof text);
-    at = strrchr(text, ')'); /* the name may hold anything, also this */
+    at = strrchr(text, ')'); /* the name may hold anything, even a parenthesis */
     for (unsigned field = 2; at && field < 22; field++)
         at = strchr(at + 1, ' ');
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
-/* Of process `pid`. A child need not ask for it again: to look anything up in /proc takes
- * half as long as making a thread. */
+/* The namespace of process `pid`. A child need not ask for it again: looking anything up in
+ * /proc takes half as long as making a thread. */
 static struct {
     pid_t pid;
     uint32_t inode;
@@ -49,6 +49,6 @@ uint32_t proc_pid_namespace(void)
 
 void proc_forked(void)
 {
-    /* In another namespace than its parent a child sees none. */
+    /* A child in another namespace than its parent sees no parent. */
     namespace.pid = getppid() ? getpid() : 0;
 }

@@ -1,6 +1,7 @@
 /*
- * proc.h - what a process asks /proc about itself. No stdio and no malloc: also for the
- * child of a fork, and inside another's program. Precondition of all: none.
+ * proc.h - a process's questions to /proc about itself. No stdio and no malloc, because it
+ * also runs in the child of a fork, and inside somebody else's program. Precondition of all:
+ * none.
  */
 #ifndef MSHARE_PROC_H
 #define MSHARE_PROC_H

@@ -1,18 +1,18 @@
 /*
- * reclaim.c - give a page table back to the kernel while its 2 MiB span stays in
- * the window.
+ * reclaim.c - giving a page table back to the kernel while its 2 MiB span stays in the
+ * window.
  *
  *   MADV_DONTNEED   frees the table where the kernel can (CONFIG_PT_RECLAIM, Linux
  *                   6.14), if nothing stays behind in it: no guard marker, and no
- *                   marker for a page that was write-protected by userfaultfd(2)
- *   move, discard   for read-only VMAs, whose pages are so protected: mremap(2) with
+ *                   marker of a page that was write-protected by userfaultfd(2)
+ *   move, discard   for read-only VMAs, whose pages are protected so: mremap(2) with
  *                   MREMAP_DONTUNMAP leaves the span mapped and watched but empty,
  *                   in one step and without markers. Taking the protection off
  *                   instead would let a stray write through in between
  *   map again       a kernel that keeps empty tables frees them only with the
- *                   mapping. Until the new one is registered a fault in it is not
- *                   ours; where all of the span is one writable VMA of the region
- *                   that shows nobody anything else than we would have
+ *                   mapping. Until the new mapping is registered, faults in it do not
+ *                   come to us; if the whole span is one writable VMA of the region,
+ *                   Linux shows exactly what we would have shown
  */
 #define _GNU_SOURCE
 #include "client/reclaim.h"
@@ -37,7 +37,7 @@
 #define MREMAP_DONTUNMAP 4
 #endif
 
-/* Enough that other threads' tables do not matter. */
+/* So many that other threads' tables do not matter. */
 #define PROBE_SPANS 64u
 
 static bool tables_stay; /* MADV_DONTNEED leaves empty tables */
@@ -78,9 +78,9 @@ void reclaim_probe(void)
     pthread_once(&once, probe);
 }
 
-/* What the region has in [start, end). */
+/* The region's mappings in [start, end), summed up. */
 struct rights {
-    bool busy;      /* it is just being changed */
+    bool busy;      /* it is being changed */
     bool read_only; /* a VMA there is not writable */
     bool whole;     /* one VMA covers it all */
 };
@@ -103,9 +103,9 @@ static struct rights rights_of(const struct mm *mm, uint64_t start, uint64_t end
     return rights;
 }
 
-/* Whether all of the span is one mapping under a watch: a program may have put
- * something of its own there, and that is not ours to discard. The kernel checks
- * that first, and then cannot read what to copy. */
+/* Whether the whole span is one watched mapping: a program may have put something of its
+ * own there, which is not ours to discard. The kernel checks that before it finds that it
+ * cannot read the page to copy. */
 static bool watched(const struct attachment *att, uint8_t *page)
 {
     struct uffdio_copy nothing = {
@@ -117,7 +117,8 @@ static bool watched(const struct attachment *att, uint8_t *page)
     return !ioctl(att->uffd, UFFDIO_COPY, &nothing) || errno != ENOENT;
 }
 
-/* Adopted memory is changed by the program as it likes; what is left is listed. */
+/* Whether the program has left the page's span whole: it changes adopted memory at will, and
+ * `pieces` lists the parts that are left. */
 static bool left_whole(const struct attachment *att, uint8_t *page)
 {
     for (unsigned i = 0; i < att->pieces.count; i++)
@@ -146,14 +147,14 @@ static int move_and_discard(const struct attachment *att, uint8_t *page)
 
     if (att->moved_uffd >= 0) /* if it watches the span, mremap(2) waits for us (arrange.c) */
         return -EOPNOTSUPP;
-    err = discard(page, PAGE_SIZE); /* mremap(2) would take the lock off what is locked */
+    err = discard(page, PAGE_SIZE); /* fails if locked: mremap(2) would take the lock off */
 
     if (err)
         return err;
     if (mremap(page, PMD_SIZE, PMD_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
                scratch) == MAP_FAILED)
         return -errno;
-    err = discard(page, PMD_SIZE); /* what is left is the table */
+    err = discard(page, PMD_SIZE); /* only the table is left */
     reclaim_empty(scratch);
     return err;
 }
@@ -169,7 +170,7 @@ static int map_again(const struct attachment *att, uint8_t *page)
         return -errno;
     madvise(page, PMD_SIZE, MADV_DONTDUMP);
     err = uffd_watch(att->uffd, (uintptr_t)page, PMD_SIZE);
-    /* Whatever came in between came without us. */
+    /* Pages that came in between came without us. */
     madvise(page, PMD_SIZE, MADV_DONTNEED);
     return err;
 }
@@ -181,10 +182,10 @@ int reclaim_span(struct attachment *att, uint64_t start)
 
     if (start + PMD_SIZE > att->length)
         return -ERANGE;
-    /* A poisoned page would stay behind as a marker, or splits the mapping. */
+    /* A guard page would stay behind as a marker, or it splits the mapping. */
     poison_rearm(att, start, start + PMD_SIZE);
-    /* No change of rights is under way as long as we are inside: the server would
-     * protect pages that are going. */
+    /* No change of rights can be under way while we are inside: the server would protect
+     * pages that are going away. */
     slot_enter(&att->mm, att->slot);
     struct rights rights = rights_of(&att->mm, start, start + PMD_SIZE);
     if (rights.busy)
@@ -196,7 +197,7 @@ int reclaim_span(struct attachment *att, uint64_t start)
                                                                    : map_again(att, page);
     else
         err = rights.read_only ? move_and_discard(att, page) : discard(page, PMD_SIZE);
-    /* Or a change of rights would give it a table again, for nothing. */
+    /* Otherwise a change of rights would give it a table again, for nothing. */
     if (!err)
         touched_unmark(&att->mm, att->slot, start);
     slot_leave(&att->mm, att->slot);

@@ -1,7 +1,7 @@
 /*
  * resolve.c - one userfaultfd event, answered: host mm first, then the real MMU.
  *
- *   event     page in .mem   what makes it reachable
+ *   event     page in .mem   how it is made reachable
  *   MISSING   no             fallocate, CONTINUE
  *   MINOR     yes            CONTINUE, over the present entries that follow when
  *                            the accesses are sequential
@@ -9,8 +9,8 @@
  *   any, in an object        mmap(2) of a block of it over the window (objects.c)
  *
  * A refused access must end in the signal the kernel would give, in the thread
- * that made it: the page is made to fault natively (poison.c) and the thread is
- * woken.
+ * that made it: the page becomes a guard page, which faults natively (poison.c), and
+ * the thread is woken.
  *
  * Runs on the service thread: no malloc, no stdio, no region memory.
  */
@@ -49,10 +49,10 @@ static void wake_for(const struct attachment *att, const struct fault *fault)
     view_wake(att, fault->start, fault->end);
 }
 
-/* Maps the pages of [start, end), which have entries. Passed over: a page that is
- * absent (its filler died), mapped already, or not in the window any more. A
- * poisoned page may have split the window, and a call fails over a split: then
- * page by page. 0 or -errno. */
+/* Maps the pages of [start, end), which have entries. Passes over a page that is
+ * absent (its filler died), mapped already, or no longer in the window. A guard page
+ * may have split the window, and a call fails over a split: then it goes page by
+ * page. 0 or -errno. */
 static int continue_run(struct attachment *att, uint64_t start, uint64_t end, bool protect)
 {
     uint64_t mapped = 0, step = end - start;
@@ -72,7 +72,7 @@ static int continue_run(struct attachment *att, uint64_t start, uint64_t end, bo
             step = PAGE_SIZE;
         } else if (err == EEXIST || err == EFAULT || err == ENOENT) {
             start += PAGE_SIZE;
-        } else if (err != EAGAIN) { /* EAGAIN: the mappings are changing, again */
+        } else if (err != EAGAIN) { /* EAGAIN: the mappings are changing, try again */
             return -err;
         }
     }
@@ -108,16 +108,16 @@ static int map_present(struct attachment *att, const struct fault *fault)
     return err;
 }
 
-/* A sequential run that has come to the end of its span goes on over the pages behind it that
- * are there, as far as we have mapped none of them. Not with a budget, which counts spans by
- * their faults. */
+/* A sequential run that has come to the end of its span goes on over the present pages behind
+ * it, up to the first one that we have mapped. Not with a budget, which counts spans by their
+ * faults. */
 static int map_ahead(struct attachment *att, const struct fault *fault)
 {
     const uint64_t start = (fault->offset & ~(PMD_SIZE - 1)) + PMD_SIZE;
     const uint64_t quantum_end = (fault->offset / att->mm.quantum + 1) * att->mm.quantum;
     uint64_t end = fault->offset + att->around.pages * PAGE_SIZE, mapped = start, stop;
 
-    end = end < quantum_end ? end : quantum_end; /* the next one is not linked yet */
+    end = end < quantum_end ? end : quantum_end; /* the next quantum is not linked yet */
     end = end < fault->vma.end ? end : fault->vma.end;
     if (att->around.next != start || start >= end || fault->filled || att->budget.spans)
         return 0;
@@ -139,7 +139,7 @@ static int make_reachable(struct attachment *att, const struct fault *fault, uin
             .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
         return ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off) ? -errno : 0;
     }
-    /* Memory for what was filled ahead may be short; for the page itself it must not. */
+    /* Memory may be short for pages filled ahead, but not for the page itself. */
     if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR) &&
         fallocate(att->mem_fd, 0, (off_t)fault->offset, (off_t)(fresh * PAGE_SIZE)) &&
         fallocate(att->mem_fd, 0, (off_t)fault->offset, PAGE_SIZE))
@@ -159,7 +159,7 @@ static int reach_object(struct attachment *att, struct fault *fault)
     return pages < 0 ? (int)pages : 0;
 }
 
-/* The host mm's part, then the real MMU's; between slot_enter() and slot_leave(). */
+/* First the host mm's part, then the real MMU's; between slot_enter() and slot_leave(). */
 static enum fault_verdict handle(struct attachment *att, struct fault *fault, uint64_t flags)
 {
     enum fault_verdict verdict = fault_look(&att->mm, fault);
@@ -199,24 +199,24 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
     };
     enum fault_verdict verdict;
 
-    /* Unmapped since: what is there now is not ours. */
+    /* The program has unmapped it since: the memory there now is not ours. */
     if (is_adopted(att) && !pieces_hold(&att->pieces, addr))
         return wake_for(att, &fault);
     slot_enter(&att->mm, att->slot);
     verdict = handle(att, &fault, flags);
     if (verdict == FAULT_MAPERR && is_adopted(att))
-        verdict = FAULT_BROKEN; /* mremap(2) has made it longer than it is: SIGBUS */
+        verdict = FAULT_BROKEN; /* mremap(2) has made the window longer than the region: SIGBUS */
     if (verdict == FAULT_MAPERR || verdict == FAULT_ACCERR || verdict == FAULT_BROKEN)
         poison_page(att, &fault, verdict);
     slot_leave(&att->mm, att->slot);
     if (verdict == FAULT_LATER)
         return;
-    /* The thread faults again and we come back: in between we can answer the
+    /* The thread faults again and we come back here. In between we can answer the
      * server, which may be waiting for just that. */
     if (verdict == FAULT_WAIT)
         nanosleep(&moment, NULL);
     wake_for(att, &fault);
-    /* A span with objects in it is not ours alone to give back. */
+    /* We cannot give back a span with objects in it by ourselves. */
     if (!fault.vma.object)
         budget_fault(att, fault.offset, verdict == FAULT_MAP && !fault.filled);
 }

@@ -9,8 +9,8 @@
 /* Answers a fault at `addr`; `flags` are UFFD_PAGEFAULT_FLAG_*.
  * Precondition: att->lock held, on the service thread. */
 void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags);
-/* Takes the pages of region offsets [start, end) out of the real page tables; with
- * `objects` (REVOKE_OBJECTS) there may be pages of objects among them. 0 or -errno.
+/* Takes the pages of region offsets [start, end) out of the real page tables. With
+ * `objects` (REVOKE_OBJECTS), pages of objects may be among them. 0 or -errno.
  * Precondition: att->lock held, on the service thread. */
 int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool objects);
 

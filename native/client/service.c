@@ -1,9 +1,9 @@
 /*
  * service.c - the thread that waits for this process's faults and for the server.
  *
- * One thread for all attachments. It blocks every signal and never calls back
- * into the program. A server that goes away is not missed: faults need shared
- * memory only. The thread knocks again until one answers.
+ * There is one thread for all attachments. It blocks every signal and never calls back
+ * into the program. It can do without a server: faults need only shared memory. If the
+ * server goes away, the thread knocks again until one answers.
  */
 #define _GNU_SOURCE
 #include "client/service.h"
@@ -28,7 +28,7 @@
 
 #define EVENTS 16
 #define RECONNECT_MS 200
-/* glibc takes thread-local storage from it too; ours is shallow. */
+/* glibc takes thread-local storage from the stack, too; our own calls are shallow. */
 #define STACK_BYTES (256 * 1024)
 
 static void answer_faults(struct attachment *att, int uffd)
@@ -41,7 +41,7 @@ static void answer_faults(struct attachment *att, int uffd)
             resolve_fault(att, msgs[i].arg.pagefault.address, msgs[i].arg.pagefault.flags);
 }
 
-/* What the server asks for. 0 or -errno. */
+/* Does what the server asks for. 0 or -errno. */
 static int obey(struct attachment *att, const struct msg *msg)
 {
     switch (msg->op) {
@@ -74,7 +74,7 @@ static void answer_server(struct attachment *att)
 
     if (err == -ETIMEDOUT)
         return;
-    const bool lost = err == -EMFILE; /* the rest of the message is there */
+    const bool lost = err == -EMFILE; /* the rest of the message has come */
     err = lost ? 0 : err;
     if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_OBJECT >> 32)
         object_answer(att, (uint32_t)msg.seq, object_of(&msg, lost, fds));
@@ -90,7 +90,7 @@ static void answer_server(struct attachment *att)
         watch_lose_server(att);
 }
 
-/* The server is back: show it the host mm, which is the right to be its client. */
+/* The server is back: show it the host mm, which proves the right to be its client. */
 static void rejoin(struct attachment *att)
 {
     struct msg msg = {.op = MSG_REJOIN, .arg = {att->slot, att->claim}};
@@ -103,7 +103,7 @@ static void rejoin(struct attachment *att)
         close(sock);
         return;
     }
-    /* Who waits for an object has to ask this server. */
+    /* Threads that wait for an object fault again, and ask this server. */
     objects_unask(att);
     view_wake(att, 0, att->length);
 }
@@ -122,7 +122,7 @@ static void rejoin_all(void)
 
 static int poll_events(void *events) { return watch_wait(events, EVENTS, 0); }
 
-/* After an event that came soon we stay awake for the next, as long as they go on coming soon. */
+/* After an event that came soon we stay awake for the next, as long as they keep coming soon. */
 static int wait_events(struct epoll_event *events, int rest_ms)
 {
     static bool burst;
@@ -167,7 +167,7 @@ static void *serve(void *unused)
     struct epoll_event events[EVENTS];
 
     (void)unused;
-    /* Not by pthread_setname_np() from outside: that opens /proc, in every child. */
+    /* Not by pthread_setname_np() from outside, which opens /proc, in every child. */
     prctl(PR_SET_NAME, "mshare-service");
     for (;;) {
         int rest = sooner(budget_tick(), objects_tick());
@@ -177,7 +177,7 @@ static void *serve(void *unused)
         int count = wait_events(events, rest);
 
         if (count < 0 && errno != EINTR)
-            return NULL; /* the program closed our descriptor: nothing to wait on */
+            return NULL; /* the program closed our descriptor: there is nothing to wait for */
         for (int i = 0; i < count; i++)
             handle_event(&events[i]);
         if (watch_away())

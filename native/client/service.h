@@ -1,5 +1,5 @@
 /*
- * service.h - who takes this process's faults: a thread of its own.
+ * service.h - the thread that takes this process's faults.
  */
 #ifndef MSHARE_SERVICE_H
 #define MSHARE_SERVICE_H

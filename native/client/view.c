@@ -14,9 +14,9 @@
 
 int view_map(const struct attachment *att)
 {
-    /* Not to be accessed before it is watched: what came in between would come without
-     * us, and stay. Other threads may be at work where there was a window before. Nor is
-     * it filled as it is made, after mlockall(MCL_FUTURE). */
+    /* It must not be accessed before it is watched: pages that came in between would come
+     * without us, and stay. Other threads may be using a window that was there before. Nor
+     * may it be filled when it is made, after mlockall(MCL_FUTURE). */
     void *got = mmap(att->base, att->length, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
                      att->mem_fd, 0);
 
@@ -50,8 +50,8 @@ int view_uffd(const struct attachment *att, uint64_t more)
     return uffd;
 }
 
-/* Nothing but this wakes: a thread goes on only when its fault has left the epoch, so
- * that a process that is stopped after an access holds nobody up. */
+/* No other function wakes threads: a thread goes on only when its fault has left the epoch,
+ * so a process that is stopped after an access holds nobody up. */
 void view_wake(const struct attachment *att, uint64_t start, uint64_t end)
 {
     struct uffdio_range range = {(uintptr_t)att->base + start, end - start};

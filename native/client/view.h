@@ -7,19 +7,19 @@
 
 #include "client/attachment.h"
 
-/* Maps the window over whatever reserved it; PROT_NONE, until it is watched. 0 or -errno.
+/* Maps the window over its reservation, PROT_NONE until it is watched. 0 or -errno.
  * Precondition: the table's lock held. */
 int view_map(const struct attachment *att);
-/* A new userfaultfd, with UFFD_FEATURE_* `more` beside what we need. Or -errno.
+/* Makes a userfaultfd, with the UFFD_FEATURE_* `more` beside those we always need, or -errno.
  * Precondition: a lock that protects att->dev_fd. */
 int view_uffd(const struct attachment *att, uint64_t more);
-/* Wakes all threads that wait for a page of region offsets [start, end): they fault again.
+/* Wakes all threads that wait for a page of region offsets [start, end), to fault again.
  * Precondition: att->lock held. */
 void view_wake(const struct attachment *att, uint64_t start, uint64_t end);
 /* PROT_* of the window over a mapping with `flags` (enum vma_flags): the attachment's, and
  * execution where the mapping permits it. Precondition: none. */
 int view_prot(const struct attachment *att, uint32_t flags);
-/* The same of what is mapped at region offset `offset`, where no object is.
+/* PROT_* of the window at region offset `offset`, where no object is mapped.
  * Precondition: inside an epoch. */
 int view_prot_at(const struct attachment *att, uint64_t offset);
 

@@ -16,14 +16,14 @@ enum watch_source { WATCH_UFFD, WATCH_CTL, WATCH_MOVED };
 
 /* Makes the set. 0 or -errno. Precondition: the table's lock held, and no set yet. */
 int watch_start(void);
-/* Whether there is one. Precondition: the table's lock held. */
+/* Whether there is a set. Precondition: the table's lock held. */
 bool watch_started(void);
-/* Closes it: in a forked child, which has no service thread, or when none could be made.
+/* Closes the set: in a forked child, which has no service thread, or when none could be made.
  * Precondition: the table's lock held, and no service thread. */
 void watch_forget(void);
 /* Waits for events as epoll_wait(2) does. Precondition: on the service thread. */
 int watch_wait(struct epoll_event *events, int count, int timeout_ms);
-/* Whose an event is, and what it is about. */
+/* The attachment that an event belongs to, and in *source what it is about. */
 struct attachment *watch_whose(const struct epoll_event *event, enum watch_source *source);
 
 /* Adds the userfaultfd and, if there is one, the connection of `att`. 0 or -errno.

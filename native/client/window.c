@@ -1,4 +1,4 @@
-/* window.c - find an aligned hole in the address space; see window.h. */
+/* window.c - finding an aligned hole in the address space; see window.h. */
 #define _GNU_SOURCE
 #include "client/window.h"
 
@@ -23,7 +23,7 @@ static int reserve_at(uint64_t addr, uint64_t size, uint8_t **base)
     return 0;
 }
 
-/* Takes more than is needed and gives back what sticks out. */
+/* Reserves more than is needed and gives back both ends. */
 static int reserve_anywhere(uint64_t size, uint64_t quantum, uint8_t **base)
 {
     uint64_t more = quantum - PAGE_SIZE;

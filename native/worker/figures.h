@@ -1,5 +1,5 @@
 /*
- * figures.h - what a command cost.
+ * figures.h - the cost of a command.
  */
 #ifndef MSHARE_WORKER_FIGURES_H
 #define MSHARE_WORKER_FIGURES_H
