@@ -7,6 +7,7 @@ fault, because a debugger holds it there, makes the change fail with EBUSY and n
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -99,29 +100,33 @@ class HostMM(View):
         end: int,
         prot: int,
         *,
-        replace: bool = True,
+        admit: Callable[[], None] = lambda: None,
         source: Source | None = None,
         kept: Mapping | None = None,
         offset: int = 0,
     ) -> None:
         """Maps memory at [start, end), or `source` from its byte `offset` on.
 
-        What was there goes, if `replace`, else EEXIST. `kept` is a mapping of the source, and ours.
-        EBUSY: an attached process does not let go of what is there; nothing changed.
+        What was there goes. `admit` is asked once nobody else can change the region any more, and
+        raises OSError if that must not be. `kept` is a mapping of the source, and ours. EBUSY: an
+        attached process does not let go of what is there; nothing changed.
         """
-        async with self._lock:
-            vma = ffi.new("struct mm_vma *", {"start": start, "end": end, "offset": offset})
-            vma.flags = prot & lib.VMA_PROT
-            if source is not None and kept is not None:
-                added = self.objects.add(self._next_object(), source, kept)
-                vma.object = added.number
-                vma.flags |= lib.VMA_HUGE if added.huge else 0
-            try:
-                if not replace:
-                    self.check_free(start, end)
-                await self._exchange(start, end, lambda: lib.hostmm_map(self._mm, vma[0]))
-            finally:
-                await self._sweep()
+        with contextlib.ExitStack() as ours:
+            if kept is not None:
+                ours.callback(kept.close)
+            async with self._lock:
+                admit()
+                vma = ffi.new("struct mm_vma *", {"start": start, "end": end, "offset": offset})
+                vma.flags = prot & lib.VMA_PROT
+                if source is not None and kept is not None:
+                    ours.pop_all()  # it is the object's now
+                    added = self.objects.add(self._next_object(), source, kept)
+                    vma.object = added.number
+                    vma.flags |= lib.VMA_HUGE if added.huge else 0
+                try:
+                    await self._exchange(start, end, lambda: lib.hostmm_map(self._mm, vma[0]))
+                finally:
+                    await self._sweep()
 
     async def unmap(self, start: int, end: int) -> None:
         """Takes [start, end) out and frees its pages; in force everywhere on return.

@@ -74,6 +74,7 @@ class Region:
             if self.host is not None:
                 await self.host.unmap(0, self.host.size)
                 self.host.end()
+            # Nobody else has run since the unmap: who waited for it finds the region ended.
             self.owner = dataclasses.replace(self.owner, kind="gone")
             self.watch = None
 
@@ -111,18 +112,25 @@ class Region:
         self, host: HostMM, create: verbs.Create, caller: int, source: sources.Source | None
     ) -> None:
         """The part of a CREATE that is mmap(2)'s own, in its order."""
-        replace = not create.flags & verbs.MAP_FIXED_NOREPLACE
-        limits.check_count(host.count())
-        if not replace:  # once more when it counts
-            host.check_free(create.region_offset, create.end)
+
+        def check_room() -> None:
+            limits.check_count(host.count())
+            if create.flags & verbs.MAP_FIXED_NOREPLACE:
+                host.check_free(create.region_offset, create.end)
+
+        def admit() -> None:
+            """Looks again at what others may have changed while this one waited for them."""
+            self._check_owner()
+            check_room()
+            limits.check_space(create, caller, host.ranges)
+
+        check_room()  # before a file is looked at, as mmap(2) does
         limits.check_locked(create, caller)
         kept = await source.map(create) if source is not None else None
         if kept is not None and source is not None and source.zero:
             kept.close()
             kept, source = None, None  # what comes of it is ordinary anonymous memory
         try:
-            self._check_owner()  # meanwhile it may have ended
-            limits.check_space(create, caller, host.ranges)
             if source is None or (source.anonymous and not source.huge):
                 limits.check_commit(create)
         except BaseException:
@@ -133,7 +141,7 @@ class Region:
             create.region_offset,
             create.end,
             create.prot,
-            replace=replace,
+            admit=admit,
             source=source,
             kept=kept,
             offset=create.file_offset if kept else 0,
