@@ -177,7 +177,7 @@ def check(root: Path) -> list[str]:
             wrong += against_headers(room, root)
     python = list(uses_in_python(root))
     wrong += against_walls(table["python"], python)
-    return [*wrong, *in_circles(native)]
+    return [*wrong, *in_circles(native), *in_circles(python)]
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def test_the_code_keeps_the_rule() -> None:
         (
             "msharefs/lab/bench/run.py", "import msharefs.cli.bench",
             ("msharefs/lab/bench/run.py imports msharefs.cli.bench: that goes through a wall: "
-            "lab (the demonstration and the measurements) may use root, launch, server only"),
+            "lab (the demonstration and the measurements) may use root, launch, server/view, "
+            "server/describe only"),
         ),
     ],
 )  # fmt: skip
@@ -102,6 +103,20 @@ def test_a_circle(tree: Path) -> None:
     assert set(found(tree)) == {
         "native/core/mm.h includes native/core/touched.h: that closes a circle of 2 files",
         "native/core/touched.h includes native/core/mm.h: that closes a circle of 2 files",
+    }
+
+
+def test_a_circle_of_modules(tree: Path) -> None:
+    append(tree / "msharefs/units.py", "from .verbs import pack")
+    append(tree / "msharefs/verbs.py", "from . import mountpoint")
+    append(tree / "msharefs/mountpoint.py", "from msharefs.units import format_size")
+    assert set(found(tree)) == {
+        "msharefs/units.py imports msharefs.verbs.pack: that closes a circle of 3 files",
+        "msharefs/verbs.py imports msharefs.mountpoint: that closes a circle of 3 files",
+        (
+            "msharefs/mountpoint.py imports msharefs.units.format_size: "
+            "that closes a circle of 3 files"
+        ),
     }
 
 
