@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .processes import start_time
+from .processes import listed, start_time, users_of
 
 FSTYPE = "fuse.msharefs"
 MNT_DETACH = 2
@@ -28,6 +28,10 @@ MNT_DETACH = 2
 # (in the server's pid namespace), start time in clock ticks after boot, and number of attachments.
 SERVER_STRUCT = struct.Struct("=QQQ")
 SERVER_COMMAND = 2 << 30 | SERVER_STRUCT.size << 16 | ord("x") << 8 | 0x1F  # _IOR('x', 0x1f, ...)
+# Likewise: the processes that are attached, by pid; 0 after the last. There may be more.
+ATTACHED_MAX = 1024
+ATTACHED_STRUCT = struct.Struct(f"={ATTACHED_MAX}I")
+ATTACHED_COMMAND = 2 << 30 | ATTACHED_STRUCT.size << 16 | ord("x") << 8 | 0x1E
 
 # A live server answers in well under a millisecond; the limit is for a machine that swaps.
 _PROBE_SECONDS = 5.0
@@ -168,7 +172,8 @@ def take_away(directory: Path, mount: Mount, *, lazy: bool = False) -> None:
     if code == errno.EBUSY:
         raise OSError(
             code,
-            "in use: close the files and leave the directories on it, or unmount with --lazy",
+            f"in use by {listed(users_of(directory))}, with files open, a directory entered or "
+            "memory mapped: end that, or unmount with --lazy",
             str(directory),
         )
     if code == errno.EPERM:
@@ -223,6 +228,17 @@ def open_server(directory: Path) -> Server:
         os.close(pidfd)
         pidfd = -1
     return Server(pid, pidfd, attached)
+
+
+def attached_processes(directory: Path) -> list[int]:
+    """Ask the live mount on `directory` who is attached to its regions, adopted ones included."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        answer = bytearray(ATTACHED_STRUCT.size)
+        fcntl.ioctl(fd, ATTACHED_COMMAND, answer)
+    finally:
+        os.close(fd)
+    return [pid for pid in ATTACHED_STRUCT.unpack(answer) if pid]
 
 
 def wait_for_end(pidfd: int, seconds: float) -> bool:

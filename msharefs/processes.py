@@ -8,13 +8,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from typing import TYPE_CHECKING
+
+import psutil
 
 from .native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from pathlib import Path
 
 PIDFD_THREAD = os.O_EXCL
 """pidfd_open(2), since Linux 6.9."""
 
 _KCMP_FILE = 0
+_LISTED = 8  # in one sentence
 
 
 def _stat_fields(pid: int) -> list[bytes] | None:
@@ -96,6 +104,40 @@ def command(pid: int) -> str:
             return file.read().rstrip("\n")
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def listed(pids: Collection[int]) -> str:
+    """Processes for a sentence: number and name of the first few, and how many more there are."""
+    if not pids:
+        return "processes that this user may not see"
+    chosen = sorted(pids)[:_LISTED]
+    text = ", ".join(f"{pid} ({command(pid) or 'gone'})" for pid in chosen)
+    more = len(pids) - len(chosen)
+    return f"{text} and {more} more" if more else text
+
+
+def users_of(directory: Path) -> set[int]:
+    """The processes that keep the mount on `directory` busy, as far as this user may see them.
+
+    By the names in /proc alone: its server is not asked.
+    """
+    return {pid for pid in psutil.pids() if any(_is_below(name, directory) for name in _uses(pid))}
+
+
+def _is_below(name: str, directory: Path) -> bool:
+    return name == str(directory) or name.startswith(f"{directory}/")
+
+
+def _uses(pid: int) -> Iterator[str]:
+    """What a process has open, mapped or entered, by name."""
+    proc = f"/proc/{pid}"
+    with contextlib.suppress(OSError):  # it may be gone, or another user's
+        numbers = os.listdir(f"{proc}/fd")
+        for link in (f"{proc}/cwd", f"{proc}/root", *(f"{proc}/fd/{number}" for number in numbers)):
+            with contextlib.suppress(OSError):
+                yield os.readlink(link)
+        with open(f"{proc}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            yield from (line.rstrip("\n").split(maxsplit=5)[-1] for line in maps)
 
 
 def cgroup(pid: int) -> str:

@@ -46,7 +46,10 @@ def command(
     Programs that it starts do so too. $MSHAREFS_MOUNT tells it where the mount is. The exit status
     is the program's, 128+N if signal N ended it; 126 or 127 if it cannot be started.
     """
-    chosen = running.choose_mount(directory, adopts=adopt is not None)
+    try:
+        chosen = running.choose_mount(directory, adopts=adopt is not None, tell=_tell)
+    except running.SeveralMountsError as error:
+        raise click.UsageError(str(error)) from None
     watcher = None
     if report is not None:
         from msharefs.lab.watching import reporting
@@ -60,3 +63,7 @@ def command(
         click.echo(f"msharefs: {program[0]}: {error.strerror}", err=True)
         status = running.NOT_FOUND if error.errno == errno.ENOENT else running.NOT_EXECUTABLE
     sys.exit(status)
+
+
+def _tell(sentence: str) -> None:
+    click.echo(f"msharefs: {sentence}", err=True)

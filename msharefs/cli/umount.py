@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from msharefs import mountpoint
+from msharefs import mountpoint, processes
 
 # A server ends within a second of the unmount; it may have many regions to free.
 WAIT_SECONDS = 20.0
@@ -38,10 +38,13 @@ def command(lazy: bool, directory: Path) -> None:
     server = mountpoint.open_server(resolved)
     try:
         if server.attached and not lazy:
+            who = "processes of another pid namespace"  # whose numbers are not ours
+            if server.pidfd >= 0:
+                who = processes.listed(set(mountpoint.attached_processes(resolved)))
             raise OSError(
                 errno.EBUSY,
-                f"in use: {server.attached} attachments to its regions; see `msharefs clients`, "
-                "or unmount with --lazy: they then wait for the next mount",
+                f"in use: attached to its regions: {who}; end them, or unmount with --lazy: they "
+                "then wait for the next mount",
                 str(directory),
             )
         mountpoint.take_away(resolved, mount, lazy=lazy)

@@ -55,11 +55,18 @@ _WORD_MAX = 1 << 16  # bytes: an OSError with its sentence
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
-def choose_mount(given: Path | None, *, adopts: bool = False) -> Path | None:
+class SeveralMountsError(ValueError):
+    """There are several mounts and none was named; the text lists them."""
+
+
+def choose_mount(
+    given: Path | None, *, adopts: bool = False, tell: Callable[[str], object] = lambda _: None
+) -> Path | None:
     """The mount that a program should use: the one given, else $MSHAREFS_MOUNT, else the only one.
 
-    None: it needs its own. OSError with a sentence if what was given is no msharefs that works, or
-    one that is no home for memory that the program makes (`adopts`).
+    None: it needs its own. Where the user named none and there are some, `tell` gets a sentence
+    that says which one it is. OSError with a sentence if what was given is no msharefs that works,
+    or one that is no home for memory that the program makes (`adopts`). SeveralMountsError.
     """
     named = given or (Path(os.environ[MOUNT]) if os.environ.get(MOUNT) else None)
     if named is not None:
@@ -87,16 +94,37 @@ def choose_mount(given: Path | None, *, adopts: bool = False) -> Path | None:
                 str(named),
             )
         return directory
+    found = _usable()
+    if len(found) > 1:
+        names = ", ".join(map(str, found))
+        raise SeveralMountsError(
+            f"there are several mounts ({names}): name one with --mount or ${MOUNT}"
+        )
+    if not found:
+        return None
+    if adopts and (kind := _owner_kind(found[0])) != "file":
+        tell(
+            f"on a private mount: the regions on {found[0]} end with their owner (-o owner={kind})"
+        )
+        return None
+    tell(f"on the mount {found[0]}, the only one there is (--mount or ${MOUNT} names another)")
+    return found[0]
+
+
+def _usable() -> list[Path]:
+    """The mounts that answer and that this user may use, but private ones; sorted."""
     own = f"{PARENT}/{PREFIX}"
     found = {
         mount.directory
         for mount in mountpoint.mounts()
         if mount.fstype == mountpoint.FSTYPE and not str(mount.directory).startswith(own)
     }
-    alive = [directory for directory in found if mountpoint.probe(directory) == "alive"]
-    if len(alive) != 1 or (adopts and _owner_kind(alive[0]) != "file"):
-        return None
-    return alive[0]
+    return [
+        directory
+        for directory in sorted(found)
+        if mountpoint.probe(directory) == "alive"
+        and os.access(directory, os.X_OK, effective_ids=True)
+    ]
 
 
 def _owner_kind(directory: Path) -> str:

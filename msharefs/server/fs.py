@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from msharefs.mountpoint import SERVER_COMMAND, SERVER_STRUCT
+from msharefs.mountpoint import (
+    ATTACHED_COMMAND,
+    ATTACHED_MAX,
+    ATTACHED_STRUCT,
+    SERVER_COMMAND,
+    SERVER_STRUCT,
+)
 from msharefs.processes import start_time
 
 from .backing import BackingFiles
@@ -279,6 +285,9 @@ class Filesystem(pyfuse3.Operations):
         if ino == ROOT_INO and command == SERVER_COMMAND:
             pid = os.getpid()
             return 0, SERVER_STRUCT.pack(pid, start_time(pid), self._regions.attached())
+        if ino == ROOT_INO and command == ATTACHED_COMMAND:
+            pids = self._regions.attached_processes() + [0] * ATTACHED_MAX
+            return 0, ATTACHED_STRUCT.pack(*pids[:ATTACHED_MAX])
         node = self._tree.node(ino)
         if not node.is_region or flags & _IOCTL_COMPAT:
             raise OSError(

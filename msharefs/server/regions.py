@@ -168,6 +168,11 @@ class Regions:
             host.clients.reap_dead(connected=True)
         return sum(host.attached() for host in hosts)
 
+    def attached_processes(self) -> list[int]:
+        """The processes that are attached to any region, by pid, in order."""
+        hosts = [region.host for region in self._regions.values() if region.host]
+        return sorted({client["pid"] for host in hosts for client in describe.clients(host)})
+
     def reap_dead(self) -> None:
         """Lets go of processes that are gone without a word."""
         for region in list(self._regions.values()):

@@ -368,11 +368,11 @@ def test_umount_of_what_is_not_ours(directory: Path, public_tmp: Path) -> None:
 def test_umount_in_use(directory: Path) -> None:
     succeeds("mount", directory)
     with (directory / "r").open("w"):
-        assert "in use" in fails("umount", directory)
+        assert f"in use by {os.getpid()} (" in fails("umount", directory)
     (directory / "d").mkdir()
     sleeper = subprocess.Popen(["sleep", "60"], cwd=directory / "d")
     try:
-        assert "in use" in fails("umount", directory)
+        assert f"in use by {sleeper.pid} (sleep), with" in fails("umount", directory)
         assert (directory / "r").exists()
         server = server_of(directory)
         succeeds("umount", "--lazy", directory)
@@ -383,6 +383,38 @@ def test_umount_in_use(directory: Path) -> None:
         sleeper.wait()
     psutil.wait_procs([server], timeout=LIMIT)
     assert not default_state(directory).exists()
+
+
+@pytest.mark.parametrize("way", ["attached", "adopted"])
+def test_umount_while_attached_names_the_processes(directory: Path, way: str) -> None:
+    """Also those whose region has no name any more: adopted memory."""
+    succeeds("mount", "-o", "quantum=2M", directory)
+    attach = f"""
+import msharefs, os, sys
+region = msharefs.open({str(directory / "r")!r}, os.O_RDWR | os.O_CREAT)
+region.truncate(2 << 20)
+view = region.attach()
+os.close(region.fd)
+print("there", flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+    adopt = 'import mmap, sys; m = mmap.mmap(-1, 4 << 20); print("there", flush=True); input()'
+    command = {
+        "attached": [sys.executable, "-c", attach],
+        "adopted": [*MSHAREFS, "run", "--mount", str(directory), "--adopt-anon", "2M", "--",
+                    sys.executable, "-c", adopt],
+    }[way]  # fmt: skip
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        said = fails("umount", directory)
+        assert f"in use: attached to its regions: {process.pid} (python" in said
+        assert process.stdin is not None
+        process.stdin.write("\n")
+    succeeds("umount", directory)
 
 
 def test_umount_by_another_user(directory: Path) -> None:

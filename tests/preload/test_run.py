@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +18,7 @@ from support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from support.server import Mount
 
@@ -80,19 +80,36 @@ class TestWhichMount:
         answer = run("--", *self.ASK, **{running.MOUNT: str(second.path)})
         assert answer.stdout == f"{second.path}\n"
 
-    def test_the_only_one(self, mount: Mount) -> None:
-        assert run("--", *self.ASK).stdout == f"{mount.path}\n"
+    def test_the_only_one_and_which_it_is(self, mount: Mount) -> None:
+        answer = run("--", *self.ASK)
+        assert answer.stdout == f"{mount.path}\n"
+        assert answer.stderr == (
+            f"msharefs: on the mount {mount.path}, the only one there is "
+            f"(--mount or ${running.MOUNT} names another)\n"
+        )
+        assert run("--mount", mount.path, "--", *self.ASK).stderr == ""
 
     def test_a_private_one_if_there_is_none(self) -> None:
         answer = run("--", "sh", "-c", f"cat ${running.MOUNT}/mshare_info")
         assert quantum_of(answer) == 512 << 30
+        assert answer.stderr == ""
         nothing_of_it_is_left()
 
-    def test_a_private_one_if_there_are_more(self, mounts: Callable[..., Mount]) -> None:
-        known = [mounts().path, mounts().path]
+    def test_if_there_are_more_one_must_be_named(self, mounts: Callable[..., Mount]) -> None:
+        first, second = sorted([mounts().path, mounts().path])
         answer = run("--", *self.ASK)
-        assert Path(answer.stdout.strip()) not in known
-        assert len(private_mounts()) == 2
+        assert (answer.returncode, answer.stdout) == (2, "")
+        assert f"several mounts ({first}, {second})" in answer.stderr
+        assert f"--mount or ${running.MOUNT}" in answer.stderr
+
+    def test_one_that_is_not_open_to_us_does_not_count(self, mount: Mount) -> None:
+        mount.base.chmod(0o700)
+        assert running.choose_mount(None) == mount.path
+        os.seteuid(65534)
+        try:
+            assert running.choose_mount(None) is None
+        finally:
+            os.seteuid(0)
 
     def test_for_adopted_memory_its_quantum_is_small(self) -> None:
         answer = run("--adopt-anon", "64M", "--", "sh", "-c", f"cat ${running.MOUNT}/mshare_info")
@@ -133,6 +150,7 @@ class TestWhichMountForAdoptedMemory:
         answer = run(*self.ASK)
         assert answer.returncode == 0
         assert not answer.stdout.startswith(str(mount.path))
+        assert f"on a private mount: the regions on {mount.path} end with" in answer.stderr
         assert private_mounts() == [mount.path]
 
     @pytest.mark.mount("owner=thread")
@@ -174,11 +192,11 @@ class TestTheProgram:
         assert status == (128 + 9 if either == "a private mount" else -9)
 
     def test_that_is_not_there(self, either: str) -> None:
-        del either
         answer = run("--", "no-such-program")
-        assert (answer.returncode, answer.stderr) == (
-            127, "msharefs: no-such-program: No such file or directory\n",
-        )  # fmt: skip
+        said = answer.stderr.splitlines(keepends=True)
+        assert answer.returncode == 127
+        assert said.pop() == "msharefs: no-such-program: No such file or directory\n"
+        assert len(said) == (either == "a mount that is there")  # which it is
 
     def test_that_cannot_be_executed(self, either: str, tmp_path: Path) -> None:
         del either
