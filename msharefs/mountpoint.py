@@ -7,7 +7,6 @@ for a bounded time.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -19,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .native import ffi, lib
 from .processes import listed, start_time, users_of
 
 FSTYPE = "fuse.msharefs"
-MNT_DETACH = 2
 
 # Our own, beside the series' numbers: an ioctl on the root directory that tells who serves it: pid
 # (in the server's pid namespace), start time in clock ticks after boot, and number of attachments.
@@ -35,8 +34,6 @@ ATTACHED_COMMAND = 2 << 30 | ATTACHED_STRUCT.size << 16 | ord("x") << 8 | 0x1E
 
 # A live server answers in well under a millisecond; the limit is for a machine that swaps.
 _PROBE_SECONDS = 5.0
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -165,8 +162,8 @@ def take_away(directory: Path, mount: Mount, *, lazy: bool = False) -> None:
     EBUSY while somebody uses a file of it, unless `lazy`.
     """
     if os.geteuid() == 0:
-        failed = _libc.umount2(os.fsencode(directory), MNT_DETACH if lazy else 0)
-        code = ctypes.get_errno() if failed else 0
+        failed = lib.umount2(os.fsencode(directory), lib.MNT_DETACH if lazy else 0)
+        code = ffi.errno if failed else 0
     else:
         code = _fusermount(directory, lazy=lazy)
     if code == errno.EBUSY:

@@ -6,6 +6,7 @@ The functions are documented in the headers of native/. They return 0 or more, o
 from __future__ import annotations
 
 import os
+import signal
 
 from ._native import ffi, lib
 
@@ -22,7 +23,21 @@ def check(result: int, sentence: str) -> int:
     return result
 
 
-def check_errno(failed: bool, sentence: str) -> None:  # for the public functions
-    """OSError with errno and `sentence` if a function of msharefs.h failed."""
+def check_errno(failed: bool, sentence: str) -> None:  # for msharefs.h and the C library
+    """OSError with errno and `sentence` if a function that sets errno failed."""
     if failed:
         raise OSError(ffi.errno, f"{sentence}: {os.strerror(ffi.errno)}")
+
+
+def end_with_parent() -> None:
+    """A SIGTERM for this process when the thread that started it ends, however it ends."""
+    _prctl(lib.PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def become_subreaper() -> None:
+    """From now on descendants whose parents have ended are children of this process."""
+    _prctl(lib.PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    check_errno(lib.prctl(option, ffi.cast("unsigned long", value)) < 0, f"prctl {option}")

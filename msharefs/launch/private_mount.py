@@ -27,10 +27,11 @@ PARENT = "/dev/shm"  # noqa: S108  # mkdtemp makes a name of our own
 PREFIX = "msharefs-private-"
 
 # `python -m msharefs mount`, with a SIGTERM when we die: the mount must not outlive us, however we
-# end. 1 is PR_SET_PDEATHSIG of prctl(2).
+# end.
 _SERVER = (
-    "import ctypes; ctypes.CDLL(None).prctl(1, 15); from msharefs.cli import main; main()"
-)  # fmt: skip
+    "from msharefs.native import end_with_parent; end_with_parent(); "
+    "from msharefs.cli import main; main()"
+)
 _START_SECONDS = 30.0
 _STOP_SECONDS = 15.0
 

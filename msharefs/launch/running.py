@@ -14,7 +14,6 @@ mount's server::
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import pickle
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 import psutil
 
-from msharefs import mountpoint
+from msharefs import mountpoint, native
 
 from . import installed
 from .private_mount import PARENT, PREFIX, PrivateMount
@@ -52,7 +51,6 @@ _FORWARDED = {
 }  # fmt: skip
 _FROM_KERNEL = 0x80  # siginfo_t.si_code SI_KERNEL: of a terminal, which tells the program itself
 _WORD_MAX = 1 << 16  # bytes: an OSError with its sentence
-_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
 class SeveralMountsError(ValueError):
@@ -304,7 +302,7 @@ class _Keeper:
         self, arguments: Sequence[str], home: Home, adopt: int | None, watcher: Watcher | None
     ) -> None:
         """From mount to unmount; sends the program's pidfd, then its exit status, or an OSError."""
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        native.become_subreaper()
         try:
             with home as mount, (watcher or _nobody)(mount) as outcome:
                 program = self._start(arguments, environment(mount.directory, adopt))

@@ -16,12 +16,13 @@ marker's st_ino + 2.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+from msharefs.native import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,15 +35,6 @@ _INO_OFFSET = 2
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.renameat2.argtypes = [
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_uint,
-]
 
 
 def inode_of(ident: int) -> int:
@@ -174,8 +166,8 @@ class Tree:
                 os.fsdecode(old),
             )
         old_fd, new_fd = self.node(old_parent).fd, self.node(new_parent).fd
-        if _libc.renameat2(old_fd, old, new_fd, new, flags):
-            code = ctypes.get_errno()
+        if lib.renameat2(old_fd, old, new_fd, new, flags):
+            code = ffi.errno
             raise OSError(code, os.strerror(code), os.fsdecode(old), None, os.fsdecode(new))
 
     # The rest does not touch lookup counts.

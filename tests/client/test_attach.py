@@ -6,7 +6,6 @@ import errno
 import itertools
 import mmap
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import pytest
 
 import msharefs
 
+from support import proc
 from support.actor import (
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
@@ -423,11 +423,8 @@ def test_the_service_thread_keeps_out_of_the_way(actors: Actors, make_region: Re
     base = actor.attach(actor.give(make_region().fd))
     assert actor.call("load", base) == [0]  # so that it runs, and has its name
     threads = {}
-    for task in Path(f"/proc/{actor.pid}/task").iterdir():
-        status = (task / "status").read_text()
-        threads[(task / "comm").read_text().strip()] = int(
-            re.findall(r"SigBlk:\s+(\w+)", status)[0], 16
-        )
+    for task in proc.tasks(actor.pid):
+        threads[proc.comm(task)] = int(proc.status(task, "SigBlk"), 16)
     blocked = threads.pop("mshare-service")
     assert len(threads) == 1
     # All but SIGKILL and SIGSTOP, which cannot be, and the two that the C library keeps.

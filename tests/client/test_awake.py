@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from support.tasks import service_thread, state
+from support.proc import service_thread, state
 from support.wait import until
 
 if TYPE_CHECKING:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from support import cc
+from support import cc, libc
 from support.audit import assert_whole
 from support.steps import Stepped
 from support.wait import until
@@ -26,7 +24,8 @@ def test_a_fork_in_a_handler_at_each_instruction_of_a_call(
 ) -> None:
     """It must not find the lock half taken: the child would have it for ever."""
     region = make_region()
-    locker = ctypes.CDLL(os.fspath(cc.build(SOURCE, tmp_path / "locker.so", "-shared", "-fPIC")))
+    library = cc.build(SOURCE, tmp_path / "locker.so", "-shared", "-fPIC")
+    locker = libc.load(library, "void stop_locking(int region);")
     with Stepped(locker.stop_locking, region.fd) as caller:
         blocked = [caller.blocks(signal.SIGUSR1)]
         while caller.step():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from support import namespace
+from support import namespace, proc
 from support.actor import PAGE, Board, maperr
 from support.audit import assert_whole
 from support.calls import refused
@@ -114,11 +113,8 @@ def shmem() -> int:
 
 def resident(pid: int, base: int) -> int:
     """Bytes of the mapping at `base` that a process has in its page tables."""
-    text = Path(f"/proc/{pid}/smaps").read_text()
-    _, _, entry = text.partition(f"\n{base:x}-")
-    assert entry
-    sizes = (line.split()[1] for line in entry.splitlines() if line.startswith("Rss:"))
-    return int(next(sizes)) * 1024
+    (mapping,) = (each for each in proc.smaps(pid) if each.start == base)
+    return mapping.figure("Rss")
 
 
 def test_a_part_in_the_middle(actors: Actors, make_region: Regions) -> None:

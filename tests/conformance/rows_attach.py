@@ -29,6 +29,7 @@ from .stage import (
     memory_used,
 )
 from .table import Table
+from support import proc
 from support.agent import Agent
 
 if TYPE_CHECKING:
@@ -175,10 +176,8 @@ T("hint-busy", "hint that is taken", "elsewhere", busy_hint)
 def free_above(agent: Agent, address: int) -> list[int]:
     """The aligned holes of Q bytes between an address and the stack."""
     taken = set()
-    with open(f"/proc/{agent.pid}/maps") as maps:
-        for line in maps:
-            start, end = (int(each, 16) for each in line.split()[0].split("-"))
-            taken.update(range(start // Q, (end - 1) // Q + 1))
+    for each in proc.maps(agent.pid):
+        taken.update(range(each.start // Q, (each.end - 1) // Q + 1))
     return [slot for slot in range(address // Q + 1, 255) if slot not in taken]
 
 
@@ -263,8 +262,7 @@ def lines(stage: Stage) -> str:
     file = stage.region()
     file.attach(addr=20 * Q)
     file.attach(addr=21 * Q)
-    with open(f"/proc/{stage.agent.pid}/maps") as maps:
-        starts = {int(line.split("-")[0], 16) for line in maps}
+    starts = {each.start for each in proc.maps(stage.agent.pid)}
     return str(len(starts & {20 * Q, 21 * Q}))
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import reasons
-from .rows_proc import meminfo
 from .stage import ANON, HUGE, HUGETLB, NORESERVE, PAGE, RW, SHARED_FIXED, Memory, Q
 from .table import Table
-from support import hugepages
+from support import hugepages, proc
+from support.proc import meminfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ def reserved(stage: Stage) -> str:
     with hugepages.exactly(3):
         before = meminfo("HugePages_Rsvd")
         assert file.create(0, 2 * HUGE, RW, ANONYMOUS) == "0"
-        grown = (meminfo("HugePages_Rsvd") - before) // 1024
+        grown = meminfo("HugePages_Rsvd") - before
         file.unmap(0, Q)
     return str(grown)
 
@@ -194,9 +194,8 @@ def made_huge(stage: Stage) -> str:
     with always_huge():
         memory = stage.memory((0, 4 * HUGE, RW))
         memory.agent.call("memset", memory.base, 1, 4 * HUGE)
-        with open(f"/proc/{memory.agent.pid}/smaps") as text:
-            found = [int(line.split()[1]) for line in text if line.startswith("ShmemPmdMapped:")]
-    return f"{sum(found)} kB"
+        found = sum(each.figure("ShmemPmdMapped") for each in proc.smaps(memory.agent.pid))
+    return f"{found >> 10} kB"
 
 
 T("thp", "8 MiB of anonymous memory are touched, shmem_enabled=always: ShmemPmdMapped", "8192 kB",

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import reasons
-from .rows_proc import meminfo
 from .rows_vma import status
 from .stage import ANON, LOCKED, NORESERVE, PAGE, RW, SHARED_FIXED, File, Q
 from .table import Table
+from support.proc import meminfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

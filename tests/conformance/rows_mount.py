@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -13,30 +12,15 @@ from msharefs.server import options, server
 from . import reasons
 from .stage import EXEC, READ, RW, File, Memory, Q, said
 from .table import Table
+from support import libc, proc
 from support.calls import NOBODY, in_child
+from support.libc import MNT_DETACH, MS_NOEXEC, MS_RDONLY
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .stage import Stage
     from support.server import Mount
-
-MS_RDONLY, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 8, 32, 4096
-MNT_DETACH = 2
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def sys_mount(source: str, target: str, flags: int) -> None:
-    if _libc.mount(source.encode(), target.encode(), b"none", flags, None):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), target)
-
-
-def sys_umount(target: str, flags: int = 0) -> None:
-    if _libc.umount2(target.encode(), flags):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), target)
-
 
 def start(*arguments: str) -> str:
     """`msharefs mount` with these arguments: "mounted" or "refused"."""
@@ -79,11 +63,7 @@ def as_user(stage: Stage) -> str:
 
 
 def fstype(stage: Stage) -> str:
-    with open("/proc/self/mountinfo") as lines:
-        return next(
-            line.split(" - ")[1].split()[0]
-            for line in lines if line.split()[4] == str(stage.dir.parent)
-        )
+    return next(each.fstype for each in proc.mounts() if each.path == str(stage.dir.parent))
 
 
 T = Table("Mounting", "1.2, 1.5, C")
@@ -127,7 +107,7 @@ def in_use(stage: Stage, how: str) -> str:
     if how == "attached":
         file.attach()
         file.call("close")
-    return said(lambda: sys_umount(str(mount.path)))
+    return said(lambda: libc.umount(mount.path))
 
 
 T("umount-open", "umount while a region is open", "EBUSY", lambda s: in_use(s, "open"))
@@ -142,7 +122,7 @@ def detached_mount(stage: Stage) -> str:
     file = on(stage, mount)
     memory = Memory(stage, file, file.attach())
     memory.store()
-    answer = said(lambda: sys_umount(str(mount.path), MNT_DETACH))
+    answer = said(lambda: libc.umount(mount.path, MNT_DETACH))
     return f"{answer}, {memory.load()}, {memory.store(1, 3)}"
 
 
@@ -174,12 +154,12 @@ class Bound:
 
     def __enter__(self) -> Path:
         self._path.mkdir()
-        sys_mount(str(self._what), str(self._path), MS_BIND)
-        sys_mount("none", str(self._path), MS_REMOUNT | MS_BIND | self._flags)
+        libc.bind(self._what, self._path)
+        libc.bind("none", self._path, libc.MS_REMOUNT | self._flags)
         return self._path
 
     def __exit__(self, *_: object) -> None:
-        sys_umount(str(self._path), MNT_DETACH)
+        libc.umount(self._path, MNT_DETACH)
         self._path.rmdir()
 
 

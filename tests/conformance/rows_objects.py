@@ -7,7 +7,6 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .rows_mount import MNT_DETACH, sys_umount
 from .stage import (
     EXEC,
     GROWSDOWN,
@@ -27,7 +26,7 @@ from .stage import (
     said,
 )
 from .table import Table
-from support import namespace
+from support import libc, namespace
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -315,7 +314,7 @@ def full(stage: Stage) -> str:
         memory.agent.call("close", fd)
         return ", ".join(sorted(found))
     finally:
-        sys_umount(str(directory), MNT_DETACH)
+        libc.umount(directory, libc.MNT_DETACH)
         directory.rmdir()
 
 
@@ -377,9 +376,9 @@ def unmount_object(stage: Stage) -> str:
         memory, fd = with_object(stage, opened(str(path)))
         memory.load()
         memory.agent.call("close", fd)
-        return said(lambda: sys_umount(str(directory)))
+        return said(lambda: libc.umount(directory))
     finally:
-        said(lambda: sys_umount(str(directory), MNT_DETACH))
+        said(lambda: libc.umount(directory, libc.MNT_DETACH))
         directory.rmdir()
 
 

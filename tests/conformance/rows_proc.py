@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING
 
 from . import reasons
 from .rows_vma import status
 from .stage import ANON, PAGE, RW, SHARED, Memory, Q, on_page
 from .table import Table
+from support import proc
+from support.proc import meminfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,15 +24,14 @@ TRIES = 5
 
 
 
-def lines(memory: Memory) -> list[str]:
+def inside(memory: Memory, mappings: list[proc.Mapping]) -> list[proc.Mapping]:
+    """Those in the attachment."""
+    return [each for each in mappings if each.start < memory.base + Q and each.end > memory.base]
+
+
+def lines(memory: Memory) -> list[proc.Mapping]:
     """The lines of /proc/PID/maps inside the attachment."""
-    found = []
-    with open(f"/proc/{memory.agent.pid}/maps") as maps:
-        for line in maps:
-            start, end = (int(each, 16) for each in line.split()[0].split("-"))
-            if start < memory.base + Q and end > memory.base:
-                found.append(line.strip())
-    return found
+    return inside(memory, proc.maps(memory.agent.pid))
 
 
 def filled(stage: Stage) -> Memory:
@@ -69,12 +69,12 @@ T = Table("/proc of an attacher", "1.9, 1.11, A, C")
 T("maps-lines", "lines of /proc/PID/maps", "1", lambda s: str(len(lines(s.page()))))
 T("maps-lines-touched", "the same after accesses to an object and a hole", "1",
   on_page(lambda m: m.store() and m.load(PAGE) and str(len(lines(m)))))
-T("maps-prot", "its permissions", "rw-s", lambda s: lines(s.page())[0].split()[1])
+T("maps-prot", "its permissions", "rw-s", lambda s: lines(s.page())[0].prot)
 T("maps-name", "its path ends in the region's name", "r",
-  lambda s: os.path.basename(lines(s.page())[0].split(maxsplit=5)[5].split(".")[-1]),
+  lambda s: os.path.basename(lines(s.page())[0].path.split(".")[-1]),
   ours="mem", why=reasons.OBJECT_NAME)
 T("maps-deleted", "its path once the region is unlinked ends in", "(deleted)",
-  on_page(lambda m: m.file.unlink() and lines(m)[0].split(".")[-1]),
+  on_page(lambda m: m.file.unlink() and lines(m)[0].path.split(".")[-1]),
   ours="mem", why=reasons.OBJECT_NAME)
 T("vmsize", "VmSize after attaching grows by Q", "yes", grows_by_quantum)
 T("vmrss", "VmRSS after 64 MiB were touched", "unchanged", grown("VmRSS"), ours="grows",
@@ -86,29 +86,14 @@ T("vmlck", "VmLck then", "unchanged", grown("VmLck"))
 
 def smaps(memory: Memory, field: str) -> int:
     """A figure of the attachment in /proc/PID/smaps, in kB."""
-    total = 0
-    inside = False
-    with open(f"/proc/{memory.agent.pid}/smaps") as text:
-        for line in text:
-            head = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
-            if head:
-                inside = memory.base <= int(head[1], 16) < memory.base + Q
-            elif inside and line.startswith(f"{field}:"):
-                total += int(line.split()[1])
-    return total
+    found = inside(memory, proc.smaps(memory.agent.pid))
+    return sum(each.figure(field) for each in found) >> 10
 
 
 def flags_at(agent: Agent, address: int) -> set[str]:
     """VmFlags in /proc/PID/smaps of the mapping that begins there."""
-    inside = False
-    with open(f"/proc/{agent.pid}/smaps") as text:
-        for line in text:
-            head = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
-            if head:
-                inside = int(head[1], 16) == address
-            elif inside and line.startswith("VmFlags:"):
-                return set(line.split()[1:])
-    raise AssertionError(hex(address))
+    (found,) = (each for each in proc.smaps(agent.pid) if each.start == address)
+    return found.flags
 
 
 def vmflags(stage: Stage) -> set[str]:
@@ -187,12 +172,6 @@ T("pagemap-present", "pagemap: present bit of a touched page", "1", lambda s: pa
   plain=True)
 T("pagemap-absent", "pagemap: present bit of an absent page", "0", lambda s: pagemap(s, PAGE),
   plain=True)
-
-
-def meminfo(field: str) -> int:
-    """A figure of /proc/meminfo, in bytes."""
-    with open("/proc/meminfo") as text:
-        return next(int(line.split()[1]) << 10 for line in text if line.startswith(f"{field}:"))
 
 
 def grown_by_second(stage: Stage, field: str, memory: Memory) -> int:

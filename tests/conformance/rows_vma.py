@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from . import reasons
 from .stage import HUGE, NONE, PAGE, READ, RW, Memory, Q, errno_name, memory_used
 from .table import Table
+from support import proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,8 +109,7 @@ def vmlck(stage: Stage) -> str:
 
 def status(memory: Memory, field: str) -> str:
     """A field of /proc/PID/status."""
-    with open(f"/proc/{memory.agent.pid}/status") as lines:
-        return next(line.split(":")[1].strip() for line in lines if line.startswith(f"{field}:"))
+    return proc.status(memory.agent.pid, field)
 
 
 T = Table("msync, mlock, mseal", "A, C")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.calls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from support.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 
 if TYPE_CHECKING:
     from collections.abc import Callable

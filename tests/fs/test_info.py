@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.calls import (
-    NOBODY,
-    RENAME_EXCHANGE,
-    fallocate,
-    in_child,
-    mmap_refused,
-    refused,
-    renameat2,
-)
+from support.calls import NOBODY, in_child, mmap_refused, refused
+from support.libc import RENAME_EXCHANGE, fallocate, renameat2
 
 if TYPE_CHECKING:
     from collections.abc import Callable

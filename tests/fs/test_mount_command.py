@@ -20,7 +20,7 @@ import pytest
 from msharefs import mountpoint
 from msharefs.server.options import default_state
 
-from support import namespace
+from support import fusectl, namespace
 from support.calls import NOBODY
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def directory(public_tmp: Path) -> Iterator[Path]:
     directory.mkdir()
     yield directory
     while (mount := namespace.at(directory)) is not None:
-        namespace.abort(mount.minor)
+        fusectl.abort(mount.minor)
         namespace.detach(directory)
 
 

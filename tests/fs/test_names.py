@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.calls import (
-    RENAME_EXCHANGE,
-    RENAME_NOREPLACE,
-    RENAME_WHITEOUT,
-    refused,
-    renameat2,
-)
+from support.calls import refused
+from support.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import mmap
@@ -11,7 +10,6 @@ import signal
 import socket
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,12 +18,13 @@ import msharefs
 from msharefs import verbs
 from msharefs.native import check, ffi, lib
 
-from support import namespace
+from support import libc, namespace, proc
 from support.calls import refused
 from support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from support.server import Mount
 
@@ -60,14 +59,7 @@ def file(tmp_path: Path) -> Iterator[int]:
 
 def held(mount: Mount, path: Path) -> list[str]:
     """Descriptors and mappings that the server has of a file or of what is below a directory."""
-    found = []
-    for fd in os.listdir(f"/proc/{mount.pid}/fd"):
-        try:
-            found.append(os.readlink(f"/proc/{mount.pid}/fd/{fd}"))
-        except FileNotFoundError:
-            continue  # the one by which we look is the server's no more
-    with open(f"/proc/{mount.pid}/maps") as maps:
-        found += [line.split(maxsplit=5)[5].strip() for line in maps if len(line.split()) > 5]
+    found = [*proc.open_files(mount.pid), *(each.path for each in proc.maps(mount.pid))]
     return [each for each in found if each.startswith(str(path))]
 
 
@@ -155,10 +147,10 @@ def test_its_file_system_can_be_unmounted_afterwards(
     os.ftruncate(fd, PAGE)
     region.map(0, PAGE, RW, FILE, fd)
     os.close(fd)
-    umount = namespace._libc.umount2
-    assert umount(os.fsencode(directory), 0) == -1, "busy"
+    with refused(errno.EBUSY):
+        libc.umount(directory)
     region.unmap(0, PAGE)
-    assert umount(os.fsencode(directory), 0) == 0
+    libc.umount(directory)
 
 
 def test_a_memfd_can_be_sealed_afterwards(region: msharefs.Region) -> None:
@@ -209,7 +201,7 @@ def test_protect_asks_for_no_more_than_the_file_was_opened_for(
 
 def test_protect_of_a_file_on_a_noexec_mount(region: msharefs.Region, tmp_path: Path) -> None:
     namespace.tmpfs(tmp_path, "size=1m")
-    assert namespace._libc.mount(None, os.fsencode(tmp_path), None, 32 | MS_NOEXEC, None) == 0
+    libc.mount(tmp_path, flags=libc.MS_REMOUNT | libc.MS_NOEXEC)
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     os.ftruncate(fd, PAGE)
     with refused(errno.EPERM):
@@ -228,7 +220,7 @@ def test_executable_memory_where_the_state_is_noexec(
     mount = mounts("quantum=2M", start=False)
     mount.state.mkdir(parents=True)
     namespace.tmpfs(mount.state, "size=16m,mode=755")
-    assert namespace._libc.mount(None, os.fsencode(mount.state), None, 32 | MS_NOEXEC, None) == 0
+    libc.mount(mount.state, flags=libc.MS_REMOUNT | libc.MS_NOEXEC)
     try:
         mount.start()
         with msharefs.open(mount.path / "r", os.O_RDWR | os.O_CREAT) as region:
@@ -278,11 +270,7 @@ def test_descriptors_of_the_mount_itself_do_not_hang_the_server(
 
 def holds(pid: int, path: Path) -> bool:
     """Whether a process has a file open, told without asking its file system."""
-    names = []
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            names.append(os.readlink(fd))
-    return str(path) in names
+    return str(path) in proc.open_files(pid)
 
 
 @pytest.mark.slow

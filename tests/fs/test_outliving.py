@@ -16,7 +16,7 @@ import pytest
 from msharefs import mountpoint
 from msharefs.server.options import default_state
 
-from support import namespace
+from support import fusectl, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +73,7 @@ def directory(public_tmp: Path) -> Iterator[Path]:
     yield directory
     if namespace.at(directory) is not None:
         with contextlib.suppress(FileNotFoundError):
-            namespace.abort(namespace.at(directory).minor)  # type: ignore[union-attr]
+            fusectl.abort(namespace.at(directory).minor)  # type: ignore[union-attr]
         namespace.detach(directory)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.calls import NOBODY, fallocate, in_child, refused
+from support.calls import NOBODY, in_child, refused
+from support.libc import fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

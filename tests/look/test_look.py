@@ -17,6 +17,8 @@ from click.testing import CliRunner
 import msharefs
 from msharefs.cli import cli
 
+from support import proc
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -105,8 +107,7 @@ def test_figures_are_those_of_the_processes(mount: Mount) -> None:
             assert clients[reader.pid]["links"] == 3, "one for each quantum"
         for process in (writer, first, second):
             entry = clients[process.pid]
-            maps = Path(f"/proc/{process.pid}/maps").read_text()
-            assert any(line.startswith(f"{entry['base']:x}-") for line in maps.splitlines())
+            assert entry["base"] in [each.start for each in proc.maps(process.pid)]
             assert entry["base"] % QUANTUM == 0
             assert entry["comm"] == Path(f"/proc/{process.pid}/comm").read_text().strip()
             assert entry["kind"] == "attached"

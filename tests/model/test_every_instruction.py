@@ -6,7 +6,6 @@ survivors do. See support/steps.py.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,12 @@ from msharefs.native import ffi, lib
 
 from support.core import GIB1, MIB2, PAGE, READ, WRITE, Core, Vma, check, extents
 from support.rawmm import NX, US, A, D, Leaf, P
-from support.steps import Stepped, address, states
+from support.steps import Stepped, states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from support.steps import Steps
 
 # Where faults go: both sides of a PTE page's edge, and far away.
 PLACES = (0, PAGE, MIB2 - PAGE, MIB2, GIB1 + PAGE)
@@ -34,10 +35,6 @@ def new_fault(offset: int, *, write: bool = False) -> Any:
     fault = ffi.new("struct fault *", pages)
     fault.access = lib.ACCESS_WRITE if write else lib.ACCESS_READ
     return fault
-
-
-def u64(*values: int) -> list[ctypes.c_uint64]:
-    return [ctypes.c_uint64(value) for value in values]
 
 
 def assert_whole(core: Core) -> None:
@@ -87,7 +84,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("case", FAULTS)
-def test_a_client_dies_in_a_fault(case: str, steps: ctypes.CDLL) -> None:
+def test_a_client_dies_in_a_fault(case: str, steps: Steps) -> None:
     before = FAULTS[case]
     held, seen = set(), 0
     with Core() as core:
@@ -96,7 +93,7 @@ def test_a_client_dies_in_a_fault(case: str, steps: ctypes.CDLL) -> None:
         for place in before.touched:
             core.touch(other, place)
         fault = new_fault(before.offset, write=before.write)
-        for _ in states(core, steps.stop_fault, address(core.mm), victim, address(fault)):
+        for _ in states(core, steps.stop_fault, core.mm, victim, fault):
             seen += 1
             held.add(core.audit().held)
             with core.clone() as copy:
@@ -173,11 +170,11 @@ class Change:
         else:
             getattr(core, self.verb)(self.start, self.end, self.prot)
 
-    def states(self, core: Core, steps: ctypes.CDLL) -> Iterator[int]:
+    def states(self, core: Core, steps: Steps) -> Iterator[int]:
         """One instruction after another."""
         return states(
             core, getattr(steps, f"stop_{self.verb}"),
-            address(core.mm), core.mem_fd, *u64(self.start, self.end), self.prot,
+            core.mm, core.mem_fd, self.start, self.end, self.prot,
         )  # fmt: skip
 
 
@@ -197,7 +194,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_the_server_dies_in_a_change(case: str, steps: ctypes.CDLL) -> None:
+def test_the_server_dies_in_a_change(case: str, steps: Steps) -> None:
     change = CHANGES[case]
     with furnished() as core:
         before = Contents.of(core)
@@ -222,7 +219,7 @@ def test_the_server_dies_in_a_change(case: str, steps: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("case", ["unmap over an edge", "map over a part", "protect over an edge"])
-def test_the_next_server_dies_too(case: str, steps: ctypes.CDLL) -> None:
+def test_the_next_server_dies_too(case: str, steps: Steps) -> None:
     """While it does what the first had begun, at every instruction of that."""
     with furnished() as core:
         deaths = list(unfinished(core, CHANGES[case], steps))
@@ -235,7 +232,7 @@ def test_the_next_server_dies_too(case: str, steps: ctypes.CDLL) -> None:
                 copy.recover()
                 after = Contents.of(copy)
             check(lib.mm_sweep(death.mm))
-            for _ in states(death, steps.stop_recover, address(death.mm), death.mem_fd):
+            for _ in states(death, steps.stop_recover, death.mm, death.mem_fd):
                 with death.clone() as copy:
                     copy.recover()
                     assert_whole(copy)
@@ -243,7 +240,7 @@ def test_the_next_server_dies_too(case: str, steps: ctypes.CDLL) -> None:
             assert Contents.of(death) == after
 
 
-def unfinished(core: Core, change: Change, steps: ctypes.CDLL) -> Iterator[Core]:
+def unfinished(core: Core, change: Change, steps: Steps) -> Iterator[Core]:
     """Copies after the commit, in which something is left to do."""
     epoch = core.raw.header("epoch")
     for _ in change.states(core, steps):
@@ -251,7 +248,7 @@ def unfinished(core: Core, change: Change, steps: ctypes.CDLL) -> Iterator[Core]
             yield core.clone()
 
 
-def test_the_next_server_dies_while_it_sweeps(steps: ctypes.CDLL) -> None:
+def test_the_next_server_dies_while_it_sweeps(steps: Steps) -> None:
     """The first one had cut off a table and not yet freed it."""
     with Core(4 * MIB2, MIB2) as core:  # a sweep looks at all that could be used
         core.map(0, 4 * MIB2)
@@ -263,14 +260,14 @@ def test_the_next_server_dies_while_it_sweeps(steps: ctypes.CDLL) -> None:
     # A table goes: it is cut off, then marked free.
     assert len(lost) == 1
     with lost[0] as death:
-        for _ in states(death, steps.stop_sweep, address(death.mm)):
+        for _ in states(death, steps.stop_sweep, death.mm):
             with death.clone() as copy:
                 copy.recover()
                 assert_whole(copy)
         assert_whole(death)
 
 
-def test_the_server_dies_while_it_takes_a_change_back(steps: ctypes.CDLL) -> None:
+def test_the_server_dies_while_it_takes_a_change_back(steps: Steps) -> None:
     change = Change("unmap", 0, MIB2)
     with furnished() as core:
         before = Contents.of(core)
@@ -278,7 +275,7 @@ def test_the_server_dies_while_it_takes_a_change_back(steps: ctypes.CDLL) -> Non
             change.apply(copy)
             after = Contents.of(copy)
         found = []
-        for _ in states(core, steps.stop_abort, address(core.mm), *u64(change.start, change.end)):
+        for _ in states(core, steps.stop_abort, core.mm, change.start, change.end):
             with core.clone() as copy:
                 copy.recover()
                 assert_whole(copy)
@@ -289,7 +286,7 @@ def test_the_server_dies_while_it_takes_a_change_back(steps: ctypes.CDLL) -> Non
         assert Contents.of(core) == before
 
 
-def test_the_server_dies_while_it_reaps(steps: ctypes.CDLL) -> None:
+def test_the_server_dies_while_it_reaps(steps: Steps) -> None:
     """A dead client has a frame in hand, linked or not; then the server dies over it."""
     with Core() as core:
         victim = core.claim()
@@ -297,13 +294,13 @@ def test_the_server_dies_while_it_reaps(steps: ctypes.CDLL) -> None:
         fault = new_fault(0)
         deaths = [
             core.clone()
-            for _ in states(core, steps.stop_fault, address(core.mm), victim, address(fault))
+            for _ in states(core, steps.stop_fault, core.mm, victim, fault)
             if core.audit().held
         ]
     assert len(deaths) >= 6
     for death in deaths:
         with death:
-            for _ in states(death, steps.stop_reap, address(death.mm), victim):
+            for _ in states(death, steps.stop_reap, death.mm, victim):
                 with death.clone() as copy:
                     # The next server sees a slot whose process is dead, or a free one.
                     copy.recover(dead=(victim,))
@@ -349,7 +346,7 @@ def touches(core: Core) -> Callable[[], Any]:
 
 @pytest.mark.parametrize("rival", [unmaps, replaces, takes_rights, touches])
 def test_between_any_two_instructions_of_a_fault(
-    rival: Callable[[Core], Callable[[], Any]], steps: ctypes.CDLL
+    rival: Callable[[Core], Callable[[], Any]], steps: Steps
 ) -> None:
     waited = []
     # All of the way into the epoch and to the snapshot, and samples of the long walk after it.
@@ -359,7 +356,7 @@ def test_between_any_two_instructions_of_a_fault(
             core.map(0, GIB1)
             victim = core.claim()
             fault = new_fault(0)
-            with Stepped(steps.stop_fault, address(core.mm), victim, address(fault)) as child:
+            with Stepped(steps.stop_fault, core.mm, victim, fault) as child:
                 for _ in range(at):
                     child.step()
                 complete = rival(core)
@@ -383,11 +380,11 @@ def test_between_any_two_instructions_of_a_fault(
         assert not waited[-1]
 
 
-def fault_length(steps: ctypes.CDLL) -> int:
+def fault_length(steps: Steps) -> int:
     """Instructions of a whole first touch."""
     with Core() as core:
         core.map(0, GIB1)
-        arguments = (address(core.mm), core.claim(), address(new_fault(0)))
+        arguments = (core.mm, core.claim(), new_fault(0))
         with Stepped(steps.stop_fault, *arguments) as child:
             count = 1
             while child.step():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from msharefs.native import lib
+from msharefs.native import ffi, lib
 
+from support import libc
 from support.core import (
     ACCERR,
     BROKEN,
@@ -30,11 +30,12 @@ from support.core import (
     Core,
     check,
 )
-from support.hammer import PR_SET_PDEATHSIG, Hammer
-from support.steps import address
+from support.hammer import Hammer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from support.steps import Steps
 
 # Pages in a few tables, where processes meet; and each in a table of its own, which takes frames.
 NEAR = [at * PAGE for at in range(64)] + [MIB2 + at * PAGE for at in range(64)]
@@ -46,7 +47,7 @@ MET = {MAP, MAPERR, ACCERR, WAIT}
 
 
 @contextlib.contextmanager
-def hammers(core: Core, steps: ctypes.CDLL, count: int, pages: list[int]) -> Iterator[list[Hammer]]:
+def hammers(core: Core, steps: Steps, count: int, pages: list[int]) -> Iterator[list[Hammer]]:
     """Clients that fault all the time; none may ever find anything broken."""
     with contextlib.ExitStack() as stack:
         made = [stack.enter_context(Hammer(core, steps, pages, seed)) for seed in range(count)]
@@ -87,7 +88,7 @@ def change(core: Core, chance: random.Random, edges: list[int]) -> None:
 
 
 @pytest.mark.parametrize("pages", [NEAR, FAR], ids=["near", "far"])
-def test_four_clients_and_a_writer(pages: list[int], steps: ctypes.CDLL) -> None:
+def test_four_clients_and_a_writer(pages: list[int], steps: Steps) -> None:
     chance = random.Random(1)
     edges = [0, PAGE, 5 * PAGE, 40 * PAGE, MIB2, MIB2 + 9 * PAGE, 2 * MIB2, GIB1, GIB1 + MIB2, END]
     seen: set[int] = set()
@@ -112,23 +113,23 @@ def test_four_clients_and_a_writer(pages: list[int], steps: ctypes.CDLL) -> None
     assert seen >= MET
 
 
-def test_a_client_or_the_server_sees_the_other(steps: ctypes.CDLL) -> None:
+def test_a_client_or_the_server_sees_the_other(steps: Steps) -> None:
     """The fences of the grace period: by experiment, for the processor may delay a store."""
     meeting = mmap.mmap(-1, mmap.PAGESIZE)
-    where = ctypes.addressof(ctypes.c_char.from_buffer(meeting))
+    where = ffi.from_buffer(meeting)
     with Core() as core:
         slot = core.claim()
         client = os.fork()
         if client == 0:
             try:
-                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-                steps.meet_as_client(address(core.mm), slot, ctypes.c_void_p(where))
+                libc.die_with_parent()
+                steps.meet_as_client(core.mm, slot, where)
             finally:
                 os._exit(1)
         rounds, end = 0, time.monotonic() + MEETING_SECONDS
         try:
             while time.monotonic() < end:
-                missed = steps.meet_as_server(address(core.mm), where, rounds, rounds + 200)
+                missed = steps.meet_as_server(core.mm, where, rounds, rounds + 200)
                 rounds += 200
                 assert missed == 0
         finally:
@@ -136,7 +137,7 @@ def test_a_client_or_the_server_sees_the_other(steps: ctypes.CDLL) -> None:
             os.waitpid(client, 0)
 
 
-def test_clients_killed_in_their_faults(steps: ctypes.CDLL) -> None:
+def test_clients_killed_in_their_faults(steps: Steps) -> None:
     """200 of them, two at a time, where each fault takes frames."""
     chance = random.Random(2)
     with Core() as core:
@@ -158,7 +159,7 @@ def test_clients_killed_in_their_faults(steps: ctypes.CDLL) -> None:
             assert core.audit().problems() == {}
 
 
-def test_servers_killed_in_their_changes(steps: ctypes.CDLL) -> None:
+def test_servers_killed_in_their_changes(steps: Steps) -> None:
     """The clients go on meanwhile, and the next server finishes what was begun under their eyes."""
     chance = random.Random(3)
     edges = [0, MIB2, 20 * MIB2, GIB1, GIB1 + MIB2, END]
@@ -193,7 +194,7 @@ def test_servers_killed_in_their_changes(steps: ctypes.CDLL) -> None:
 def run_server(core: Core, seed: int, edges: list[int]) -> None:
     """Changes until it is killed."""
     try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.die_with_parent()
         core.reopen()
         chance = random.Random(seed)
         while True:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,11 +27,13 @@ from .conftest import (
     WRITE,
 )
 from support.hostview import attachments
+from support.proc import maps
 from support.wait import until
 from support.watched import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from support.agent import Agent, Agents
     from support.server import Mount
@@ -60,8 +61,7 @@ def shared(
 
 def regions(agent: Agent) -> int:
     """How many regions the agent has adopted memory in."""
-    lines = Path(f"/proc/{agent.pid}/maps").read_text(encoding="utf-8").splitlines()
-    return len({line.split()[4] for line in lines if line.endswith(".mem")})
+    return len({each.inode for each in maps(agent.pid) if each.path.endswith(".mem")})
 
 
 class TestWhatIsAdopted:

@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +14,11 @@ import msharefs
 from msharefs.launch import running
 
 from .conftest import PAGE, PLACE, QUANTUM, READ_WRITE, SHARED, File, clients
-from support.tasks import service_thread
+from support.proc import maps, service_thread, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from support.agent import Agent, Agents
     from support.server import Mount
@@ -36,11 +36,7 @@ def hidden(agent: Agent) -> set[int]:
 
 def mapped(agent: Agent, base: int) -> bool:
     """Whether anything is mapped at an address of the agent."""
-    maps = Path(f"/proc/{agent.pid}/maps").read_text(encoding="utf-8")
-    ranges = (
-        [int(number, 16) for number in line.split()[0].split("-")] for line in maps.splitlines()
-    )
-    return any(start <= base < end for start, end in ranges)
+    return any(each.start <= base < each.end for each in maps(agent.pid))
 
 
 class TestFork:
@@ -182,10 +178,9 @@ class TestThreads:
     def test_our_own_is_not_the_programs(self, region: File) -> None:
         base = region.attach()
         assert region.agent.load(base) == "0"  # so that it runs, and has its name
-        status = (service_thread(region.agent.pid) / "status").read_text()
-        (blocked,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")]
+        blocked = int(status(service_thread(region.agent.pid), "SigBlk"), 16)
         # All but those that cannot be, and perhaps the two that the C library keeps for itself.
-        free = (1 << 64) - 1 & ~int(blocked, 16)
+        free = (1 << 64) - 1 & ~blocked
         allowed = {signal.SIGKILL, signal.SIGSTOP, 32, 33}
         assert {number for number in range(1, 65) if free >> (number - 1) & 1} <= allowed
 

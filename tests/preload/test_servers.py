@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support import namespace
+from support import namespace, proc
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -47,13 +47,10 @@ def need(program: str | None, package: str) -> str:
 
 def adopted(pid: int) -> list[int]:
     """Sizes of the windows of regions in a process; parts of one need no watch (handover.c)."""
-    lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
     found: dict[str, int] = {}
-    for line in lines:
-        if line.endswith(".mem"):
-            start, end = line.split()[0].split("-")
-            path = line.split()[-1]
-            found[path] = found.get(path, 0) + int(end, 16) - int(start, 16)
+    for each in proc.maps(pid):
+        if each.path.endswith(".mem"):
+            found[each.path] = found.get(each.path, 0) + each.end - each.start
     return list(found.values())
 
 

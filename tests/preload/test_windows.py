@@ -24,6 +24,7 @@ from .conftest import (
     File,
     clients,
 )
+from support import proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -256,8 +257,7 @@ class TestMlock:
     """0 if all pages are in the caller's tables, else ENOMEM; nothing is locked in any case."""
 
     def locked(self, agent: Agent) -> int:
-        with open(f"/proc/{agent.pid}/status", encoding="utf-8") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("VmLck"))
+        return proc.status_bytes(agent.pid, "VmLck")
 
     @pytest.mark.parametrize("call", ["mlock", "mlock2"])
     def test_present_pages(self, window: Window, call: str) -> None:
@@ -311,7 +311,7 @@ class TestMlock:
         assert agent.call("mincore", other, 8 * PAGE, present) == 0
         filled = bool(flags & 1 and not flags & 4)
         assert agent.get(present, 8) == (b"\1" if filled else b"\0") * 8
-        assert self.locked(agent) * 1024 < SIZE + (agent_size(agent) if flags & 1 else 0)
+        assert self.locked(agent) < SIZE + (agent_size(agent) if flags & 1 else 0)
         region = window.region
         again = region.attach()  # MCL_FUTURE must not fill it
         assert region.agent.say("mlock", again, SIZE) == "ENOMEM"
@@ -328,12 +328,8 @@ def counters(path: str) -> dict[str, int]:
 
 def agent_size(agent: Agent) -> int:
     """Bytes of all its mappings but the windows."""
-    total = 0
-    with open(f"/proc/{agent.pid}/maps", encoding="utf-8") as maps:
-        for line in maps:
-            start, end = (int(number, 16) for number in line.split()[0].split("-"))
-            total += 0 if line.rstrip().endswith(".mem") else end - start
-    return total
+    others = (each for each in proc.maps(agent.pid) if not each.path.endswith(".mem"))
+    return sum(each.end - each.start for each in others)
 
 
 class TestMincore:

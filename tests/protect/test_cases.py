@@ -13,7 +13,7 @@ import pytest
 
 import msharefs
 
-from support import cc
+from support import cc, proc
 from support.calls import refused
 
 if TYPE_CHECKING:
@@ -159,9 +159,8 @@ def test_what_nobody_touched_costs_no_page_table(mounts: object) -> None:
         assert view[900 << 20] == 1
 
 
-def vmpte() -> str:
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(line for line in status if line.startswith("VmPTE"))
+def vmpte() -> int:
+    return proc.status_bytes(os.getpid(), "VmPTE")
 
 
 def test_by_the_control_socket(mount: Mount) -> None:

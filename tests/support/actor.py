@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import signal
@@ -195,7 +194,7 @@ class Board:
         self.fd = os.memfd_create("board")
         os.ftruncate(self.fd, self._BYTES)
         self._memory = mmap.mmap(self.fd, self._BYTES)
-        self._phase = ctypes.c_uint64.from_buffer(self._memory)  # one store, unlike struct's
+        self._phase = memoryview(self._memory).cast("Q")  # one store, unlike struct's
         self._generation = 0
 
     def __enter__(self) -> Self:
@@ -208,14 +207,14 @@ class Board:
         trace: TracebackType | None,
     ) -> None:
         self.phase(self.STOP)
-        del self._phase
+        self._phase.release()
         self._memory.close()
         os.close(self.fd)
 
     def phase(self, state: int) -> None:
         """From now on this is the case; phases in a row are told apart."""
         self._generation += 1
-        self._phase.value = self._generation * 4 + state
+        self._phase[0] = self._generation * 4 + state
 
     def seen(self, number: int) -> tuple[int, int, int]:
         """What actor `number` has counted: stores that went through, were refused, were wrong."""

@@ -1,9 +1,8 @@
-"""System calls as the tests make them: expected errnos, other users, what Python's os lacks."""
+"""System calls as the tests make them: expected errnos, other users, a refused mmap(2)."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import faulthandler
 import os
@@ -14,17 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from . import libc
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 T = TypeVar("T")
 
 NOBODY = 65534
-AT_FDCWD = -100
-RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextlib.contextmanager
@@ -38,30 +34,10 @@ def refused(number: int) -> Iterator[None]:
     )
 
 
-def renameat2(old: Path, new: Path, flags: int) -> None:
-    """renameat2(2)."""
-    _check(_libc.renameat2(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags))
-
-
-def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2); posix_fallocate(3) hides modes and errnos."""
-    signed = ctypes.c_int64
-    _check(_libc.fallocate(fd, mode, signed(offset), signed(length)))
-
-
 def mmap_refused(fd: int, length: int, prot: int, flags: int, number: int) -> None:
-    """mmap(2) must fail with that errno. Python's own mmap has checks of its own before."""
-    _libc.mmap.restype = ctypes.c_size_t
-    _libc.mmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+    """mmap(2) must fail with that errno."""
     with refused(number):
-        address = _libc.mmap(0, length, prot, flags, fd, 0)
-        _check(-1 if address == ctypes.c_size_t(-1).value else 0)
-
-
-def _check(result: int) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        libc.mmap(fd, length, prot, flags)
 
 
 def in_child(work: Callable[[], T], *, uid: int = 0, gid: int = 0, umask: int = 0o022) -> T:

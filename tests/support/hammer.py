@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import random
 import signal
 from typing import TYPE_CHECKING, Self
 
-from msharefs.native import lib
+from msharefs.native import ffi, lib
 
+from . import libc
 from .core import BROKEN, Core, check
-from .steps import address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PR_SET_PDEATHSIG = 1
+    from .steps import Steps
+
 CHUNK = 2000
 """Faults between two looks at whether to stop."""
-
-_libc = ctypes.CDLL(None)
 
 
 class Hammer:
     """A process with a slot and a mapping of the host mm of its own."""
 
-    def __init__(self, core: Core, steps: ctypes.CDLL, pages: Sequence[int], seed: int) -> None:
+    def __init__(self, core: Core, steps: Steps, pages: Sequence[int], seed: int) -> None:
         self._core = core
         self._steps = steps
-        self._pages = (ctypes.c_uint64 * len(pages))(*pages)
+        self._pages = ffi.new("uint64_t[]", pages)
         # One byte to say "stop", then the verdicts seen.
         self._shared = mmap.mmap(-1, mmap.PAGESIZE)
         self.slot = core.claim(pid=os.getpid())
@@ -42,11 +40,11 @@ class Hammer:
                 os._exit(0)
 
     def _run(self, chance: random.Random) -> None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.die_with_parent()
         self._core.reopen()
         while not self._shared[0]:
             seen = self._steps.hammer(
-                address(self._core.mm), self.slot, self._pages, len(self._pages),
+                self._core.mm, self.slot, self._pages, len(self._pages),
                 CHUNK, chance.getrandbits(64),
             )  # fmt: skip
             self._shared[1] |= seen

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from . import proc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,8 +19,7 @@ _POOL = Path("/proc/sys/vm/nr_hugepages")
 
 def free() -> int:
     """Pages that nobody has, nor has been promised."""
-    found = dict(re.findall(r"(HugePages_\w+):\s+(\d+)", Path("/proc/meminfo").read_text()))
-    return int(found["HugePages_Free"]) - int(found["HugePages_Rsvd"])
+    return proc.meminfo("HugePages_Free") - proc.meminfo("HugePages_Rsvd")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from . import namespace
+from . import fusectl, namespace
 
 # Inherited by all programs that the tests start: one that made itself a daemon is still known as
 # ours.
@@ -50,7 +51,7 @@ def clean(before: Snapshot) -> list[str]:
     for mount in now.mounts - before.mounts:
         found.append(f"a mount is left: {mount.path} ({mount.fstype})")
         if mount.fstype.startswith("fuse"):
-            namespace.abort(mount.minor)
+            fusectl.abort(mount.minor)
         namespace.detach(Path(mount.path))
     found += [f"{namespace.SHM / name} is left" for name in sorted(now.shm - before.shm)]
     return found
@@ -59,12 +60,11 @@ def clean(before: Snapshot) -> list[str]:
 def _ours() -> set[psutil.Process]:
     mine = f"{TOKEN}={os.environ.get(TOKEN)}\0".encode()
     found = set(psutil.Process().children(recursive=True))
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            if mine in (directory / "environ").read_bytes():
-                found.add(psutil.Process(int(directory.name)))
-        except (OSError, psutil.NoSuchProcess):
-            continue  # ended meanwhile, or not ours to read
+    for pid in psutil.pids():
+        # Some end meanwhile, or are not ours to read.
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            if mine in Path(f"/proc/{pid}/environ").read_bytes():
+                found.add(psutil.Process(pid))
     return found - {psutil.Process()}
 
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import namespace
+from . import fusectl, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,7 +113,7 @@ class Mount:
     def clean_up(self) -> None:
         """Undo everything by force: server, watchdog, mounts and files. What is gone is gone."""
         if self.process is not None:
-            namespace.abort(self._minor)
+            fusectl.abort(self._minor)
             _kill_group(self.process)
             self.process = None
         self._dismiss_watchdog()

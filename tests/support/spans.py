@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from .actor import PAGE, Actor
+from .proc import status_bytes
 
 if TYPE_CHECKING:
     import msharefs
@@ -18,14 +18,6 @@ BUDGET = 64 * PAGE
 SLACK = 48 << 10  # page tables beside those of the spans: upper levels, the library's own memory
 
 
-def status(pid: int, name: str) -> int:
-    """A size in /proc/PID/status, in bytes."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError(f"process {pid} has no {name}")
-
-
 class Client:
     """An actor that has attached a region."""
 
@@ -35,7 +27,7 @@ class Client:
         self.fd = fd
         """The region's descriptor in the actor."""
         self.base = base
-        self.before = status(actor.pid, "VmPTE")
+        self.before = status_bytes(actor.pid, "VmPTE")
 
     @classmethod
     def attached(cls, actor: Actor, region: msharefs.Region) -> Self:
@@ -50,12 +42,12 @@ class Client:
     @property
     def tables(self) -> int:
         """Bytes of page tables that it has more than before it attached."""
-        return status(self.actor.pid, "VmPTE") - self.before
+        return status_bytes(self.actor.pid, "VmPTE") - self.before
 
     @property
     def locked(self) -> int:
         """Bytes that mlock(2) keeps, VmLck."""
-        return status(self.actor.pid, "VmLck")
+        return status_bytes(self.actor.pid, "VmLck")
 
     @property
     def seen(self) -> dict[str, Any]:

@@ -8,15 +8,13 @@ at every instruction of it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from msharefs.native import ffi
-
+from . import libc
 from .rawmm import PAGE, VMA
 
 if TYPE_CHECKING:
@@ -24,19 +22,30 @@ if TYPE_CHECKING:
 
     from .core import Core
 
-PTRACE_TRACEME, PTRACE_CONT, PTRACE_SINGLESTEP = 0, 7, 9
-PTRACE_GETSIGMASK = 0x420A
-
 _SOURCES = (
     "core/mm", "core/frames", "core/pagetable", "core/vma", "core/slots", "core/touched",
     "core/uffd", "core/fault", "core/audit", "server/hostmm",
 )  # fmt: skip
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.restype = ctypes.c_long
-_libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+# Pointers are those of msharefs.native, which has the types.
+_FUNCTIONS = """
+void stop_fault(void *mm, unsigned slot, void *fault);
+void stop_map(void *mm, int mem_fd, uint64_t start, uint64_t end, unsigned prot);
+void stop_unmap(void *mm, int mem_fd, uint64_t start, uint64_t end, unsigned prot);
+void stop_protect(void *mm, int mem_fd, uint64_t start, uint64_t end, unsigned prot);
+void stop_abort(void *mm, uint64_t start, uint64_t end);
+void stop_reap(void *mm, unsigned slot);
+void stop_sweep(void *mm);
+void stop_recover(void *mm, int mem_fd);
+unsigned hammer(void *mm, unsigned slot, const uint64_t *pages, uint64_t count, uint64_t turns,
+                uint64_t seed);
+void meet_as_client(void *mm, unsigned slot, void *meeting);
+uint64_t meet_as_server(void *mm, void *meeting, uint64_t first, uint64_t end);
+"""
+Steps = Any
+"""The functions of steps.c."""
 
 
-def build(directory: Path) -> ctypes.CDLL:
+def build(directory: Path) -> Steps:
     """Compiles steps.c with the core, as the core is compiled; loads it."""
     here = Path(__file__).parent
     native = here.parents[1] / "native"
@@ -47,26 +56,7 @@ def build(directory: Path) -> ctypes.CDLL:
          *(native / f"{name}.c" for name in _SOURCES)],
         check=True,
     )  # fmt: skip
-    steps = ctypes.CDLL(os.fspath(library))
-    steps.hammer.argtypes = [
-        ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p,
-        ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64,
-    ]  # fmt: skip
-    steps.meet_as_server.argtypes = [
-        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64,
-    ]  # fmt: skip
-    steps.meet_as_server.restype = ctypes.c_uint64
-    return steps
-
-
-def address(pointer: Any) -> ctypes.c_void_p:
-    """A cffi pointer for a function of steps.c."""
-    return ctypes.c_void_p(int(ffi.cast("uintptr_t", pointer)))
-
-
-def _ask(request: int, pid: int, address: int | None, data: Any) -> None:
-    if _libc.ptrace(request, pid, address, data):
-        raise OSError(ctypes.get_errno(), f"ptrace: {os.strerror(ctypes.get_errno())}")
+    return libc.load(library, _FUNCTIONS)
 
 
 class Stepped:
@@ -79,7 +69,7 @@ class Stepped:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                _libc.ptrace(PTRACE_TRACEME, 0, None, None)
+                libc.ptrace(libc.PTRACE_TRACEME)
                 function(*arguments)
             finally:
                 os._exit(0)
@@ -88,22 +78,20 @@ class Stepped:
 
     def step(self) -> bool:
         """One instruction; False: the operation is over."""
-        return self._go(PTRACE_SINGLESTEP) == signal.SIGTRAP
+        return self._go(libc.PTRACE_SINGLESTEP) == signal.SIGTRAP
 
     def blocks(self, number: int) -> bool:
         """Whether a signal would have to wait."""
-        mask = ctypes.c_uint64()
-        _ask(PTRACE_GETSIGMASK, self.pid, ctypes.sizeof(mask), ctypes.byref(mask))
-        return bool(mask.value >> number - 1 & 1)
+        return bool(libc.signal_mask(self.pid) >> number - 1 & 1)
 
     def interrupt(self, number: int) -> None:
         """A signal comes now; then the rest of the operation, at full speed."""
         while number != signal.SIGSTOP:  # blocked signals come later
-            number = self._go(PTRACE_CONT, number)
+            number = self._go(libc.PTRACE_CONT, number)
 
     def finish(self) -> None:
         """The rest of the operation, at full speed."""
-        assert self._go(PTRACE_CONT) == signal.SIGSTOP
+        assert self._go(libc.PTRACE_CONT) == signal.SIGSTOP
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +103,7 @@ class Stepped:
         os.sched_setaffinity(0, self._processors)
 
     def _go(self, request: int, number: int = 0) -> int:
-        _ask(request, self.pid, None, number)
+        libc.ptrace(request, self.pid, data=number)
         self._wait()
         return self._signal
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msharefs
 
 from .hostview import inside_faults, is_changing, number_of
-from .tasks import state, tasks
+from .proc import state, tasks
 from .wait import until
 
 if TYPE_CHECKING:

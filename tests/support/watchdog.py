@@ -14,7 +14,8 @@ import signal
 import sys
 from pathlib import Path
 
-import namespace
+import fusectl
+import proc
 
 STACKS_WAIT = 1.0  # seconds for the server to write its Python stacks
 
@@ -24,9 +25,8 @@ def stacks(pid: int, log: Path) -> None:
     os.kill(pid, signal.SIGUSR1)
     select.select([], [], [], STACKS_WAIT)
     with log.open("a") as out:
-        for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
-            name = (task / "comm").read_text().strip()
-            print(f"thread {task.name} {name} in the kernel:", file=out)
+        for task in proc.tasks(pid):
+            print(f"thread {task.name} {proc.comm(task)} in the kernel:", file=out)
             print((task / "stack").read_text(), file=out)
 
 
@@ -47,7 +47,7 @@ def main() -> None:
         stacks(pid, log)
     except OSError as error:
         print(f"watchdog: no stacks: {error}", file=sys.stderr)
-    namespace.abort(minor)
+    fusectl.abort(minor)
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:

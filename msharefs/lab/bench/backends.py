@@ -5,7 +5,6 @@ We find out by trying, once and before anything is measured, which kinds this ma
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from msharefs import client
 from msharefs.lab.workers import PAGE_BYTES, Workers
 from msharefs.launch.private_mount import PrivateMount
+from msharefs.native import check_errno, ffi, lib
 
 from . import hugepages
 
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from .figures import Sample
 
 PROBE_BYTES = 2 * hugepages.HUGE_BYTES
-
-_IPC_PRIVATE = 0
-_IPC_RMID = 0
-_IPC_CREAT = 0o1000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -163,14 +158,12 @@ class SysV(Backend):
     @contextmanager
     def memory(self, size: int) -> Iterator[Memory]:
         """A segment, removed at the end."""
-        ident = _libc.shmget(_IPC_PRIVATE, ctypes.c_size_t(size), _IPC_CREAT | 0o600)
-        if ident < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"shmget of {size} bytes: {os.strerror(number)}")
+        ident = lib.shmget(lib.IPC_PRIVATE, size, lib.IPC_CREAT | 0o600)
+        check_errno(ident < 0, f"shmget of {size} bytes")
         try:
             yield Memory((f"shm {size} {ident}",))
         finally:
-            _libc.shmctl(ident, _IPC_RMID, None)
+            lib.shmctl(ident, lib.IPC_RMID, ffi.NULL)
 
 
 class Region(Backend):

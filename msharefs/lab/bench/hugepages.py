@@ -5,13 +5,14 @@ Neither changes anything for good: the pool is put back, and the tmpfs is not mo
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import psutil
+
+from msharefs.native import check_errno, ffi, lib
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,8 +25,6 @@ _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Pool:
@@ -103,12 +102,14 @@ def advised_tmpfs() -> int:
         os.close(context)
 
 
-def _call(name: str, *arguments: object) -> int:
-    function = getattr(_libc, name, None)  # glibc 2.36 has them
-    if function is None:
-        raise OSError(errno.ENOSYS, f"this C library has no {name}(): huge=advise needs it")
-    result: int = function(*arguments)
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{name} of a tmpfs with huge=advise: {os.strerror(number)}")
+def _call(name: str, *arguments: int | bytes | None) -> int:
+    """One of the calls for mounts, by its number: only glibc 2.36 has functions for them."""
+    words = [
+        ffi.cast("long", given) if isinstance(given, int)
+        else ffi.NULL if given is None
+        else ffi.new("char[]", given)
+        for given in arguments
+    ]  # fmt: skip
+    result: int = lib.syscall(getattr(lib, f"SYS_{name}"), *words)
+    check_errno(result < 0, f"{name} of a tmpfs with huge=advise")
     return result

@@ -1,0 +1,113 @@
+"""Functions of the C library that Python has no name for, or checks the arguments of."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import cffi
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_ffi = cffi.FFI()
+_ffi.cdef("""
+int fallocate(int fd, int mode, int64_t offset, int64_t length);
+void *mmap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset);
+int mount(const char *source, const char *target, const char *type, unsigned long flags,
+          const char *data);
+int prctl(int option, ...);
+long ptrace(int request, int pid, void *addr, void *data);
+int renameat2(int old_directory, const char *old, int new_directory, const char *new,
+              unsigned flags);
+int umount2(const char *target, int flags);
+int unshare(int flags);
+""")
+_libc: Any = _ffi.dlopen(None)
+_FAILED = _ffi.cast("void *", -1)
+
+CLONE_NEWNS = 0x20000  # sched.h
+MS_RDONLY, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 8, 32, 4096, 0x4000, 0x40000
+MNT_DETACH = 2
+RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
+PTRACE_TRACEME, PTRACE_CONT, PTRACE_SINGLESTEP = 0, 7, 9
+_AT_FDCWD = -100
+_PTRACE_GETSIGMASK = 0x420A
+_PR_SET_PDEATHSIG = 1
+
+
+def load(library: Path, declarations: str) -> Any:
+    """A library that a test has compiled."""
+    ffi = cffi.FFI()
+    ffi.cdef(declarations)
+    return ffi.dlopen(os.fspath(library))
+
+
+def _check(what: str, failed: bool) -> None:
+    if failed:
+        raise OSError(_ffi.errno, f"{what}: {os.strerror(_ffi.errno)}")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2); Python has it from 3.12 on."""
+    _check("unshare", _libc.unshare(flags) < 0)
+
+
+def mount(
+    target: str | os.PathLike[str], fstype: str = "none", flags: int = 0, options: str | None = None
+) -> None:
+    """mount(2) of what needs no source: a file system of memory, or a change of flags."""
+    data = _ffi.NULL if options is None else options.encode()
+    name = fstype.encode()
+    failed = _libc.mount(name, os.fsencode(target), name, flags, data) < 0
+    _check(f"mount of {fstype} on {target}", failed)
+
+
+def bind(source: str | os.PathLike[str], target: str | os.PathLike[str], flags: int = 0) -> None:
+    """mount(2) with MS_BIND, or a remount of one with other flags."""
+    names = os.fsencode(source), os.fsencode(target)
+    failed = _libc.mount(*names, b"none", MS_BIND | flags, _ffi.NULL) < 0
+    _check(f"bind mount of {source} on {target}", failed)
+
+
+def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(f"umount2 of {target}", _libc.umount2(os.fsencode(target), flags) < 0)
+
+
+def renameat2(old: str | os.PathLike[str], new: str | os.PathLike[str], flags: int) -> None:
+    """renameat2(2)."""
+    names = _AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new)
+    _check("renameat2", _libc.renameat2(*names, flags) < 0)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2); posix_fallocate(3) hides modes and errnos."""
+    _check("fallocate", _libc.fallocate(fd, mode, offset, length) < 0)
+
+
+def mmap(fd: int, length: int, prot: int, flags: int) -> None:
+    """mmap(2), for its errno: Python's own mmap has checks of its own before."""
+    address = _libc.mmap(_ffi.NULL, length, prot, flags, fd, 0)
+    _check("mmap", address == _FAILED)
+
+
+def ptrace(request: int, pid: int = 0, data: int = 0) -> None:
+    """ptrace(2), of the requests that take a number at most."""
+    number = _ffi.cast("void *", data)
+    _check("ptrace", _libc.ptrace(request, pid, _ffi.NULL, number) < 0)
+
+
+def signal_mask(pid: int) -> int:
+    """The signals that a traced and stopped thread has blocked: a bit each, from 1 on."""
+    mask = _ffi.new("uint64_t *")
+    size = _ffi.cast("void *", _ffi.sizeof("uint64_t"))
+    _check("ptrace", _libc.ptrace(_PTRACE_GETSIGMASK, pid, size, mask) < 0)
+    return int(mask[0])
+
+
+def die_with_parent() -> None:
+    """A SIGKILL for this process when the thread that started it ends."""
+    failed = _libc.prctl(_PR_SET_PDEATHSIG, _ffi.cast("unsigned long", signal.SIGKILL)) < 0
+    _check("prctl", failed)
