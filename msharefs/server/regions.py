@@ -17,7 +17,7 @@ import trio
 
 from msharefs.native import lib
 
-from . import owners
+from . import describe, owners
 from .files import object_paths, open_memory, records_path, remove_objects, reset_objects
 from .hostmm import HostMM
 from .mappings import NativeMappings
