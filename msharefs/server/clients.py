@@ -1,8 +1,8 @@
-"""Who is attached to a region: the slots in its host mm, and the connections of their holders.
+"""The clients of a region: the slots in its host mm, and the connections of their holders.
 
-A slot is an attachment; the server frees it when its process detaches or dies. A connection is how
-the server asks the process for something. An attachment may be without one for a while: a child of
-fork(2) whose hello was not read yet, a client that has not come back to a new server.
+A slot is an attachment; the server frees it when its process detaches or dies. Through a connection
+the server asks the process for something. An attachment may be without a connection for a while: a
+child of fork(2) whose hello was not read yet, a client that has not come back to a new server.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Client(Protocol):
         """Sends a message and waits for the answer: 0 (also if it is gone) or -errno."""
 
     def has_news(self) -> bool:
-        """Whether it has sent something that was not read yet."""
+        """Whether it has sent a message that has not been read yet."""
 
 
 class Clients:
@@ -41,7 +41,7 @@ class Clients:
         self._view = view
         self.name = view.name
         self.connected: dict[int, Client] = {}
-        """By slot."""
+        """Connections, by slot."""
 
     @property
     def mm(self) -> Any:
@@ -49,11 +49,11 @@ class Clients:
         return self._view.mm
 
     def connect(self, slot: int, claim: int, client: Client) -> None:
-        """The attachment of `slot` has a connection. ESTALE: it is not by `claim` any more."""
+        """The attachment of `slot` has a connection. ESTALE: its claim is no longer `claim`."""
         if slot >= lib.MM_SLOTS or not claim or claim != self.claim(slot):
             raise OSError(errno.ESTALE, f"process {client.pid} does not hold slot {slot} any more")
         self.connected[slot] = client
-        # As we see it: the client may live in another pid namespace.
+        # The pid in our namespace: the client may live in another.
         lib.mm_set_client(self.mm, slot, client.pid, processes.start_time(client.pid))
 
     def disconnect(self, slot: int, client: Client) -> None:
@@ -74,13 +74,13 @@ class Clients:
         return int(lib.mm_claim(self.mm, slot))
 
     def process_of(self, slot: int) -> int:
-        """Process id of the client of `slot`; 0: nobody's."""
+        """Process id of the client of `slot`; 0: it has none."""
         return int(lib.mm_client_pid(self.mm, slot))
 
     def touched(self, start: int, end: int, *, handed: bool = False) -> Iterator[int]:
         """The slots that touched [start, end), as they are when the iteration gets there.
 
-        `handed`: only those with pages that Linux maps by itself (native/client/handover.c).
+        `handed`: only those with pages that are not watched (native/client/handover.c).
         """
         slot = lib.mm_touched(self.mm, 0, start, end)
         while slot >= 0:
@@ -89,20 +89,20 @@ class Clients:
             slot = lib.mm_touched(self.mm, slot + 1, start, end)
 
     def any_handed(self) -> bool:
-        """Whether any attachment has pages that Linux maps by itself."""
+        """Whether any attachment has pages that are not watched."""
         return any(lib.mm_handed(self.mm, slot) for slot in self.slots())
 
     def poisoned(self) -> Iterator[int]:
-        """The slots whose clients made pages fault natively."""
+        """The slots whose clients have guard pages."""
         slot = lib.mm_poisoned(self.mm, 0)
         while slot >= 0:
             yield slot
             slot = lib.mm_poisoned(self.mm, slot + 1)
 
     def reap(self, slot: int, claim: int) -> None:
-        """Frees the slot of a client that detached or died, if it is still by `claim` that it is.
+        """Frees the slot of a client that detached or died, if its claim is still `claim`.
 
-        A client that hears nothing of us frees its own, and the slot may be another's since.
+        A client that does not hear from us frees its slot itself, and another may have it by now.
         """
         freed = lib.slot_release(self.mm, slot, claim)
         if freed == -errno.ESTALE:
@@ -113,7 +113,7 @@ class Clients:
     def reap_dead(self, *, connected: bool = False) -> None:
         """Frees the slots of processes that are gone without a word.
 
-        Those with a connection free theirs when it ends; `connected` takes them too.
+        The slot of a process with a connection is freed when that ends; `connected`: here, too.
         """
         for client in self._view.attachments():
             unwatched = connected or client.slot not in self.connected

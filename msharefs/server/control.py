@@ -1,9 +1,9 @@
 """The control socket: attach, detach and the verbs of ioctl(2), for clients of any kind.
 
 A connection begins as one end of a socket pair that a client named in ioctl(MSHAREFS_CONNECT), and
-has the rights of that descriptor. Where the server may not fetch it (Yama), the ioctl answers with
-a token for the socket in the state directory. A client that was attached when an earlier server
-died shows its host mm there instead. Messages: messages.py.
+has the rights of the descriptor that the ioctl was made on. If the server may not fetch the socket
+(Yama), the ioctl answers with a token for the socket in the state directory. A client that was
+attached when an earlier server died shows its host mm there instead. Messages: messages.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Attached processes that vanish are noticed by their socket; this is for those that had none.
+# A process that vanishes is noticed by its socket; this interval is for those that had none.
 REAP_SECONDS = 5.0
 # Processes may be waiting for a change that an earlier server began.
 CATCH_UP_SECONDS = 0.5
@@ -63,7 +63,7 @@ class Connection:
     async def run(self) -> None:
         """Serves the client until it goes; then so does its attachment.
 
-        When it is the server that ends, the attachment stays, for the next server.
+        If the server ends first, the attachment stays, for the next server.
         """
         try:
             while (request := await receive(self._sock, f"process {self.pid}")) is not None:
@@ -99,7 +99,7 @@ class Connection:
             del self._answers[seq]
 
     def has_news(self) -> bool:
-        """Whether there is a message of the client that was not read yet."""
+        """Whether a message of the client has not been read yet."""
         if self._sock.fileno() < 0:
             return False
         poll = select.poll()
@@ -166,10 +166,10 @@ class Connection:
         sock = _socket(request.take_fd())
         child = Connection(self._control, sock, self.region, self.flags)
         try:
-            child._settle(request)  # one of us
+            child._settle(request)  # a Connection, too
             self._control.serve(child)
             child._arrange()
-        except OSError as error:  # it has ended already
+        except OSError as error:  # the child has ended already
             log.debug("child of process %d: %s", self.pid, error)
             sock.close()
         return _NO_REPLY
@@ -186,7 +186,7 @@ class Connection:
             raise OSError(errno.ESTALE, f"process {self.pid} shows a host mm that is not ours")
         self.region, self.flags = region, os.O_RDWR
         self._settle(request)
-        # What was refused without us may be there by now.
+        # Accesses were refused while no server was there; those pages may be mapped by now.
         self._control.start(self.ask, lib.MSG_REARM, 0, self._region.sized().size)
         self._arrange()
 
@@ -230,7 +230,7 @@ class Connection:
             raise
         return Reply(fds=[fd], own=True)
 
-    # What they share
+    # Common parts
 
     @property
     def _region(self) -> Region:
@@ -263,7 +263,7 @@ class Connection:
         self.slot, self.uffd, self._claim = slot, uffd, claim
 
     def _arrange(self) -> None:
-        """Execution is permitted where it was, by when nobody could ask the client."""
+        """Tells a client that comes while anything is executable to arrange its window."""
         host = self._region.sized()
         if host.executes() and not lib.mm_adopted(host.mm, self.slot):
             self._control.start(self.ask, lib.MSG_ARRANGE, 0, host.size)
@@ -320,8 +320,8 @@ _HANDLERS: dict[int, Any] = {
 class Control:
     """The connections of a mount.
 
-    They pass clients a descriptor of /dev/userfaultfd: only root may open it, but whoever gets it
-    makes a userfaultfd of its own from it. None is passed where everybody may do without.
+    They pass clients a descriptor of /dev/userfaultfd: only root may open that, but a process that
+    gets it can make a userfaultfd of its own. None is passed if every user may do without.
     """
 
     def __init__(self, regions: Regions, state: Path) -> None:
@@ -332,7 +332,7 @@ class Control:
         self._tokens: dict[bytes, tuple[Region, int]] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serves until cancelled; started when connections can be made."""
+        """Serves until cancelled; has started when connections can be made."""
         with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             self.path.unlink(missing_ok=True)
             await listener.bind(os.fspath(self.path))
@@ -347,7 +347,7 @@ class Control:
                     self.serve(Connection(self, _plain(sock), None, os.O_RDONLY))
 
     def connect(self, region: Region, flags: int, data: bytes, caller: int) -> tuple[int, bytes]:
-        """ioctl(MSHAREFS_CONNECT): takes the caller's socket, or tells it how to come to ours."""
+        """ioctl(MSHAREFS_CONNECT): takes the caller's socket, or tells it how to reach ours."""
         answer = ffi.new("struct mshare_connect *")
         ffi.buffer(answer)[:] = data
         try:
@@ -363,7 +363,7 @@ class Control:
         return 0, bytes(ffi.buffer(answer))
 
     def redeem(self, token: bytes) -> tuple[Region, int]:
-        """What a token stands for; it does so once. EACCES: nothing."""
+        """The region and flags that a token stands for, once. EACCES: it stands for none."""
         try:
             return self._tokens.pop(token)
         except KeyError:
@@ -374,7 +374,7 @@ class Control:
         self.start(connection.run)
 
     def start(self, work: Callable[..., Awaitable[Any]], *arguments: int) -> None:
-        """Starts a task of the control socket's."""
+        """Starts a task of the control socket."""
         if self._nursery is None:
             raise OSError(errno.ENOTCONN, "the control socket is not open yet")
         self._nursery.start_soon(work, *arguments)
@@ -391,7 +391,7 @@ class Control:
 
 
 def _socket(fd: int) -> socket.socket:
-    """The socket that somebody gave us. ENOTSOCK: it is something else, and closed."""
+    """The socket of a descriptor that we got. ENOTSOCK: it is no socket, and was closed."""
     try:
         return socket.socket(fileno=fd)
     except OSError:
@@ -400,5 +400,5 @@ def _socket(fd: int) -> socket.socket:
 
 
 def _plain(sock: trio.socket.SocketType) -> socket.socket:
-    """The ordinary socket of a trio one, which is given up."""
+    """The ordinary socket of a trio socket, which is given up."""
     return socket.socket(fileno=sock.detach())

@@ -1,7 +1,7 @@
-"""What is in a host mm, as plain dicts: the JSON of the look verbs.
+"""The contents of a host mm, as plain dicts: the JSON of the look verbs.
 
 Offsets and sizes are region offsets and bytes. Figures are read from the shared memory and its
-files, never computed from a formula; those of running clients move while one looks.
+files, never computed from a formula; those of running clients change meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def stat(raw: Any, owner: Owner) -> dict[str, Any]:
     """`struct mshare_stat` and the owner as a dict.
 
-    What the owner's memory cgroup would be charged in the kernel is told apart: data and tables.
+    It also says what the owner's memory cgroup would be charged in the kernel: data and tables.
     """
     return {
         "size_bytes": raw.size,
@@ -76,7 +76,7 @@ def pagetable(view: View) -> dict[str, Any]:
     """The tree of tables, level by level from the top; spans are host addresses."""
     count = check(lib.mm_tables(view.mm, ffi.NULL, 0), f"{view.name}: walking its page tables")
     tables = ffi.new("struct mm_table[]", count)
-    # Clients may have added tables since: those wait for the next look.
+    # Clients may have added tables since: the next look shows those.
     lib.mm_tables(view.mm, tables, count)
     levels: dict[str, list[dict[str, Any]]] = {name: [] for name in reversed(LEVELS)}
     for table in tables:

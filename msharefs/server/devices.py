@@ -1,7 +1,7 @@
-"""The two devices that a server needs: /dev/fuse to mount, /dev/userfaultfd to have faults told.
+"""The two devices that a server needs: /dev/fuse to mount, /dev/userfaultfd to hear of faults.
 
-Each refusal is a sentence that says who may open it, and what to do. Neither loads libfuse: the
-command asks before the server is detached.
+Each refusal is a sentence that says who may open the device, and what to do. Nothing here loads
+libfuse: the command asks before the server is detached.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def check() -> None:
 
 
 def others_allowed() -> bool:
-    """Whether this user may mount for others: root, or what fusermount3 has been told."""
+    """Whether this user may mount for others: root may, and all others if fusermount3 allows it."""
     if os.geteuid() == 0:
         return True
     try:
@@ -63,9 +63,10 @@ def others_allowed() -> bool:
 
 
 def open_userfaultfd() -> int:
-    """A descriptor of /dev/userfaultfd, for us and for clients, who make theirs from it.
+    """A descriptor of /dev/userfaultfd, for us and for clients, who make their own from it.
 
-    -1: it may not be opened, and need not: everybody may use the system call. OSError: neither.
+    -1: we may not open it and need not, since everybody may use the system call. OSError: we may
+    do neither.
     """
     try:
         device = os.open(USERFAULTFD, os.O_RDWR | os.O_CLOEXEC)
@@ -95,7 +96,7 @@ def open_userfaultfd() -> int:
 def _system_call_is_for_all() -> bool:
     """Whether userfaultfd(2) is for every user here, kernel faults included.
 
-    Not only for us: clients and their children have to make their own.
+    It must be, because clients and their children have to make their own.
     """
     try:
         if _FOR_ALL.read_text() != "1\n":
@@ -112,7 +113,7 @@ def _system_call_is_for_all() -> bool:
 
 
 def _refused(error: OSError, absent: str, instead: str = "") -> OSError:
-    """Why a device cannot be opened, and what to do: `absent` where it is not there."""
+    """Why a device cannot be opened, and what to do; `absent` says so if it does not exist."""
     path = str(error.filename)
     remedy = absent
     if error.errno == errno.EACCES:
@@ -139,5 +140,5 @@ def _refused(error: OSError, absent: str, instead: str = "") -> OSError:
 def _group(number: int) -> str:
     try:
         return grp.getgrgid(number).gr_name
-    except KeyError:  # nobody gave it a name
+    except KeyError:  # the group has no name
         return str(number)

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 # libfuse's FUSE_IOCTL_COMPAT: a 32-bit caller. The series has no compat ioctl.
 _IOCTL_COMPAT = 1
 _NAME_MAX = 255
-# Names change by requests of the kernel only, so it need not ask for them again. It does for
-# attributes, so that stat(2) on a mount whose server is gone fails.
+# Names change only through the kernel's requests, so it need not ask for them again. It does ask
+# for attributes, so that stat(2) on a mount whose server is gone fails.
 _NAME_SECONDS = 3600
-# Of a file handle these bits are ours; see fuse.backed_handle.
+# These bits of a file handle are ours; see fuse.backed_handle.
 _NUMBERS = (1 << 32) - 1
 
 
@@ -60,7 +60,7 @@ class Handle:
 class Listing:
     """One opendir(3).
 
-    The names are those of the last rewind: no entry is then seen twice or skipped.
+    The names are those of the last rewind, so no entry is seen twice or skipped.
     """
 
     ino: int
@@ -71,7 +71,7 @@ class Listing:
 class Filesystem(pyfuse3.Operations):
     """The handlers.
 
-    Names and attributes are never cached by the kernel, so changes by others are seen at once.
+    The kernel never caches attributes, so changes by others are seen at once.
     """
 
     supports_dot_lookup = False
@@ -102,7 +102,7 @@ class Filesystem(pyfuse3.Operations):
         self._ready()
 
     async def shut_down(self) -> None:
-        """No request comes any more: let regions go that had no name left and were only open."""
+        """No more requests will come: let go of regions without a name that were only open."""
         for node in list(self._tree.unlinked_regions()):
             await self._regions.evict(node.ident)
 
@@ -136,7 +136,7 @@ class Filesystem(pyfuse3.Operations):
     async def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any
     ) -> pyfuse3.EntryAttributes:
-        """Make a region file; devices, fifos and sockets EPERM."""
+        """Make a region file; EPERM for devices, fifos and sockets."""
         del rdev
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise OSError(
@@ -176,7 +176,7 @@ class Filesystem(pyfuse3.Operations):
     async def rename(
         self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int, ctx: Any
     ) -> None:
-        """Rename, with RENAME_NOREPLACE or RENAME_EXCHANGE; other flags EINVAL."""
+        """Rename, with RENAME_NOREPLACE or RENAME_EXCHANGE; EINVAL for other flags."""
         del ctx
         self._tree.rename(old_parent, old, new_parent, new, flags)
 
@@ -215,7 +215,7 @@ class Filesystem(pyfuse3.Operations):
         return self._attributes(self._tree.entry(ino))
 
     async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
-        """Size a region by the rules of ftruncate, but only from 0, and the times stay."""
+        """Size a region by the rules of ftruncate, but only from offset 0, and the times stay."""
         del fh
         node = self._tree.node(ino)
         if mode or not node.is_region:
@@ -227,9 +227,9 @@ class Filesystem(pyfuse3.Operations):
         self._tree.utime(ino, before.st_atime_ns, before.st_mtime_ns)
 
     async def listxattr(self, ino: int, ctx: Any) -> list[bytes]:
-        """There are none.
+        """A region has no extended attributes.
 
-        The other calls on extended attributes answer ENOSYS, which the kernel makes EOPNOTSUPP.
+        The other calls on them answer ENOSYS, which the kernel turns into EOPNOTSUPP.
         """
         del ino, ctx
         return []
@@ -256,7 +256,7 @@ class Filesystem(pyfuse3.Operations):
             self._backing.close(handle.node.ident)
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
-        """mshare_info has the quantum as text; a region EINVAL."""
+        """mshare_info has the quantum as text; EINVAL for a region."""
         if self._handles[fh].node.ino == INFO_INO:
             return self._info[offset : offset + size]
         raise OSError(errno.EINVAL, "a region is read by attaching it, not by read(2)")
@@ -272,7 +272,7 @@ class Filesystem(pyfuse3.Operations):
         raise OSError(errno.EINVAL, "a region is memory: there is nothing to sync")
 
     async def seek_data(self, ino: int, fh: int, offset: int, whence: int) -> int:
-        """SEEK_DATA and SEEK_HOLE: ESPIPE on a region; on mshare_info the offset, as it is."""
+        """SEEK_DATA and SEEK_HOLE: ESPIPE on a region; on mshare_info the offset, unchanged."""
         del fh, whence
         if ino == INFO_INO:
             return offset
@@ -314,8 +314,8 @@ class Filesystem(pyfuse3.Operations):
         for position in range(start_id, len(listing.names)):
             name = listing.names[position]
             if name in (b".", b".."):
-                # The kernel takes only number and type from these two and counts no lookup for
-                # them.
+                # The kernel takes only number and type from "." and "..", and counts no lookup
+                # for them.
                 entry, counted = self._tree.entry(listing.ino), False
             else:
                 try:
@@ -360,10 +360,10 @@ class Filesystem(pyfuse3.Operations):
             backing = self._backing.open(node.ident, lambda: self._regions.open_memory(node.ident))
         handle = backed_handle(next(self._next_handle) & _NUMBERS, backing)
         self._handles[handle] = Handle(node, flags, backing)
-        # direct_io: no page cache stands between, so read and write reach us, and a shared mmap(2)
-        # is that of the backing file, or ENODEV. nonseekable: lseek is ESPIPE as in the kernel, but
-        # FUSE answers pread and pwrite so too, where v3 says EINVAL. With a backing file it is the
-        # other way round: FUSE answers EIO to an open(2) that is given both.
+        # direct_io: there is no page cache in between, so read and write reach us, and a shared
+        # mmap(2) maps the backing file, or is ENODEV. nonseekable: lseek is ESPIPE as in the
+        # kernel, but FUSE answers pread and pwrite so too, for which v3 has EINVAL. A file with a
+        # backing file cannot have it: FUSE answers EIO to an open(2) that is given both.
         return pyfuse3.FileInfo(
             fh=handle,
             direct_io=True,
@@ -374,7 +374,7 @@ class Filesystem(pyfuse3.Operations):
     async def _resize(self, node: Node, size: int) -> None:
         """Size a region, once.
 
-        Size 0 of an unsized one changes nothing, or with quirks=v3 is for ever, as in v3.
+        Size 0 leaves an unsized region as it is; with quirks=v3 it is for ever, as in v3.
         """
         if node.is_region and (size or self._zero_freezes or self._regions.size(node.ident)):
             await self._regions.set_size(node.ident, size)

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def guarded(cls: type) -> type:
-    """Make the public coroutines of `cls` answer OSError as its errno, all else as EIO, logged."""
+    """Make the public coroutines of `cls` answer OSError as its errno; others as EIO, logged."""
     for name, method in list(vars(cls).items()):
         if inspect.iscoroutinefunction(method) and not name.startswith("_"):
             setattr(cls, name, _guard(method))

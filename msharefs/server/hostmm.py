@@ -1,8 +1,8 @@
 """A region's host mm in the server: the only writer of its VMAs.
 
 A change is published, then waits until no client is inside a fault on the old snapshot (the grace
-period), then takes entries and pages away. The wait is bounded: a client that does not leave its
-fault, because a debugger holds it there, makes the change fail with EBUSY and nothing changed.
+period), then takes entries and pages away. The wait is bounded: if a client does not leave its
+fault, because a debugger holds it there, the change fails with EBUSY and changes nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GRACE_POLL_SECONDS = 0.0002
 
 
 class HostMM(View):
-    """The host mm of one region, to be changed; `clients` are those who are attached to it."""
+    """The host mm of one region, to be changed; `clients` are the processes attached to it."""
 
     _ACCESS = os.O_RDWR
 
@@ -107,9 +107,9 @@ class HostMM(View):
     ) -> None:
         """Maps memory at [start, end), or `source` from its byte `offset` on.
 
-        What was there goes. `admit` is asked once nobody else can change the region any more, and
-        raises OSError if that must not be. `kept` is a mapping of the source, and ours. EBUSY: an
-        attached process does not let go of what is there; nothing changed.
+        It replaces older mappings there. `admit` is called once nobody else can change the region
+        any more, and raises OSError if the mapping is not to be. `kept` is a mapping of the source,
+        and ours. EBUSY: an attached process does not let go of the old mappings; nothing changed.
         """
         with contextlib.ExitStack() as ours:
             if kept is not None:
@@ -134,13 +134,13 @@ class HostMM(View):
         EBUSY: an attached process does not let go of an object; nothing changed.
         """
         async with self._lock:
-            if lib.hostmm_mapped(self._mm, start, end):  # nothing to do where nothing is
+            if lib.hostmm_mapped(self._mm, start, end):  # nothing to do in a hole
                 await self._exchange(start, end, lambda: lib.hostmm_unmap(self._mm, start, end))
                 await self._sweep()
             lib.mm_count_unmap(self._mm)
 
     async def _exchange(self, start: int, end: int, publish: Callable[[], int]) -> None:
-        """A change that takes out what is in [start, end)."""
+        """A change that takes the mappings of [start, end) out."""
         executes = lib.hostmm_has_exec(self._mm, start, end)
         parts = self._parts(start, end)
         take = await self._taking(start, end, parts)
@@ -151,7 +151,7 @@ class HostMM(View):
         await revocation.rearm(self.clients, start, end)
 
     def _parts(self, start: int, end: int) -> list[Part]:
-        """What [start, end) has of objects."""
+        """The parts of objects in [start, end)."""
         if not lib.hostmm_has_objects(self._mm, start, end):
             return []
         return [
@@ -163,10 +163,10 @@ class HostMM(View):
     async def _taking(
         self, start: int, end: int, parts: list[Part]
     ) -> Callable[[], Awaitable[None]]:
-        """What makes the clients let go of [start, end), with these parts of objects.
+        """A function that makes the clients let go of [start, end), with these parts of objects.
 
-        To be called in the midst of a change. EBUSY: somebody is not there who has to. Most of what
-        can fail does so here, before anybody's faults have to wait.
+        It is to be called in the middle of a change. EBUSY: a client that has to take part is not
+        connected. Most failures happen here, before any fault has to wait.
         """
         await revocation.wait_connected(self.clients, start, end, handed=True)
         for low, high in ranges(parts):
@@ -183,12 +183,12 @@ class HostMM(View):
         return take
 
     def _next_object(self) -> int:
-        """A number that no object of the region has had: that of the mapping to come."""
+        """A number that no object of the region has had: that of the next mapping."""
         return int(self._mm.header.serial + 1) & 0xFFFFFFFF
 
     async def _sweep(self) -> None:
         """Lets go of the objects that no VMA names any more."""
-        if len(self.objects) and not self._unfinished:  # else the set before may name others
+        if len(self.objects) and not self._unfinished:  # the previous set may name others
             await descriptors.close(*self.objects.keep({vma.object for vma in self.vmas()}))
 
     def end(self) -> None:
@@ -220,7 +220,7 @@ class HostMM(View):
             try:
                 await self._change(lambda: lib.hostmm_protect(self._mm, start, end, prot), take)
             finally:
-                if executes:  # also what an abort has given back
+                if executes:  # also for rights that an abort has given back
                     await revocation.arrange(self.clients, start, end)
             if prot & lib.VMA_WRITE:
                 await revocation.give_write(self.clients, start, end)
@@ -241,9 +241,9 @@ class HostMM(View):
                 )
 
     async def object(self, number: int, *, write: bool) -> int:
-        """A descriptor of an object, to be passed on and not to be closed; see Objects.descriptor.
+        """A descriptor of an object, to pass on but not to close; see Objects.descriptor.
 
-        Not under the lock: a client asks inside a fault, which a change waits for.
+        Does not take the lock: a client asks inside a fault, and a change waits for that.
         """
         writes = any(
             vma.object == number and vma.flags & lib.VMA_WRITE for vma in self.vmas() if vma.object
@@ -253,10 +253,10 @@ class HostMM(View):
         )
 
     async def recover(self) -> None:
-        """Finishes what a dead server had begun, and lets go of clients that died meanwhile.
+        """Finishes the change of a dead server, and lets go of clients that died meanwhile.
 
-        With a process stopped inside a fault, or one that has yet to come back and has objects
-        mapped, it cannot be finished yet: see `catch_up`.
+        If a process is stopped inside a fault, or has objects mapped and has yet to come back, the
+        change cannot be finished yet: see `catch_up`.
         """
         async with self._lock:
             self.clients.reap_dead()
@@ -277,18 +277,18 @@ class HostMM(View):
                 )
 
     async def catch_up(self) -> None:
-        """Finishes now what `recover` could not, if that is so, and it can be done."""
+        """Finishes a change that `recover` could not finish, if there is one and it is possible."""
         if self._unfinished:
             async with self._lock:
                 try:
                     await self._try_recover()
                 except OSError:
-                    # The next change tries again, and tells its caller.
+                    # The next change tries again, and reports to its caller.
                     self._unfinished = False
                     log.exception("%s: a change cannot be finished", self.name)
 
     async def _try_recover(self) -> bool:
-        """Whether nothing of an earlier server's is left to finish."""
+        """Whether no change of an earlier server is left to finish."""
         try:
             await self._grace()
             await self._recover()
@@ -305,17 +305,17 @@ class HostMM(View):
         self.objects.close()
 
     def object_path(self, number: int) -> str:
-        """The path of the file that is object `number`; "lost" if nobody knows it any more."""
+        """The path of the file of object `number`; "lost" if nobody knows it any more."""
         return self.objects.describe(number)
 
     def _takes_pages(self) -> bool:
-        """Whether clients have a part in the end of a change that another server began, perhaps."""
+        """Whether clients may have to take part in the end of another server's change."""
         return self._mm.header.intent.op in (lib.INTENT_MAP, lib.INTENT_UNMAP) and (
             bool(len(self.objects)) or self.clients.any_handed()
         )
 
     async def _recover(self) -> None:
-        """Ends a change that another server began, after a grace period; if there is one."""
+        """Ends a change that another server began, if there is one, after a grace period."""
         if self._unfinished and self._takes_pages():
             intent = self._mm.header.intent
             if len(self.objects):
@@ -327,11 +327,11 @@ class HostMM(View):
     async def _change(
         self, publish: Callable[[], int], take: Callable[[], Awaitable[None]]
     ) -> None:
-        """Publishes, waits for the grace period, lets `take` have its way, finishes."""
+        """Publishes, waits for the grace period, calls `take`, finishes."""
         await self._grace()
         await self._recover()
         while (published := publish()) == -errno.EBUSY:
-            await self._grace()  # a fault that had read the old epoch announced itself since
+            await self._grace()  # a fault that had read the old epoch has announced itself since
         check(published, f"{self.name}: changing its VMAs")
         try:
             await self._grace()

@@ -1,4 +1,4 @@
-"""ioctl(2) on a region file: the verbs of the series, and ours that leads to a connection."""
+"""ioctl(2) on a region file: the verbs of the series, and our own that makes a connection."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Ioctls:
         """The result and the output for thread `tid`, on a descriptor open with `flags`."""
         region = self._regions.find(ident)
         await region.settle()
-        if command == lib.MSHAREFS_CONNECT:  # ours: also before the region is sized
+        if command == lib.MSHAREFS_CONNECT:  # our own, also before the region is sized
             return self._control.connect(region, flags, data, processes.process_of(tid))
         if not region.frozen:
             region.sized()
         if command == lib.MSHAREFS_CREATE_MAPPING:
             create = verbs.Create.from_bytes(data)
-            # Of who maps no descriptor only the limits are asked for: a thread will do.
+            # If no descriptor is mapped, we need only the caller's limits: a thread will do.
             caller = tid if create.flags & verbs.MAP_ANONYMOUS else processes.process_of(tid)
             await region.create_mapping(create, flags, caller)
         elif command == lib.MSHAREFS_UNMAP:

@@ -31,19 +31,19 @@ class Request:
         self._fds = fds
 
     def take_fd(self, missing: int = errno.EPROTO) -> int:
-        """The next descriptor; it is the caller's now. Error `missing`: there is none."""
+        """The next descriptor, which is the caller's now. Error `missing` if there is none."""
         if not self._fds:
             raise OSError(missing, "a message came without its descriptor")
         return self._fds.pop(0)
 
     def close(self) -> None:
-        """Closes what nobody took."""
+        """Closes the descriptors that nobody took."""
         descriptors.close_later(*self._fds)
         self._fds = []
 
 
 class Reply:
-    """What goes back; `own` descriptors are closed once sent."""
+    """The reply to a message; `own` descriptors are closed once sent."""
 
     def __init__(
         self,
@@ -61,14 +61,14 @@ class Reply:
         self._own = own
 
     def close(self) -> None:
-        """After sending."""
+        """Closes them, after sending."""
         if self._own:
             for fd in self.fds:
                 os.close(fd)
 
 
 async def receive(sock: trio.socket.SocketType, sender: str) -> Request | None:
-    """The next message; None: the connection has ended. EPROTO: it is too short for one."""
+    """The next message; None: the connection has ended. EPROTO: it is too short."""
     size = socket.CMSG_SPACE(lib.MSG_FDS * _INT.size)
     data, ancillary, _, _ = await sock.recvmsg(MESSAGE.size, size, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")

@@ -1,12 +1,12 @@
-"""The objects of a region that are files: descriptors by number, and what outlives the server.
+"""The objects of a region that are files: descriptors by number, and records for the next server.
 
 A VMA names its object by number (struct mm_vma.object; 0 is the region's own memory). The server
 keeps a descriptor of each, which it passes to clients, and one page of it mapped, so that the file
 is as busy as the kernel would have it. An object goes with the last VMA that names it.
 
-Descriptors die with a server. What they were is recorded beside the region, one small file each;
-the next server opens a file again by its name, if it is still the same file, or takes it from a
-process that has it mapped.
+Descriptors die with a server. Their files are recorded beside the region, in one small file for
+each; the next server opens a file again by its name, if it is still the same file, or takes it from
+a process that has it mapped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Record:
-    """What the next server is told of an object."""
+    """The record of an object for the next server."""
 
     path: str
     device: int
@@ -74,7 +74,7 @@ class Object:
         return self.record.page != verbs.PAGE
 
     def release(self) -> list[int]:
-        """Unmaps it; the descriptors that are to be closed."""
+        """Unmaps it; returns the descriptors to be closed."""
         fds = [fd for fd in (self.fd, self.read_only) if fd >= 0]
         self.fd = self.read_only = -1
         if self.kept is not None:
@@ -91,11 +91,11 @@ class Part:
     end: int
     number: int
     offset: int
-    """Of its first byte in the object."""
+    """The offset of its first byte in the object."""
 
 
 def ranges(parts: Iterable[Part]) -> list[tuple[int, int]]:
-    """Where they are, in order; what adjoins is one range."""
+    """The ranges of these parts, in order; adjoining ones are merged."""
     found: list[tuple[int, int]] = []
     for part in parts:
         if found and found[-1][1] == part.start:
@@ -106,7 +106,7 @@ def ranges(parts: Iterable[Part]) -> list[tuple[int, int]]:
 
 
 class Objects:
-    """The objects of region `name`, recorded in directory `path`, which is made when needed."""
+    """The objects of region `name`, recorded in directory `path`, which is made if needed."""
 
     def __init__(self, name: str, path: Path) -> None:
         self._name = name
@@ -117,7 +117,7 @@ class Objects:
         return len(self._objects)
 
     def add(self, number: int, source: Source, kept: Mapping) -> Object:
-        """The object of `source`, a duplicate of its descriptor: `number`, if it is a new one.
+        """The object of `source`; a new one gets `number` and a duplicate of the descriptor.
 
         `kept` is ours. The same open file is the same object, however often it is mapped.
         """
@@ -148,7 +148,7 @@ class Objects:
         return known.record.path if known is not None else "lost"
 
     def keep(self, numbers: Iterable[int]) -> list[int]:
-        """Forgets all but these; the descriptors that are to be closed."""
+        """Forgets all but these; returns the descriptors to be closed."""
         fds = []
         for number in self._objects.keys() - set(numbers):
             fds += self._objects.pop(number).release()
@@ -156,13 +156,13 @@ class Objects:
         return fds
 
     def check_protect(self, number: int, prot: int) -> None:
-        """OSError as mprotect(2) of the object: EACCES, it was not opened for that."""
+        """OSError as from mprotect(2) of the object. EACCES: it was not opened for that."""
         known = self._objects.get(number)
         if known is not None and known.kept is not None:
             known.kept.protect(prot)
 
     def give_back(self, parts: Iterable[Part]) -> None:
-        """Frees what is unmapped of anonymous objects."""
+        """Frees the unmapped parts of anonymous objects."""
         for part in parts:
             known = self._objects.get(part.number)
             if known is not None and known.record.anonymous and known.fd >= 0:
@@ -172,7 +172,7 @@ class Objects:
                     log.warning("%s: memory goes back with its object only: %s", self._name, error)
 
     async def descriptor(self, number: int, clients: Iterable[int], *, write: bool) -> int:
-        """A descriptor of an object, ours; without `write` a read-only one where that can be had.
+        """A descriptor of an object, still ours; without `write` a read-only one, if possible.
 
         `clients` are the attached processes. ESTALE: it is lost.
         """
@@ -213,9 +213,9 @@ class Objects:
                     self._objects[int(path.name)] = Object(int(path.name), record)
 
     async def find(self, clients: Iterable[int]) -> list[str]:
-        """Takes up what an earlier server had open: by name, or from one of these processes.
+        """Opens what an earlier server had open: by name, or from one of these processes.
 
-        What is still lost, by path.
+        Returns the paths of objects that are still lost.
         """
         pids = list(clients)
         for lost in [known for known in self._objects.values() if known.fd < 0]:
@@ -236,7 +236,7 @@ class Objects:
         return [known.record.path for known in self._objects.values() if known.fd < 0]
 
     def close(self) -> None:
-        """Lets go of all; the records stay."""
+        """Lets go of all objects; the records stay."""
         fds = [fd for known in self._objects.values() for fd in known.release()]
         self._objects.clear()
         close_later(*fds)

@@ -30,14 +30,14 @@ class Region:
         self.owner = owner
         self.quantum = options.quantum
         self.quirks = options.quirks == "v3"
-        """The series to the letter."""
+        """With quirks=v3: the series to the letter."""
         self.host: HostMM | None = None
         self.frozen = False
         """Sized 0 for ever: a quirk of v3."""
         self.evicted = False
-        """No name and no descriptor is left; attachments keep it."""
+        """No name and no descriptor is left; only attachments keep it."""
         self.watch: owners.Watch | None = None
-        """On the owner, if the region ends with it."""
+        """The watch over its owner, if the region ends with it."""
         self.users = 0
         """Requests that wait for a file system and then go on with the host mm."""
         self._ending = trio.Lock()
@@ -55,11 +55,11 @@ class Region:
 
     @property
     def ended(self) -> bool:
-        """Its owner is gone, and with it what was mapped; it cannot be attached any more."""
+        """Its owner is gone, and its mappings too; it cannot be attached any more."""
         return self.owner.kind == "gone"
 
     async def settle(self) -> None:
-        """Ends the region if its owner has ended: what any request on it must see.
+        """Ends the region if its owner has ended, as any request on it must see.
 
         EBUSY: an attached process does not leave its page fault.
         """
@@ -67,14 +67,14 @@ class Region:
             await self.end()
 
     async def end(self) -> None:
-        """The owner is gone: takes everything out of the region, for all who are attached."""
+        """The owner is gone: takes everything out of the region, for all attached processes."""
         async with self._ending:
             if self.ended:
                 return
             if self.host is not None:
                 await self.host.unmap(0, self.host.size)
                 self.host.end()
-            # Nobody else has run since the unmap: who waited for it finds the region ended.
+            # Nobody else has run since the unmap: a request that waited finds the region ended.
             self.owner = dataclasses.replace(self.owner, kind="gone")
             self.watch = None
 
@@ -111,7 +111,7 @@ class Region:
     async def _map(
         self, host: HostMM, create: verbs.Create, caller: int, source: sources.Source | None
     ) -> None:
-        """The part of a CREATE that is mmap(2)'s own, in its order."""
+        """The part of a CREATE that mmap(2) does, in the same order."""
 
         def check_room() -> None:
             limits.check_count(host.count())
@@ -119,7 +119,7 @@ class Region:
                 host.check_free(create.region_offset, create.end)
 
         def admit() -> None:
-            """Looks again at what others may have changed while this one waited for them."""
+            """Checks again what others may have changed while this request waited for them."""
             self._check_owner()
             check_room()
             limits.check_space(create, caller, host.ranges)
@@ -129,7 +129,7 @@ class Region:
         kept = await source.map(create) if source is not None else None
         if kept is not None and source is not None and source.zero:
             kept.close()
-            kept, source = None, None  # what comes of it is ordinary anonymous memory
+            kept, source = None, None  # mapping it gives ordinary anonymous memory
         try:
             if source is None or (source.anonymous and not source.huge):
                 limits.check_commit(create)

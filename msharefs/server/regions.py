@@ -1,4 +1,4 @@
-"""The regions of a mount: which there are, and how they come and go.
+"""The regions of a mount, and how they come and go.
 
 The file system (fs.py) says when a region file is made, sized, opened or gone; ioctl(2) (ioctls.py)
 and the control socket (control.py) say what to map. A region has a host mm from the moment it is
@@ -44,7 +44,7 @@ class Regions:
         self._native = NativeMappings(state)
 
     async def adopt(self, sizes: dict[int, int]) -> None:
-        """Takes over what an earlier server left; `sizes` has the region files by number.
+        """Takes over the regions of an earlier server; `sizes` has the region files by number.
 
         A region without a name stays as long as a process is attached to it.
         """
@@ -74,7 +74,7 @@ class Regions:
     def open_memory(self, ident: int) -> int | None:
         """A descriptor of the region's pages, sized or not, for the caller to close.
 
-        None: the region has ended, and can no more be mapped.
+        None: the region has ended, and can no longer be mapped.
         """
         if self.find(ident).ended:
             return None
@@ -85,7 +85,7 @@ class Regions:
         self._native.mounted(device)
 
     async def native_mappings(self, ident: int) -> list[dict[str, Any]]:
-        """Who has mapped the region without our library, as `describe.clients`."""
+        """The processes that have mapped the region without our library, as `describe.clients`."""
         # In a thread: a process may hold its address space locked while it waits for our answer.
         return await trio.to_thread.run_sync(
             self._native.of, inode_of(ident), abandon_on_cancel=True
@@ -99,11 +99,11 @@ class Regions:
             raise OSError(errno.ENOENT, f"there is no region {ident}") from None
 
     async def settle(self, ident: int) -> None:
-        """Somebody asks for the region: ends it first if its owner has ended."""
+        """Called before any request on the region: ends it if its owner has ended."""
         await self.find(ident).settle()
 
     def size(self, ident: int) -> int:
-        """Bytes, 0 before it is set."""
+        """The region's size in bytes, 0 before it is set."""
         host = self.find(ident).host
         return host.size if host else 0
 
@@ -140,7 +140,7 @@ class Regions:
             return
         if region.host is not None:
             if region.host.changing() or region.users or region.host.clients.connected:
-                return  # or changing, by its owner's end or from afar; `reap_dead` comes back to it
+                return  # or it is being changed, by its owner's end or remotely; see `reap_dead`
             region.host.clients.reap_dead()
             if region.host.attached():
                 return
@@ -153,7 +153,7 @@ class Regions:
         del self._regions[ident]
 
     def by_host(self, device: int, inode: int) -> Region | None:
-        """The region whose `.mm` object is that file: a client shows it to rejoin."""
+        """The region whose `.mm` object is that file, which a client shows to rejoin."""
         for region in self._regions.values():
             if region.host is not None:
                 found = os.fstat(region.host.fd)
@@ -162,7 +162,7 @@ class Regions:
         return None
 
     def attached(self) -> int:
-        """Attachments of all regions, once connections have ended; dead processes do not count."""
+        """Attachments of all regions, after connections have ended; without dead processes."""
         hosts = [region.host for region in self._regions.values() if region.host]
         for host in hosts:
             host.clients.reap_dead(connected=True)
@@ -214,7 +214,7 @@ class Regions:
         self._add(region)
 
     async def _open_host(self, name: str, ident: int) -> HostMM:
-        """The host mm that an earlier server has left, with what that was changing finished."""
+        """The host mm that an earlier server has left, after finishing that server's change."""
         host = HostMM(name, self._directory, ident)
         try:
             await host.recover()
@@ -224,7 +224,7 @@ class Regions:
         return host
 
     def _adopt_unsized(self, ident: int) -> None:
-        # The server may have died while it was being sized: nobody has seen a host mm.
+        # The server may have died while sizing it: then nobody has seen a host mm.
         reset_objects(self._directory, ident)
         owner, frozen = owners.load_unsized(self._directory, ident)
         region = Region(ident, owner, self._options)

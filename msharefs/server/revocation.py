@@ -1,9 +1,9 @@
 """Taking rights from attached processes, and giving them back, in their real page tables.
 
-Writing is taken by the server itself, through its duplicate of each client's userfaultfd, stopped
-processes included. Reading can only be given up by the client: its service thread is asked. Whoever
-does not answer is named, and nothing is changed for anybody. What is given back late costs a fault,
-nothing more, so there nobody is waited for.
+The server itself takes the right to write, through its duplicate of each client's userfaultfd, even
+from stopped processes. Only the client can give up reading, so its service thread is asked. If it
+does not answer, the error names the process, and nothing is changed for anybody. A right that is
+given back late costs a fault and nothing more, so that waits for nobody.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ log = logging.getLogger(__name__)
 # A forked child says hello at once, and a client comes back to a new server within 200 ms.
 CONNECT_SECONDS = 2.0
 REJOIN_SECONDS = 1.0
-# Unless it is the server that is behind: the hello of a child may be among what it has to read.
+# Unless the server itself is late: the hello of a child may be among the messages it has to read.
 BACKLOG_SECONDS = 10.0
 CONNECT_POLL_SECONDS = 0.002
 # A client answers as soon as its service thread runs; one that is stopped will not.
 ANSWER_SECONDS = 1.0
-# All at once would get their answers ready at the same time: late.
+# If all were asked at once, all would have their answers ready at the same time: late.
 ASKED_AT_ONCE = 16
-# Other requests wait that long for us at most.
+# Other requests have to wait for us no longer than this.
 TURN_SECONDS = 0.002
 
 
 async def wait_connected(clients: Clients, start: int, end: int, *, handed: bool = False) -> None:
-    """Waits until all who have pages of [start, end) are connected; bounded, then EBUSY.
+    """Waits, for a limited time, until all that have pages of [start, end) are connected; or EBUSY.
 
-    `handed`: only those for whom there is something to `watch`.
+    `handed`: only those that have pages to `watch`.
     """
     deadline = trio.current_time() + CONNECT_SECONDS
     for slot in clients.touched(start, end, handed=handed):
@@ -46,7 +46,7 @@ async def wait_connected(clients: Clients, start: int, end: int, *, handed: bool
 
 
 async def watch(clients: Clients, start: int, end: int) -> None:
-    """Has every client's absent pages of [start, end) fault to us, also where all were there."""
+    """Makes every client watch [start, end) again, where it did not: absent pages fault to us."""
     await _change(clients, start, end, lib.UFFD_WATCH)
 
 
@@ -56,7 +56,7 @@ async def take_write(clients: Clients, start: int, end: int) -> None:
 
 
 async def give_write(clients: Clients, start: int, end: int) -> None:
-    """Makes [start, end) writable again, where that can be done at once."""
+    """Makes [start, end) writable again, where that is possible at once."""
     try:
         await _change(clients, start, end, lib.UFFD_ALLOW)
     except OSError as error:
@@ -86,14 +86,15 @@ async def take_all(clients: Clients, start: int, end: int, *, objects: bool = Fa
                 f"{clients.name}: {' and '.join(refused)}; a process that is stopped cannot let go "
                 "of memory: let it go on and try again",
             )
-        # One whose connection ended has perhaps not heard us, and comes back.
+        # A client whose connection ended may not have heard us, and comes back.
         done |= {claim for slot, claim in asked.items() if slot in clients.connected}
 
 
 async def arrange(clients: Clients, start: int, end: int, *, must: bool = False) -> None:
-    """Lets every client have execution in [start, end) where the VMAs have it, and only there.
+    """Makes every client permit execution in [start, end) where the VMAs have it, and only there.
 
-    With `must` EBUSY if one does not; else it may, for a while, see a SIGSEGV more or less.
+    With `must`, EBUSY if a client does not. Without it, a client that does not may see a SIGSEGV
+    too many or too few for a while.
     """
     slots = list(clients.connected)
     if must:
@@ -113,14 +114,14 @@ async def arrange(clients: Clients, start: int, end: int, *, must: bool = False)
 
 
 async def rearm(clients: Clients, start: int, end: int) -> None:
-    """Lets the pages of [start, end) that clients made to fault natively reach us again.
+    """Makes clients remove their guard pages in [start, end), so that faults reach us again.
 
-    There is memory now; or none any more, and the signal has another code.
+    There is memory now; or there is none any more, and the signal has another code.
     """
     slots = list(clients.poisoned())
     if not slots:
         return
-    # A client of an earlier server is on its way to us; one that is stopped is not.
+    # A client of an earlier server is on its way to us, unless it is stopped.
     with trio.move_on_after(REJOIN_SECONDS):
         while _away(clients, slots):
             clients.reap_dead()
@@ -138,9 +139,9 @@ def _away(clients: Clients, slots: list[int]) -> list[int]:
 
 
 async def _ask(clients: Clients, slots: list[int], op: int, *arguments: int) -> list[str]:
-    """Asks all, some at a time; who did not do it, and why.
+    """Asks all, some at a time; returns those that did not do it, and why.
 
-    As long as one after the other answers, the rest is waited for: they share the processors.
+    As long as one after the other answers, we wait for the rest: they share the processors.
     """
     if not slots:
         return []
@@ -195,9 +196,9 @@ async def _change(clients: Clients, start: int, end: int, change: int) -> None:
 
 
 async def _client(clients: Clients, slot: int, deadline: float) -> Client | None:
-    """The connection of the holder of `slot`, waited for until `deadline`; then EBUSY.
+    """The connection of the holder of `slot`; waits for it until `deadline`, then EBUSY.
 
-    None: the holder is gone. Whoever has the slot then came later.
+    None: the holder is gone. If the slot has another holder then, it came later.
     """
     claim = clients.claim(slot)
     while slot not in clients.connected:

@@ -1,7 +1,7 @@
-"""A region's host mm for those who only look.
+"""A region's host mm, to look at.
 
-Whoever changes it is a `hostmm.HostMM`, which is a view that may write. A view opened as such has
-the host mm mapped read-only, so that not even a bug can change a region by looking at it.
+To change it takes a `hostmm.HostMM`, which is a view that may write. A plain view has the host mm
+mapped read-only, so that not even a bug can change a region by looking at it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class View:
     """The `.mm` of one region, mapped, and its `.mem`, open. `name` is for messages.
 
-    EUCLEAN: it is not a host mm, or not yet. Figures move while clients run.
+    EUCLEAN: it is not a host mm, or not yet. Figures change while clients run.
     """
 
     _ACCESS = os.O_RDONLY
@@ -91,14 +91,14 @@ class View:
         return check(lib.mm_vmas(self._mm, ffi.NULL, 0), f"{self.name}: reading its VMAs")
 
     def vmas(self) -> Any:
-        """What is mapped: an array of struct mm_vma, in order."""
+        """The mappings: an array of struct mm_vma, in order."""
         count = self.count()
         vmas = ffi.new("struct mm_vma[]", count)
         lib.mm_vmas(self._mm, vmas, count)
         return vmas
 
     def ranges(self) -> list[tuple[int, int]]:
-        """What is mapped: start and end of each VMA."""
+        """The mappings: start and end of each VMA."""
         return [(vma.start, vma.end) for vma in self.vmas()]
 
     def executes(self) -> bool:
@@ -112,7 +112,7 @@ class View:
         return raw
 
     def owner(self) -> Owner:
-        """Who made the region, as recorded."""
+        """The recorded owner, who made the region."""
         raw = self.stat()
         kinds = {number: kind for kind, number in KINDS.items()}
         return Owner(
@@ -123,6 +123,6 @@ class View:
         )
 
     def object_path(self, number: int) -> str:
-        """The path of the file that is object `number`; "lost" if nobody knows it any more."""
+        """The path of the file of object `number`; "lost" if nobody knows it any more."""
         record = Record.read(self._records / str(number))
         return record.path if record is not None else "lost"
