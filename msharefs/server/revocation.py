@@ -187,7 +187,7 @@ async def _change(clients: Clients, start: int, end: int, change: int) -> None:
         at = start
         while at < end and (client := await _client(clients, slot, deadline)) is not None:
             at = check(
-                lib.touched_change(clients.mm, slot, client.uffd, at, end, change),
+                lib.touched_change(clients.mm, slot, client.uffd, client.pid, at, end, change),
                 f"{clients.name}: page tables of process {client.pid}, [{start:#x}, {end:#x})",
             )
             if trio.current_time() - turn > TURN_SECONDS:

@@ -29,6 +29,7 @@
  */
 #include "client/handover.h"
 
+#include <limits.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 
@@ -252,8 +253,12 @@ static int watch_again(struct attachment *att, struct handed_run run)
     const uint64_t base = (uintptr_t)att->base;
     int err = 0;
 
-    if (!is_adopted(att)) /* objects may be mapped there by now */
-        return uffd_change(att->uffd, base + run.start, run.end - run.start, UFFD_WATCH);
+    if (!is_adopted(att)) { /* objects may be mapped there by now */
+        unsigned calls = UINT_MAX;
+        const int64_t done = uffd_change(att->uffd, "/proc/thread-self/maps", base + run.start,
+                                         run.end - run.start, UFFD_WATCH, &calls);
+        return done < 0 ? (int)done : 0;
+    }
     for (unsigned i = 0; i < att->pieces.count && !err; i++) {
         const struct piece *piece = &att->pieces.list[i];
         const struct handed_run part = cut(run, piece->start - base, piece->end - base);

@@ -4,12 +4,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 
 #define WORD_SPANS 64ull
 #define PAGE_WORDS (PAGE_SIZE / sizeof(uint64_t))
 #define PAGE_SPANS (PAGE_WORDS * WORD_SPANS)
 /* For one call of touched_change(): it takes some milliseconds. */
 #define TURN_BYTES (4ull << 30)
+#define TURN_CALLS 1024u
 
 static _Atomic uint64_t *bitmap(const struct mm *mm, unsigned slot)
 {
@@ -112,22 +114,27 @@ void touched_clear(struct mm *mm, unsigned slot)
                   (off_t)(mm->touched_at + slot * mm->touched_stride), (off_t)mm->touched_stride);
 }
 
-int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, uint64_t start, uint64_t end,
-                       enum uffd_change change)
+int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, int pid, uint64_t start,
+                       uint64_t end, enum uffd_change change)
 {
+    unsigned calls = TURN_CALLS;
     uint64_t stop, done = 0;
+    char maps[32];
 
     if (slot >= MM_SLOTS)
         return -EINVAL;
-    for (; touched_run(mm, slot, &start, end, &stop); start = stop) {
-        if (done >= TURN_BYTES)
+    snprintf(maps, sizeof maps, "/proc/%d/maps", pid);
+    while (touched_run(mm, slot, &start, end, &stop)) {
+        if (done >= TURN_BYTES || !calls)
             return (int64_t)start;
         if (stop - start > TURN_BYTES)
             stop = start + TURN_BYTES;
-        int err = uffd_change(uffd, mm->slots[slot].base + start, stop - start, change);
-        if (err)
-            return err;
+        const uint64_t base = mm->slots[slot].base;
+        const int64_t got = uffd_change(uffd, maps, base + start, stop - start, change, &calls);
+        if (got < 0)
+            return got;
         done += stop - start;
+        start = (uint64_t)got < end - start ? start + (uint64_t)got : end;
     }
     return (int64_t)end;
 }

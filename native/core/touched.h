@@ -26,10 +26,10 @@ void touched_unmark(struct mm *mm, unsigned slot, uint64_t offset);
 bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t end, uint64_t *stop);
 /* Clears the bitmap, when the slot is freed. */
 void touched_clear(struct mm *mm, unsigned slot);
-/* Changes the real page tables of the client of `slot`, in the spans of [start, end) that it
- * has touched, through a duplicate of its userfaultfd. Returns where it stopped: `end`, or
+/* Changes the real page tables of the client of `slot`, process `pid` as we see it, in the spans
+ * of [start, end) that it has touched, through a duplicate of its userfaultfd. Returns where it stopped: `end`, or
  * less if it has worked long enough and others should have a turn; or -errno. */
-int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, uint64_t start, uint64_t end,
-                       enum uffd_change change);
+int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, int pid, uint64_t start,
+                       uint64_t end, enum uffd_change change);
 
 #endif

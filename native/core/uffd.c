@@ -10,9 +10,12 @@
 #include <unistd.h>
 
 #include "core/layout.h"
+#include "core/procmap.h"
 
 /* The kernel says EAGAIN while a mapping of the client changes. */
 #define AGAIN_MAX 1000
+/* Calls where we may not see the mappings: some milliseconds. */
+#define HALVES_MAX 16384u
 
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
@@ -57,27 +60,112 @@ static int change_once(int uffd, uint64_t addr, uint64_t size, enum uffd_change 
     return ioctl(uffd, UFFDIO_WRITEPROTECT, &rights) ? -errno : 0;
 }
 
-/* Something in the range is not ours to change: it is not watched, or cannot be, or another
- * userfaultfd watches it already. */
-static bool not_ours(int err) { return err == -ENOENT || err == -EINVAL || err == -EBUSY; }
-
-/* A part of the window may be somebody else's mapping by now: then halves, and
- * halves of halves, until that part is left out. */
-int uffd_change(int uffd, uint64_t addr, uint64_t size, enum uffd_change change)
+/* Something in the range is not ours to change: it is not watched, or cannot be (EPERM: a file
+ * that is open for reading only), or another userfaultfd watches it already. */
+static bool not_ours(int err)
 {
-    const uint64_t half = size / 2 & ~(PAGE_SIZE - 1);
+    return err == -ENOENT || err == -EINVAL || err == -EBUSY || err == -EPERM;
+}
+
+static int change_range(int uffd, uint64_t addr, uint64_t size, enum uffd_change change)
+{
     unsigned again = 0;
     int err;
 
     do
         err = change_once(uffd, addr, size, change);
     while (err == -EAGAIN && again++ < AGAIN_MAX);
-    if (err && !uffd_alive(uffd)) /* the process has exited, or become another program by exec */
-        return 0;
-    if (!not_ours(err))
+    return err;
+}
+
+/* Mapping by mapping. */
+static int64_t change_mappings(int uffd, int maps, uint64_t addr, uint64_t size,
+                               enum uffd_change change, unsigned *calls)
+{
+    uint64_t at = addr, start, end, refused_start = 0, refused_end = 0;
+    unsigned again = 0;
+
+    for (; at < addr + size && *calls; --*calls) {
+        int err = procmap_next(maps, at, &start, &end);
+
+        if (err)
+            return err == -ENOENT ? UFFD_NOTHING_MORE : err;
+        if (start >= addr + size)
+            return (int64_t)(start - addr);
+        start = start > at ? start : at;
+        end = end < addr + size ? end : addr + size;
+        if (start == refused_start && end == refused_end) {
+            at = end; /* it is there still, so it is what was refused: somebody else's */
+            again = 0;
+            continue;
+        }
+        err = change_range(uffd, start, end - start, change);
+        if (!err) {
+            at = end;
+            again = 0;
+        } else if (!not_ours(err) || again++ == AGAIN_MAX) {
+            return not_ours(err) ? -EBUSY : err;
+        } else {
+            refused_start = start;
+            refused_end = end;
+        }
+    }
+    return (int64_t)(at - addr);
+}
+
+/* By halves, and halves of halves, until what is not ours is left out: where we may not see
+ * the mappings of the process. */
+static int change_halves(int uffd, uint64_t addr, uint64_t size, enum uffd_change change,
+                         unsigned *left)
+{
+    const uint64_t half = size / 2 & ~(PAGE_SIZE - 1);
+    int err;
+
+    if (!*left)
+        return -EBUSY;
+    --*left;
+    err = change_range(uffd, addr, size, change);
+    if (err && !not_ours(err))
         return err;
-    if (!half)
+    if (!err || !half)
         return 0;
-    err = uffd_change(uffd, addr, half, change);
-    return err ? err : uffd_change(uffd, addr + half, size - half, change);
+    err = change_halves(uffd, addr, half, change, left);
+    return err ? err : change_halves(uffd, addr + half, size - half, change, left);
+}
+
+static int64_t change_parts(int uffd, const char *maps, uint64_t addr, uint64_t size,
+                            enum uffd_change change, unsigned *calls)
+{
+    unsigned left = HALVES_MAX;
+    const int fd = procmap_open(maps);
+    int64_t done = -ENOTTY;
+
+    if (fd >= 0) {
+        done = change_mappings(uffd, fd, addr, size, change, calls);
+        close(fd);
+    }
+    if (done != -ENOTTY && done != -EACCES && done != -ESRCH)
+        return done;
+    *calls = 0;
+    done = change_halves(uffd, addr, size, change, &left);
+    return done ? done : (int64_t)size;
+}
+
+int64_t uffd_change(int uffd, const char *maps, uint64_t addr, uint64_t size,
+                    enum uffd_change change, unsigned *calls)
+{
+    int64_t done;
+
+    if (addr >= HOST_END || size > HOST_END - addr) /* no address of a window */
+        return UFFD_NOTHING_MORE;
+    done = change_range(uffd, addr, size, change);
+    *calls -= *calls > 0;
+    if (!done)
+        return (int64_t)size;
+    /* A part of the window, or all of it, may be unmapped or somebody else's mapping by now. */
+    if (not_ours((int)done) && uffd_alive(uffd))
+        done = change_parts(uffd, maps, addr, size, change, calls);
+    if (done < 0 && !uffd_alive(uffd)) /* exited, or another program by exec */
+        return UFFD_NOTHING_MORE;
+    return done;
 }
