@@ -80,8 +80,12 @@ def save_unsized(directory: Path, ident: int, owner: Owner, *, frozen: bool) -> 
     """Records what is known of a region that has no host mm yet, for a later server."""
     path = _unsized(directory, ident)
     new = path.with_suffix(".new")
-    new.write_text(json.dumps({"frozen": frozen, "owner": vars(owner)}))
-    new.rename(path)
+    try:
+        new.write_text(json.dumps({"frozen": frozen, "owner": vars(owner)}))
+        new.rename(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def load_unsized(directory: Path, ident: int) -> tuple[Owner, bool]:

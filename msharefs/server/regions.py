@@ -65,8 +65,8 @@ class Regions:
     def create(self, ident: int, ctx_pid: int) -> None:
         """A region file was made by thread `ctx_pid`."""
         owner = owners.Owner.of(ctx_pid, self._options.owner)
-        self._add(Region(ident, owner, self._options))
         owners.save_unsized(self._directory, ident, owner, frozen=False)
+        self._add(Region(ident, owner, self._options))
 
     def check_open(self, ident: int, flags: int) -> None:
         """Whether the file may be opened; v3 has no reason to refuse."""
@@ -118,8 +118,8 @@ class Regions:
                 f"{region.name}: size {size} is not a multiple of the quantum {region.quantum}",
             )
         if size == 0:
-            region.frozen = True
             owners.save_unsized(self._directory, ident, region.owner, frozen=True)
+            region.frozen = True
             return
         region.host = HostMM.make(
             region.name, self._directory, ident, size, region.quantum, region.owner

@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from msharefs.native import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 ROOT_INO = 1
 INFO_INO = 2
 INFO_NAME = b"mshare_info"
 _INO_OFFSET = 2
+_LOOKUP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -64,8 +65,8 @@ class Node:
 
     @property
     def path(self) -> str:
-        """A path of this inode, whatever its names are: O_PATH descriptors have no fchmod."""
-        return f"/proc/self/fd/{self.fd}"
+        """A path of this inode, whatever its names are."""
+        return _path_of(self.fd)
 
     def stat(self) -> os.stat_result:
         """Status of the marker."""
@@ -104,8 +105,7 @@ class Tree:
 
     def lookup(self, parent: int, name: bytes) -> Entry:
         """Find `name`; ENOENT and other errors as from open(2)."""
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.node(parent).fd)
-        return self._known(fd)
+        return self._known(os.open(name, _LOOKUP, dir_fd=self.node(parent).fd))
 
     def create(
         self, parent: int, name: bytes, mode: int, uid: int, gid: int, exclusive: bool
@@ -124,17 +124,13 @@ class Tree:
                 raise
             return self.lookup(parent, name), False
         os.close(fd)
-        entry = self.lookup(parent, name)
-        self._hand_over(self.node(entry.ino), directory, mode, uid, gid)
-        return self.entry(entry.ino), True
+        return self._made(directory, name, mode, uid, gid, os.unlink), True
 
     def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Entry:
         """Make a directory."""
         directory = self.node(parent)
         os.mkdir(name, 0, dir_fd=directory.fd)
-        entry = self.lookup(parent, name)
-        self._hand_over(self.node(entry.ino), directory, mode, uid, gid)
-        return self.entry(entry.ino)
+        return self._made(directory, name, mode, uid, gid, os.rmdir)
 
     def link(self, ino: int, parent: int, name: bytes) -> Entry:
         """Give the inode one more name; mshare_info may have more, too."""
@@ -210,7 +206,17 @@ class Tree:
 
         Changes mtime and ctime, as ftruncate(2) does.
         """
-        os.truncate(self.node(ino).path, size)
+        path = self.node(ino).path
+        try:
+            os.truncate(path, size)
+        except PermissionError:
+            # The kernel has checked the descriptor of whoever asks. A server that is not root needs
+            # the bit in the file's mode as well, for a moment.
+            os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | stat.S_IWUSR)
+            try:
+                os.truncate(path, size)
+            finally:
+                os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & ~stat.S_IWUSR)
 
     def names(self, ino: int) -> list[bytes]:
         """The names in a directory, without "." and "..", in the order of the file system."""
@@ -267,18 +273,50 @@ class Tree:
         node.lookups += 1
         return Entry(ino, status)
 
-    def _hand_over(self, node: Node, directory: Node, mode: int, uid: int, gid: int) -> None:
-        """Make a new inode the caller's.
+    def _made(
+        self,
+        directory: Node,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        remove: Callable[..., None],
+    ) -> Entry:
+        """Make the new inode `name` the caller's and count a lookup of it.
 
-        A set-group-ID directory has already handed down its group and bit.
+        If that cannot be, `remove` takes the name away again. EPERM: the server may not give files
+        to other users. EMFILE: it has too many descriptors.
         """
-        parent = directory.stat()
-        inherited = 0
-        if parent.st_mode & stat.S_ISGID:
-            gid = parent.st_gid
-            inherited = node.stat().st_mode & stat.S_ISGID
-        os.chown(node.path, uid, gid)
-        os.chmod(node.path, stat.S_IMODE(mode) | inherited)  # after chown, which clears set-ID bits
+        fd = -1
+        try:
+            fd = os.open(name, _LOOKUP, dir_fd=directory.fd)
+            _hand_over(fd, directory, mode, uid, gid)
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            remove(name, dir_fd=directory.fd)
+            raise
+        return self._known(fd)
+
+
+def _hand_over(fd: int, directory: Node, mode: int, uid: int, gid: int) -> None:
+    """Make the new inode behind O_PATH descriptor `fd` the caller's.
+
+    A set-group-ID directory has already handed down its group and bit.
+    """
+    path = _path_of(fd)
+    parent = directory.stat()
+    inherited = 0
+    if parent.st_mode & stat.S_ISGID:
+        gid = parent.st_gid
+        inherited = os.fstat(fd).st_mode & stat.S_ISGID
+    os.chown(path, uid, gid)
+    os.chmod(path, stat.S_IMODE(mode) | inherited)  # after chown, which clears set-ID bits
+
+
+def _path_of(fd: int) -> str:
+    """A path of the inode behind `fd`, whatever its names: O_PATH descriptors have no fchmod."""
+    return f"/proc/self/fd/{fd}"
 
 
 def _make_info(root: int) -> int:

@@ -606,6 +606,46 @@ def test_a_server_that_is_not_root(public_tmp: Path) -> None:
     ]
 
 
+# As the user of the mount: a region that its maker may size, but not open again for that.
+SIZED_ONCE = """
+import os
+fd = os.open("/mnt/m/mine", os.O_RDWR | os.O_CREAT, 0o400)
+os.ftruncate(fd, 512 << 30)
+status = os.stat("/mnt/m/mine")
+print(status.st_size >> 30, oct(status.st_mode), flush=True)
+os.remove("/mnt/m/mine")
+"""
+
+
+@pytest.mark.skipif(shutil.which("fusermount3") is None, reason="needs the package fuse3")
+def test_others_on_the_mount_of_a_user(tmp_path: Path) -> None:
+    """Its server can give nobody a file: what others make is refused, and nothing of it is left."""
+    script = tmp_path / "sized.py"
+    script.write_text(SIZED_ONCE)
+    msharefs = f"{AS_NOBODY} {' '.join(MSHAREFS)}"
+    mnt = "/mnt/m"
+    make_node = f"{sys.executable} -c 'import os; os.mknod(\"{mnt}/n\")'"
+    left = "ls -A /mnt/m /dev/shm/m*/regions; ls /proc/$(head -1 /dev/shm/m*/lock)/fd | wc -l"
+    done = in_bare_dev(f"""set +e
+        mknod -m 666 /dev/fuse c 10 229; mknod -m 666 /dev/userfaultfd c 10 257
+        echo user_allow_other >/tmp/conf; mount --bind /tmp/conf /etc/fuse.conf; rm /tmp/conf
+        mount -t tmpfs -o mode=1777 tmpfs /mnt; mkdir {mnt}; chown {NOBODY} {mnt}
+        cd /
+        {msharefs} mount -o allow_other {mnt}
+        chmod 777 {mnt}
+        ({left}) >/mnt/before
+        (touch {mnt}/r; mkdir {mnt}/d; {make_node}) 2>&1 | grep -o "Operation not permitted"
+        setpriv --reuid 1 --regid 1 --clear-groups mkdir {mnt}/d 2>&1 |
+            grep -o "Operation not permitted"
+        ({left}) >/mnt/after
+        diff /mnt/before /mnt/after
+        {AS_NOBODY} {sys.executable} {script}
+        {msharefs} umount {mnt}""")
+    assert (done.stdout, done.stderr, done.returncode) == (
+        4 * "Operation not permitted\n" + "512 0o100400\n", "", 0
+    )  # fmt: skip
+
+
 # Attaches, has the kernel touch memory that nobody has filled, forks, and both go on.
 WITHOUT_THE_DEVICE = """
 import os, msharefs

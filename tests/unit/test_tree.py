@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
 import stat
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ import pytest
 
 from msharefs.server.tree import INFO_INO, INFO_NAME, RENAME_EXCHANGE, ROOT_INO, Tree
 
-from support.calls import refused
+from support.calls import NOBODY, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,3 +132,64 @@ def test_no_way_out(tree: Tree, top: Path) -> None:
     entry = tree.lookup(ROOT_INO, b"out")
     assert stat.S_ISLNK(entry.stat.st_mode)
     assert not tree.node(entry.ino).is_region
+
+
+@pytest.fixture
+def unprivileged(top: Path) -> Iterator[Tree]:
+    """A tree whose server is an ordinary user, who can make nobody else an owner."""
+    os.chown(top, NOBODY, NOBODY)
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        tree = Tree(top)
+        yield tree
+        tree.close()
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def test_what_cannot_be_another_users_is_not_made(unprivileged: Tree, top: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for user, group in ((1, NOBODY), (NOBODY, 1)):
+        with refused(errno.EPERM):
+            unprivileged.create(ROOT_INO, b"r", 0o600, user, group, exclusive=True)
+        with refused(errno.EPERM):
+            unprivileged.mkdir(ROOT_INO, b"d", 0o700, user, group)
+    assert os.listdir(top) == [INFO_NAME.decode()]
+    assert len(os.listdir("/proc/self/fd")) == before
+    entry, made = unprivileged.create(ROOT_INO, b"r", 0o600, NOBODY, NOBODY, exclusive=True)
+    assert made
+    assert (entry.stat.st_uid, stat.S_IMODE(entry.stat.st_mode)) == (NOBODY, 0o600)
+    assert unprivileged.node(entry.ino).lookups == 1
+
+
+def test_what_cannot_be_looked_up_is_not_made(tree: Tree, top: Path) -> None:
+    """No descriptor is left for the new inode."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limit[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/", os.O_PATH))
+        with refused(errno.EMFILE):
+            tree.mkdir(ROOT_INO, b"d", 0o700, 0, 0)
+        with refused(errno.EMFILE):
+            tree.create(ROOT_INO, b"r", 0o600, 0, 0, exclusive=True)
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert os.listdir(top) == [INFO_NAME.decode()]
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o400, 0o2440, 0o600])
+def test_a_size_needs_no_right_to_write_the_marker(
+    unprivileged: Tree, top: Path, mode: int
+) -> None:
+    """Whoever made the region has it open for writing, whatever its mode."""
+    entry, _ = unprivileged.create(ROOT_INO, b"r", mode, NOBODY, NOBODY, exclusive=True)
+    unprivileged.set_size(entry.ino, 1 << 30)
+    status = (top / "r").stat()
+    assert (status.st_size, stat.S_IMODE(status.st_mode)) == (1 << 30, mode)

@@ -1,0 +1,60 @@
+"""Regions that come and go: what fails leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from msharefs.server.options import MountOptions
+from msharefs.server.regions import Regions
+
+from support.calls import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def regions(public_tmp: Path) -> Iterator[Regions]:
+    options = MountOptions(directory=public_tmp, state=public_tmp, owner="process", quirks="v3")
+    made = Regions(options, public_tmp)
+    yield made
+    made.close()
+
+
+@contextmanager
+def nothing_can_be_written() -> Iterator[None]:
+    """As on a full file system: EFBIG."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_one_that_cannot_be_recorded_is_not_there(regions: Regions, public_tmp: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    with nothing_can_be_written(), refused(errno.EFBIG):
+        regions.create(1, os.getpid())
+    with refused(errno.ENOENT):
+        regions.find(1)
+    assert os.listdir(public_tmp / "regions") == []
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_one_whose_size_cannot_be_recorded_has_none(regions: Regions, public_tmp: Path) -> None:
+    regions.create(1, os.getpid())
+    for size in (0, 512 << 30):  # 0: frozen, a quirk of v3
+        with nothing_can_be_written(), refused(errno.EFBIG):
+            trio.run(regions.set_size, 1, size)
+        assert os.listdir(public_tmp / "regions") == ["1.unsized"]
+    trio.run(regions.set_size, 1, 512 << 30)
+    assert regions.size(1) == 512 << 30
