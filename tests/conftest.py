@@ -92,7 +92,7 @@ def mounts(request: pytest.FixtureRequest, public_tmp: Path) -> Iterator[Callabl
 def shared_mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
     """One mount for all tests of a file, which make regions of their own names.
 
-    Quantum 2M, or with the options of the file's mark `mount`.
+    Its quantum is 2M, or it has the options of the file's mark `mount`.
     """
     _need_root(request)
     marker = request.node.get_closest_marker("mount")

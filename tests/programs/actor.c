@@ -1,8 +1,8 @@
 /*
- * actor.c - a process that does what the test tells it, and says what came of it.
+ * actor.c - a process that does what the test tells it, and reports the result.
  *
  * Commands come as packets of text on the socket whose number is argv[1]: a name and numbers,
- * perhaps with a descriptor. Each is answered by one packet:
+ * and sometimes a descriptor. Each is answered by one packet:
  *
  *   ok [NUMBER...] | errno NUMBER | signal SIGNO CODE ADDRESS
  *
@@ -158,7 +158,7 @@ static void store(const uint64_t *arg) /* address, value */
     trap_current = NULL;
 }
 
-/* A byte of each page, one after the other; what is refused is the signal's code, negative. */
+/* Loads a byte of each page, in order; for a refused load, the signal's code, negative. */
 static void look(const uint64_t *arg) /* address, pages */
 {
     char found[REPLY_MAX - 16];
@@ -178,7 +178,7 @@ static void look(const uint64_t *arg) /* address, pages */
     reply(-1, "ok%s", found);
 }
 
-/* Without a handler: the kernel's own end of a process, as its parent sees it. */
+/* Without a handler: the process ends as the kernel ends it, and its parent sees that. */
 static void load_and_die(const uint64_t *arg) /* address */
 {
     (void)*(volatile uint8_t *)arg[0];
@@ -203,7 +203,7 @@ static bool map_and_return(uintptr_t addr)
     return mmap((void *)page, PAGE, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
 }
 
-/* A program that maps memory where its handler is told that some is missing. */
+/* A program that maps memory wherever its handler hears that some is missing. */
 static void store_with_repair(const uint64_t *arg) /* address, value, base, fd */
 {
     volatile uint8_t *byte = (volatile uint8_t *)arg[0];
@@ -295,8 +295,8 @@ static void write_from(const uint64_t *arg) /* address, bytes; ok: bytes written
 
 /* The process */
 
-/* The child's own socket goes to the test. What it does before anything else, and answers first, is
- * to load from an address or to detach. */
+/* The child's own socket goes to the test. First of all the child loads from an address or detaches,
+ * and that is its first answer. */
 static void fork_child(const uint64_t *arg) /* address or 0, detach; ok: pid, and a socket */
 {
     int pair[2];
@@ -356,7 +356,7 @@ static void kill_child(const uint64_t *arg) /* pid; ok: status */
         wait_child(arg);
 }
 
-/* Nobody will wait for any descendant: those without a parent become ours, and go when they end. */
+/* Nobody will wait for a descendant: those without a parent become ours, and vanish when they end. */
 static void disown(const uint64_t *arg)
 {
     (void)arg;
@@ -388,7 +388,7 @@ static void leave_namespace(const uint64_t *arg) /* CLONE_NEW* */
     reply_result(unshare((int)arg[0]));
 }
 
-/* In a mount namespace of its own: nothing of the test's files is reachable by path. */
+/* In a mount namespace of its own: none of the test's files can be reached by path. */
 static void hide_shm(const uint64_t *arg)
 {
     (void)arg;

@@ -9,7 +9,7 @@
 #define PAGE 4096ul
 #define WORDS (PAGE / sizeof(uint64_t))
 
-/* Answers the command at hand; `fd` (-1: none) goes along. */
+/* Answers the current command; `fd` (-1: none) goes along. */
 void reply(int fd, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void reply_errno(void);
 void reply_signal(const struct trap *trap);
@@ -20,7 +20,7 @@ void crowd_flood(const uint64_t *arg);
 void crowd_holes(const uint64_t *arg);
 void crowd_join(const uint64_t *arg);
 
-/* echo.c: threads that know what their memory holds; code. */
+/* echo.c: threads that know the contents of their memory; code. */
 void echo_count(const uint64_t *arg);
 void echo_call(const uint64_t *arg);
 

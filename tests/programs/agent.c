@@ -9,18 +9,18 @@
  *   call FUNCTION ARG...   a function of any library of the program: result and errno. An argument is a number, or 's'
  *                          and a string, or 'x' and bytes in hexadecimal that the call may change
  *   load ADDRESS           one byte, or the signal that came: "SIGSEGV MAPERR 7f0000000000"
- *   store ADDRESS BYTE     the same
+ *   store ADDRESS BYTE     "ok", or the signal that came
  *   run ADDRESS            calls the code there
  *   get ADDRESS COUNT      bytes in hexadecimal
  *   put ADDRESS HEX
  *   signals                how often SIGXFSZ came
  *   fork, thread           one more agent, which connects as the first did
- *   vfork ADDRESS BYTE     a child that stores a byte and ends; what came of it
+ *   vfork ADDRESS BYTE     a child that stores a byte and ends; its result
  *   exec                   this program anew, in this process
  *   leave                  ends this thread only
  *   exit STATUS
  *
- * It knows nothing of msharefs: what is called is the C library's, or what was preloaded over it.
+ * It knows nothing of msharefs: it calls the C library, or the library preloaded over that.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -54,7 +54,7 @@ static __thread siginfo_t caught;
 static void on_fault(int number, siginfo_t *info, void *context)
 {
     (void)context;
-    if (!guarded) { /* ours: die of it */
+    if (!guarded) { /* an error of our own: die of it */
         signal(number, SIG_DFL);
         return;
     }
@@ -79,7 +79,7 @@ static const char *fault_name(void)
 
 enum access { LOAD, STORE, RUN };
 
-/* Does the access and writes what came of it. */
+/* Makes the access and writes down the result. */
 static void touch(enum access access, volatile uint8_t *at, uint8_t byte, char *answer)
 {
     volatile uint8_t value = byte;
@@ -119,8 +119,8 @@ static void to_hex(const uint8_t *bytes, size_t count, char *text)
         sprintf(text + 2 * i, "%02x", bytes[i]);
 }
 
-/* x86-64: integers and pointers go the same way, varargs functions take them too, and a function does not see
- * those that it has no parameters for. */
+/* On x86-64 integers and pointers are passed alike, varargs functions take them too, and a function does not see
+ * arguments that it has no parameters for. */
 static void call(char **words, unsigned count, char *answer)
 {
     static const char *const missing = "-1\x1f"

@@ -1,6 +1,6 @@
 /*
  * bare_clone.c - a child that fork(3) does not know of: it has its parent's memory and copies of its
- * descriptors, but nothing was done for it. What it does must not reach its parent.
+ * descriptors, but no fork handler has run. Its actions must not reach its parent.
  *
  *   bare_clone FILE    FILE: a region of two pages at least, mapped
  */
@@ -29,9 +29,9 @@ int main(int argc, char **argv)
         _exit(munmap((void *)base, (size_t)status.st_size) ? 4 : 0);
     if (waitpid(child, &code, 0) != child || code)
         return 5;
-    base[4096] = 2; /* a page that nobody has touched: a fault to be answered */
+    base[4096] = 2; /* a page that nobody has touched: a fault for us to answer */
     printf("%d %d\n", base[0], base[4096]);
     fflush(stdout);
-    getchar(); /* the test looks who is attached */
+    getchar(); /* meanwhile the test looks at the attached processes */
     return 0;
 }

@@ -1,7 +1,7 @@
 /*
  * churn.c - the actor's accesses to more memory than its budget of page tables covers.
  *
- * The first word of a stamped page tells which page it is; the second counts what was added to it.
+ * The first word of a stamped page says which page it is; the second counts additions to it.
  */
 #define _GNU_SOURCE
 #include <msharefs.h>
@@ -31,7 +31,7 @@ void churn_stamp(const uint64_t *arg) /* address, first page, count, step */
     reply(-1, "ok");
 }
 
-/* Loads from pages, in their order; ok: how many do not have `stamp`, or their own with 0. */
+/* Loads from pages, in order; ok: how many do not have `stamp` (0: their own stamp). */
 void churn_visit(const uint64_t *arg) /* address, first page, count, step, passes, stamp */
 {
     volatile uint64_t wrong = 0;
@@ -51,8 +51,8 @@ void churn_visit(const uint64_t *arg) /* address, first page, count, step, passe
     trap_current = NULL;
 }
 
-/* Loads from stamped pages in the order that the uint32_t in a file give, so many of them again and
- * again before the next; ok: how many are wrong. */
+/* Loads from stamped pages in the order that the uint32_t in a file give; repeats each group of them
+ * some times before the next; ok: how many are wrong. */
 void churn_play(const uint64_t *arg) /* address, fd, count, group, times */
 {
     const uint32_t *order = mmap(NULL, arg[2] * sizeof *order, PROT_READ, MAP_SHARED | MAP_POPULATE,

@@ -1,5 +1,5 @@
 /*
- * echo.c - the actor's threads that know what their memory must hold, and code that it runs.
+ * echo.c - the actor's threads that know the right contents of their memory, and code that it runs.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -8,8 +8,8 @@
 #include "actor.h"
 #include "crowd.h"
 
-/* A word of a page of its own counts up, one by one. Whatever happens to the mapping, no other value
- * may ever be there. Phase GONE: stores are refused. */
+/* A word in a page of the thread's own counts up, one by one. Whatever happens to the mapping, no other
+ * value may ever be there. Phase GONE: stores are refused. */
 static void *echo(void *arg)
 {
     struct job *job = arg;

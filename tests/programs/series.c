@@ -1,12 +1,12 @@
 /*
- * series.c - a program for the kernel series, as its documentation writes one: open, ftruncate,
- * ioctl, mmap, munmap, unlink. Of ours it has the numbers only.
+ * series.c - a program for the kernel series, as in its documentation: open, ftruncate, ioctl, mmap,
+ * munmap, unlink. It uses only the numbers of our header.
  *
  *   series region FILE    the creator and an attacher share FILE
- *   series memory         the same with memory of Linux's own, which must come out the same
- *   series refusals FILE  what FILE, new, refuses, and what it takes
+ *   series memory         the same with memory of Linux's own, with the same result
+ *   series refusals FILE  the calls that FILE, new, refuses and accepts
  *
- * Says on stdout what each step came to.
+ * Prints the result of each step on stdout.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -42,7 +42,7 @@ static void check(const char *step, long result)
     exit(1);
 }
 
-/* The alignment of size and address: what mshare_info is for. */
+/* The alignment of size and address, which mshare_info tells. */
 static size_t quantum(void)
 {
     char path[4096], text[32] = "";
@@ -95,7 +95,7 @@ static char *attach(int flags, int prot)
     return base;
 }
 
-/* What a child's access ends in. */
+/* Prints how a child's access ends. */
 static void die_of(const char *step, char *at)
 {
     int status;

@@ -1,10 +1,10 @@
 /*
- * storm.c - threads that do to their address space whatever they like, all at once, in a process
- * that also maps regions. Knows the kernel's calls only.
+ * storm.c - threads that change their address space at will, all at the same time, in a process that
+ * also maps regions. Uses only the kernel's calls.
  *
  *   storm FILE ROUNDS    FILE: a region, sized and mapped from end to end, or any other file
  *
- * Says "done" when every thread has had its rounds and saw what it should.
+ * Says "done" when every thread has finished its rounds and has seen what it should.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -42,7 +42,7 @@ static char *attach(void)
     return base;
 }
 
-/* Attachments that come and go; what was stored by one is there by the other. */
+/* Attachments that come and go; a value stored through one is there through the next. */
 static void *attacher(void *arg)
 {
     size_t page = 1 + (size_t)(uintptr_t)arg;
@@ -57,7 +57,7 @@ static void *attacher(void *arg)
     return NULL;
 }
 
-/* Children that use the attachment that stays, and end. */
+/* Children that use the attachment that stays, and then end. */
 static void *forker(void *arg)
 {
     size_t page = 1 + (size_t)(uintptr_t)arg;

@@ -4,7 +4,7 @@
     if (TRY(trap))
         *byte = 1;
     else
-        trap.signo, trap.code and trap.addr tell what came of it
+        trap.signo, trap.code and trap.addr describe the signal
 */
 #ifndef TRAP_H
 #define TRAP_H

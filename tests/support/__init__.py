@@ -1,1 +1,1 @@
-"""What the tests stand on: a private mount namespace, watched servers, a look for left-overs."""
+"""The base of the tests: a private mount namespace, watched servers, a search for left-overs."""

@@ -49,20 +49,20 @@ def maperr(address: int) -> Fault:
 
 
 def accerr(address: int) -> Fault:
-    """SIGSEGV: what is mapped there may not be accessed so."""
+    """SIGSEGV: the mapping there does not permit that access."""
     return Fault(signal.SIGSEGV, SEGV_ACCERR, address)
 
 
 def adrerr(address: int) -> Fault:
-    """SIGBUS: nothing is behind what is mapped there."""
+    """SIGBUS: the mapping there has no memory behind it."""
     return Fault(signal.SIGBUS, BUS_ADRERR, address)
 
 
 class Actor:
     """A process of its own. A context manager: leaving it ends the process.
 
-    A call answers the numbers of the reply, or a `Fault`, or raises OSError with the errno that the
-    process got. `start` and `finish` are its halves, for many processes at once.
+    A call returns the numbers of the reply, or a `Fault`, or raises OSError with the errno that the
+    process got. `start` and `finish` are its halves, for many processes at the same time.
     """
 
     def __init__(self, channel: socket.socket, pid: int) -> None:
@@ -96,7 +96,7 @@ class Actor:
         self.end()
 
     def start(self, command: str, *numbers: int, fd: int = -1) -> None:
-        """Give a command, perhaps with a descriptor."""
+        """Give a command, with a descriptor if there is one."""
         text = " ".join((command, *map(str, numbers))).encode()
         if fd < 0:
             self._channel.send(text)
@@ -124,7 +124,7 @@ class Actor:
         return self.finish()
 
     def number(self, command: str, *numbers: int, fd: int = -1) -> int:
-        """The first number of an answer that is no fault."""
+        """The first number of an answer, which must not be a fault."""
         answer = self.call(command, *numbers, fd=fd)
         assert isinstance(answer, list), answer
         return answer[0]
@@ -140,12 +140,12 @@ class Actor:
         return self.number("attach", fd, address, prot, flags)
 
     def fork(self, address: int = 0) -> Actor:
-        """A child. Unless 0, it loads from `address` first; `finish` of it gives the value."""
+        """A child. It loads from `address` first, unless 0; its `finish` returns the value."""
         self.start("fork", address)
         return self.forked()
 
     def forked(self) -> Actor:
-        """The child, when the command was given by `start`."""
+        """The child, if the command was given by `start`."""
         answer = self.finish()
         assert isinstance(answer, list), answer
         child = Actor(socket.socket(fileno=self.received), answer[0])
@@ -160,15 +160,15 @@ class Actor:
 
     def gone(self) -> None:
         """Wait until the last thread of a process that was killed, or exits, has ended."""
-        with contextlib.suppress(OSError):  # it has not read our last command, or was gone before
+        with contextlib.suppress(OSError):  # it did not read our last command, or was gone before
             while self._channel.recv(4096):
                 pass
 
     def end(self) -> None:
-        """Let the process and its children go, however they are."""
+        """Let the process and its children go, whatever state they are in."""
         for child in self._children:
             child.end()
-        if self.process is None:  # not ours to wait for, and its pid may be of another namespace
+        if self.process is None:  # not our child, and its pid may be of another namespace
             with contextlib.suppress(OSError):
                 self._channel.shutdown(socket.SHUT_WR)
             self.gone()
@@ -184,7 +184,7 @@ class Actor:
 
 
 class Board:
-    """What the test and the threads of tests/programs/crowd.c tell each other."""
+    """The board that the test shares with the threads of tests/programs/crowd.c."""
 
     STOP, CHANGING, THERE, GONE = range(4)
     _ENTRY = struct.Struct("QQQ40x")
@@ -212,12 +212,12 @@ class Board:
         os.close(self.fd)
 
     def phase(self, state: int) -> None:
-        """From now on this is the case; phases in a row are told apart."""
+        """A phase begins; equal phases in a row have different numbers."""
         self._generation += 1
         self._phase[0] = self._generation * 4 + state
 
     def seen(self, number: int) -> tuple[int, int, int]:
-        """What actor `number` has counted: stores that went through, were refused, were wrong."""
+        """The counts of actor `number`: stores that went through, were refused, were wrong."""
         return self._ENTRY.unpack_from(self._memory, 64 + number * self._ENTRY.size)
 
     def wait(self, number: int, count: int, more: int) -> None:

@@ -1,7 +1,7 @@
 """Processes whose every system call a test decides: the program tests/programs/agent.c.
 
-Calls go through the agent's C library by name, so a preloaded library stands between as it would in
-any program, and arguments reach the kernel as they are written in the test.
+Calls go through the agent's C library by name, so a preloaded library stands in between as in any
+program, and arguments reach the kernel as they are written in the test.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def build(program: Path, *flags: str) -> Path:
 
 
 class Agent:
-    """One thread of an agent process, and all of the process where it has one."""
+    """One thread of an agent process, and the whole process if it has only one."""
 
     def __init__(self, agents: Agents, sock: socket.socket) -> None:
         self.agents = agents
@@ -55,7 +55,7 @@ class Agent:
         return self.answer()
 
     def tell(self, *words: Argument) -> None:
-        """Sends a request; `answer` waits."""
+        """Sends a request; `answer` waits for the answer."""
         self._sock.send(_SEPARATOR.join(_word(word) for word in words).encode())
 
     def answer(self) -> str:
@@ -78,12 +78,12 @@ class Agent:
         return result
 
     def say(self, function: str, *arguments: Argument) -> str:
-        """Calls a C function: the name of its errno if it failed, else "0"."""
+        """Calls a C function: the name of its errno if it failed, "0" if not."""
         result, error = self.result(function, *arguments)
         return error if result == -1 and error != "0" else "0"
 
     def load(self, address: int) -> str:
-        """Reads a byte: its value, or the signal, as "SIGSEGV MAPERR" and where if not there."""
+        """Reads a byte: its value, or the signal, as "SIGSEGV MAPERR", with any other address."""
         return _signal(self.ask("load", address), address)
 
     def store(self, address: int, byte: int) -> str:
@@ -122,7 +122,7 @@ class Agent:
         return self.agents.accept()
 
     def close(self) -> None:
-        """Lets the agent end, if it has not: all of its process."""
+        """Lets the agent's process end, if it has not ended."""
         self._sock.close()
 
     def exit(self, *, by: str = "exit") -> None:
@@ -163,7 +163,7 @@ class Agents:
     def start(
         self, command: Sequence[str | os.PathLike[str]], environ: dict[str, str] | None = None
     ) -> Agent:
-        """Starts an agent; `command` is its program, with what it is to run under before it."""
+        """Starts an agent; `command` is its program, after the command it runs under, if any."""
         self._started.append(
             subprocess.Popen([*command, self.address], env={**os.environ, **(environ or {})})
         )
@@ -192,7 +192,7 @@ class Agents:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 select.select([pidfd], [], [])
             os.close(pidfd)
-        for agent in keep:  # the dead are its children, or became init's
+        for agent in keep:  # the dead are its children, or have become init's
             while agent.result("waitpid", -1, 0, os.WNOHANG)[0] > 0:
                 pass
 
@@ -210,5 +210,5 @@ def _argument(given: Argument) -> str:
 
 
 def _signal(answer: str, address: int) -> str:
-    """A signal whose address is exact needs no more words."""
+    """The signal in words; without its address if that is exact."""
     return answer.removesuffix(f" {address:x}") if answer.startswith("SIG") else answer

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def assert_whole(region: msharefs.Region) -> dict[str, Any]:
-    """The audit finds nothing wrong, and the figures of page tables agree; with nobody faulting.
+    """The audit finds nothing wrong, and the figures of page tables agree, while nobody faults.
 
     Returns the region's figures.
     """

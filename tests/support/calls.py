@@ -43,7 +43,7 @@ def mmap_refused(fd: int, length: int, prot: int, flags: int, number: int) -> No
 def in_child(work: Callable[[], T], *, uid: int = 0, gid: int = 0, umask: int = 0o022) -> T:
     """The result of `work` in a child process of that user, with no other groups.
 
-    OSError is raised here as it was there; any other end of the child fails the test.
+    An OSError there is raised here, too; any other end of the child fails the test.
     """
     receiver, sender = os.pipe()
     child = os.fork()

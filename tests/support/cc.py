@@ -1,4 +1,4 @@
-"""Compiling small C programs against the installed library, with pkg-config as a user would."""
+"""Compiling small C programs against the installed library, with pkg-config, like a user."""
 
 from __future__ import annotations
 

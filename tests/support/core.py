@@ -1,7 +1,7 @@
 """One host mm with no server and no memory behind it: the core alone, as tests drive it.
 
-`.mm` and `.mem` are memfds. A test may run the steps of a change one by one, which a server does in
-one go, and let faults, deaths and restarts come in between.
+`.mm` and `.mem` are memfds. A test may run the steps of a change one by one, where a server makes
+them in one go, with faults, deaths and restarts in between.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ class Vma(NamedTuple):
 
 
 Look = Callable[[int], tuple[int, int]]
-"""From the offset of a fault to the pages to look at, all in one 2 MiB span."""
+"""Maps the offset of a fault to the pages to look at, all in one 2 MiB span."""
 
 
 def page_only(offset: int) -> tuple[int, int]:
-    """The page."""
+    """The page alone."""
     return offset, offset + PAGE
 
 
 def run(offset: int) -> tuple[int, int]:
-    """What follows in the span, as for sequential access."""
+    """The rest of the span, as for sequential access."""
     return offset, (offset & -MIB2) + MIB2
 
 
@@ -58,7 +58,7 @@ def block(offset: int) -> tuple[int, int]:
 
 
 def span(offset: int) -> tuple[int, int]:
-    """All of the span."""
+    """The whole span."""
     return offset & -MIB2, (offset & -MIB2) + MIB2
 
 
@@ -67,22 +67,22 @@ PAGE_ONLY = page_only
 
 
 class Fault(NamedTuple):
-    """What mm_fault() said."""
+    """The result of mm_fault()."""
 
     verdict: str
     present: frozenset[int] = frozenset()
-    """Offsets of the pages looked at that have an entry."""
+    """Offsets of those pages in the range that have an entry."""
     filled: int = 0
     protect: bool = False
     beside: int = 0
-    """Entries of an object filled besides."""
+    """Other entries of an object that were filled."""
     object: int = 0
-    """The number of the object; no `present` then."""
+    """The number of the object; `present` is empty then."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What mm_audit() found."""
+    """The findings of mm_audit()."""
 
     tables: tuple[int, int, int, int]
     leaves: int
@@ -94,7 +94,7 @@ class Audit:
     vmas: int
 
     def problems(self) -> dict[str, int]:
-        """What is not as it must be in a quiescent region."""
+        """Everything that is wrong for a quiescent region."""
         found = {
             name: getattr(self, name)
             for name in ("held", "lost", "stray", "bad", "vmas")
@@ -113,7 +113,7 @@ def memfd(name: str, size: int = 0) -> int:
 
 
 def extents(fd: int) -> Iterator[tuple[int, int]]:
-    """Where a sparse file has memory: start and end of each piece, bytes."""
+    """The pieces of a sparse file that have memory: start and end of each, in bytes."""
     end = 0
     while True:
         try:
@@ -191,7 +191,7 @@ class Core:
         return lib.hostmm_protect(self.mm, start, end, prot)
 
     def straggler(self) -> int | None:
-        """The slot whose fault is not over yet, None: the grace period is."""
+        """The slot of a fault that is not over yet; None: the grace period is over."""
         slot = ffi.new("unsigned *")
         return slot[0] if lib.slot_grace(self.mm, slot) else None
 
@@ -200,7 +200,7 @@ class Core:
         return lib.hostmm_finish(self.mm, self.mem_fd)
 
     def abort(self) -> None:
-        """Goes back to the snapshot before."""
+        """Goes back to the previous snapshot."""
         lib.hostmm_abort(self.mm)
 
     def map(
@@ -218,13 +218,13 @@ class Core:
         check(self.finish())
 
     def protect(self, start: int, end: int, prot: int) -> None:
-        """A whole change, with nobody inside a fault and no client's page tables to care for."""
+        """A whole change, with nobody inside a fault and no client's page tables to change."""
         check(self.begin_protect(start, end, prot))
         assert self.straggler() is None
         check(self.finish())
 
     def recover(self, dead: tuple[int, ...] = ()) -> None:
-        """What a restarted server does; `dead` are the slots whose process is gone."""
+        """Recovers like a restarted server; `dead` are the slots whose process is gone."""
         for slot in dead:
             check(lib.slot_reap(self.mm, slot))
         check(lib.mm_sweep(self.mm))
@@ -279,10 +279,10 @@ class Core:
         lib.slot_leave(self.mm, slot)
         return fault
 
-    # Looks
+    # Looking
 
     def audit(self) -> Audit:
-        """The core's own look at everything."""
+        """The core's own audit of everything."""
         found = ffi.new("struct mm_audit *")
         check(lib.mm_audit(self.mm, found))
         return Audit(
@@ -312,7 +312,7 @@ class Core:
 
 
 def check(result: int) -> int:
-    """`result` of the core, if it is no error."""
+    """`result` of the core, which must not be an error."""
     if result < 0:
         raise OSError(-result, f"the core said {errno.errorcode.get(-result, result)}")
     return result

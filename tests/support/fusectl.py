@@ -1,4 +1,4 @@
-"""The kernel's list of FUSE connections. Needs nothing of ours: the watchdog uses it alone."""
+"""The kernel's list of FUSE connections. Imports none of our code: the watchdog uses it alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
 def abort(minor: int) -> None:
-    """Cut a FUSE connection: whoever waits for its server gets ECONNABORTED.
+    """Cut a FUSE connection: processes that wait for its server get ECONNABORTED.
 
     No error if it is gone already.
     """

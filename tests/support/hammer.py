@@ -62,12 +62,12 @@ class Hammer:
         self._reap()
 
     def kill(self) -> None:
-        """Ends it wherever it is; its slot stays."""
+        """Kills it wherever it is; its slot stays."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
     def kill_and_reap(self) -> None:
-        """As the server finds it: the process is gone, and what it had in hand comes back."""
+        """Reaps it like the server: the process is gone, and the frame that it had comes back."""
         self.kill()
         self._reap()
 

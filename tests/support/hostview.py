@@ -42,7 +42,7 @@ class Attachment(NamedTuple):
 
 
 def attachments(mount: Mount, ident: int) -> list[Attachment]:
-    """Who is attached to a region."""
+    """The attachments of a region."""
     with host_mm(mount, ident) as mm:
         count = lib.mm_clients(mm, ffi.NULL, 0)
         clients = ffi.new("struct mm_client[]", count)

@@ -1,4 +1,4 @@
-"""The pool of 2 MiB pages, which is the machine's: as much as a test needs, and then as before."""
+"""The machine's pool of 2 MiB pages: as large as a test needs, and afterwards as before."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _POOL = Path("/proc/sys/vm/nr_hugepages")
 
 
 def free() -> int:
-    """Pages that nobody has, nor has been promised."""
+    """Pages that are free and not promised to anybody."""
     return proc.meminfo("HugePages_Free") - proc.meminfo("HugePages_Rsvd")
 
 
 @contextlib.contextmanager
 def at_least(pages: int) -> Iterator[None]:
-    """So many are free; skips the test where that cannot be."""
+    """So many are free; skips the test where that is impossible."""
     before = _POOL.read_text()
     if free() < pages:
         _POOL.write_text(str(int(before) + pages))
@@ -39,7 +39,7 @@ def at_least(pages: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exactly(pages: int) -> Iterator[None]:
-    """So many are free, and no more."""
+    """Exactly so many are free."""
     before = _POOL.read_text()
     _POOL.write_text(str(int(before) - free() + pages))
     try:

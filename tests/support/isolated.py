@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def isolated(work: Callable[[Callable[[str], None]], None], *, seconds: int = 30) -> None:
     """Run `work(say)` in a child; anything but a plain return fails the test.
 
-    What the work said last tells where it was: also when it crashed, or was ended for lasting too
-    long, which is what an endless loop in C comes to.
+    The last words of the work tell how far it was, even if it crashed or was ended because it took
+    too long, as for an endless loop in C.
     """
     said = os.memfd_create("said")  # not a pipe: that would fill, and nobody reads yet
     child = os.fork()
@@ -27,13 +27,13 @@ def isolated(work: Callable[[Callable[[str], None]], None], *, seconds: int = 30
             limit(seconds)
             work(lambda text: _say(said, text))
             status = 0
-        except BaseException:  # noqa: BLE001  # whatever it is, the parent shall read it
+        except BaseException:  # noqa: BLE001  # whatever it is, the parent must read it
             _say(said, traceback.format_exc())
         finally:
             os._exit(status)
     _, status = os.waitpid(child, 0)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what it started and could not end
+        os.killpg(child, signal.SIGKILL)  # processes that it started and could not end
     text = os.pread(said, 1 << 20, 0).decode()
     os.close(said)
     if status:

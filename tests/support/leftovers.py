@@ -1,4 +1,4 @@
-"""What a test may not leave behind: processes, mounts, files in /dev/shm."""
+"""Things that a test must not leave behind: processes, mounts, files in /dev/shm."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import psutil
 
 from . import fusectl, namespace
 
-# Inherited by all programs that the tests start: one that made itself a daemon is still known as
-# ours.
+# All programs that the tests start inherit this: a program that became a daemon is still known to
+# be ours.
 TOKEN = "MSHAREFS_TEST_RUN"  # noqa: S105  # no secret
 
 
 def mark() -> None:
-    """Mark all programs started from now on as this run's."""
+    """Mark all programs started from now on as belonging to this run."""
     os.environ[TOKEN] = str(os.getpid())
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What exists now and could be left behind."""
+    """Everything that exists now and could be left behind."""
 
     processes: frozenset[psutil.Process]  # compares pid and start time
     mounts: frozenset[namespace.MountPoint]
@@ -41,7 +41,7 @@ def snapshot() -> Snapshot:
 
 
 def clean(before: Snapshot) -> list[str]:
-    """Remove what came since `before`, and name it."""
+    """Remove everything that is new since `before`, and name it."""
     now = snapshot()
     found = []
     for process in now.processes - before.processes:
@@ -69,7 +69,7 @@ def _ours() -> set[psutil.Process]:
 
 
 def _alive(process: psutil.Process) -> bool:
-    """A zombie holds nothing but its number: it is not left behind, only unread."""
+    """A zombie holds nothing but its number: it is not left behind, only not waited for."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

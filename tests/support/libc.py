@@ -1,4 +1,4 @@
-"""Functions of the C library that Python has no name for, or checks the arguments of."""
+"""Functions of the C library that Python does not have, or whose arguments it checks first."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def unshare(flags: int) -> None:
 def mount(
     target: str | os.PathLike[str], fstype: str = "none", flags: int = 0, options: str | None = None
 ) -> None:
-    """mount(2) of what needs no source: a file system of memory, or a change of flags."""
+    """mount(2) without a source: a file system in memory, or a change of flags."""
     data = _ffi.NULL if options is None else options.encode()
     name = fstype.encode()
     failed = _libc.mount(name, os.fsencode(target), name, flags, data) < 0
@@ -88,19 +88,19 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def mmap(fd: int, length: int, prot: int, flags: int) -> None:
-    """mmap(2), for its errno: Python's own mmap has checks of its own before."""
+    """mmap(2), for its errno: Python's own mmap makes checks of its own first."""
     address = _libc.mmap(_ffi.NULL, length, prot, flags, fd, 0)
     _check("mmap", address == _FAILED)
 
 
 def ptrace(request: int, pid: int = 0, data: int = 0) -> None:
-    """ptrace(2), of the requests that take a number at most."""
+    """ptrace(2), for requests that take at most a number."""
     number = _ffi.cast("void *", data)
     _check("ptrace", _libc.ptrace(request, pid, _ffi.NULL, number) < 0)
 
 
 def signal_mask(pid: int) -> int:
-    """The signals that a traced and stopped thread has blocked: a bit each, from 1 on."""
+    """The signals that a traced and stopped thread has blocked: one bit for each, from 1 on."""
     mask = _ffi.new("uint64_t *")
     size = _ffi.cast("void *", _ffi.sizeof("uint64_t"))
     _check("ptrace", _libc.ptrace(_PTRACE_GETSIGMASK, pid, size, mask) < 0)

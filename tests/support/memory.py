@@ -1,4 +1,4 @@
-"""Where the same accesses must have the same outcome: Linux's own memory and a region."""
+"""Two kinds of memory on which the same accesses have the same outcome: Linux's, and a region."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import msharefs
 
 QUANTUM = 2 << 20
-"""Of the mount that the tests of a file share."""
+"""The quantum of the mount that the tests of a file share."""
 
 
 class Memory:
@@ -26,7 +26,7 @@ class Memory:
         """The region's descriptor in the actor; -1: plain memory."""
 
     def map(self, offset: int, size: int = PAGE, prot: int = READ_WRITE) -> None:
-        """New memory, zero, in the place of what was there."""
+        """New memory, all zero, in the place of the old."""
         raise NotImplementedError
 
     def map_file(
@@ -38,9 +38,9 @@ class Memory:
         prot: int = READ_WRITE,
         flags: int = 0,
     ) -> None:
-        """The bytes from `at` on of the test's file `fd`, in the place of what was there.
+        """The bytes from `at` on of the test's file `fd`, in the place of the old memory.
 
-        `flags` are more than MAP_SHARED and MAP_FIXED.
+        `flags` come in addition to MAP_SHARED and MAP_FIXED.
         """
         raise NotImplementedError
 
@@ -76,7 +76,7 @@ class Memory:
 class KernelMemory(Memory):
     """Shared memory of Linux itself, mapped with mmap(2) piece by piece."""
 
-    BASE = 1 << 44  # where nothing is, and nothing comes unasked
+    BASE = 1 << 44  # nothing is there, and nothing comes there unasked
 
     def __init__(self, actor: Actor) -> None:
         super().__init__(actor, self.BASE, -1)

@@ -1,8 +1,8 @@
-"""What a host mm must be, in plain Python: the model that the core is compared with.
+"""A host mm in plain Python: the model that the core is compared with.
 
 The region is a row of cells between cut points, so that VMAs of half a terabyte cost as little as
-those of a page. A cell is in one mapping or in none; faults fill entries of single pages, in a file
-those of all that the client maps together with the page.
+those of a page. A cell is in one mapping or in none. Faults fill entries of single pages; in a
+file, those of all pages that the client maps together.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from enum import Enum
 from .core import EXEC, READ, WRITE, Fault, Look, Vma
 from .rawmm import MIB2, NX, PAGE, PROTNONE, PS, RW, US, A, D, P
 
-# What a table of each level spans: the reach of one entry of the level above.
+# The span of a table of each level: the reach of one entry of the level above.
 TABLE_SPANS = {0: 2 << 20, 1: 1 << 30, 2: 512 << 30}
 BUSY, HUGE = 8, 16
 OBJECT = 7  # the number of the only file
 
 
 class Kind(Enum):
-    """What is mapped."""
+    """The kinds of mappings."""
 
     ANONYMOUS = "anonymous"
     FILE = "file"
@@ -30,7 +30,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Mapping:
-    """What CREATE_MAPPING made; every cell of it holds the same."""
+    """A mapping that CREATE_MAPPING made; all its cells hold this same object."""
 
     serial: int
     prot: int
@@ -39,7 +39,7 @@ class Mapping:
 
     @property
     def flags(self) -> int:
-        """Of its VMAs."""
+        """The flags of its VMAs."""
         return self.prot | (BUSY if self.busy else 0) | (HUGE if self.kind is Kind.HUGE else 0)
 
     @property
@@ -49,7 +49,7 @@ class Mapping:
 
     @property
     def bits(self) -> int:
-        """Of its entries, but for A and D."""
+        """The bits of its entries, except for A and D."""
         present = P if self.prot else PROTNONE
         rights = (RW if self.prot & WRITE else 0) | (0 if self.prot & EXEC else NX)
         return present | US | rights | (PS if self.kind is Kind.HUGE else 0)
@@ -57,7 +57,7 @@ class Mapping:
 
 @dataclass(frozen=True)
 class Change:
-    """A change that was published and not yet finished."""
+    """A change that was published but not finished yet."""
 
     start: int
     end: int
@@ -72,15 +72,15 @@ class Model:
     cuts: tuple[int, ...]
     cells: list[Mapping | None] = field(init=False)
     leaves: dict[int, int] = field(default_factory=dict)
-    """Region offset of each page that has an entry: the bits of its entry, without the address."""
+    """By the region offset of each page with an entry: the entry's bits without the address."""
     of_file: set[int] = field(default_factory=set)
-    """Of those the ones whose page is a file's."""
+    """Those of them whose page belongs to a file."""
     tables: set[tuple[int, int]] = field(default_factory=set)
     """Level and region offset of each table below the PGD."""
     serial: int = 0
     epoch: int = 2
     inside: dict[int, int] = field(default_factory=dict)
-    """Slot of each client: the epoch its fault began in, 0 outside a fault."""
+    """By the slot of each client: the epoch in which its fault began, or 0 outside a fault."""
     pending: Change | None = None
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Model:
             if cell is None:
                 continue
             if found and (found[-1].end, *found[-1][2:]) == (start, cell.flags, cell.serial):
-                start = found.pop().start  # noqa: PLW2901  # the VMA goes on
+                start = found.pop().start  # noqa: PLW2901  # the VMA continues
             found.append(Vma(start, end, cell.flags, cell.serial))
         return found
 
@@ -110,7 +110,7 @@ class Model:
         return {slot for slot, epoch in self.inside.items() if epoch and epoch < self.epoch}
 
     def cuts_a_huge_page(self, first: int, last: int) -> bool:
-        """Whether cells [first, last) end, or begin, inside one."""
+        """Whether cells [first, last) begin or end inside a 2 MiB page."""
         return any(
             self.cuts[cut] % MIB2
             and 0 < cut < len(self.cells)
@@ -137,7 +137,7 @@ class Model:
         self.epoch += 1
 
     def abort(self) -> None:
-        """As if it had not begun."""
+        """Takes the change back, as if it had not begun."""
         assert self.pending is not None
         self.cells = list(self.pending.before)
         self.pending = None
@@ -224,11 +224,11 @@ class Model:
         return True
 
     def stray(self) -> int:
-        """Entries that a change has cut off from their VMA and not yet cleared."""
+        """Entries that a change has cut off from their VMA but not yet cleared."""
         return sum(self.cell_of(at) is None for at in self.leaves)
 
     def other_rights(self) -> int:
-        """Entries with rights that their mapping had before the change that is going on."""
+        """Entries with the rights that their mapping had before the change under way."""
         return sum(
             (at in self.of_file) != (cell.kind is not Kind.ANONYMOUS)
             or bits & PS != cell.bits & PS

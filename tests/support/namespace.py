@@ -15,13 +15,13 @@ SHM = Path("/dev/shm")  # noqa: S108  # our own, once we are in the namespace
 
 
 def enter() -> None:
-    """Give this process and its children to come mounts of their own, and an empty /dev/shm.
+    """Give this process and its future children mounts of their own, and an empty /dev/shm.
 
-    Raises `PermissionError` where the caller is not root.
+    Raises `PermissionError` if the caller is not root.
     """
     libc.unshare(libc.CLONE_NEWNS)
     libc.mount("/", flags=libc.MS_REC | libc.MS_PRIVATE)
-    # Copies of mounts from outside: to our programs they would be one more to choose from.
+    # Copies of mounts from outside: our programs would have one more mount to choose from.
     for mount in reversed(mounts()):
         if mount.fstype == "fuse.msharefs":
             detach(Path(mount.path))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Native:
-    """A range of a process's addresses where it has mapped a region natively."""
+    """A range of a process's addresses that maps a region natively."""
 
     def __init__(self, actor: Actor, base: int) -> None:
         self.actor = actor
@@ -23,7 +23,7 @@ class Native:
         cls, actor: Actor, fd: int, size: int, *, prot: int = READ_WRITE, offset: int = 0,
         flags: int = mmap.MAP_SHARED,
     ) -> Native:  # fmt: skip
-        """mmap(2) of our descriptor `fd`, which the process gets a duplicate of and closes."""
+        """mmap(2) of our descriptor `fd`; the process gets a duplicate for it and closes that."""
         theirs = actor.give(fd)
         try:
             return cls(actor, actor.number("plain-map", 0, size, prot, flags, theirs, offset))

@@ -13,7 +13,7 @@ from .core import GIB1, LOOKS, MIB2, PAGE, READ, WRITE, Core
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What an operation may answer about bytes that make no sense, or that make the wrong sense.
+# The answers that an operation may give about bytes without sense, or with a wrong sense.
 ANSWERS = {0} | {
     -code for code in (errno.EUCLEAN, errno.EBUSY, errno.EINVAL, errno.ENOMEM, errno.EUSERS)
 }
@@ -36,13 +36,13 @@ def faults(core: Core, slot: int) -> None:
     for at in (*PLACES, 5 * GIB1, core.size - PAGE, core.size, 1 << 47, (1 << 64) - PAGE):
         for write in (False, True):
             for look in LOOKS:
-                # A verdict that is none is a KeyError.
+                # An unknown verdict is a KeyError.
                 fault = core.touch(slot, at, write=write, look=look, fill=16)
                 assert fault.verdict != "MAP" or fault.object or at in fault.present
 
 
 def operations(core: Core, slot: int) -> list[Callable[[], Any]]:
-    """The operations but the open; each returns a result, or nothing."""
+    """All operations except the open; each returns a result, or nothing."""
     mm = core.mm
     straggler = ffi.new("unsigned *")
     audit = ffi.new("struct mm_audit *")

@@ -1,6 +1,6 @@
-"""What the kernel shows of processes and mounts, read without msharefs: a second opinion.
+"""Processes and mounts as the kernel shows them, read without msharefs: a second opinion.
 
-Sources: proc(5). Needs nothing of ours: the watchdog uses it alone.
+Sources: proc(5). It imports none of our code: the watchdog uses it alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _text(path: Path | str) -> str:
 
 
 def status(where: int | Path, field: str) -> str:
-    """A field of the status of a process, or of a thread's directory, as it is written there."""
+    """A field of the status of a process, or of a thread by its directory, as written there."""
     directory = where if isinstance(where, Path) else Path(f"/proc/{where}")
     found = re.search(rf"^{field}:\t(.*)$", _text(directory / "status"), re.MULTILINE)
     assert found is not None, f"{directory}/status has no {field}"
@@ -41,7 +41,7 @@ def status_bytes(pid: int, field: str) -> int:
 
 @dataclass(frozen=True)
 class Mapping:
-    """A line of maps, and what follows it in smaps."""
+    """A line of maps, and the lines that follow it in smaps."""
 
     start: int
     end: int
@@ -58,7 +58,7 @@ class Mapping:
 
     @property
     def flags(self) -> set[str]:
-        """VmFlags of smaps; none of memory that is no mapping of a process."""
+        """VmFlags of smaps; none for entries that are no mapping of the process."""
         found = re.search("^VmFlags:(.*)$", self.more, re.MULTILINE)
         return set(found[1].split()) if found else set()
 
@@ -78,18 +78,18 @@ def maps(pid: int, name: str = "maps") -> list[Mapping]:
 
 
 def smaps(pid: int) -> list[Mapping]:
-    """The same with their figures and flags."""
+    """The mappings of a process with their figures and flags."""
     return maps(pid, "smaps")
 
 
 def open_files(pid: int) -> list[str]:
-    """What the descriptors of a process are of, told without asking a file system."""
+    """The files of a process's descriptors, found without asking a file system."""
     found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
             found.append(os.readlink(link))
         except FileNotFoundError:
-            continue  # closed meanwhile: the one by which we look, of a process that is ours
+            continue  # closed meanwhile: the descriptor by which we look, if it is our process
     return found
 
 
@@ -104,12 +104,12 @@ def comm(task: Path) -> str:
 
 
 def state(task: Path) -> str:
-    """What a thread is doing, a letter of proc_pid_stat(5)."""
+    """The state of a thread, a letter of proc_pid_stat(5)."""
     return _text(task / "stat").rpartition(") ")[2][0]
 
 
 def wchan(task: Path) -> str:
-    """The function of the kernel a thread sleeps in."""
+    """The kernel's function in which a thread sleeps."""
     return _text(task / "wchan")
 
 

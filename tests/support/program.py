@@ -31,7 +31,7 @@ FILLED = 0x5A
 """The byte that the actor's read(2) brings."""
 
 Answer = list[int] | Fault | int
-"""What came of an access: its numbers, its signal, or the errno of the system call."""
+"""The result of an access: its numbers, its signal, or the errno of the system call."""
 
 
 @dataclass(eq=False)
@@ -41,12 +41,12 @@ class Window:
     base: int
     prot: int = READ_WRITE
     linked: set[int] = field(default_factory=set)
-    """Quanta in which the host mm has answered a fault of it."""
+    """Quanta in which the host mm has answered one of its faults."""
 
 
 @dataclass(eq=False)
 class Program:
-    """A process, the region's descriptor in it, and what it has attached."""
+    """A process, the region's descriptor in it, and its attachments."""
 
     actor: Actor
     fd: int
@@ -59,7 +59,7 @@ class Program:
         self.windows.append(Window(base, prot))
 
     def fork(self) -> Program:
-        """A child that has the same windows; each is an attachment of its own."""
+        """A child with the same windows; each is an attachment of its own."""
         child = Program(self.actor.fork(), self.fd)
         assert child.actor.finish() == []
         child.windows = [Window(window.base, window.prot) for window in self.windows]
@@ -77,7 +77,7 @@ class Access:
     value: int = FILLED
 
     def start(self, actor: Actor, base: int | None = None) -> None:
-        """Tell a process, which may have the region elsewhere than at the window."""
+        """Tell a process to do it; it may have the region at another address than the window."""
         at = (self.window.base if base is None else base) + self.offset
         if self.size > 1:
             # A program that writes to a file reads its memory.
@@ -94,7 +94,7 @@ class Access:
 
 
 def answer(actor: Actor) -> Answer:
-    """What came of the access that was started."""
+    """The result of the access that was started."""
     try:
         return actor.finish()
     except OSError as error:
@@ -102,7 +102,7 @@ def answer(actor: Actor) -> Answer:
 
 
 class Twin:
-    """A process with Linux's own shared memory, to which the same is done."""
+    """A process with Linux's own shared memory, with which the same is done."""
 
     def __init__(self, actor: Actor, file: int) -> None:
         self.actor = actor
@@ -133,19 +133,19 @@ class Twin:
 
 
 class Foresight:
-    """What must come of accesses, by a model of the region and of its bytes; it remembers them."""
+    """Foresees the results of accesses, by a model of the region and its bytes, and keeps them."""
 
     def __init__(self, model: Model, file: dict[int, int]) -> None:
         self.model = model
         self.faults = 0
         """Pages touched first."""
         self.unsure = 0
-        """So many of these may not have been counted."""
+        """So many of them may not have been counted."""
         self._anonymous: dict[int, int] = {}  # bytes that are not zero
         self._file = dict(file)
 
     def expect(self, access: Access, *, unsure: bool = False) -> Answer:
-        """What must come of an access; `unsure`: perhaps another has gone half the way before."""
+        """The right result of an access; `unsure`: another access may have gone half the way."""
         window, done = access.window, 0
         while done < access.size:
             at = access.offset + done
@@ -172,7 +172,7 @@ class Foresight:
         return [] if access.write else [self._get(access.offset)]
 
     def look(self, window: Window, pages: range, byte: int) -> list[int]:
-        """The same for the actor's look at a byte of each of the pages."""
+        """The right result of the actor's look at a byte of each of the pages."""
         said = [self.expect(Access(window, page + byte, write=False)) for page in pages]
         return [-found.code if isinstance(found, Fault) else found[0] for found in said]
 
@@ -182,7 +182,7 @@ class Foresight:
             self._bytes(offset)[offset] = value
 
     def drop(self, start: int, end: int) -> None:
-        """What is mapped there now is new; a file keeps what it has."""
+        """There is a new mapping; anonymous memory is zero, a file keeps its contents."""
         for at in [at for at in self._anonymous if start <= at < end]:
             del self._anonymous[at]
 
@@ -198,7 +198,7 @@ class Foresight:
 
 
 def _of_call(access: Access, content: list[int]) -> Answer:
-    """A system call that got so far."""
+    """The result of a system call that got so far."""
     if not content:
         return 14  # EFAULT
     return [len(content)] if access.write else [len(content), sum(content)]

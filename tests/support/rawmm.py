@@ -1,7 +1,7 @@
 """A host mm read from the bytes of its file, and nothing else: a second opinion on the core.
 
-Nothing here calls the core. What it knows is written down once more, from native/core/layout.h
-for the header and from the Intel SDM (volume 3A, 4.5) for the entries, so that the two can
+Nothing here calls the core. The layout is written down once more, the header from
+native/core/layout.h and the entries from the Intel SDM (volume 3A, 4.5), so that the two can
 disagree.
 """
 
@@ -44,8 +44,8 @@ SLOT_SIZE, SLOT_CLAIM, SLOT_EPOCH = 128, 40, 64
 VMA = struct.Struct("=QQQIIQ")
 
 P, RW, US, A, D, PS, NX = (1 << bit for bit in (0, 1, 2, 5, 6, 7, 63))
-# The processor does not look at it in an entry that is not present: Linux' mark for a page that
-# may not be accessed.
+# The processor ignores this bit in an entry that is not present: it is Linux's mark for a page that
+# must not be accessed.
 PROTNONE = 1 << 8
 ADDRESS = 0x000F_FFFF_FFFF_F000
 
@@ -108,15 +108,15 @@ class RawMM:
         return self.read(HEADER[name])
 
     def word_at(self, frame: int) -> int:
-        """Where the word of a frame is."""
+        """The file offset of a frame's word."""
         return self.words_at + 8 * frame
 
     def frame_at(self, frame: int) -> int:
-        """Where a frame is."""
+        """The file offset of a frame."""
         return self.frames_at + PAGE * frame
 
     def slot_at(self, slot: int) -> int:
-        """Where a client slot is."""
+        """The file offset of a client slot."""
         return self.header("slots_at") + SLOT_SIZE * slot
 
     def word(self, frame: int) -> tuple[int, int, int, int]:
@@ -125,7 +125,7 @@ class RawMM:
         return word & 3, word >> 2 & 3, word >> 4 & 0xFFFF, word >> 32 << 21
 
     def vma_at(self, index: int, area: int | None = None) -> int:
-        """Where a VMA of a snapshot area is; by default of the current one."""
+        """The file offset of a VMA of a snapshot area, by default of the current one."""
         area = self.header("epoch") & 1 if area is None else area
         return self.header(f"vmas_at{area}") + VMA.size * index
 
@@ -145,7 +145,7 @@ class RawMM:
         view.release()
 
     def entry_at(self, level: int, host: int) -> int | None:
-        """Where the entry of a table of `level` for host address `host` is, None: no table."""
+        """The file offset of the entry for host address `host` in a table of `level`, or None."""
         frame = 0
         for above in range(3, level - 1, -1):
             at = self.frame_at(frame) + 8 * (host >> 12 + 9 * above & 511)
@@ -158,7 +158,7 @@ class RawMM:
         return None
 
     def tree(self) -> Tree:
-        """Walks as the MMU does: by present bits and addresses only."""
+        """Walks like the MMU: by present bits and addresses only."""
         tree = Tree({}, [Table(3, 0, 0, 0)], [])
         self._walk(tree, 0, 3, 0)
         return tree

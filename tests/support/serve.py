@@ -1,4 +1,4 @@
-"""The command msharefs, and SIGUSR1 writes the stacks of all its threads to stderr."""
+"""The command msharefs, in which SIGUSR1 writes the stacks of all threads to stderr."""
 
 import faulthandler
 import signal

@@ -32,10 +32,10 @@ TROUBLE = re.compile(
 class Mount:
     """One mount point with its state directory, and its server (or several, one after the other).
 
-    All is under `base`, which must be on a tmpfs, and open to other users for tests that change
-    theirs. The server runs in the foreground in its own session, its output goes to `log`. `limit`
-    is the time in seconds that one server may live before the watchdog dumps its stacks and ends
-    it.
+    Everything is under `base`, which must be on a tmpfs, and open to other users for tests that
+    change their user. The server runs in the foreground in its own session, and its output goes to
+    `log`. `limit` is the time in seconds that one server may live before the watchdog dumps its
+    stacks and ends it.
     """
 
     def __init__(self, base: Path, options: tuple[str, ...] = (), limit: float = 60.0) -> None:
@@ -99,7 +99,7 @@ class Mount:
             os.close(pidfd)
 
     def stop(self) -> None:
-        """Stop the server as an administrator does, by SIGTERM; it must unmount and exit with 0."""
+        """Stop the server like an administrator, by SIGTERM; it must unmount and exit with 0."""
         self._end(signal.SIGTERM)
 
     def wait(self) -> None:
@@ -107,11 +107,11 @@ class Mount:
         self._end(None)
 
     def kill(self) -> None:
-        """Let the server crash (SIGKILL). The dead mount stays, the next server must cope."""
+        """Let the server crash (SIGKILL). The dead mount stays, and the next server must cope."""
         self._end(signal.SIGKILL)
 
     def clean_up(self) -> None:
-        """Undo everything by force: server, watchdog, mounts and files. What is gone is gone."""
+        """Remove everything by force: server, watchdog, mounts and files, if they still exist."""
         if self.process is not None:
             fusectl.abort(self._minor)
             _kill_group(self.process)
@@ -122,7 +122,7 @@ class Mount:
         shutil.rmtree(self.base, ignore_errors=True)
 
     def problems(self) -> list[str]:
-        """What this mount left behind or logged that it should not have, after the last stop."""
+        """Everything wrong that this mount left behind or logged, after the last stop."""
         found = []
         log = self.text()
         for pattern in self._expected:
@@ -200,7 +200,7 @@ class Mount:
 
 @contextlib.contextmanager
 def mounting(base: Path) -> Iterator[Callable[..., Mount]]:
-    """Gives a function that makes mounts below `base`; at the end all must have been well."""
+    """Gives a function that makes mounts below `base`; at the end all must have gone well."""
     made: list[Mount] = []
 
     def make(*options: str, limit: float = 60.0, start: bool = True) -> Mount:

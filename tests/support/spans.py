@@ -1,4 +1,4 @@
-"""A process with a budget of page tables, and a region of more spans than it covers."""
+"""A process with a budget of page tables, and a region with more spans than it covers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Client:
 
     @property
     def tables(self) -> int:
-        """Bytes of page tables that it has more than before it attached."""
+        """The growth of its page tables since before it attached, in bytes."""
         return status_bytes(self.actor.pid, "VmPTE") - self.before
 
     @property
@@ -71,6 +71,6 @@ class Client:
         passes: int = 1,
         stamp: int = 0,
     ) -> Any:
-        """Look at pages; how many are not as they were stamped (or hold stamp - 1)."""
+        """Look at pages; returns how many are not as stamped (or do not hold stamp - 1)."""
         answer = self.actor.call("visit", self.base, first, count, step, passes, stamp)
         return answer[0] if isinstance(answer, list) else answer

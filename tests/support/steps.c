@@ -19,7 +19,7 @@
 /* raise(3) would add two hundred instructions around each operation. */
 static void stop(void) { syscall(SYS_kill, getpid(), SIGSTOP); }
 
-/* A whole fault, as resolve.c does it, without the memory. */
+/* A whole fault, as in resolve.c, without the memory. */
 enum fault_verdict one_fault(struct mm *mm, unsigned slot, struct fault *fault)
 {
     slot_enter(mm, slot);
@@ -91,8 +91,8 @@ void stop_recover(struct mm *mm, int mem_fd)
     stop();
 }
 
-/* Faults on random pages of the `count` at `pages`; returns the verdicts seen, a
- * bit each. */
+/* Faults on random pages of the `count` at `pages`; returns the verdicts seen, one
+ * bit for each. */
 unsigned hammer(struct mm *mm, unsigned slot, const uint64_t *pages, uint64_t count, uint64_t turns,
                 uint64_t seed)
 {
@@ -131,7 +131,7 @@ static void meet(_Atomic uint64_t *mine, const _Atomic uint64_t *other, uint64_t
             sched_yield();
 }
 
-/* For ever. */
+/* Runs for ever. */
 void meet_as_client(struct mm *mm, unsigned slot, struct meeting *meeting)
 {
     for (uint64_t i = 0;; i++) {
@@ -144,7 +144,7 @@ void meet_as_client(struct mm *mm, unsigned slot, struct meeting *meeting)
     }
 }
 
-/* Rounds [first, end); returns in how many neither saw the other. */
+/* Plays rounds [first, end); returns in how many neither saw the other. */
 uint64_t meet_as_server(struct mm *mm, struct meeting *meeting, uint64_t first, uint64_t end)
 {
     uint64_t missed = 0;
@@ -155,7 +155,7 @@ uint64_t meet_as_server(struct mm *mm, struct meeting *meeting, uint64_t first, 
 
         meet(&meeting->server_at, &meeting->client_at, 2 * i + 1);
         for (volatile unsigned late = i % 64; late; late--)
-            ; /* the client may need a little longer or less */
+            ; /* so that the client may be a little earlier or later */
         atomic_store_explicit(&mm->header->epoch, epoch, memory_order_seq_cst);
         int waits = slot_grace(mm, &straggler);
         meet(&meeting->server_at, &meeting->client_at, 2 * i + 2);

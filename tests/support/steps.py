@@ -1,8 +1,8 @@
 """Operations of the core in a child process, one instruction at a time (ptrace(2)) or in a loop.
 
-Memory after the death of a process is memory as it was at its last instruction. So to step through
-an operation once, and to look at each new state of shared memory on the way, is to kill a process
-at every instruction of it.
+After the death of a process memory is as it was at its last instruction. So stepping through an
+operation once, and looking at each new state of shared memory on the way, is as good as killing a
+process at every instruction.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Stepped:
     """A child at the first instruction of one of the stop_...() functions."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
-        # A step is two switches between us; on one processor they are several times cheaper.
+        # A step takes two switches between us, which are several times cheaper on one processor.
         self._processors = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(self._processors)})
         self.pid = os.fork()
@@ -116,8 +116,8 @@ class Stepped:
 def states(core: Core, function: Any, *arguments: Any) -> Iterator[int]:
     """Steps through an operation and yields at each new state of shared memory.
 
-    Yields the number of the instruction: the first state is that before the operation, the last
-    that after it.
+    Yields the number of the instruction: the first state is the one before the operation, the last
+    the one after it.
     """
     last = b""
     with Stepped(function, *arguments) as child:
@@ -133,7 +133,7 @@ def states(core: Core, function: Any, *arguments: Any) -> Iterator[int]:
 
 
 def fingerprint(core: Core) -> bytes:
-    """All that an operation on a small region can have changed."""
+    """Everything that an operation on a small region can have changed."""
     raw = core.raw
     pieces = [
         (0, PAGE),

@@ -39,7 +39,7 @@ def stop_inside_a_fault(actor: Actor, mount: Mount, ident: int) -> None:
         if actor.pid in inside_faults(mount, ident):
             return
         go_on(actor)
-        time.sleep(0.001)  # else it may stand there for want of a processor
+        time.sleep(0.001)  # otherwise it may stand there only because it has no processor
     raise AssertionError("it was never stopped inside a fault")
 
 

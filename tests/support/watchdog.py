@@ -31,7 +31,7 @@ def stacks(pid: int, log: Path) -> None:
 
 
 def main() -> None:
-    """Wait for the end of the mount, or make it."""
+    """Wait for the end of the mount, or bring it about."""
     limit = float(sys.argv[1])
     pid, server, minor = map(int, sys.argv[2:5])
     log = Path(sys.argv[5])
@@ -39,7 +39,7 @@ def main() -> None:
     if ready and os.read(0, 1):
         return
     if select.select([server], [], [], 0)[0]:
-        return  # ended by itself; its connection's number may be another's by now
+        return  # it ended by itself; another mount may have the connection's number by now
     with log.open("a") as out:
         why = "the test run is gone" if ready else f"time limit of {limit:g} s"
         print(f"watchdog: {why}; server {pid} is stopped by force", file=out)

@@ -1,4 +1,4 @@
-"""What of a process's address space userfaultfd watches, as its kernel says."""
+"""The parts of a process's address space that userfaultfd watches, according to the kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from . import proc
 
 
 def watched(pid: int, start: int, size: int) -> list[tuple[int, int]]:
-    """The parts of [start, start + size) that are: offsets from `start`, in order."""
+    """The watched parts of [start, start + size): offsets from `start`, in order."""
     found: list[tuple[int, int]] = []
     for mapping in proc.smaps(pid):
         low, high = max(mapping.start, start), min(mapping.end, start + size)
