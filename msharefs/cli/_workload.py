@@ -45,10 +45,15 @@ def table(found: dict[str, Any], titles: dict[str, str]) -> Table:
                 for key in titles
                 for text in (figure(key, row["figures"][key]["median"]), times(row["ratios"][key]))
             ]
-            cells += [figure(key, row["memory"][key]) for key, _ in _MEMORY]
+            cells += [_seen(key, row["memory"][key]) for key, _ in _MEMORY]
             lines.add_row(*lead, way, *cells)
             lead = [""] * len(lead)
     return lines
+
+
+def _seen(key: str, value: float | None) -> str:
+    """None: not all processes were there at the moment of the look."""
+    return "incomplete" if value is None else figure(key, value)
 
 
 def write(

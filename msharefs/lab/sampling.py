@@ -128,6 +128,7 @@ class Sampler:
         self._processes = processes
         self._objects = state / "regions"
         self._interval = interval
+        self._started = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="msharefs-sampler", daemon=True)
         self.samples: list[Sample] = []

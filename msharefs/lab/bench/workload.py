@@ -14,6 +14,7 @@ from msharefs.launch.private_mount import PrivateMount
 
 from .figures import ratio, summary
 from .run import machine
+from .stopping import Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,22 +37,29 @@ class Way:
     state: Path = Path("/nonexistent")
     """The state directory of its mount; a plain server has none."""
 
-    def memory(self, pids: Sequence[int]) -> dict[str, int]:
-        """What the page tables of these processes take now, and their faults so far."""
-        with Sampler(lambda: pids, self.state) as sampler:
-            pass  # it looks at the beginning and at the end
-        found = sampler.document()
-        if found["incomplete"]:
-            raise OSError(f"looking at the page tables of {self.name}: {found['incomplete']}")
-        return {
-            "processes": found["processes"],
-            "clients": found["clients"],
-            "vmpte_bytes": found["vmpte_bytes"],
-            "own_tables_bytes": found["own_tables_bytes"],
-            "page_table_bytes": found["page_table_bytes"],
-            "process_faults": sum(map(faults, pids)),
-            "region_faults": found["region_faults"] + found["prefaulted"],
-        }
+    def memory(self, pids: Sequence[int], least: int = 0) -> dict[str, int | None]:
+        """What the page tables of these processes take, and their faults so far; at one moment.
+
+        They stand still for it: to look at hundreds takes seconds. All are None if one of the
+        processes has ended before the last figure was read, or does not stop, or if there are not
+        as many as `least`.
+        """
+        with Stopped(pids) as processes:
+            stood = processes.all_stand() and len(pids) >= least
+            sampler = Sampler(lambda: pids, self.state)
+            sampler.look()
+            found = sampler.document()
+            figures = {
+                "processes": found["processes"],
+                "clients": found["clients"],
+                "vmpte_bytes": found["vmpte_bytes"],
+                "own_tables_bytes": found["own_tables_bytes"],
+                "page_table_bytes": found["page_table_bytes"],
+                "process_faults": sum(map(faults, pids)),
+                "region_faults": found["region_faults"] + found["prefaulted"],
+            }
+            whole = stood and processes.all_stand()
+        return figures if whole else dict.fromkeys(figures)
 
 
 def faults(pid: int) -> int:
@@ -81,7 +89,7 @@ class Load:
     case: Case
     trials: dict[str, Callable[[], Sample]]
     """Plays a round and measures."""
-    looks: dict[str, Callable[[], dict[str, int]]]
+    looks: dict[str, Callable[[], dict[str, int | None]]]
     """Plays a round that is not measured, and looks at memory meanwhile."""
 
     def play(self, rounds: int, notify: Callable[[int], None]) -> dict[str, Any]:
