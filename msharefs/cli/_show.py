@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from typing import Any, TextIO
 
 import click
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from msharefs import units
@@ -22,6 +24,7 @@ output_option = click.option(
 
 # rich folds a table into 80 columns where there is no terminal; a pipe or a file gets whole lines.
 WIDE = 100_000
+_LINES = 25
 
 
 def print_json(value: Any) -> None:
@@ -58,10 +61,31 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return made
 
 
-def show(thing: Any) -> None:
-    """Print a rich renderable as it is: no markup, no emoji and no colouring inside its strings."""
+def has_colour() -> bool:
+    """Whether standard output is a terminal that shows colours, and is to (NO_COLOR)."""
+    console = Console()
+    return sys.stdout.isatty() and console.color_system is not None and not console.no_color
+
+
+def show(thing: Any, spare: tuple[str, ...] = ()) -> None:
+    """Print a rich renderable as it is: no markup, no emoji and no colouring inside its strings.
+
+    Nothing of a table is cut off. On a terminal too narrow for it the columns in `spare` are left
+    out, as many as need be and the first first; if it is too wide then, its lines wrap.
+    """
     if sys.stdout.isatty():
-        Console(markup=False, emoji=False, highlight=False).print(thing)
+        room = shutil.get_terminal_size().columns
+        left: list[str] = []
+        while isinstance(thing, Table) and _width(thing) > room and len(left) < len(spare):
+            left.append(spare[len(left)])
+            thing = _without(thing, left[-1])
+        if isinstance(thing, Table):
+            room = max(room, _width(thing))
+        # With its height too: otherwise a dumb terminal's width is 80, whatever is said.
+        Console(width=room, height=_LINES, markup=False, emoji=False, highlight=False).print(thing)
+        if left:
+            names = ", ".join(left)
+            click.echo(f"left out, for a wider terminal, a pipe or --json to show: {names}")
         return
     console = Console(width=WIDE, markup=False, emoji=False, highlight=False)
     with console.capture() as captured:
@@ -69,3 +93,20 @@ def show(thing: Any) -> None:
     # Columns are padded on the right, which nobody wants in a file.
     for line in captured.get().splitlines():
         click.echo(line.rstrip())
+
+
+def _width(table: Table) -> int:
+    """The columns that a table takes where there is room for everything."""
+    console = Console(width=WIDE, height=_LINES)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _without(table: Table, name: str) -> Table:
+    """The table, but for a column that may not be there."""
+    kept = [column for column in table.columns if column.header != name]
+    made = Table(box=None, pad_edge=False, header_style="bold", show_header=table.show_header)
+    for column in kept:
+        made.add_column(column.header, justify=column.justify, no_wrap=True)
+    for cells in zip(*(column.cells for column in kept), strict=True):
+        made.add_row(*cells)
+    return made

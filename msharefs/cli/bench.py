@@ -237,7 +237,7 @@ def plan_check(size: int | None, output: TextIO | None, *, as_json: bool) -> Non
 @_show.output_option
 @click.option(
     "--plot", type=click.Path(file_okay=False, readable=False),
-    help="Draw pictures into this directory.",
+    help="Draw a picture of each scenario into this directory; with pagetables also a map.",
 )  # fmt: skip
 def command(
     scenarios: Sequence[str],
@@ -267,8 +267,11 @@ def command(
 
     draw = _plot.module() if plot else None
     _progress.end_on_signals()
-    wishes = run.Wishes(processes or (), size, rounds, backends, with_map=draw is not None)
-    chosen = [bench.SCENARIOS[name] for name in dict.fromkeys(scenarios or SCENARIOS)]
+    names = list(dict.fromkeys(scenarios or SCENARIOS))
+    wishes = run.Wishes(
+        processes or (), size, rounds, backends, with_map=draw is not None and "pagetables" in names
+    )
+    chosen = [bench.SCENARIOS[name] for name in names]
     with _progress.Bars() as bars:
         found = run.run(chosen, wishes, bars)
     if _show.give_json(found, output, as_json=as_json):
@@ -276,3 +279,9 @@ def command(
     if draw is not None:
         for path in draw.draw_bench(found, plot):
             click.echo(f"msharefs: drew {path}", err=True)
+        for scenario in found["scenarios"]:
+            if not draw.has_figures(scenario):
+                click.echo(
+                    f"msharefs: no picture of {scenario['name']}: none of its rows was to be had",
+                    err=True,
+                )

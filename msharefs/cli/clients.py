@@ -21,6 +21,8 @@ BUDGET = ("budget", "evicted", "refaulted")
 NUMBERS = (
     "pid", "offset", "size", "links", "faults", "materialised", "segv", "evicted", "refaulted",
 )  # fmt: skip
+# Left out where there is no room for them, the first first.
+SPARE = ("refaulted", "evicted", "offset", "materialised", "base", "segv", "links", "prot", "size")
 NATIVE = (
     "native: mapped without the library, at Linux's own speed; the region's holes and protections "
     "are not enforced there"
@@ -75,6 +77,6 @@ def command(region: str, as_json: bool) -> None:
     lines = _show.table(*COLUMNS, *(BUDGET if budget else ()), right=NUMBERS)
     for client in clients:
         lines.add_row(*row(client, budget=budget))
-    _show.show(lines)
+    _show.show(lines, SPARE)
     if any(client["kind"] == "native" for client in clients):
         click.echo(NATIVE)

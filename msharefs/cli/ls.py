@@ -17,6 +17,8 @@ from . import _region, _show
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Left out where there is no room for them, the first first.
+SPARE = ("owner", "mappings", "resident")
 NUMBERS = ("size", "mappings", "resident", "page tables", "clients")
 
 
@@ -94,4 +96,4 @@ def command(directory: str, recursive: bool, as_json: bool) -> None:
     )
     for region in listed:
         lines.add_row(*row(region))
-    _show.show(lines)
+    _show.show(lines, SPARE)

@@ -72,7 +72,7 @@ def show_map(path: str, plot: str | None, as_json: bool) -> None:
     elif as_json:
         _show.print_json(found)
     else:
-        for line in _map.lines(found):
+        for line in _map.lines(found, coloured=_show.has_colour()):
             _show.show(line)
 
 
@@ -83,7 +83,7 @@ def show_map(path: str, plot: str | None, as_json: bool) -> None:
 )
 @click.option(
     "--map", "as_map", is_flag=True,
-    help="Draw a map: a cell for 2 MiB, shaded by entries present, coloured by who has it.",
+    help="Draw a map: a cell for 2 MiB, by entries present and by who has it.",
 )  # fmt: skip
 @click.option(
     "--plot", type=click.Path(dir_okay=False, readable=False),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -33,11 +34,19 @@ COLOURS = {
     "msharefs-native": "#cc79a7",
 }
 OTHER = "#777777"
+HEADLINES = {
+    "ns_per_page": "time a 4 KiB page", "ns": "time", "p50_ns": "time, median of the calls",
+    "ns_per_fork": "time a fork", "page_table_bytes": "page tables of the host mm",
+}  # fmt: skip
 INK = "#222222"
+HATCH_INK = "#00000099"
 DPI = 130
-# Of the map: those who have a cell alone, and the others.
-ONE = ("#0072b2", "#cc79a7", "#e69f00", "#56b4e9", "#d55e00", "#999933")
+# Of the map: those who have a cell alone, and the others. The colours are Okabe and Ito's; depth is
+# how full a cell is, which leaves little of some, so each has a hatch too: 42 of the two together.
+ONE = ("#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
+HATCHES = ("", "////", "\\\\\\\\", "xxxx", "....", "----", "||||")
 MANY = {"nobody": "#bbbbbb", "several": "#555555", "all": "#009e73"}
+MANY_HATCHES = {"nobody": "*", "several": "", "all": "oo"}
 MAP_WIDTH = 64  # cells per line: 128 MiB
 
 
@@ -47,17 +56,27 @@ def draw_bench(found: dict[str, Any], directory: str) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     scenarios = {scenario["name"]: scenario for scenario in found["scenarios"]}
     drawn = []
-    if "pagetables" in scenarios:
+    if "pagetables" in scenarios and has_figures(scenarios["pagetables"]):
         drawn.append(target / "pagetables.png")
         draw_pagetables(scenarios["pagetables"], str(drawn[-1]))
-    costs = [scenarios[name] for name in ("first-touch", "populated") if name in scenarios]
-    if costs:
-        drawn.append(target / "cost.png")
-        draw_cost(costs, str(drawn[-1]))
+    # Two that answer one question share a picture.
+    groups = {"first-touch": "cost", "populated": "cost"}
+    pictures: dict[str, list[dict[str, Any]]] = {}
+    for name, scenario in scenarios.items():
+        if name != "pagetables" and has_figures(scenario):
+            pictures.setdefault(groups.get(name, name), []).append(scenario)
+    for name, together in pictures.items():
+        drawn.append(target / f"{name}.png")
+        draw_cost(together, str(drawn[-1]))
     if found.get("map"):
         drawn.append(target / "map.png")
         draw_map(found["map"], str(drawn[-1]))
     return drawn
+
+
+def has_figures(scenario: dict[str, Any]) -> bool:
+    """Whether anything of a scenario was measured, so that there is something to draw."""
+    return any(case["rows"] for case in scenario["cases"])
 
 
 def draw_pagetables(scenario: dict[str, Any], path: str) -> None:
@@ -127,7 +146,7 @@ def _label_ends(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None
 
 
 def draw_cost(scenarios: list[dict[str, Any]], path: str) -> None:
-    """Time per page of each kind of memory, one panel per case, with the ratio to the first row."""
+    """The headline of each row, one panel per case, with the ratio to the first row."""
     cases = [(scenario, case) for scenario in scenarios for case in scenario["cases"]]
     columns = 2
     lines = math.ceil(len(cases) / columns)
@@ -138,38 +157,43 @@ def draw_cost(scenarios: list[dict[str, Any]], path: str) -> None:
         _points(panel, scenario, case)
     for panel in panels.flat[len(cases) :]:
         panel.set_axis_off()
+    headline = scenarios[0]["headline"]
     for panel in panels[-1]:
-        panel.set_xlabel("time a 4 KiB page")
-    figure.suptitle("Cost a page, median and range of the rounds", x=0.01, ha="left", fontsize=12)
+        panel.set_xlabel(HEADLINES.get(headline, headline))
+    names = " and ".join(scenario["name"] for scenario in scenarios)
+    figure.suptitle(f"{names}: median and range of the rounds", x=0.01, ha="left", fontsize=12)
     _save(figure, path)
 
 
 def _points(axes: Axes, scenario: dict[str, Any], case: dict[str, Any]) -> None:
-    rows = list(case["rows"])
+    rows, headline = list(case["rows"]), scenario["headline"]
+    say = units.size if headline.endswith("_bytes") else _duration
     for place, row in enumerate(rows):
         found = case["rows"][row]
-        spread, ratio = found["figures"]["ns_per_page"], found["ratio"]
+        spread, ratio = found["figures"][headline], found["ratio"]
         middle = spread["median"]
         colour = COLOURS.get(row, OTHER)
         axes.plot([spread["low"], spread["high"]], [place, place], color=colour, linewidth=2)
         axes.plot([middle], [place], color=colour, marker="o", markersize=7)
-        times = f"  {ratio['median']:.2g}x" if ratio and row != scenario["baseline"] else ""
-        axes.text(
-            max(middle, spread["high"]) * 1.15, place, f"{_duration(middle)}{times}",
-            va="center", fontsize=8, color=INK,
+        times = f"  {ratio['median']:,.3g}x" if ratio and row != scenario["baseline"] else ""
+        axes.annotate(
+            f"{say(middle)}{times}", (max(middle, spread["high"]), place), xytext=(7, 0),
+            textcoords="offset points", va="center", fontsize=8, color=INK,
         )  # fmt: skip
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2 if headline.endswith("_bytes") else 10)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.margins(x=0.4)
+    axes.margins(x=0.5)
     axes.grid(axis="both", color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _duration(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8)
-    what = ", ".join(case["case"].values())
-    processes = f", {case['processes']} processes" if case["processes"] > 1 else ""
-    axes.set_title(f"{scenario['name']}: {what}{processes}", loc="left", fontsize=9)
+    count = case["processes"]
+    what = [*case["case"].values(), *([f"{count:,} processes"] if count > 1 else [])]
+    axes.set_title(
+        f"{scenario['name']}: {', '.join(what) or 'one process'}", loc="left", fontsize=9
+    )
 
 
 def _duration(nanoseconds: float) -> str:
@@ -185,9 +209,22 @@ def draw_map(found: dict[str, Any], path: str) -> None:
 
 def map_figure(found: dict[str, Any]) -> Figure:
     """The page-table map: a cell for each 2 MiB, darker the fuller it is, its colour says whose."""
-    picture, marks = _cells(found)
+    picture, marks, squares = _cells(found)
     figure, axes = _figure(9.6, 1.55 + 0.128 * len(picture))
     axes.pcolormesh(picture, edgecolors="white", linewidth=0.8)
+    for hatch, corners in squares.items():
+        cells = [
+            [
+                (x + dx, y + dy)
+                for dx, dy in ((0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94))
+            ]
+            for x, y in corners
+        ]
+        axes.add_collection(
+            PolyCollection(
+                cells, facecolors="none", edgecolors=HATCH_INK, linewidths=0, hatch=hatch
+            )
+        )
     axes.set_aspect("equal")
     axes.invert_yaxis()
     axes.set_yticks([line + 0.5 for line, _ in marks], [text for _, text in marks], fontsize=8)
@@ -250,26 +287,40 @@ def png(figure: Figure) -> bytes:
     return data.getvalue()
 
 
-def _cells(found: dict[str, Any]) -> tuple[list[list[tuple[float, ...]]], list[tuple[int, str]]]:
-    """Colours line by line, and the lines that carry an offset."""
+def _cells(
+    found: dict[str, Any],
+) -> tuple[
+    list[list[tuple[float, ...]]], list[tuple[int, str]], dict[str, list[tuple[float, float]]]
+]:
+    """Colours by lines, the lines that carry an offset, and the corners of cells for each hatch."""
     picture: list[list[tuple[float, ...]]] = []
     marks = []
+    squares: dict[str, list[tuple[float, float]]] = {}
     for part in found["ranges"]:
         cells = list(zip(part["present"], part["who"], strict=True))
         for at in range(0, len(cells), MAP_WIDTH):
             start = part["start"] + at * found["cell_bytes"]
             marks.append((len(picture), f"{start / 2**30:.4g} GiB"))
-            line = [_cell(found, *cell) for cell in cells[at : at + MAP_WIDTH]]
-            picture.append(line + [(1.0, 1.0, 1.0)] * (MAP_WIDTH - len(line)))
+            line = cells[at : at + MAP_WIDTH]
+            for x, (present, who) in enumerate(line):
+                hatch = _hatch(_holder(found, who)) if present else ""
+                if hatch:
+                    squares.setdefault(hatch, []).append((x, len(picture)))
+            colours = [_cell(found, *cell) for cell in line]
+            picture.append(colours + [(1.0, 1.0, 1.0)] * (MAP_WIDTH - len(line)))
     every = math.ceil(len(marks) / 32)
-    return picture or [[(1.0, 1.0, 1.0)] * MAP_WIDTH], marks[::every]
+    return picture or [[(1.0, 1.0, 1.0)] * MAP_WIDTH], marks[::every], squares
+
+
+def _holder(found: dict[str, Any], group: int) -> str:
+    return ptmap.holder(found["groups"][group], len(found["clients"]))
 
 
 def _cell(found: dict[str, Any], present: int, group: int) -> tuple[float, ...]:
     if present == 0:
         return to_rgb("#f0f0f0")
-    colour = to_rgb(_holder_colour(ptmap.holder(found["groups"][group], len(found["clients"]))))
-    depth = 0.25 + 0.75 * present / ptmap.ENTRIES
+    colour = to_rgb(_holder_colour(_holder(found, group)))
+    depth = 0.4 + 0.6 * present / ptmap.ENTRIES
     return tuple(1 - depth * (1 - part) for part in colour)
 
 
@@ -277,22 +328,31 @@ def _holder_colour(word: str) -> str:
     return MANY[word] if word in MANY else ONE[int(word) % len(ONE)]
 
 
+def _hatch(word: str) -> str:
+    return MANY_HATCHES[word] if word in MANY_HATCHES else HATCHES[int(word) % len(HATCHES)]
+
+
 def _map_legend(found: dict[str, Any]) -> list[Patch]:
     words = {
-        ptmap.holder(found["groups"][who], len(found["clients"]))
+        _holder(found, who)
         for part in found["ranges"]
         for who, present in zip(part["who"], part["present"], strict=True)
         if present
     }
     legend = []
-    for word in sorted(words):
+    for word in sorted(words, key=lambda word: (word in MANY, len(word), word)):
         if word in MANY:
             label = f"all {len(found['clients'])} clients" if word == "all" else word
         else:
             label = (
                 f"{found['clients'][int(word)]['comm']} {found['clients'][int(word)]['pid']} alone"
             )
-        legend.append(Patch(color=_holder_colour(word), label=label))
+        legend.append(
+            Patch(
+                facecolor=_holder_colour(word), hatch=_hatch(word), edgecolor=HATCH_INK,
+                linewidth=0, label=label,
+            )
+        )  # fmt: skip
     return [*legend, Patch(color="#f0f0f0", label="no table")]
 
 

@@ -316,6 +316,16 @@ def test_the_verb_prints_ratios_first_and_leaves_nothing(tmp_path: Path) -> None
     assert set(os.listdir(PARENT)) <= before
 
 
+def test_every_scenario_has_a_picture_of_its_own(tmp_path: Path) -> None:
+    """It drew the map of some region where it had no picture."""
+    result = verb_run(
+        "ioctl", "--rounds", "1", "--size", "4M", "--backend", "msharefs", "--plot", str(tmp_path)
+    )
+    assert result.returncode == 0, result.stderr
+    assert os.listdir(tmp_path) == ["ioctl.png"]
+    assert result.stderr == f"msharefs: drew {tmp_path}/ioctl.png\n"
+
+
 def test_what_does_not_fit_into_memory_is_refused() -> None:
     result = verb_run("steady", "--size", "1P", "--backend", "memfd")
     assert result.returncode == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,10 +73,48 @@ def test_the_map_in_the_terminal(region: client.Region) -> None:
     result = CliRunner().invoke(verb.command, [region.path, "--map"])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert lines[1].split()[:2] == ["000000000000", "██·░"]
+    first, several, none, last = lines[1].split()[1]
+    assert (several, none) == ("#", "·")
+    assert first.isupper()  # more than half full
+    assert last.islower()
+    assert first.lower() != last
     assert "0-2 clients" in lines[1]
     assert lines[2].split()[:2] == ["000040000000", "··"]
-    assert "several" in lines[4]
+    assert "+# several" in lines[4]
+    for letter in (first.lower(), last):
+        assert f"{letter}{letter.upper()} mshare-worker" in lines[4]
+
+
+def alone(clients: int) -> dict[str, Any]:
+    """A map where each client has a full cell alone, then several, all and nobody."""
+    groups = [[], *([number] for number in range(clients)), [0, 1], list(range(clients))]
+    who = [*range(1, len(groups)), 0]
+    return {
+        "name": "r", "cell_bytes": CELL, "unseen": [], "groups": groups,
+        "clients": [{"pid": 100 + number, "comm": "c"} for number in range(clients)],
+        "ranges": [{"start": 0, "present": [PAGES] * len(who), "who": who}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("clients", "coloured"), [(6, False), (6, True), (7, True), (26, False)])
+def test_no_two_holders_look_alike_in_the_terminal(clients: int, coloured: bool) -> None:
+    """In colours, without, and where there are more clients than colours."""
+    _, picture, _, legend = _map.lines(alone(clients), coloured=coloured)
+    marks = [span for span in legend.spans if legend.plain[span.start] == "█"]
+    signs = re.findall(r"  (\S+) (?:c \d+ only|all clients|several|nobody)", legend.plain)
+    looks = {(sign, str(marks[n].style) if marks else "") for n, sign in enumerate(signs)}
+    assert len(looks) == len(signs) == clients + 3
+    assert bool(marks) == (coloured and clients <= 6)
+    cells = picture.plain.split()[1]
+    if not marks:
+        assert set(cells) == {sign[1] for sign in signs}  # all cells are full
+
+
+def test_no_two_holders_look_alike_in_the_picture() -> None:
+    """Neither in colour, nor, up to seven, for those who see no colours: there are hatches."""
+    looks = [(patch.get_facecolor(), patch.get_hatch()) for patch in plot._map_legend(alone(26))]
+    assert len(set(looks)) == 26 + 3 + 1
+    assert len({hatch for _, hatch in looks[:7]}) == 7
 
 
 def test_a_picture_of_it(region: client.Region, tmp_path: Path) -> None:
@@ -94,7 +133,7 @@ def test_lines_that_are_alike_are_told_once() -> None:
         "cell_bytes": CELL, "clients": [], "unseen": [], "groups": [[]],
         "ranges": [{"start": 0, "present": [0] * 64 * 100, "who": [0] * 64 * 100}],
     }  # fmt: skip
-    lines = [line.plain.strip() for line in _map.lines(found)]
+    lines = [line.plain.strip() for line in _map.lines(found, coloured=False)]
     assert lines[2] == "99 more lines like this"
     assert len(lines) == 5
 
@@ -125,15 +164,25 @@ def bench_document() -> dict[str, Any]:
     ]  # fmt: skip
     touch = {"case": {"access": "write"}, "processes": 1,
              "rows": {"memfd": row(ns_per_page=900), "msharefs": row(ns_per_page=450)}}  # fmt: skip
+    calls = {"case": {"call": "stat"}, "processes": 1,
+             "rows": {"memfd": row(p50_ns=900), "msharefs": row(p50_ns=2e6)}}  # fmt: skip
+    tables_of_two = {"memfd": row(page_table_bytes=1 << 20), "msharefs": row(page_table_bytes=4096)}
+    clients = {"case": {}, "processes": 9, "rows": tables_of_two}
+    common = {"size_bytes": 64 << 20, "baseline": "memfd"}
     return {"scenarios": [
-        {"name": "pagetables", "size_bytes": 64 << 20, "baseline": "memfd", "cases": tables},
-        {"name": "populated", "size_bytes": 64 << 20, "baseline": "memfd", "cases": [touch]},
+        {"name": "pagetables", "headline": "tables_bytes", "cases": tables, **common},
+        {"name": "populated", "headline": "ns_per_page", "cases": [touch], **common},
+        {"name": "metadata", "headline": "p50_ns", "cases": [calls], **common},
+        {"name": "clients", "headline": "page_table_bytes", "cases": [clients], **common},
+        {"name": "unmap", "headline": "ns", "cases": [{**clients, "rows": {}}], **common},
     ]}  # fmt: skip
 
 
 def test_pictures_of_a_benchmark(tmp_path: Path) -> None:
     drawn = plot.draw_bench(bench_document(), str(tmp_path / "new"))
-    assert [path.name for path in drawn] == ["pagetables.png", "cost.png"]
+    assert [path.name for path in drawn] == [
+        "pagetables.png", "cost.png", "metadata.png", "clients.png",
+    ]  # fmt: skip
     for path in drawn:
         width, height, colours = pixels(path)
         assert width > 600

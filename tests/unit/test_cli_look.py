@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -187,6 +188,36 @@ def test_clients_is_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
         "4712", "mshare-worker", "attached", "0x7f8000000000", "0", "B", "512", "GiB", "rw-", "1",
         "65536", "65536", "2",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_clients_on_a_narrow_terminal_keeps_what_matters(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns are left out, and named; no number is cut off."""
+    found = [{**CLIENT, "pid": 4194304, "budget_bytes": 1 << 20, "budget_asked_bytes": 1 << 20}]
+    monkeypatch.setattr(_region, "describe", lambda _path, _kind: found)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "dumb")
+    master, slave = os.openpty()
+    with os.fdopen(master, "rb") as reader:
+        with open(slave, "w", encoding="utf-8") as terminal, monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", terminal)
+            clients.command(["r"], standalone_mode=False)
+        text = b""
+        with contextlib.suppress(OSError):  # EIO: the terminal is closed, and all of it read
+            while True:
+                text += os.read(reader.fileno(), 1 << 16)
+    head, line, *more = text.decode().splitlines()
+    assert "…" not in text.decode()
+    assert len(head) <= max(width, 60)
+    for word, value in (("pid", "4194304"), ("command", "mshare-worker"), ("faults", "65536")):
+        assert word in head.split()
+        assert value in line.split()
+    left = more[0].partition("to show: ")[2].split(", ") if more else []
+    every = [*clients.COLUMNS, *clients.BUDGET]
+    assert sorted([*head.split(), *left]) == sorted(every)
+    assert bool(left) == (width < 150)
 
 
 def test_clients_says_so_when_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
