@@ -27,6 +27,15 @@ const struct mm_vma *vma_snapshot(const struct mm *mm, uint64_t epoch, uint64_t 
     return mm->vmas[epoch & 1];
 }
 
+/* Only an object has 2 MiB pages, and whole ones. */
+static bool sane(const struct mm_vma *vma)
+{
+    const uint64_t page = vma->flags & VMA_HUGE ? PMD_SIZE : PAGE_SIZE;
+
+    return vma->start < vma->end && (vma->start | vma->end) % page == 0 &&
+           (vma->object || !(vma->flags & VMA_HUGE));
+}
+
 int vma_find(const struct mm *mm, uint64_t offset, struct mm_vma *vma)
 {
     uint64_t epoch = atomic_load_explicit(&mm->header->epoch, memory_order_acquire);
@@ -47,8 +56,7 @@ int vma_find(const struct mm *mm, uint64_t offset, struct mm_vma *vma)
     if (low == used)
         return -ENOENT;
     *vma = set[low];
-    if (offset >= vma->end || vma->end > mm->size || vma->start >= vma->end ||
-        (vma->start | vma->end) % PAGE_SIZE)
+    if (offset >= vma->end || vma->end > mm->size || !sane(vma))
         return -EUCLEAN;
     return offset < vma->start ? -ENOENT : 0;
 }

@@ -13,7 +13,7 @@ import pytest
 
 from msharefs.native import ffi, lib
 
-from support.core import GIB1, GIB512, MIB2, PAGE, READ, Core, check, memfd, run
+from support.core import GIB1, GIB512, LOOKS, MIB2, PAGE, READ, Core, check, memfd, run
 from support.isolated import isolated
 from support.operations import PLACES, furnish, run_all
 from support.rawmm import (
@@ -273,6 +273,29 @@ def test_a_vma_that_no_mapping_can_make(core: Core, start: int, end: int) -> Non
     assert core.audit().vmas == 1
     assert core.touch(slot, 0, write=True).verdict in ("BROKEN", "MAPERR")
     assert core.audit().leaves == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "file"),
+    [(0, GIB1, 0), (PAGE, GIB1, 0), (PAGE, GIB1, 1), (0, GIB1 - PAGE, 1)],
+    ids=["of no file", "of no file, cut", "cut at its start", "cut at its end"],
+)
+def test_huge_pages_that_cannot_be(start: int, end: int, file: int) -> None:
+    """Their entries are where the fault does not look: it must not note them there."""
+
+    def work(_: Callable[[str], None]) -> None:
+        with Core() as core:
+            slot = core.claim()
+            core.map(0, GIB1)
+            vma = VMA.pack(start, end, 0, READ | lib.VMA_WRITE | lib.VMA_HUGE, file, 1)
+            core.raw.bytes[core.raw.vma_at(0) : core.raw.vma_at(1)] = vma
+            for at in (PAGE, MIB2, 3 * PAGE + MIB2, GIB1 - 2 * PAGE):
+                for look in LOOKS:
+                    assert core.touch(slot, at, write=True, look=look, fill=16).verdict == "BROKEN"
+            assert core.audit().leaves == 0
+            assert core.audit().vmas == 1
+
+    isolated(work)
 
 
 @pytest.mark.parametrize("second", [(0, PAGE), (PAGE, 3 * PAGE), (0, 3 * PAGE)])
