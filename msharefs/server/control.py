@@ -217,7 +217,7 @@ class Connection:
         return Reply(text=bytes(ffi.buffer(self._region.raw_stat())))
 
     async def _describe(self, request: Request) -> Reply:
-        what = request.text.rstrip(b"\0").decode()
+        what = request.text.rstrip(b"\0").decode(errors="replace")
         found = self._region.describe(what)
         if what == "clients":
             found += await self._control.regions.native_mappings(self._region.ident)
