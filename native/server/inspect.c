@@ -103,7 +103,8 @@ int64_t mm_vmas(const struct mm *mm, struct mm_vma *vmas, uint64_t max)
 
     if (!set)
         return -EUCLEAN;
-    memcpy(vmas, set, (used < max ? used : max) * sizeof *vmas);
+    for (uint64_t i = 0; i < used && i < max; i++)
+        vmas[i] = set[i];
     return (int64_t)used;
 }
 
