@@ -29,13 +29,14 @@ static int answer(int err)
     return -1;
 }
 
+__attribute__((constructor)) static void start(void) { fork_prepare(); }
+
 int api_attach(int fd, const struct attach_request *request, void **base)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
     int err;
 
+    fork_attached();
     attachments_lock();
-    pthread_once(&once, fork_prepare); /* must not run in a signal handler that interrupted it */
     err = attach(fd, request, base);
     attachments_unlock();
     return err;

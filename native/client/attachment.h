@@ -8,8 +8,8 @@
  *                       every change of the address space that concerns a window hold it
  *   att->lock           the attachment, while an event of it is handled
  *
- * The service thread never takes the first, so fork() may hold it while other threads
- * fault. Several att->lock are taken in the order of the table.
+ * The service thread never takes the first. Several att->lock are taken in the order of the
+ * table; fork() holds all of them while it copies the process (fork.c).
  *
  * What protects a field stands beside it:
  *

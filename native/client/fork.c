@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include "client/fork.h"
 
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -42,7 +43,8 @@ static void join(struct attachment *att, int parent)
     close(pair[1]);
 }
 
-static int attach_child(struct attachment *att)
+/* *claimed: it has a slot of its own. */
+static int attach_child(struct attachment *att, bool *claimed)
 {
     int parent = att->ctl, err;
 
@@ -56,6 +58,7 @@ static int attach_child(struct attachment *att)
     memset(att->linked, 0, (att->mm.size / att->mm.quantum / 64 + 1) * sizeof(uint64_t));
     objects_unask(att);
     err = attach_claim(att, 0);
+    *claimed = !err;
     if (!err)
         budget_forked(att);
     if (!is_adopted(att))
@@ -84,22 +87,18 @@ static bool inherited(struct attachment *att)
     return att->pieces.count;
 }
 
-static void in_child(void)
+static void attach_all(void)
 {
-    int err;
+    int err = attachment_over(0, UINT64_MAX) ? service_start() : 0;
 
-    attachments_relock();
-    proc_forked();
-    watch_forget();
-    err = service_start();
     for (unsigned i = 0; i < attachments_used; i++) {
         struct attachment *att = &attachments[i];
+        bool claimed = false;
 
-        pthread_mutex_init(&att->lock, NULL);
         if (!att->live)
             continue;
         if (inherited(att)) {
-            if (!err && !attach_child(att))
+            if (!err && !attach_child(att, &claimed))
                 continue;
             /* fork() cannot fail any more. A window that works without us would show
              * memory that the region does not have: let it fault instead. Adopted memory
@@ -108,12 +107,18 @@ static void in_child(void)
                 mmap(att->base, att->length, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
         }
-        detach_drop(att, false);
+        detach_drop(att, claimed);
     }
-    attachments_unlock();
 }
 
-static void before(void)
+/* Whether last_in_child() is called, too, when the fork() of this thread is done. */
+static _Thread_local bool announced;
+
+static void announce(void) { announced = true; }
+
+/* Nothing of ours is half done in the child. The handlers of others have run before this one,
+ * as far as possible: what they wait for may need a fault answered, or an munmap(2). */
+static void freeze(void)
 {
     attachments_lock();
     for (unsigned i = 0; i < attachments_used; i++) {
@@ -122,8 +127,55 @@ static void before(void)
         pthread_mutex_lock(&att->lock);
         if (att->live)
             handover_search(att);
-        pthread_mutex_unlock(&att->lock);
     }
 }
 
-void fork_prepare(void) { pthread_atfork(before, attachments_unlock, in_child); }
+static void thaw(void)
+{
+    announced = false;
+    for (unsigned i = attachments_used; i--;)
+        pthread_mutex_unlock(&attachments[i].lock);
+    attachments_unlock();
+}
+
+/* Once, however often it was registered. */
+static void last_in_child(void)
+{
+    if (!announced)
+        return;
+    announced = false;
+    attachments_relock();
+    proc_forked();
+    watch_forget();
+    attach_all();
+    attachments_unlock();
+}
+
+static void first_in_child(void)
+{
+    for (unsigned i = 0; i < attachments_used; i++)
+        pthread_mutex_init(&attachments[i].lock, NULL);
+    if (announced) /* until then others' handlers run, with the table's lock held */
+        return;
+    announce();
+    last_in_child();
+}
+
+void fork_prepare(void) { pthread_atfork(freeze, thaw, first_in_child); }
+
+/* As the last in the child: to start a thread takes memory, and an allocator may have a handler
+ * of its own, which comes before. */
+void fork_attached(void)
+{
+    static _Atomic bool done;
+    sigset_t all, mask;
+
+    if (done)
+        return;
+    /* The C library has a lock of its own there: a signal handler must not fork meanwhile. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &mask);
+    if (!pthread_atfork(announce, NULL, last_in_child))
+        done = true;
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
+}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from support.actor import PAGE, Actor, Board, maperr
+from support import cc
+from support.actor import PAGE, SOURCES, Actor, Board, maperr
 from support.audit import assert_whole
 from support.memory import QUANTUM
 from support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import msharefs
 
@@ -263,4 +266,12 @@ def test_killed_in_a_row(family: tuple[Actor, int, msharefs.Region]) -> None:
         child.end()
     until(lambda: clients(region) == {parent.pid}, "none of the dead is listed")
     assert parent.call("check", base + PAGE, 8 * PAGE, 1, 1) == [0]
+    assert_whole(region)
+
+
+def test_a_lock_of_the_program_that_fork_waits_for(make_region: Regions, tmp_path: Path) -> None:
+    """Its holder faults and unmaps meanwhile, which must not wait for fork()."""
+    program = cc.build(SOURCES / "forker.c", tmp_path / "forker")
+    region, other = make_region(), make_region()
+    subprocess.run([program, region.path, other.path], check=True, timeout=20)
     assert_whole(region)

@@ -15,6 +15,7 @@ from msharefs.launch import running
 
 from .conftest import PAGE, PLACE, QUANTUM, READ_WRITE, SHARED, File, clients
 from support.proc import maps, service_thread, status
+from support.traced import TracedThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SIZE = 2 * QUANTUM
 DONTFORK, DOFORK = 10, 11
+RLIMIT_NOFILE, F_GETFD = 7, 1
+SYS_CLOSE, SYS_CLONE, SYS_FUTEX = 3, 56, 202
 UNSHARE, CLOEXEC = 2, 4  # CLOSE_RANGE_*
 CLOSE_RANGE_END = (1 << 32) - 1
 
@@ -96,6 +99,46 @@ class TestFork:
         assert len(clients(region.path)) == 3
         assert region.agent.say("madvise", base, SIZE, DOFORK) == "0"
         assert region.agent.fork().load(base) == "0"
+
+    def test_a_child_that_cannot_attach_keeps_no_slot(self, region: File) -> None:
+        """It has no window, and nobody waits for it when the region changes."""
+        base = region.attach()
+        parent = region.agent
+        taken = {int(name) for name in os.listdir(f"/proc/{parent.pid}/fd")}
+        free = min(set(range(100)) - taken)
+        # The one that is left is for epoll; there is none for a userfaultfd.
+        limit = struct.pack("QQ", free + 1, 1024)
+        assert parent.call("setrlimit", RLIMIT_NOFILE, limit) == 0
+        child = parent.fork()
+        assert child.load(base) == "SIGSEGV ACCERR"
+        assert [client["pid"] for client in clients(region.path)] == [parent.pid]
+        assert parent.store(base, 1) == "ok"
+
+    def test_while_the_server_is_being_lost(
+        self, mount: Mount, agents: Agents, agent_program: Path
+    ) -> None:
+        """The child must not take what the service thread has half done for done."""
+        agent = agents.start([agent_program], running.environment(mount.path, None))
+        # Few numbers: a descriptor of ours has one that the program may get, once it is closed.
+        agent.call("setrlimit", RLIMIT_NOFILE, struct.pack("QQ", 40, 40))
+        fd = agent.call("open", str(mount.path / "r"), os.O_RDWR | os.O_CREAT, 0o600)
+        assert agent.call("ftruncate", fd, 512 << 30) == 0
+        File(agent, fd, 512 << 30).attach()
+        other = agent.thread()
+        with TracedThread(agent.tid) as forker:
+            agent.tell("fork")
+            forker.stop_at(before=SYS_CLONE)
+            with TracedThread(int(service_thread(agent.pid).name)) as service:
+                mount.kill()
+                service.stop_at(before=SYS_FUTEX, after=SYS_CLOSE)
+                # If that was the connection, this gets its number.
+                opened = other.call("open", "/dev/null", os.O_RDONLY)
+                forker.stop_at(after=SYS_CLONE)
+        child = agents.accept()
+        agent.answer()
+        assert child.say("fcntl", opened, F_GETFD) == "0"
+        agents.clean()
+        mount.start()
 
     def test_while_the_server_is_away(
         self, mount: Mount, agents: Agents, agent_program: Path
