@@ -84,7 +84,7 @@ class Worlds:
             assert not problems, "\n".join(problems)
 
     def stop(self) -> list[str]:
-        """Unmount; what went wrong."""
+        """Unmount; returns what went wrong."""
         self._stack.close()
         problems = []
         for mount in self.mounts.values():
@@ -99,7 +99,7 @@ class Worlds:
 
 
 def _end(mount: Mount) -> list[str]:
-    """Stops a server; what went wrong, and then its log."""
+    """Stops a server; returns what went wrong, and its log if anything did."""
     if mount.process is not None:
         if namespace.at(mount.path):
             mount.stop()
@@ -111,7 +111,7 @@ def _end(mount: Mount) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """In place of the look after each test: `worlds` looks once, after hundreds of short rows."""
+    """Instead of a look after each test, `worlds` looks once, after hundreds of short rows."""
 
 
 # No longer than the rows: other tests look for "the only mount there is".

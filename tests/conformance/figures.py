@@ -1,4 +1,4 @@
-"""What `msharefs stat`, `clients` and the like say of a row's region."""
+"""The figures of a row's region, from `msharefs stat`, `clients` and so on."""
 
 from __future__ import annotations
 

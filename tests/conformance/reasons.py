@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What a reason comes from, in the order of the reports."""
+    """The origin of a reason, in the order of the reports."""
 
     PAGE_TABLES = (
         "Each process has real page tables of its own, a cache of the shared ones. Linux counts "
@@ -44,7 +44,7 @@ class Reason:
 
     kind: Kind
     text: str = ""
-    """What the kind does not say yet."""
+    """Anything that the kind does not say yet."""
 
 
 COUNTED = Reason(

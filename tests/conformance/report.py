@@ -1,4 +1,4 @@
-"""CONFORMANCE.md, the rows with the answers that were got; and README.md's table of differences."""
+"""CONFORMANCE.md, the rows with the answers of the mounts; and README.md's table of differences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ stated by the series or read from its code, A to C what the running kernel answe
 512 GiB.
 """
 
-# What stands between them in README.md is ours.
+# We write the lines between them in README.md.
 BEGIN = "<!-- The differences: written by `make conformance`. -->"
 END = "<!-- The end of the differences. -->"
 

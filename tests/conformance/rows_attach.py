@@ -223,7 +223,7 @@ T("attach-noreplace-odd", "MAP_FIXED_NOREPLACE at 20Q+4K", "EINVAL",
 
 
 def clash(stage: Stage, over: int) -> str:
-    """MAP_FIXED_NOREPLACE at 20Q where something is."""
+    """MAP_FIXED_NOREPLACE at 20Q, where something is mapped."""
     file = stage.region()
     if over == Q:
         file.attach(addr=20 * Q)
@@ -240,7 +240,7 @@ T("attach-noreplace-page", "MAP_FIXED_NOREPLACE where one page is mapped", "EEXI
 
 
 def many(stage: Stage) -> str:
-    """How many attachments fit a process, and what the next one says."""
+    """How many attachments fit into a process, and the answer to the next one."""
     file = stage.region()
     for number in count():
         answer = file.mmap()
@@ -299,7 +299,7 @@ def with_prot(stage: Stage, prot: int, flags: int, work: Callable[[Agent, int], 
 for prot in (NONE, READ, WRITE, RW):
     for mode, opening in MODES.items():
         if mode == "write-only" or (mode == "read-only" and prot & WRITE):
-            continue  # not to be had
+            continue  # impossible
         T(f"prot-{mode}-{prot}-load", f"prot {prot} by a {mode} descriptor: a load", "7",
           lambda s, prot=prot, opening=opening: with_prot(s, prot, opening, Agent.load),
           default=None if prot else "SIGSEGV ACCERR", why=None if prot else reasons.SAFE)
@@ -379,7 +379,7 @@ T("fixed-neighbour", "MAP_FIXED over the page before it and its first page", "EI
 
 
 def over(offset: int, length: int) -> Callable[[Stage], str]:
-    """MAP_FIXED of anonymous memory over it, and what a load says then."""
+    """MAP_FIXED of anonymous memory over it, and the result of a load then."""
 
     def check(stage: Stage) -> str:
         memory = stage.page()

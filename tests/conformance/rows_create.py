@@ -1,4 +1,4 @@
-"""MSHAREFS_CREATE_MAPPING: what is refused, in which order, and with what errno."""
+"""MSHAREFS_CREATE_MAPPING: its refusals, their order, and their errnos."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def flags(value: int) -> Callable[[Stage], str]:
 
 
 def result(stage: Stage, command: int, request: bytes) -> str:
-    """What ioctl(2) returns."""
+    """The result of ioctl(2)."""
     file = stage.region()
     return str(file.agent.result("ioctl", file.fd, command, request)[0])
 
@@ -237,7 +237,7 @@ def unlinked(stage: Stage) -> str:
 
 
 def by_child(stage: Stage, uid: int = 0) -> str:
-    """CREATE of anonymous memory by a child that has the descriptor, of another user perhaps."""
+    """CREATE of anonymous memory by a child that has the descriptor, maybe as another user."""
     file = stage.region()
     child = file.agent.fork()
     if uid:

@@ -1,4 +1,4 @@
-"""Page faults: what an access to an attachment ends in, what it counts, what copies do."""
+"""Page faults: the outcome of an access to an attachment, its counts, and copies."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ T("load-empty", "a load, nothing mapped in the region", "SIGSEGV MAPERR",
 T("load-last", "a load from the last byte of the region, a hole", "SIGSEGV MAPERR",
   lambda s: s.page().load(Q - 1), plain=True)
 for prot in range(8):
-    # x86: what is writable is readable, and so is what may be run, unless protection keys forbid.
+    # On x86 writable memory is readable, and so is executable memory, without protection keys.
     only_run = "SIGSEGV PKUERR" if HAS_PKU else "0"
     load = {NONE: "SIGSEGV ACCERR", EXEC: only_run}.get(prot, "0")
     T(f"load-prot-{prot}", f"a load from an object of prot {prot}", load, page(prot, "load"),
@@ -108,7 +108,7 @@ T("unmap-everywhere", "UNMAP of a page that two processes use: a load by each",
 
 
 def mapped_again(stage: Stage) -> str:
-    """UNMAP, a refused access, CREATE again: what a load says."""
+    """UNMAP, a refused access, CREATE again: the result of a load."""
     memory = stage.page()
     memory.store()
     memory.unmap()
@@ -169,7 +169,7 @@ T("si-addr-other", "si_addr in another attacher: its own address", "SIGSEGV MAPE
 
 
 def alternating(stage: Stage) -> str:
-    """A refused access does no harm to what comes after it."""
+    """A refused access does not harm later ones."""
     memory = stage.page()
     first = f"{memory.load(PAGE)}, {memory.store()}, {memory.store(PAGE)}"
     return f"{first}, {memory.load()}, {memory.load(PAGE)}"

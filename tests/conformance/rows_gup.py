@@ -56,7 +56,7 @@ def futex_between(stage: Stage) -> str:
 
 
 def robust(stage: Stage) -> str:
-    """A process dies with a robust mutex; what locking says to another."""
+    """A process dies with a robust mutex; the result of locking it in another."""
     made = memory(stage, present=True)
     other = made.again(stage.process())
     other.load()

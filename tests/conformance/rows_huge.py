@@ -1,4 +1,4 @@
-"""Objects of huge pages: hugetlbfs, MAP_HUGETLB, and what Linux makes huge by itself."""
+"""Objects of huge pages: hugetlbfs, MAP_HUGETLB, and pages that Linux makes huge by itself."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ T = Table("Files of huge pages", "1.7, A, C")
 
 
 def file_object(stage: Stage, *, flags: int = SHARED_FIXED, fd_offset: int = 0) -> str:
-    """CREATE of a hugetlb memfd of 4 MiB; a store, what another process loads."""
+    """CREATE of a hugetlb memfd of 4 MiB; a store, and another process's load."""
     file = stage.region()
     agent = file.agent
     with hugepages.exactly(3):

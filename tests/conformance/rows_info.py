@@ -40,13 +40,13 @@ def mode_and_owner(stage: Stage) -> str:
 
 
 def linked(stage: Stage, function: str, *arguments: str) -> str:
-    """A hard link l of mshare_info; what a call on it says."""
+    """A hard link l of mshare_info; the answer to a call on it."""
     answer = stage.agent.say("link", path(stage), stage.path("l"))
     return stage.agent.say(function, stage.path("l"), *arguments) if function else answer
 
 
 def changed(stage: Stage, function: str, *arguments: int) -> str:
-    """What root's call says; all is as it was afterwards."""
+    """The answer to root's call; everything is as before afterwards."""
     before = os.stat(path(stage))
     try:
         answer = stage.agent.say(function, path(stage), *arguments)

@@ -1,4 +1,4 @@
-"""The limits of Linux on what is mapped into a region: the caller's and the system's."""
+"""Linux's limits on mappings in a region: the caller's and the system's."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ T("limit-as-below", "the same, not so much in the region", "0",
 
 
 def total(stage: Stage) -> str:
-    """Two mappings that are beyond RLIMIT_AS together, and one over the first."""
+    """Two mappings that exceed RLIMIT_AS together, and one over the first."""
     file = by_user(stage, RLIMIT_AS, 1 << 30)
     half = 3 << 28
     return ", ".join([file.create(0, half), file.create(1 << 32, half), file.create(0, half)])

@@ -82,7 +82,7 @@ def pair(stage: Stage, owner: Cgroup, toucher: Cgroup) -> Memory:
 
 
 def charged(stage: Stage) -> str:
-    """Whose usage grows with 32 MiB that the toucher touches first."""
+    """The cgroup whose usage grows with 32 MiB that the toucher touches first."""
     with cgroups() as (owner, toucher):
         memory = pair(stage, owner, toucher)
         before = owner.usage(), toucher.usage()
@@ -93,7 +93,7 @@ def charged(stage: Stage) -> str:
 
 
 def shown(stage: Stage) -> str:
-    """What `msharefs stat` says that the owner would be charged."""
+    """The owner's charge, according to `msharefs stat`."""
     memory = stage.memory((0, SOME, RW))
     stage.agent.call("memset", memory.base, 1, SOME)
     owner = look(stage, "stat")["owner"]

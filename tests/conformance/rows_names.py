@@ -127,7 +127,7 @@ T(
 
 
 def in_directory(stage: Stage, *calls: tuple[str, str]) -> str:
-    """A directory d with a region d/r in it; what the last of some calls says."""
+    """A directory d with a region d/r in it; the answer to the last of some calls."""
     stage.agent.call("mkdir", stage.path("d"), 0o700)
     stage.unsized("d/r")
     answer = ""
@@ -240,7 +240,7 @@ T("stat-blocks", "st_blocks of a region with memory", "0",
 
 
 def changed(stage: Stage, function: str, *arguments: int | bytes) -> str:
-    """What the call says, and what is different then: mode, owner, times."""
+    """The answer to the call, and which of mode, owner and times have changed then."""
     stage.unsized()
     answer = stage.agent.say(function, stage.path(), *arguments)
     found = os.stat(stage.path())

@@ -1,4 +1,4 @@
-"""Objects that are files: which may be mapped into a region, and what comes of it."""
+"""Objects that are files: which may be mapped into a region, and how they behave there."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ T("object-noreplace-hole", "beside it", "0, 7", lambda s: noreplace(s, 2 * PAGE)
 
 
 def by_child(stage: Stage, uid: int = 0) -> str:
-    """CREATE of a file by a child that has both descriptors, of another user perhaps."""
+    """CREATE of a file by a child that has both descriptors, maybe as another user."""
     file = stage.region()
     fd = on_disk()(stage, stage.agent)
     child = file.agent.fork()
@@ -245,7 +245,7 @@ def loads(stage: Stage, opener: Opener) -> str:
 
 
 def stored(stage: Stage, opener: Opener) -> str:
-    """What read(2) sees of a store."""
+    """Whether read(2) sees a store."""
     memory, fd = with_object(stage, opener)
     memory.store(PAGE + 3, 9)
     memory.agent.call("pread", fd, memory.agent.pool, 1, PAGE + 3)
@@ -253,7 +253,7 @@ def stored(stage: Stage, opener: Opener) -> str:
 
 
 def written(stage: Stage, opener: Opener) -> str:
-    """What a load sees of a write(2) after a first load."""
+    """Whether a load sees a write(2) after a first load."""
     memory, fd = with_object(stage, opener)
     memory.load()
     memory.agent.call("pwrite", fd, b"\x0b", 1, 0)
@@ -325,7 +325,7 @@ T("file-read-only", "a store to a PROT_READ object", "SIGSEGV ACCERR",
 
 
 def unmapped(stage: Stage) -> str:
-    """A store, then UNMAP: what the file has."""
+    """A store, then UNMAP: the file's contents."""
     memory, fd = with_object(stage, on_disk())
     memory.store(byte=9)
     memory.file.unmap(0, 2 * PAGE)

@@ -1,4 +1,4 @@
-"""Owners: what ends a region, and what is left of it then."""
+"""Owners: the ends of a region, and what is left of it then."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Orphan:
 
 
 def killed(stage: Stage, ask: Callable[[Orphan], str], *, by: str = "kill") -> str:
-    """What is said of a region whose maker has ended, and is still a zombie."""
+    """The answer for a region whose maker has ended, and is still a zombie."""
     orphan = Orphan(stage)
     orphan.maker.exit(by=by)
     return ask(orphan)
@@ -60,7 +60,7 @@ def ends(stage: Stage, how: Callable[[Agent, Agent], object], *, second_makes: b
 def ends_soon(
     stage: Stage, how: Callable[[Agent, Agent], object], *, second_makes: bool = False
 ) -> str:
-    """The same where nobody can wait for what happened: the end of one thread of several."""
+    """As `ends`, if nobody can wait for the event: the end of one thread of several."""
     first = stage.process()
     second = first.thread()
     orphan = Orphan(stage, second if second_makes else first)
@@ -133,7 +133,7 @@ T("owner-open-creat", "another opens it with O_CREAT: that makes no owner", GONE
 
 
 def touched(stage: Stage) -> str:
-    """As `touch` does: a process that makes a file, and ends."""
+    """Like touch(1): a process that makes a file, and ends."""
     maker = stage.process()
     stage.unsized(agent=maker)
     maker.exit()

@@ -1,4 +1,4 @@
-"""What /proc shows of an attachment."""
+"""An attachment in /proc."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def soft_dirty(stage: Stage) -> str:
 def most(stage: Stage) -> str:
     """smaps Rss of a process that touched 64 MiB, in kB: the most of three looks.
 
-    Where Linux pages out what seems idle (DAMON), it takes a page out of page tables now and then,
-    also without swap.
+    If Linux pages out memory that seems idle (DAMON), it takes a page out of page tables now and
+    then, even without swap.
     """
     memory = stage.memory((0, SOME, RW))
     looks = []
@@ -192,7 +192,7 @@ def counted_in_shmem(stage: Stage) -> str:
 
 
 def mapped_once(stage: Stage) -> str:
-    """Whether Mapped grows when a second process touches what a first has."""
+    """Whether Mapped grows when a second process touches the pages of a first."""
     memory = filled(stage)
     grown = min(grown_by_second(stage, "Mapped", memory) for _ in range(TRIES))
     return "once" if grown < SOME // 2 else "again"

@@ -23,7 +23,7 @@ def fallocate(file: File, length: int = Q, mode: int = 0, offset: int = 0) -> st
 
 
 def then_size(stage: Stage, first: Callable[[File], str]) -> str:
-    """What a call on an unsized region says, and whether it can be sized to Q then."""
+    """The answer to a call on an unsized region, and whether it can be sized to Q then."""
     file = stage.unsized()
     return f"{first(file)}, then {file.size_to(Q)}"
 
@@ -122,7 +122,7 @@ T("trunc-new", "open(O_CREAT|O_TRUNC) of a new name, then ftruncate to Q", "0",
 
 
 def trapped(ask: Callable[[File], str]) -> Callable[[Stage], str]:
-    """What a region says that was truncated to 0 before it was sized."""
+    """The answer of a region that was truncated to 0 before it was sized."""
 
     def check(stage: Stage) -> str:
         file = stage.unsized()

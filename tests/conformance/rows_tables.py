@@ -1,4 +1,4 @@
-"""Shared page tables: what is linked, what is filled, what they cost."""
+"""Shared page tables: links, filled entries, cost."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ T = Table("Detaching and stale translations", "B, 1.9")
 
 
 def after(stage: Stage, how: str) -> str:
-    """What a load says right after an attachment went."""
+    """The result of a load right after an attachment went."""
     memory = stage.page()
     memory.store()
     if how == "munmap":

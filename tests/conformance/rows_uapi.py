@@ -44,7 +44,7 @@ int main(void)
 
 @functools.cache
 def numbers() -> dict[str, str]:
-    """What the program prints."""
+    """The output of the program."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         source, program = directory / "uapi.c", directory / "uapi"
@@ -76,7 +76,7 @@ T = Table("The documentation's example", "1.3")
 
 
 def creator(stage: Stage) -> Memory:
-    """open, fallocate, CREATE_MAPPING, mmap, as msharefs.rst has it."""
+    """open, fallocate, CREATE_MAPPING, mmap, as in msharefs.rst."""
     agent = stage.agent
     with open(stage.dir.parent / "mshare_info") as info:
         size = int(info.read())

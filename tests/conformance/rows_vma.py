@@ -189,7 +189,7 @@ for name in ("POPULATE_READ", "POPULATE_WRITE"):
 
 
 def not_needed(stage: Stage, offset: int, size: int) -> str:
-    """MADV_DONTNEED: what the process and another see then."""
+    """MADV_DONTNEED: the bytes that the process and another see then."""
     memory = touched(stage)
     other = memory.again(stage.process())
     answer = memory.agent.say("madvise", memory.base + offset, size, ADVICE["DONTNEED"])
