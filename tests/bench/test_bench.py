@@ -1,4 +1,4 @@
-"""The benchmark in small: its document, figures that must be so, and what it says is missing."""
+"""The benchmark in small: its document, figures that must be so, and what it reports as missing."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_first_touch(everything: dict[str, Any], order: str) -> None:
     assert found["memfd"]["faults_per_page"] == pytest.approx(1, abs=0.1)
     for row in ("memfd", "msharefs"):
         assert found[row]["ns_per_page"] > 0
-        # A page for each that was touched: random access fills no page that nobody touched.
+        # One page for each touched one: random access fills no page that nobody has touched.
         assert found[row]["filled_per_touched"] == 1
 
 
@@ -150,7 +150,7 @@ def test_every_target_has_its_figure(
 
 
 def target_document(**figures: float) -> dict[str, Any]:
-    """A run of `budget` and `clients`: time and VmPTE to the baseline, page tables."""
+    """A run of `budget` and `clients`: time and VmPTE relative to the baseline, page tables."""
 
     def row(**ratios: float) -> dict[str, Any]:
         spreads = {key: {"median": value} for key, value in ratios.items()}
@@ -200,7 +200,7 @@ def test_targets_that_are_missed() -> None:
 
 def test_page_tables(everything: dict[str, Any]) -> None:
     found = rows(everything, "pagetables")
-    # Two processes: two times PAGES/512 tables at least, and once with its upper tables.
+    # Two processes: at least twice PAGES/512 tables, and once with the upper tables.
     assert found["memfd"]["tables_bytes"] >= 2 * PAGES * 8
     assert found["memfd"]["tables_bytes"] == found["memfd"]["vmpte_bytes"]
     assert found["msharefs"]["tables_bytes"] == (PAGES // 512 + 3) * 4096
@@ -274,7 +274,7 @@ def test_the_pool_of_huge_pages_is_restored() -> None:
 def test_a_pool_that_only_root_may_change_costs_a_row(
     free: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`free` pages: none for the look at what there is, or enough for that alone."""
+    """`free` pages: none for the first look, or enough for that alone."""
 
     def refuse(name: str, value: int) -> None:
         raise PermissionError(errno.EACCES, f"Permission denied: {value}", name)

@@ -1,4 +1,4 @@
-"""Maps and pictures: that they show what is there."""
+"""Maps and pictures: they show the pages that are there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from support.server import Mount
 
 CELL = 2 << 20
-PAGES = 512  # of a cell
+PAGES = 512  # pages of a cell
 
 
 def pixels(path: Path) -> tuple[int, int, set[bytes]]:
@@ -189,7 +189,7 @@ def test_pictures_of_a_benchmark(tmp_path: Path) -> None:
         assert height > 150
         for row in ("memfd", "msharefs"):
             assert rgb(plot.COLOURS[row]) in colours, (path.name, row)
-        assert rgb(plot.COLOURS["thp"]) not in colours  # nothing to show of it
+        assert rgb(plot.COLOURS["thp"]) not in colours  # there is nothing to show of it
 
 
 def test_lines_without_zeros() -> None:

@@ -1,4 +1,4 @@
-"""The plan against what the kernel series itself says, and against a host mm built for real."""
+"""The plan, compared with the kernel series' own figures and with a host mm built for real."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_larry_bassels_six_tebibytes() -> None:
 
 
 def test_16000_clients_of_32_gib() -> None:
-    # 64 MiB of PTEs a process, 1000 GiB for 16,000 (the pgbench runs of the v2 thread).
+    # 64 MiB of PTEs per process, 1000 GiB for 16,000 (the pgbench runs of the v2 thread).
     each = plan.tables(32 * G, SMALL)["pte"] * 4096
     assert each == 64 << 20
     assert 16_000 * each == 1000 * G
@@ -86,7 +86,7 @@ def test_less_touched_never_needs_more(size: int, share: float, page: int) -> No
 def test_a_share_is_found_again_in_its_tables(size: int, share: float) -> None:
     host = plan.count_bytes(plan.host_mm(size, SMALL, share))
     one = 1 / plan.tables(size, SMALL)["pte"]
-    # The upper tables of a part are fewer: 1 of 512, so as much of the share may be missed.
+    # The upper tables of a part are fewer: 1 of 512, so that much of the share may be missed.
     assert -1 / 256 <= plan.host_share(host, size) - share <= one
     # A table for the rounding, and two upper ones that a process may have had before.
     own = plan.count_bytes(plan.tables(size, SMALL, share))
@@ -98,7 +98,7 @@ def test_what_stands_beside() -> None:
     assert ways["unshared 2 MiB pages (THP)"] == 1500 * 301 * 4096
     assert ways["hugetlb 2 MiB, the kernel shares PMD tables"] == (300 + 1500) * 4096
     assert ways["hugetlb 1 GiB"] == 1500 * 4096
-    # The kernel shares no PMD table of a gigabyte that is not whole.
+    # The kernel does not share the PMD table of a gigabyte that is not whole.
     assert plan.ways(G // 2, 10, all_of_it())["hugetlb 2 MiB, the kernel shares PMD tables"] == (
         10 * 2 * 4096
     )

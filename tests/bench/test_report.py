@@ -37,7 +37,7 @@ TABLES = (PAGES // 512 + 2) * 4096  # PTE, PMD and PUD tables
 
 @contextmanager
 def program(mount: Mount) -> Iterator[Workers]:
-    """Processes that share an unlinked region, as adopted memory is, and have read all of it."""
+    """Processes that share an unlinked region, like adopted memory, and have read all of it."""
     path = mount.path / "r"
     with client.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as region, Workers(CLIENTS) as four:
         region.truncate(512 << 30)
@@ -105,8 +105,8 @@ def test_own_tables_are_what_goes_with_the_window(mount: Mount) -> None:
         before = [sampling.vmpte(pid) for pid in workers.pids]
         workers.ask("detach")
         after = [sampling.vmpte(pid) for pid in workers.pids]
-    # The kernel's own account. With the window goes the client's mapping of the host mm itself:
-    # some tables too, for header, slots, VMAs and frames, and those above them.
+    # The kernel's own account. The client's mapping of the host mm goes with the window, and has
+    # some tables too: for header, slots, VMAs and frames, and those above them.
     for freed in (one - other for one, other in zip(before, after, strict=True)):
         assert TABLES <= freed <= TABLES + 8 * 4096
 
@@ -139,7 +139,7 @@ def test_the_report(seen: sampling.Sampler, tmp_path: Path) -> None:
     assert "&lt;a b&gt;" in page
     assert "<a b>" not in page
     assert page.count("data:image/png;base64,iVBOR") == 2  # over time, and a map
-    assert "http" not in page  # nothing is fetched
+    assert "http" not in page  # it fetches nothing
     assert json.loads(figures.read_text()) == found
 
 
@@ -194,7 +194,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], seconds: float) -> str:
-    """Let the program go on after a while; what was said on stderr."""
+    """Let the program go on after a while; returns its stderr."""
     assert process.stdout
     assert process.stdout.readline() == "shared\n"
     time.sleep(seconds)
@@ -202,7 +202,7 @@ def finish(process: subprocess.Popen[str], seconds: float) -> str:
 
 
 def watch(figures: Path, *arguments: str | Path) -> str:
-    """Run FORKS until the watcher has looked at all of it; nobody outside can tell when it has."""
+    """Run FORKS until the watcher has looked at all of it, which nobody outside can see."""
     for seconds in (0.3, 2, 10):
         process = start(*arguments, "--", sys.executable, "-c", FORKS, "wait")
         said = finish(process, seconds)
@@ -229,7 +229,7 @@ def test_run_with_a_report_on_a_mount_of_its_own(tmp_path: Path) -> None:
     found = json.loads(path.with_suffix(".json").read_text())
     assert found["status"] == 7
     check(found, 4)
-    # Its quantum is 2 MiB: PTE tables are shared, two each; PMD and PUD table are not.
+    # Its quantum is 2 MiB: the PTE tables are shared, two for each; PMD and PUD tables are not.
     assert found["upper_tables_bytes"] == found["own_tables_bytes"]
     assert report.text(found) in said
     assert "written to" in said
@@ -247,8 +247,8 @@ def test_a_report_waits_for_those_whose_parents_have_ended(tmp_path: Path) -> No
     path = tmp_path / "report.json"
     process = start("--report", path, "--", sys.executable, "-c", FORKS)
     finish(process, 0)
-    assert process.returncode == 0  # the children are left behind, and end then
-    until(lambda: not private_mounts(), "its mount is gone")  # the last that is done
+    assert process.returncode == 0  # the children are left behind, and then end
+    until(lambda: not private_mounts(), "its mount is gone")  # that is done last
     assert json.loads(path.read_text())["status"] == 0
 
 

@@ -1,4 +1,4 @@
-"""A budget of page tables: what it bounds, where it comes from, what it says."""
+"""A budget of page tables: its limit, its sources, its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program sees of its memory does not change because page tables come and go."""
+"""A program's view of its memory does not change because page tables come and go."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_rights_that_change_meanwhile(client: Callable[..., Client]) -> None:
             byte = made.base + span * SPAN + 9
             stored = made.actor.call("store", byte, 0)
             assert stored == ([] if prot & mmap.PROT_WRITE else accerr(byte))
-        # Turns the queue, so that what was refused went and came back.
+        # Turns the queue, so that the refused pages went and came back.
         assert made.wrong(MIDDLE_PAGE, TOUCHED // 2, STEP) == 0
     assert made.seen["evicted_spans"] > SPANS
     assert made.wrong() == 0
@@ -118,7 +118,7 @@ def test_refused_accesses_count_as_page_tables(client: Callable[..., Client]) ->
 def test_memory_of_the_program_inside_the_window_is_left_alone(
     client: Callable[..., Client],
 ) -> None:
-    """It should not do that, but it must not lose data by it."""
+    """It should not do that, but it must not lose data thereby."""
     made = client()
     made.stamp()
     assert made.wrong(MIDDLE_PAGE, 8, STEP) == 0
@@ -160,7 +160,7 @@ def test_many_processes_and_threads(
             victim.budget(128 << 10)
             number = len(steady) + round_
             start(victim, number, 2)
-            # Elsewhere memory comes and goes.
+            # In other places memory comes and goes.
             region.unmap(100 * SPAN, 50 * SPAN)
             region.map(100 * SPAN + round_ * PAGE, 40 * SPAN)
             region.protect(200 * SPAN, 40 * SPAN, READ_WRITE if round_ % 2 else mmap.PROT_READ)
@@ -191,7 +191,7 @@ def test_many_processes_and_threads(
 
 
 def counted(region: msharefs.Region, pages: int) -> int:
-    """What was added to the second words of pages, by a process without a budget."""
+    """The sums in the second words of pages, as a process without a budget reads them."""
     pid = os.getpid()
     with region.attach(prot=mmap.PROT_READ) as view:
         words = view.cast("Q")

@@ -1,4 +1,4 @@
-"""Which spans go: those that are not in use; and if all are, the budget grows."""
+"""The spans that go are those that are not in use; and if all are in use, the budget grows."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_spans_in_use_stay_while_a_scan_goes_by(client: Callable[..., Client]) -
     hot = [span * SPAN_PAGES for span in range(0, SPANS, SPANS // 24)]
     scanned = [span * SPAN_PAGES for span in range(SPANS) if span * SPAN_PAGES not in hot]
     order = [page for span in scanned * 2 for page in (*hot, *range(span, span + 8 * STEP, STEP))]
-    # Time that a host takes from a virtual machine looks like cost of what came back.
+    # Time that a host takes from a virtual machine looks like the cost of spans that came back.
     for _ in range(4):
         made = client()
         made.stamp()
         before = made.seen
-        # Each is in use for a while, so that what comes back costs little in comparison.
+        # Each is in use for a while, so that the spans that come back cost little in comparison.
         play(made, order, len(hot) + 8, 400_000)
         seen = made.seen
         if not seen["budget_grown"]:
@@ -73,7 +73,7 @@ def test_a_working_set_above_the_budget_makes_it_grow(client: Callable[..., Clie
     assert made.tables <= first["budget_bytes"] + SLACK
     play(made, order * 3)
     again = made.seen
-    # Less than one access in a thousand: those that show whether the budget is still too small.
+    # Fewer than one access in a thousand: the ones that show whether the budget is still too small.
     assert again["refaulted_spans"] - first["refaulted_spans"] < 600
 
 

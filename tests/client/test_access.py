@@ -1,6 +1,6 @@
-"""What a program sees of its memory: the same on Linux's own shared memory and on a region.
+"""A program sees its memory alike on Linux's own shared memory and on a region.
 
-Each test runs on both, the kernel first: what it asserts is what Linux does.
+Each test runs on both, the kernel first: it asserts what Linux does.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def test_a_read_only_mapping_in_the_place_of_a_writable_one(memory: Memory, touc
 def test_unmapped_memory_that_was_protected_is_a_hole(
     memory: Memory, prot: int, touch: str
 ) -> None:
-    """The code changes from SEGV_ACCERR to SEGV_MAPERR, whatever was done to the page before."""
+    """The code changes from SEGV_ACCERR to SEGV_MAPERR, whatever happened to the page before."""
     memory.map(0, PIECE, prot)
     if touch in ("load", "both"):
         memory.load(0)
@@ -165,7 +165,7 @@ def test_a_signal_is_taken_again_and_again(memory: Memory) -> None:
 
 
 def test_many_holes(memory: Memory) -> None:
-    """More than the client library keeps in mind, and each of them twice."""
+    """More than the client library remembers, and each of them twice."""
     memory.map(0, memory.size)
     holes = range(PAGE, 200 * PAGE, 2 * PAGE)
     for offset in holes:
@@ -220,7 +220,7 @@ MCL_CURRENT, MCL_FUTURE = 1, 2
 
 @pytest.mark.parametrize("what", [MCL_CURRENT, MCL_FUTURE, MCL_CURRENT | MCL_FUTURE])
 def test_locked_memory(memory: Memory, what: int) -> None:
-    """mlockall(2) fills what is mapped, and makes nothing of holes."""
+    """mlockall(2) fills the mappings, and leaves holes alone."""
     memory.map(0, 8 * PAGE)
     memory.unmap(4 * PAGE)
     memory.store(0, 3)

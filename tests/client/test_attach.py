@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Actors = Callable[[], Actor]
 
 READ, WRITE, SHARED = mmap.PROT_READ, mmap.PROT_WRITE, mmap.MAP_SHARED
-PLACE = 1 << 44  # a multiple of every quantum, where nothing is
+PLACE = 1 << 44  # a multiple of every quantum; nothing is mapped there
 
 
 def attached(region: msharefs.Region) -> list[dict[str, int]]:
@@ -111,7 +111,7 @@ class TestWhere:
         with refused(errno.EEXIST):
             actor.attach(fd, PLACE, flags=SHARED | MAP_FIXED_NOREPLACE)
         assert attached(region) == []
-        # Nothing of it was kept: the place in front is free.
+        # None of it was kept: the place in front is free.
         address = PLACE + 2 * QUANTUM
         assert actor.attach(fd, address, flags=SHARED | MAP_FIXED_NOREPLACE) == address
 
@@ -401,7 +401,7 @@ def test_a_process_whose_first_thread_has_ended(actors: Actors, make_region: Reg
 def test_a_window_in_the_place_of_another_is_never_without_a_watch(
     actors: Actors, make_region: Regions
 ) -> None:
-    """Threads that go on storing meanwhile make no memory where the region has none."""
+    """Threads that keep storing meanwhile make no memory where the region has none."""
     region = make_region(QUANTUM, mapped=False)
     actor = actors()
     fd = actor.give(region.fd)
@@ -427,5 +427,5 @@ def test_the_service_thread_keeps_out_of_the_way(actors: Actors, make_region: Re
         threads[proc.comm(task)] = int(proc.status(task, "SigBlk"), 16)
     blocked = threads.pop("mshare-service")
     assert len(threads) == 1
-    # All but SIGKILL and SIGSTOP, which cannot be, and the two that the C library keeps.
+    # All but SIGKILL and SIGSTOP, which nobody can block, and the two that the C library keeps.
     assert blocked | 1 << 8 | 1 << 18 | 3 << 31 == (1 << 64) - 1

@@ -1,4 +1,4 @@
-"""Who stays awake for the next fault or request does not do so for long."""
+"""A thread that stays awake for the next fault or request does not do so for long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 QUANTUM = 2 << 20
 WATCHED = 0.5  # seconds
-IDLE = 0.05  # of them, for what is done from time to time
+IDLE = 0.05  # of them, for regular work
 
 
 def cpu_seconds(task: Path) -> float:

@@ -1,4 +1,4 @@
-"""The demonstration as people run it: measured figures, and nothing left behind however it ends."""
+"""The demonstration as people run it: measured figures, and nothing left behind when it ends."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def check(found: dict[str, Any], processes: int, size: int) -> None:
-    """What every run must show, whatever its size."""
+    """The figures that every run must show, whatever its size."""
     pages, others = size // PAGE, processes - 1
     plain, shared, emulator = found["plain"], found["mshare"], found["mshare"]["emulator"]
     assert (found["processes"], found["size_bytes"]) == (processes, size)
     assert found["problems"] == []
-    # Page tables: 512 pages a PTE page and one page a level above, once for all.
+    # Page tables: one PTE page for 512 pages and one page for each level above, once for all.
     frames = {"pgd": 1, "pud": 1, "pmd": 1, "pte": -(-pages // 512)}
     assert shared["table_frames"] == frames
     assert shared["page_table_bytes"] == sum(frames.values()) * PAGE
     assert shared["page_table_bytes_verifiers"] == 0
     # Without sharing: the PTE pages again in each process; one may be there, for a neighbour.
     assert plain["vmpte_growth_bytes"] >= processes * (frames["pte"] - 1) * PAGE
-    # Faults: one a page for the first, one link for each.
+    # Faults: one for each page for the first process, one link for each of the others.
     assert shared["counters"]["faults"] == pages
     assert shared["links"] == processes
     assert shared["faults"] == pages + processes

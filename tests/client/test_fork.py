@@ -76,7 +76,7 @@ def test_a_child_finds_holes(family: tuple[Actor, int, msharefs.Region]) -> None
 def test_a_hole_that_the_parent_was_refused_is_the_childs_own_affair(
     family: tuple[Actor, int, msharefs.Region],
 ) -> None:
-    """What made the parent's page fault natively must not come along."""
+    """The parent's guard pages must not come along."""
     parent, base, region = family
     assert parent.call("load", base) == maperr(base)
     with parent.fork() as child:
@@ -203,7 +203,7 @@ def test_a_child_may_attach_and_detach(
 
 
 def test_detach_at_once(family: tuple[Actor, int, msharefs.Region]) -> None:
-    """The server's answers come in order; the one to the fork is not the one to the detach."""
+    """The server's answers come in order; the answer to the fork must not pass for the detach's."""
     parent, base, region = family
     for _ in range(50):
         parent.start("fork", base, 1)

@@ -1,4 +1,4 @@
-"""Pages that are all there are left to Linux, and nobody can tell but by the time it takes."""
+"""Fully populated memory is left to Linux, and nobody can tell except by the time it takes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Actors = Callable[[], Actor]
     Regions = Callable[..., msharefs.Region]
 
-# Strict: what is filled is what the test fills.
+# Strict: only the pages that the test touches are filled.
 pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", limit=100)
 
 SIZE = 2 * QUANTUM
@@ -44,20 +44,20 @@ class Client:
 
     @property
     def watched(self) -> list[tuple[int, int]]:
-        """What is not handed over, in region offsets."""
+        """The watched memory, in region offsets."""
         return watched(self.actor.pid, self.base, self.size)
 
     def fill(self, start: int, size: int, seed: int = 1) -> None:
         assert self.actor.call("fill", self.base + start, size, seed, start // PAGE) == []
 
     def reads(self, start: int, size: int, seed: int = 1) -> bool:
-        """Whether it finds what `fill` wrote."""
+        """Whether it finds the bytes that `fill` wrote."""
         return self.actor.call("check", self.base + start, size, seed, start // PAGE) == [0]
 
 
 @pytest.fixture
 def pair(actors: Actors, make_region: Regions) -> tuple[msharefs.Region, Client, Client]:
-    """A region of two quanta, who fills it and who reads it."""
+    """A region of two quanta, a process that fills it and one that reads it."""
     region = make_region(SIZE)
     return region, Client(actors(), region), Client(actors(), region)
 
@@ -86,7 +86,7 @@ def test_what_is_all_there_needs_no_watch(pair: tuple[msharefs.Region, Client, C
 
 
 def test_who_fills_it_is_asked_no_more_either(pair: tuple[msharefs.Region, Client, Client]) -> None:
-    """Nothing is handed over that is just being filled: its pages are mapped already."""
+    """Memory that is being filled stays watched: its pages are mapped already."""
     _, writer, _ = pair
     writer.fill(0, QUANTUM)
     assert writer.watched == [(0, SIZE)]
@@ -106,7 +106,7 @@ def test_only_runs_and_no_holes(actors: Actors, make_region: Regions) -> None:
     assert reader.reads(2 * QUANTUM, PAGE)
     rest[1:] = [(QUANTUM + PAGE + RUN, 2 * QUANTUM), (2 * QUANTUM + RUN, 3 * QUANTUM)]
     assert reader.watched == rest
-    # A first touch is ours to count, as ever.
+    # We still count first touches.
     reader.fill(QUANTUM, PAGE)
     reader.fill(2 * QUANTUM + RUN, PAGE)
     assert of(region, reader)["faults"] == 2
@@ -118,7 +118,7 @@ def test_only_runs_and_no_holes(actors: Actors, make_region: Regions) -> None:
 def test_not_where_pages_are_mapped_already(
     pair: tuple[msharefs.Region, Client, Client],
 ) -> None:
-    """Linux would take from those the right to write, until the next fault."""
+    """Linux would take the right to write from those, until the next fault."""
     _, writer, reader = pair
     reader.fill(0, PAGE, 2)
     writer.fill(PAGE, QUANTUM - PAGE)
@@ -128,7 +128,7 @@ def test_not_where_pages_are_mapped_already(
 
 
 def test_there_are_not_many(actors: Actors, make_region: Regions) -> None:
-    """A process may have so many mappings; the rest is mapped by us."""
+    """The number of a process's mappings is limited, so we map the rest."""
     limit, more = 256, 8
     region = make_region((limit + more) * QUANTUM)
     writer, reader = Client(actors(), region), Client(actors(), region)
@@ -152,7 +152,7 @@ def test_not_what_is_write_protected(pair: tuple[msharefs.Region, Client, Client
 
 
 def test_with_a_budget_span_by_span(actors: Actors, make_region: Regions) -> None:
-    """What is given back is watched again: by its faults a budget knows what is in use."""
+    """A span that is given back is watched again: its faults tell a budget that it is in use."""
     spans, budget = 48, 32
     region = make_region(spans * QUANTUM)
     writer, reader = Client(actors(), region), Client(actors(), region)
@@ -195,7 +195,7 @@ def test_children_begin_with_a_watch(pair: tuple[msharefs.Region, Client, Client
 def test_what_is_taken_away_is_gone(
     pair: tuple[msharefs.Region, Client, Client], stopped: bool
 ) -> None:
-    """Also for a process that cannot do anything about it."""
+    """Even for a process that cannot do anything itself."""
     region, writer, reader = pair
     writer.fill(0, SIZE)
     assert reader.reads(0, SIZE)
@@ -209,7 +209,7 @@ def test_what_is_taken_away_is_gone(
         go_on(reader.actor)
     for at in (PAGE, RUN):
         assert reader.actor.call("load", reader.base + at) == maperr(reader.base + at)
-        # Neither does the kernel fill it for a system call.
+        # Nor does the kernel fill it for a system call.
         with pytest.raises(OSError, match="Bad address"):
             reader.actor.call("read", reader.base + at, PAGE)
     at = reader.base + 2 * RUN
@@ -236,7 +236,7 @@ def test_it_is_handed_over_again(pair: tuple[msharefs.Region, Client, Client]) -
 
 @pytest.mark.mount("quantum=1G")
 def test_a_sequential_write_is_mapped_ahead(mount: Mount, actors: Actors) -> None:
-    """Linux would fault at each page; so it stays ours, and one fault maps many spans."""
+    """Linux would fault at each page; so the memory stays ours, and one fault maps many spans."""
     size = 64 << 20
     with msharefs.open(mount.path / "r", os.O_RDWR | os.O_CREAT) as region:
         region.truncate(1 << 30)
@@ -254,7 +254,7 @@ def test_a_sequential_write_is_mapped_ahead(mount: Mount, actors: Actors) -> Non
 
 
 def test_the_server_is_killed_before_it_can_watch(mount: Mount, actors: Actors) -> None:
-    """The next one finishes the change when those it needs have come back."""
+    """The next server finishes the change when the clients that it needs have come back."""
     path = mount.path / "r"
     with msharefs.open(path, os.O_RDWR | os.O_CREAT) as region:
         region.truncate(64 * QUANTUM)
@@ -287,7 +287,7 @@ def test_the_server_is_killed_before_it_can_watch(mount: Mount, actors: Actors) 
 
 
 def test_who_cannot_be_reached_holds_a_change_up(mount: Mount, actors: Actors) -> None:
-    """It could fill, behind our back, what is taken away."""
+    """It could fill, behind our back, pages that are taken away."""
     path = mount.path / "r"
     with msharefs.open(path, os.O_RDWR | os.O_CREAT) as region:
         region.truncate(QUANTUM)

@@ -1,4 +1,4 @@
-"""What Python programs are told when a verb is refused: errno, region, value, and what to do."""
+"""Python programs hear why a verb is refused: errno, region, value, and what to do."""
 
 from __future__ import annotations
 

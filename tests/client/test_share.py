@@ -1,4 +1,4 @@
-"""What one process writes, the others read; and what they take to do so."""
+"""All processes read what one of them writes; and the tables and faults that this takes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_all_see_what_one_wrote(actors: Actors, make_region: Regions, count: int
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_all_write_at_once(actors: Actors, make_region: Regions, count: int) -> None:
-    """Each its share of every page table, so that they race for the frames."""
+    """Each touches its share of every page table, so that they race for the frames."""
     region = make_region(SIZE)
     crowd = [actors() for _ in range(count)]
     bases = [actor.attach(actor.give(region.fd)) for actor in crowd]
@@ -78,7 +78,7 @@ def test_all_write_at_once(actors: Actors, make_region: Regions, count: int) -> 
 
 
 def test_all_fault_on_the_same_pages_at_once(actors: Actors, make_region: Regions) -> None:
-    """A page is filled once, whoever is first."""
+    """A page is filled once, whichever process is first."""
     region = make_region(SIZE)
     crowd = [actors() for _ in range(4)]
     bases = [actor.attach(actor.give(region.fd)) for actor in crowd]
@@ -142,9 +142,9 @@ def test_without_filling_ahead_each_page_is_a_fault(mount: Mount, actors: Actors
 
 
 def test_each_fault_in_a_span_reaches_further(actors: Actors, make_region: Regions) -> None:
-    """What others filled: 128 KiB around the first, 512 KiB, all; and nothing twice.
+    """Pages that others filled: 128 KiB around the first, 512 KiB, all; and none twice.
 
-    Of read-only memory: of other Linux would map the rest by itself after the first.
+    In read-only memory, since in writable memory Linux would map the rest by itself.
     """
     region = make_region(QUANTUM)
     writer, reader = actors(), actors()
@@ -160,7 +160,7 @@ def test_each_fault_in_a_span_reaches_further(actors: Actors, make_region: Regio
 
 
 def test_page_tables_are_paid_once(actors: Actors, make_region: Regions) -> None:
-    """The figure of it all: more processes, no more tables."""
+    """The figure that matters: more processes, but no more tables."""
     region = make_region(8 * QUANTUM)
     sizes = []
     for _ in range(4):

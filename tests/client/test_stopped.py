@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Actors = Callable[[], Actor]
     Regions = Callable[..., msharefs.Region]
 
-# Strict: a fault a page, so that a process that touches pages is nearly always inside one.
+# Strict: one fault for each page, so that a process that touches pages is nearly always inside one.
 pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
 
 SIZE = 256 * QUANTUM
@@ -77,7 +77,7 @@ def test_inside_a_fault_changes_are_refused_and_nothing_is_changed(
         board.phase(Board.THERE)
         flood(stopped, region, board, 0, QUANTUM)
         stop_inside_a_fault(stopped, shared_mount, number_of(region.path))
-        # Others go on, also with first touches in the very range: none may see a signal.
+        # Others go on, even with first touches in that range: none may see a signal.
         view = toucher.attach(toucher.give(region.fd))
         toucher.call("hammer", toucher.give(board.fd), 1, view, SIZE // PAGE, 1)
         with pytest.raises(OSError, match="is it stopped, or in a debugger") as caught:
@@ -128,7 +128,7 @@ def test_what_is_killed_inside_a_fault_holds_nobody_up(
 def test_many_calls_that_wait_leave_room_for_others(
     actors: Actors, make_region: Regions, shared_mount: Mount
 ) -> None:
-    """Each stays in the server until the process that stands lets go; others are answered."""
+    """Each stays in the server until the stopped process lets go; others are answered."""
     region = make_region(QUANTUM)
     stopped = actors()
     base = stopped.attach(stopped.give(region.fd))

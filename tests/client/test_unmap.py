@@ -30,7 +30,7 @@ ENOUGH = 20  # accesses by each process in each phase
 
 
 def wait_for(board: Board, counts: range, what: int) -> None:
-    """Every process has got on: `what` is the index of a count in `Board.seen`."""
+    """Every process has made progress: `what` is the index of a count in `Board.seen`."""
     before = [board.seen(number)[what] for number in counts]
     for number in counts:
         until(
@@ -68,7 +68,7 @@ def test_while_all_hammer_the_range(
             region.map(4 * PAGE, RANGE)
             board.phase(Board.THERE)
         wait_for(board, numbers, 0)
-        # In one step: memory is exchanged for other memory, and nobody may notice but by its zeros.
+        # In one step: memory is exchanged for other memory; nobody may notice except by its zeros.
         for _ in range(5):
             region.map(4 * PAGE, RANGE)
             wait_for(board, numbers, 0)
@@ -98,7 +98,7 @@ def test_memory_goes_back(actors: Actors, make_region: Regions) -> None:
     assert stat["vmas"] == 0
     assert stat["counters"]["unmaps"] == 2
     assert shmem() - before < 0.1 * size
-    # Of the real page tables nothing maps it either.
+    # The real page tables do not map it either.
     for who, start in ((actor, base), (other, view)):
         assert resident(who.pid, start) == 0
         assert who.call("load", start) == maperr(start)

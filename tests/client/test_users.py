@@ -37,7 +37,7 @@ def region(make_region: Regions) -> msharefs.Region:
 
 
 def use(actor: Actor, base: int, region: msharefs.Region) -> None:
-    """All that an attached process does."""
+    """Everything that an attached process does."""
     assert actor.call("check", base + PAGE, 8 * PAGE, 1, 1) == [0]
     assert actor.call("fill", base + QUANTUM, 16 * PAGE, 2, 0) == []
     assert actor.call("load", base) == maperr(base)
@@ -158,13 +158,13 @@ def test_another_pid_namespace(
             children.append(actor.forked())
         for child in children:
             assert child.finish() == filler[0].call("load", filler[1] + PAGE)
-            # Looking lets go of the dead; none of these is.
+            # Looking lets go of dead processes; none of these is dead.
             region.describe("clients")
         until(lambda: len(region.describe("clients")) == 22, "all are known")
         for number, child in enumerate(children):
             where = base + QUANTUM + (60 + number) * PAGE
             assert child.call("store", where, number) == []
-        # By numbers that mean something here.
+        # By process ids that are valid here.
         assert {client["comm"] for client in region.describe("clients")} == {"actor"}
         for child in children:
             child.end()

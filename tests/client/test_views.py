@@ -1,4 +1,4 @@
-"""What stands on an attached view holds it: closing is refused, and never SIGSEGV later."""
+"""Slices and arrays of an attached view hold it: closing is refused, and never SIGSEGV later."""
 
 from __future__ import annotations
 

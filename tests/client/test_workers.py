@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 PAGES = 3000  # more than one page table holds
 SIZE = PAGES * PAGE_BYTES
-# Wherever the kernel puts them: page tables that hold nothing else. The first and the last may be
-# there already, for a neighbour.
+# Page tables that hold nothing else, wherever the kernel puts the memory. The first and the last
+# may be there already, for a neighbour.
 WHOLE_TABLES = -(-(PAGES - 2 * 511) // 512)
 
 
@@ -40,7 +40,7 @@ def mapped(memfd: int) -> Iterator[Workers]:
 def test_what_one_fills_all_verify(mapped: Workers) -> None:
     (filled,) = mapped.ask(f"fill 7 {SIZE}", [0])
     assert filled.pages == PAGES
-    assert filled.minor_faults.growth >= PAGES  # a shmem page a fault: no huge pages in the tests
+    assert filled.minor_faults.growth >= PAGES  # one fault per page: tests have no huge pages
     assert filled.vmpte_bytes.growth >= WHOLE_TABLES * PAGE_BYTES
     assert filled.nanoseconds > 0
     for answer in mapped.ask(f"verify 7 {SIZE}"):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from support.server import Mount
 
 QUANTUM = 2 << 20
-DATA = QUANTUM  # what the survivors keep
+DATA = QUANTUM  # the memory that the survivors keep
 STRIDE = QUANTUM + PAGE  # each touch needs a table of its own
 TOUCHES = 8000
 SIZE = DATA + (TOUCHES + 16) * QUANTUM
@@ -51,7 +51,7 @@ def test_two_hundred(mount: Mount, actors: Callable[[], Actor], actor_program: P
             place = (base + DATA, TOUCHES, STRIDE)
             actor.call("flood", fd, number, *place, threads, chance.randrange(1 << 20))
 
-        # One that is as busy as the victims, in the same tables.
+        # A process that is as busy as the victims, in the same tables.
         flood(worker, bases[1], 0, 1)
         for kill in range(KILLS):
             with Actor.launch(actor_program) as victim:
@@ -61,7 +61,7 @@ def test_two_hundred(mount: Mount, actors: Callable[[], Actor], actor_program: P
                 until(lambda far=far: board.seen(1)[0] >= far, "the victim faults")
                 if kill % 2:  # while the server is there, and lets go of it at once
                     victim.kill()
-                else:  # while the server is not, so that we see how it died
+                else:  # while the server is away, so that we see in which state it died
                     os.kill(mount.pid, signal.SIGSTOP)
                     victim.kill()
                     inside += victim.pid in inside_faults(mount, ident)

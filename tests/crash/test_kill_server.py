@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Actors = Callable[[], Actor]
 
-# Strict: a fault a page, so that a process that touches pages is nearly always inside one.
+# Strict: one fault for each page, so that a process that touches pages is nearly always inside one.
 pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", limit=100)
 
 SIZE = 4 * QUANTUM
@@ -38,7 +38,7 @@ CLONE_NEWPID = 0x20000000  # sched.h
 
 @pytest.fixture
 def path(mount: Mount) -> Path:
-    """A region, mapped but its first page; ours, so that it lives as long as this test."""
+    """A region, mapped except its first page; ours, so that it lives as long as this test."""
     path = mount.path / "r"
     with msharefs.open(path, os.O_RDWR | os.O_CREAT) as region:
         region.truncate(SIZE)
@@ -51,7 +51,7 @@ def clients(region: msharefs.Region) -> set[int]:
 
 
 def names(region: msharefs.Region) -> list[str]:
-    """Of the processes that the server takes for its clients."""
+    """Process ids of the server's clients, as the server sees them."""
     return [client["comm"] for client in region.describe("clients")]
 
 
@@ -70,7 +70,7 @@ def test_processes_go_on_without_a_server(mount: Mount, path: Path, actors: Acto
     assert second.call("load", bases[1] + PAGE) == first.call("load", bases[0] + PAGE)
     mount.kill()
 
-    # First touches, in tables that are there and in new ones; what another filled; holes.
+    # First touches, in existing tables and in new ones; pages that another filled; holes.
     assert first.call("fill", bases[0] + QUANTUM, QUANTUM, 2, 0) == []
     assert second.call("check", bases[1] + QUANTUM, QUANTUM, 2, 0) == [0]
     assert second.call("store", bases[1] + 2 * QUANTUM, 7) == []
@@ -92,7 +92,7 @@ def test_processes_go_on_without_a_server(mount: Mount, path: Path, actors: Acto
             third = actors()
             base = attach(third, path)
             assert third.call("check", base + QUANTUM, QUANTUM, 2, 0) == [0]
-            # And those of before hear of what the new server does.
+            # And earlier clients hear of the new server's changes.
             crowd = [(first, bases[0]), (second, bases[1]), (child, bases[1]), (third, base)]
             region.unmap(QUANTUM, QUANTUM)
             for actor, base in crowd:
@@ -108,7 +108,7 @@ def test_processes_go_on_without_a_server(mount: Mount, path: Path, actors: Acto
 
 
 def settled(region: msharefs.Region, count: int) -> bool:
-    """A change that asks all clients who were refused something is answered by all of them."""
+    """A change that asks all clients with guard pages is answered by all of them."""
     return len(clients(region)) == count and region.stat()["clients"] == count
 
 
@@ -118,7 +118,7 @@ def until_alone(path: Path, pids: set[int]) -> None:
 
 
 def test_holes_that_were_touched_without_a_server(mount: Mount, path: Path, actors: Actors) -> None:
-    """The next server must have the process forget them when it maps memory there."""
+    """The next server must make the process remove them when it maps memory there."""
     actor = actors()
     base = attach(actor, path)
     mount.kill()
@@ -183,7 +183,7 @@ def test_a_program_that_was_replaced_meanwhile_is_not_attached(
 
 
 def test_children_in_another_pid_namespace(mount: Mount, path: Path, actors: Actors) -> None:
-    """Born without a server, with numbers that mean others here: they are alive all the same."""
+    """Born without a server, with numbers that other processes have here: they are still alive."""
     count = 20
     parent = actors()
     with msharefs.open(path) as region:
@@ -217,7 +217,7 @@ def test_children_in_another_pid_namespace(mount: Mount, path: Path, actors: Act
 
 @pytest.mark.slow
 def test_killed_while_it_changes_the_region(mount: Mount, path: Path, actors: Actors) -> None:
-    """A change is made whole by the next server or was never begun; nobody is left waiting."""
+    """The next server completes a change, or it has never begun; nobody is left waiting."""
     actor, watcher = actors(), actors()
     base, view = attach(actor, path), attach(watcher, path)
     start, size = QUANTUM, 2 * QUANTUM
@@ -267,7 +267,7 @@ def test_killed_while_it_changes_the_region(mount: Mount, path: Path, actors: Ac
 def test_killed_while_a_change_waits(
     mount: Mount, path: Path, actors: Actors, change: str, late: bool
 ) -> None:
-    """For a process that is stopped inside a fault; `late`: it still is when the next starts."""
+    """The change waits for a process stopped inside a fault; `late`: even when the next starts."""
     stopped, watcher = actors(), actors()
     view = attach(watcher, path)
     start, size = QUANTUM, 2 * QUANTUM

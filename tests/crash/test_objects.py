@@ -40,7 +40,7 @@ SIGBUS, BUS_ADRERR = 7, 2
 
 @pytest.fixture
 def path(mount: Mount) -> Path:
-    """A region with nothing in it."""
+    """An empty region."""
     path = mount.path / "r"
     with msharefs.open(path, os.O_RDWR | os.O_CREAT) as region:
         region.truncate(SIZE)
@@ -157,7 +157,7 @@ def test_another_file_of_that_name_is_not_taken_for_it(
 def test_killed_while_objects_are_taken(
     mount: Mount, path: Path, actors: Actors, tmp_path: Path, change: str
 ) -> None:
-    """The next server has to ask the processes again: by itself it cannot finish."""
+    """The next server has to ask the processes again: it cannot finish by itself."""
     put(path, os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT))
     stopped, other = actors(), actors()
     base, view = attach(stopped, path), attach(other, path)

@@ -79,7 +79,7 @@ def test_chown(place: Path) -> None:
     assert (status.st_uid, status.st_gid) == (NOBODY, 77)
     in_child(lambda: os.chmod(place / "r", 0o604), uid=NOBODY, gid=NOBODY)
     assert mode_of(place / "r") == 0o604
-    with refused(errno.EPERM):  # giving away is root's
+    with refused(errno.EPERM):  # only root may give a file away
         in_child(lambda: os.chown(place / "r", 0, -1), uid=NOBODY, gid=77)
 
 
@@ -124,7 +124,7 @@ def test_times(place: Path) -> None:
 
 
 def test_one_time_alone(place: Path) -> None:
-    """utimensat(2) with UTIME_OMIT, as touch -a and -m use it."""
+    """utimensat(2) with UTIME_OMIT, as in touch -a and -m."""
     from subprocess import check_call
 
     make(place / "r")

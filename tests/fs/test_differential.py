@@ -39,7 +39,7 @@ def create(top: Path, name: str, flags: int, mode: int) -> None:
 
 
 def open_unlink(top: Path, name: str) -> tuple[int, int]:
-    """What a descriptor shows after its last name is gone."""
+    """The attributes that a descriptor shows after its last name is gone."""
     fd = os.open(top / name, os.O_RDWR)
     try:
         (top / name).unlink()
@@ -78,7 +78,7 @@ def attempt(act: Callable[..., object], top: Path, arguments: tuple[object, ...]
 
 
 def look(top: Path) -> list[tuple[object, ...]]:
-    """All there is to see of a tree that must be the same, with inodes as names of equality."""
+    """Everything visible of a tree that must be equal; inode numbers only tell equal files."""
     found: list[tuple[object, ...]] = []
     first_name: dict[int, str] = {}
     for directory, directories, files in os.walk(top):

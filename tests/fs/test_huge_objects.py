@@ -1,4 +1,4 @@
-"""Huge pages of a region: what they are called, and that each of them goes back in time."""
+"""Huge pages of a region: their names, and that each of them goes back in time."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def pool() -> Iterator[None]:
 
 
 def held(mount: Mount) -> list[int]:
-    """Of each object of huge pages that the server has, how many pages are there, in order.
+    """The number of present pages of each of the server's objects of huge pages, in order.
 
-    The pool itself is the machine's: others take from it meanwhile.
+    The pool itself belongs to the machine: others take from it meanwhile.
     """
     found = []
     directory = f"/proc/{mount.pid}/fd"
     for fd in sorted(os.listdir(directory), key=int):
-        with contextlib.suppress(FileNotFoundError):  # what the server has closed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # closed by the server meanwhile
             if os.readlink(f"{directory}/{fd}").startswith("/memfd:anon_hugepage"):
                 found.append(os.stat(f"{directory}/{fd}").st_blocks * 512 // BYTES)
     return sorted(found)

@@ -1,4 +1,4 @@
-"""Descriptors that clients send with messages: what the server does not take, it does not keep."""
+"""Descriptors that clients send with messages: the server does not keep those it does not take."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ USERFAULTFD_IOC_NEW = 0xAA00
 
 @pytest.fixture
 def region(shared_mount: Mount) -> Iterator[msharefs.Region]:
-    """A region with nothing in it."""
+    """An empty region."""
     path = shared_mount.path / "r"
     with msharefs.open(path, os.O_RDWR | os.O_CREAT) as opened:
         opened.truncate(SIZE)
@@ -49,14 +49,14 @@ def region(shared_mount: Mount) -> Iterator[msharefs.Region]:
 
 @pytest.fixture
 def mark() -> Iterator[int]:
-    """A file that the server has only if we sent it."""
+    """A file that the server has open only if we sent it."""
     fd = os.memfd_create(MARK, os.MFD_CLOEXEC)
     yield fd
     os.close(fd)
 
 
 def held(mount: Mount, name: str) -> int:
-    """How many descriptors of such a file the server has."""
+    """The number of descriptors that the server has of such a file."""
     found = 0
     for fd in Path(f"/proc/{mount.pid}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -85,7 +85,7 @@ def message(op: int, *arguments: int, seq: int = 1) -> bytes:
 
 
 def result(sock: socket.socket) -> int:
-    """The next answer's."""
+    """The result in the next answer."""
     number: int = MESSAGE.unpack(sock.recv(MESSAGE.size))[1]
     return number
 
@@ -120,7 +120,7 @@ def test_with_what_is_no_message(
 
 
 def test_a_region_with_what_is_no_message(mount: Mount) -> None:
-    """To close it asks the server, who must not be the one that waits."""
+    """Closing it sends a request to the server, which must not be the one that waits."""
     with msharefs.open(mount.path / "r", os.O_RDWR | os.O_CREAT) as region:
         region.truncate(SIZE)
         with connected(region) as sock:
@@ -130,7 +130,7 @@ def test_a_region_with_what_is_no_message(mount: Mount) -> None:
 
 
 def userfaultfd() -> int:
-    """A new one; nothing is under its watch."""
+    """A new userfaultfd that watches nothing."""
     with open("/dev/userfaultfd", "rb", buffering=0) as device:
         return fcntl.ioctl(device, USERFAULTFD_IOC_NEW, os.O_CLOEXEC)
 

@@ -1,4 +1,4 @@
-"""`msharefs mount` and `msharefs umount`: what works, and one sentence for what does not."""
+"""`msharefs mount` and `msharefs umount`: either it works, or one sentence says why not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MSHAREFS = [sys.executable, "-P", "-m", "msharefs"]
 LIMIT = 30.0
 SYSCTL = Path("/proc/sys/vm/unprivileged_userfaultfd")
-# Another user, but one who can read the Python of the tests: it may lie in root's home.
+# Another user, who must be able to read the tests' Python: that may lie in root's home.
 AS_NOBODY = (
     f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"
     " --inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
@@ -101,7 +101,7 @@ def server_of(directory: Path) -> psutil.Process:
     return psutil.Process(server.pid)
 
 
-# What works
+# What does work
 
 
 def test_mount_detaches_when_it_works(directory: Path) -> None:
@@ -221,7 +221,7 @@ def test_foreground_logs_to_stderr(directory: Path) -> None:
 
 
 def test_a_mount_that_is_read_only(directory: Path, state: Path) -> None:
-    """Of what an earlier mount has left; the kernel refuses all that would change it."""
+    """Of files that an earlier mount has left; the kernel refuses every change."""
     succeeds("mount", "-o", f"state={state}", directory)
     with (directory / "r").open("w") as file:
         file.truncate(512 << 30)
@@ -250,7 +250,7 @@ def test_options_of_fstab(directory: Path) -> None:
     succeeds("umount", directory)
 
 
-# What does not
+# What does not work
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_state_that_is_no_directory(directory: Path, state: Path, public_tmp: Pa
 
 
 def test_a_planted_default_state_is_not_taken(directory: Path) -> None:
-    """The default place is open to everybody: what others put there must not be used."""
+    """The default place is open to everybody: files that others put there must not be used."""
     planted = default_state(directory)
     elsewhere = directory.parent / "elsewhere"
     elsewhere.mkdir()
@@ -377,7 +377,7 @@ def test_umount_in_use(directory: Path) -> None:
         server = server_of(directory)
         succeeds("umount", "--lazy", directory)
         assert os.listdir(directory) == []
-        assert server.is_running()  # for those who still use it
+        assert server.is_running()  # for the processes that still use it
     finally:
         sleeper.kill()
         sleeper.wait()
@@ -463,7 +463,7 @@ def test_a_server_that_is_stopped(directory: Path) -> None:
 
 
 def test_a_dead_mount_of_another_kind(directory: Path) -> None:
-    """Not ours to take away."""
+    """We must not unmount it."""
     script = (
         "import os, sys, pyfuse3; pyfuse3.init(pyfuse3.Operations(), sys.argv[1],"
         " {'fsname=x', 'subtype=other'}); os._exit(0)"
@@ -504,7 +504,7 @@ def test_no_devices(tmp_path: Path) -> None:
 
 
 def test_the_kernel_refuses_to_mount(tmp_path: Path) -> None:
-    """A container without CAP_SYS_ADMIN: what libfuse says is passed on."""
+    """A container without CAP_SYS_ADMIN: libfuse's words are passed on."""
     command = f"setpriv --bounding-set=-sys_admin {' '.join(MSHAREFS)} mount {tmp_path}"
     done = in_bare_dev(f"""set +e
         mknod /dev/fuse c 10 229; mknod /dev/userfaultfd c 10 257
@@ -534,7 +534,7 @@ def test_devices_that_may_not_be_opened(tmp_path: Path) -> None:
 
 
 def test_devices_that_are_something_else(tmp_path: Path) -> None:
-    """A regular file, as of a container's bind mount of what was not there; another device."""
+    """A regular file, as left by a container's bind mount of a missing device; another device."""
     mount = f"{' '.join(MSHAREFS)} mount {tmp_path}"
     done = in_bare_dev(f"""set +e
         touch /dev/fuse; {mount}; echo $?
@@ -567,7 +567,7 @@ def test_a_libfuse_that_does_not_load(directory: Path, tmp_path: Path) -> None:
 
 
 def test_allow_other_needs_leave(tmp_path: Path) -> None:
-    """A user who asks to let others in hears why not; root has it anyway."""
+    """A user who asks to let others in hears why not; root's mounts are open to others anyway."""
     mount = f"{' '.join(MSHAREFS)} mount -o allow_other"
     done = in_bare_dev(f"""set +e
         mknod -m 666 /dev/fuse c 10 229; mknod -m 666 /dev/userfaultfd c 10 257
@@ -583,7 +583,7 @@ def test_allow_other_needs_leave(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("fusermount3") is None, reason="needs the package fuse3")
 def test_a_server_that_is_not_root(public_tmp: Path) -> None:
-    """A user mounts for itself; others, root too, are kept out by FUSE."""
+    """A user mounts for themselves; FUSE keeps others out, even root."""
     (public_tmp / "mnt").mkdir()
     os.chown(public_tmp / "mnt", NOBODY, -1)
     msharefs = f"{AS_NOBODY} {' '.join(MSHAREFS)}"
@@ -619,7 +619,7 @@ os.remove("/mnt/m/mine")
 
 @pytest.mark.skipif(shutil.which("fusermount3") is None, reason="needs the package fuse3")
 def test_others_on_the_mount_of_a_user(tmp_path: Path) -> None:
-    """Its server can give nobody a file: what others make is refused, and nothing of it is left."""
+    """Its server cannot give files away: creation by others is refused, and leaves nothing."""
     script = tmp_path / "sized.py"
     script.write_text(SIZED_ONCE)
     msharefs = f"{AS_NOBODY} {' '.join(MSHAREFS)}"
@@ -685,7 +685,7 @@ def test_the_system_call_instead_of_the_device(tmp_path: Path) -> None:
 
 
 def test_a_socket_in_the_way_is_replaced(directory: Path, state: Path) -> None:
-    """What a crashed server left as its control socket."""
+    """The control socket that a crashed server left."""
     state.mkdir(mode=0o711)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.bind(str(state / "control"))

@@ -219,7 +219,7 @@ def test_no_whiteouts(shared_mount: Mount) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 1500])
 def test_listing(place: Path, count: int) -> None:
-    """1,500 entries do not fit one answer of the server."""
+    """1,500 entries do not fit into one answer of the server."""
     (place / "d").mkdir()
     wanted = {
         f"region-{number:05}": make(place / "d" / f"region-{number:05}") for number in range(count)

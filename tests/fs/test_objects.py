@@ -1,4 +1,4 @@
-"""Objects that are files, as the server has them: what they are called, held, given to clients."""
+"""Objects that are files, in the server: their names, and how it holds them and passes them on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MS_NOEXEC = 8
 
 @pytest.fixture
 def region(shared_mount: Mount) -> Iterator[msharefs.Region]:
-    """A region with nothing in it."""
+    """An empty region."""
     path = shared_mount.path / "r"
     with msharefs.open(path, os.O_RDWR | os.O_CREAT) as opened:
         opened.truncate(SIZE)
@@ -58,13 +58,13 @@ def file(tmp_path: Path) -> Iterator[int]:
 
 
 def held(mount: Mount, path: Path) -> list[str]:
-    """Descriptors and mappings that the server has of a file or of what is below a directory."""
+    """Descriptors and mappings that the server has of a file, or of files below a directory."""
     found = [*proc.open_files(mount.pid), *(each.path for each in proc.maps(mount.pid))]
     return [each for each in found if each.startswith(str(path))]
 
 
 def ask_object(region: msharefs.Region, number: int) -> int:
-    """What a client gets that asks for an object: a descriptor, or -errno."""
+    """The answer to a client that asks for an object: a descriptor, or -errno."""
     sock = check(lib.control_connect(region.fd), "connecting")
     try:
         message = ffi.new("struct msg *", {"op": lib.MSG_OBJECT, "arg": [number]})
@@ -238,7 +238,7 @@ def test_executable_memory_where_the_state_is_noexec(
 
 
 def send(region: msharefs.Region, op: int, arguments: list[int], fds: list[int]) -> int:
-    """One message to the server with descriptors; the answer's result."""
+    """Sends one message with descriptors to the server; returns the answer's result."""
     sock = check(lib.control_connect(region.fd), "connecting")
     try:
         message = ffi.new("struct msg *", {"op": op, "arg": arguments})
@@ -250,7 +250,7 @@ def send(region: msharefs.Region, op: int, arguments: list[int], fds: list[int])
 def test_descriptors_of_the_mount_itself_do_not_hang_the_server(
     shared_mount: Mount, region: msharefs.Region
 ) -> None:
-    """To look at them and to close them asks the server."""
+    """Looking at them and closing them sends requests to the server."""
     own = [os.open(shared_mount.path / "r", os.O_RDWR) for _ in range(2)]
     arguments = [0, PAGE, RW, FILE, 0]
     assert send(region, lib.MSG_MAP, arguments, own[:1]) == -errno.EINVAL
@@ -269,7 +269,7 @@ def test_descriptors_of_the_mount_itself_do_not_hang_the_server(
 
 
 def holds(pid: int, path: Path) -> bool:
-    """Whether a process has a file open, told without asking its file system."""
+    """Whether a process has a file open, found without asking its file system."""
     return str(path) in proc.open_files(pid)
 
 
@@ -297,7 +297,7 @@ def test_a_region_that_goes_while_a_file_system_hangs(
         thread.start()
         until(lambda: holds(shared_mount.pid, other.path / "mshare_info"), "it was asked")
         path.unlink()
-        time.sleep(0.5)  # the kernel tells the server of the last close when it likes
+        time.sleep(0.5)  # the kernel tells the server of the last close at any time
         assert set(regions.glob("*.mm")) == before, "it is still needed"
     finally:
         os.kill(other.pid, signal.SIGCONT)

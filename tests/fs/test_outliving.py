@@ -117,7 +117,7 @@ def wait_for_end(process: psutil.Process) -> None:
 
 
 def unmount(directory: Path) -> None:
-    """As an administrator who does not know our command."""
+    """Like an administrator who does not know our command."""
     subprocess.run(["umount", directory], check=True)
 
 

@@ -1,4 +1,4 @@
-"""The descriptor of a region file: what the kernel series answers to each call on it."""
+"""The descriptor of a region file: the kernel series' answers to each call on it."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def test_lseek(either: int, whence: int) -> None:
 
 
 def test_lseek_of_a_position_that_means_nothing(either: int) -> None:
-    """ESPIPE in the series. FUSE has that only where it has ESPIPE for pread, and ENODEV for mmap.
+    """ESPIPE in the series. FUSE can have that only with ESPIPE for pread, and ENODEV for mmap.
 
-    tests/native_attach/test_without_passthrough.py has the other choice.
+    tests/native_attach/test_without_passthrough.py tests the other choice.
     """
     assert os.lseek(either, 5, os.SEEK_SET) == 5
     assert os.lseek(either, 5, os.SEEK_CUR) == 10
@@ -124,7 +124,7 @@ def test_append_is_no_way_in(path: Path) -> None:
 def test_o_direct(shared_mount: Mount, path: Path) -> None:
     with refused(errno.EINVAL):
         os.open(path, os.O_RDWR | os.O_DIRECT)
-    # As in the kernel the file is made before its flags are looked at.
+    # As in the kernel, the file is made before its flags are checked.
     with refused(errno.EINVAL):
         os.open(shared_mount.path / "new", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
     (shared_mount.path / "new").unlink()
@@ -201,7 +201,7 @@ def test_ioctls_of_the_vfs(fd: int, path: Path) -> None:
     fcntl.ioctl(fd, termios.FIONREAD, answer)
     assert answer == bytes(4)
     getflags = 0x80086601  # FS_IOC_GETFLAGS
-    with refused(errno.EINVAL):  # unsized: whatever else
+    with refused(errno.EINVAL):  # unsized, which comes before anything else
         fcntl.ioctl(fd, getflags, bytearray(8))
     os.truncate(path, 2 << 20)
     with refused(errno.ENOTTY):

@@ -1,4 +1,4 @@
-"""The server as a process: failing handlers, signals, crashes, what it holds and gives back."""
+"""The server as a process: failing handlers, signals, crashes, and giving everything back."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_others_are_served_while_one_waits(sabotaged: Mount) -> None:
 
 
 def test_bursts_of_ioctls_keep_nobody_waiting(sabotaged: Mount) -> None:
-    """They are answered where they are read (native/fuse/fuse_hook.c), in turns with all else."""
+    """They are answered where they are read (native/fuse/fuse_hook.c), in turns with all others."""
     path = sabotaged.path / "r"
     fd = os.open(path, CREATE)
     children: list[int] = []
@@ -290,7 +290,7 @@ def test_stop_ends_regions_that_only_a_descriptor_kept(mount: Mount) -> None:
     fd = os.open(mount.path / "r", CREATE)
     os.ftruncate(fd, 2 << 20)
     (mount.path / "r").unlink()
-    mount.stop()  # `problems` finds what is left in the state directory
+    mount.stop()  # `problems` finds anything left in the state directory
     close_dead(fd)
 
 
@@ -322,7 +322,7 @@ def test_more_files_than_the_soft_limit_of_descriptors(mounts: Callable[..., Mou
     assert sum(entry.stat().st_nlink for entry in os.scandir(mount.path)) == 601
     before = descriptors(mount)
     assert before > 600
-    # The kernel forgets what it need not remember, and finds it again.
+    # The kernel forgets inodes that it need not remember, and finds them again.
     Path("/proc/sys/vm/drop_caches").write_text("2")
     wait_until(lambda: descriptors(mount) < before - 500)
     assert len(os.listdir(mount.path)) == 601
@@ -366,7 +366,7 @@ ACTS: list[Callable[[Path, Path], object]] = [
     lambda a, _: os.close(os.open(a / "x", CREATE)),
     lambda a, _: os.truncate(a, 512 << 30),
 ]
-# What these may answer when others do the same; ESTALE: the name went between two looks.
+# The possible answers while others do the same; ESTALE: the name went between two looks.
 FINE = {
     errno.EEXIST,
     errno.EINVAL,
@@ -405,7 +405,7 @@ def test_many_processes_at_once(mount: Mount) -> None:
                 os._exit(code)
         children.append(pid)
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 8
-    # What is there now must be consistent, and removable.
+    # The files that are left must be consistent, and removable.
     for directory, _, files in os.walk(mount.path, topdown=False):
         for name in set(files) - {"mshare_info"}:
             os.unlink(os.path.join(directory, name))

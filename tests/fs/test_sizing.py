@@ -128,7 +128,7 @@ def test_o_trunc_of_a_sized_region(path: Path, fd: int) -> None:
 
 def test_fallocate_modes_and_offsets(fd: int) -> None:
     for mode in (KEEP_SIZE, KEEP_SIZE | PUNCH_HOLE, COLLAPSE, ZERO, ZERO | KEEP_SIZE):
-        for offset in (0, 4096):  # the mode is looked at first
+        for offset in (0, 4096):  # the mode is checked first
             with refused(errno.EOPNOTSUPP):
                 fallocate(fd, mode, offset, Q)
     for offset in (1, 4096, Q):

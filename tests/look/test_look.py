@@ -1,4 +1,4 @@
-"""The look verbs on real mounts: what they show is what real processes did."""
+"""The look verbs on real mounts: they show what real processes did."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.mount("quantum=2M", "owner=file")
 
 QUANTUM = 2 << 20
-PAGES = 3 * QUANTUM // 4096  # of the region that most tests use: one PTE page is not all
+PAGES = 3 * QUANTUM // 4096  # of the region that most tests use: it needs more than one PTE page
 NOBODY = 65534
 
 # Attaches, touches each page (argv[2] is w or r), says so, and stays until its stdin ends.

@@ -1,7 +1,7 @@
 """Death at every instruction: of a client in a fault, of the server in a change.
 
-Each new state of shared memory on the way is copied, and the copy must be made whole by what the
-survivors do. See support/steps.py.
+Each new state of shared memory on the way is copied, and the survivors must be able to make the
+copy whole. See support/steps.py.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from support.steps import Steps
 
-# Where faults go: both sides of a PTE page's edge, and far away.
+# The places of faults: both sides of a PTE page's edge, and far away.
 PLACES = (0, PAGE, MIB2 - PAGE, MIB2, GIB1 + PAGE)
 
 
 def new_fault(offset: int, *, write: bool = False) -> Any:
-    """As a sequential access makes it: it fills two more entries, and looks further."""
+    """Like that of a sequential access: it fills two more entries, and looks further."""
     pages = {"offset": offset, "start": offset, "end": offset + 4 * PAGE, "fill": 3}
     # In a file: all of the block, and over the edge of a table.
     pages["limit"] = offset + 3 * PAGE
@@ -43,7 +43,7 @@ def assert_whole(core: Core) -> None:
 
 
 def assert_useful(core: Core) -> None:
-    """Everything works, and nothing was lost that shows only later."""
+    """Everything works, and nothing was lost that would show only later."""
     slot = core.claim()
     core.map(0, 2 * GIB1)
     for place in PLACES:
@@ -60,7 +60,7 @@ def assert_useful(core: Core) -> None:
 
 @dataclass(frozen=True)
 class Before:
-    """What the region holds when a client's last fault begins."""
+    """The contents of the region when a client's last fault begins."""
 
     touched: tuple[int, ...]
     offset: int
@@ -128,14 +128,14 @@ def furnished() -> Core:
         assert core.touch(slot, place).verdict == "MAP"
         os.pwrite(core.mem_fd, b"\xa5" * PAGE, place)
     check(lib.slot_reap(core.mm, slot))
-    # What the last change has left behind must not be taken for a part of the next.
+    # Leftovers of the last change must not be taken for a part of the next.
     core.unmap(GIB1 + 3 * PAGE, GIB1 + 9 * PAGE)
     return core
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What survivors can see of a quiescent region."""
+    """The part of a quiescent region that survivors can see."""
 
     vmas: tuple[Vma, ...]
     leaves: frozenset[Leaf]
@@ -156,7 +156,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Change:
-    """Something the server does; `prot` says nothing to UNMAP."""
+    """A change by the server; `prot` does not matter for UNMAP."""
 
     verb: str
     start: int
@@ -220,7 +220,7 @@ def test_the_server_dies_in_a_change(case: str, steps: Steps) -> None:
 
 @pytest.mark.parametrize("case", ["unmap over an edge", "map over a part", "protect over an edge"])
 def test_the_next_server_dies_too(case: str, steps: Steps) -> None:
-    """While it does what the first had begun, at every instruction of that."""
+    """While it finishes the first one's change, at every instruction."""
     with furnished() as core:
         deaths = list(unfinished(core, CHANGES[case], steps))
     assert len(deaths) >= 6
@@ -241,7 +241,7 @@ def test_the_next_server_dies_too(case: str, steps: Steps) -> None:
 
 
 def unfinished(core: Core, change: Change, steps: Steps) -> Iterator[Core]:
-    """Copies after the commit, in which something is left to do."""
+    """Copies after the commit, in which there is still something to do."""
     epoch = core.raw.header("epoch")
     for _ in change.states(core, steps):
         if core.raw.header("epoch") == epoch + 1 and core.raw.header("intent_op"):
@@ -249,8 +249,8 @@ def unfinished(core: Core, change: Change, steps: Steps) -> Iterator[Core]:
 
 
 def test_the_next_server_dies_while_it_sweeps(steps: Steps) -> None:
-    """The first one had cut off a table and not yet freed it."""
-    with Core(4 * MIB2, MIB2) as core:  # a sweep looks at all that could be used
+    """The first one had cut off a table but not yet freed it."""
+    with Core(4 * MIB2, MIB2) as core:  # a sweep looks at all frames that could be in use
         core.map(0, 4 * MIB2)
         slot = core.claim()
         core.touch(slot, 0)
@@ -309,7 +309,7 @@ def test_the_server_dies_while_it_reaps(steps: Steps) -> None:
             assert_whole(death)
 
 
-# Not death but a rival: whatever happens between any two instructions of a fault.
+# No death, but a rival: anything may happen between any two instructions of a fault.
 
 
 def unmaps(core: Core) -> Callable[[], Any]:
@@ -325,7 +325,7 @@ def replaces(core: Core) -> Callable[[], Any]:
 
 
 def takes_rights(core: Core) -> Callable[[], Any]:
-    """Writing is not allowed any more: neither are entries that allow it."""
+    """Writing is not permitted any more, nor are entries that permit it."""
     check(core.begin_protect(0, GIB1, READ))
     return later_or_now(core)
 
@@ -349,7 +349,7 @@ def test_between_any_two_instructions_of_a_fault(
     rival: Callable[[Core], Callable[[], Any]], steps: Steps
 ) -> None:
     waited = []
-    # All of the way into the epoch and to the snapshot, and samples of the long walk after it.
+    # The whole way into the epoch and to the snapshot, and samples of the long walk after that.
     samples = [*range(100), *range(100, fault_length(steps), 37)]
     for at in samples:
         with Core() as core:

@@ -1,7 +1,7 @@
 """The core against a model: any order of changes, faults, deaths and restarts.
 
-After each step the whole state is compared: what the core's audit says, and what a decoder of our
-own reads from the bytes of the `.mm` object.
+After each step the whole state is compared: the core's audit, and the findings of a decoder of our
+own in the bytes of the `.mm` object.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CLIENTS = 4
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
 picks = st.integers(0, 1 << 16)
-"""Chooses one of what there is when the step runs."""
+"""Chooses one of the things that exist when the step runs."""
 
 
 verbs = st.sampled_from(["map", "unmap", "protect"])
@@ -87,7 +87,7 @@ class Region(RuleBasedStateMachine):
         said = fault(slot, offset, write=write, look=look, fill=fill, limit=limit)
         assert said == self.model.fault(offset, write=write, look=look, fill=fill, limit=limit)
         if said.verdict == "MAP" and not said.object:
-            # What a client would do next, by another way.
+            # A client's next step, done by other means.
             os.pwrite(self.core.mem_fd, b"\xa5" * PAGE, offset)
             self.written.add(offset)
 
@@ -119,7 +119,7 @@ class Region(RuleBasedStateMachine):
     @precondition(lambda self: self.model.pending is None)
     @rule(verb=verbs, first=picks, count=picks, prot=st.sampled_from(PROTECTIONS), kind=kinds)
     def begin(self, verb: str, first: int, count: int, prot: int, kind: Kind) -> None:
-        """Publishes; what follows may come in between."""
+        """Publishes; other steps may come before the rest of the change."""
         huge = kind is Kind.HUGE
         # Most of the time where huge pages can be.
         first, last = self._range(first, count, aligned=huge and count % 8 != 0)
@@ -151,7 +151,7 @@ class Region(RuleBasedStateMachine):
     @precondition(lambda self: self.model.pending is None and not self.model.stragglers())
     @rule(verb=verbs, first=picks, count=picks, prot=st.sampled_from(PROTECTIONS), kind=kinds)
     def change(self, verb: str, first: int, count: int, prot: int, kind: Kind) -> None:
-        """Everything at once, unless somebody is inside a fault."""
+        """A whole change at once, unless somebody is inside a fault."""
         self.begin(verb, first, count, prot, kind)
         if self.model.pending and not self.model.stragglers():
             self.finish()
@@ -171,9 +171,9 @@ class Region(RuleBasedStateMachine):
     @precondition(lambda self: not self.model.stragglers())
     @rule()
     def restart(self) -> None:
-        """The server dies here; the next one finishes what it began.
+        """The server dies here; the next one finishes its change.
 
-        Rights it takes back instead: it cannot know which clients have let go of the old ones.
+        A change of rights is taken back: the next server cannot know which clients still use them.
         """
         self.core.reopen()
         self.core.recover()
@@ -184,7 +184,7 @@ class Region(RuleBasedStateMachine):
         else:
             self._finish_model()
 
-    # What must be so after each step
+    # Invariants after each step
 
     @invariant()
     def audit_is_clean(self) -> None:

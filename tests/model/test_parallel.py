@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from support.steps import Steps
 
-# Pages in a few tables, where processes meet; and each in a table of its own, which takes frames.
+# Pages in a few tables, where processes meet; and pages in tables of their own, which take frames.
 NEAR = [at * PAGE for at in range(64)] + [MIB2 + at * PAGE for at in range(64)]
 FAR = [at * MIB2 + at % 512 * PAGE for at in range(1200)]
 END = 4 * GIB1
@@ -97,11 +97,11 @@ def test_four_clients_and_a_writer(pages: list[int], steps: Steps) -> None:
         with hammers(core, steps, 4, pages) as clients:
             changes = 0
             deadline = time.monotonic() + GRACE_SECONDS
-            # Until the clients have met changes: else the test would prove nothing.
+            # Until the clients have met changes: otherwise the test would prove nothing.
             while changes < 300 or (not seen >= MET and time.monotonic() < deadline):
                 change(core, chance, edges)
                 changes += 1
-                # True at any moment: only inside a VMA, and with its rights, can an entry come.
+                # True at any moment: an entry can come only inside a VMA, and with its rights.
                 audit = core.audit()
                 assert (audit.stray, audit.bad, audit.vmas) == (0, 0, 0)
                 seen = set().union(*(client.seen for client in clients))
@@ -146,7 +146,7 @@ def test_clients_killed_in_their_faults(steps: Steps) -> None:
             with Hammer(core, steps, FAR, 1) as one, Hammer(core, steps, FAR, 2) as other:
                 wanted = chance.randrange(1, 600)
                 deadline = time.monotonic() + GRACE_SECONDS
-                # Frames are taken in order: so many tables are there, or about to be.
+                # Frames are taken in order: so many tables exist, or are about to.
                 while core.raw.header("frames_high") < wanted and time.monotonic() < deadline:
                     os.sched_yield()
                 one.kill_and_reap()
@@ -160,7 +160,7 @@ def test_clients_killed_in_their_faults(steps: Steps) -> None:
 
 
 def test_servers_killed_in_their_changes(steps: Steps) -> None:
-    """The clients go on meanwhile, and the next server finishes what was begun under their eyes."""
+    """The clients go on meanwhile, and the next server finishes the change before their eyes."""
     chance = random.Random(3)
     edges = [0, MIB2, 20 * MIB2, GIB1, GIB1 + MIB2, END]
     with Core() as core:
@@ -192,7 +192,7 @@ def test_servers_killed_in_their_changes(steps: Steps) -> None:
 
 
 def run_server(core: Core, seed: int, edges: list[int]) -> None:
-    """Changes until it is killed."""
+    """Makes changes until it is killed."""
     try:
         libc.die_with_parent()
         core.reopen()

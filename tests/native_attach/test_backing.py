@@ -1,4 +1,4 @@
-"""Which backing id an open gets, as the kernel's rule wants it."""
+"""Which backing id an open gets, by the kernel's rule."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_one_refusal_is_enough(refusal: int) -> None:
 
 
 def test_a_later_failure_is_the_opens() -> None:
-    """What once worked fails for want of something: another open may have it again."""
+    """After passthrough has worked once, an open may fail to get it, and another get it again."""
 
     def work(files: BackingFiles, kernel: Kernel) -> None:
         files.open(7, memory)

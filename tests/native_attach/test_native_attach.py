@@ -78,7 +78,7 @@ def test_the_same_data_as_everybody_elses(
 def test_a_mapping_made_before_the_size_is(
     shared_mount: Mount, actors: Callable[[], Actor]
 ) -> None:
-    """EINVAL in the series. The kernel does not ask us: beyond the end it is SIGBUS, as ever."""
+    """EINVAL in the series. The kernel does not ask us: an access past the end is SIGBUS."""
     path = shared_mount.path / "early"
     with msharefs.open(path, os.O_RDWR | os.O_CREAT) as region:
         native = Native.map(actors(), region.fd, SIZE)
@@ -94,7 +94,7 @@ def test_a_mapping_made_before_the_size_is(
 
 
 def test_part_of_a_region(region: msharefs.Region, actors: Callable[[], Actor]) -> None:
-    """EINVAL in the series: only the whole. The kernel does not ask us."""
+    """EINVAL in the series, which maps only the whole. The kernel does not ask us."""
     part = Native.map(actors(), region.fd, PAGE, offset=QUANTUM)
     part.store(0, 9)
     with region.attach() as memory:
@@ -214,7 +214,7 @@ def test_a_child_has_it_too(region: msharefs.Region, native: Native) -> None:
 
 
 def test_names_do_not_matter(region: msharefs.Region, native: Native) -> None:
-    """A link, a rename, a second region in the place of the first: it is the inode that counts."""
+    """A link, a rename, a second region in the place of the first: only the inode counts."""
     path = region.path
     os.link(path, f"{path}-link")
     os.rename(path, f"{path}-new")
@@ -236,7 +236,7 @@ def test_mshare_info_is_not_mapped(shared_mount: Mount) -> None:
 
 
 def test_opened_and_closed_by_many_at_once(region: msharefs.Region) -> None:
-    """A file has one backing id from its first open to its last close: the kernel answers EIO else.
+    """A file has one backing id from its first open to its last close; or the kernel says EIO.
 
     Processes that find it closed, and others that find it open, take turns here in every order.
     """

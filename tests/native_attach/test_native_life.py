@@ -1,4 +1,4 @@
-"""How long native attachments and their memory live: beyond descriptors, names and servers."""
+"""The life of native attachments and their memory: beyond descriptors, names and servers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 SIZE = 16 * QUANTUM
-"""Of a region whose memory is looked for: more than anything else here takes."""
+"""The size of a region whose memory is looked for: more than anything else here takes."""
 
 
 def taken() -> int:
-    """Bytes that the files of the run's tmpfs take: names, and what has none and is open."""
+    """Bytes that the files of the run's tmpfs take: those with names, and open ones without."""
     status = os.statvfs(namespace.SHM)
     return (status.f_blocks - status.f_bfree) * status.f_frsize
 
@@ -84,7 +84,7 @@ def test_memory_goes_back_with_a_killed_process(
 def test_opening_leaves_nothing(shared_mount: Mount) -> None:
     """A backing id that is not closed would keep the region's memory, and a descriptor ours."""
     descriptors = f"/proc/{shared_mount.pid}/fd"
-    with region(shared_mount, "first"):  # with it the server opens what it keeps open
+    with region(shared_mount, "first"):  # it makes the server open the files that it keeps open
         before, open_before = taken(), len(os.listdir(descriptors))
         for number in range(20):
             with region(shared_mount, size=2 * QUANTUM) as made, made.attach() as memory:
@@ -100,7 +100,7 @@ def test_opening_leaves_nothing(shared_mount: Mount) -> None:
 
 @pytest.mark.mount("quantum=2M", "owner=process")
 def test_the_owners_end(mount: Mount, actors: Callable[[], Actor]) -> None:
-    """The series: SIGSEGV. Nobody stands between Linux and this process: its pages are zero."""
+    """SIGSEGV in the series. We are not between Linux and this process: its pages are zero."""
     owner = os.fork()
     if owner == 0:
         status = 1
@@ -158,7 +158,7 @@ def test_the_server_crashes(mount: Mount, actors: Callable[[], Actor]) -> None:
             memory[0] = 3
         made.detach()
         assert native.load(0) == [3]
-        # It is of the dead mount, and listed all the same; so is one of the new mount.
+        # It belongs to the dead mount and is still listed, like one of the new mount.
         second = Native.map(actors(), made.fd, QUANTUM)
         listed = {(client["pid"], client["kind"]) for client in made.describe("clients")}
         assert listed == {(native.actor.pid, "native"), (second.actor.pid, "native")}
@@ -167,7 +167,7 @@ def test_the_server_crashes(mount: Mount, actors: Callable[[], Actor]) -> None:
 
 @pytest.mark.mount("quantum=2M")
 def test_the_server_stops(mount: Mount, actors: Callable[[], Actor]) -> None:
-    """As after a lazy umount of a tmpfs: who has the memory keeps it, and it goes with them."""
+    """As after a lazy umount of a tmpfs: processes keep the memory, which goes when they end."""
     before = taken()
     with region(mount) as made:
         native = Native.map(actors(), made.fd, SIZE)

@@ -1,4 +1,4 @@
-"""Where the server may not, or shall not, let a plain mmap(2) map a region."""
+"""A server that cannot let a plain mmap(2) map a region, or is told not to."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_read_and_write(fd: int) -> None:
 
 
 def test_read_and_write_at_an_offset(fd: int) -> None:
-    """EINVAL in the series. FUSE can have either that or ESPIPE for lseek, not both."""
+    """EINVAL in the series. FUSE can have either that or ESPIPE for lseek, but not both."""
     with refused(errno.ESPIPE):
         os.pread(fd, 10, 0)
     with refused(errno.ESPIPE):

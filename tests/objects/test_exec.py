@@ -1,4 +1,4 @@
-"""Code in a region: what may be executed is what its mappings say, in every attached process."""
+"""Code in a region: its mappings alone say what may be executed, in every attached process."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_children_execute_too(memory: Memory, file: int) -> None:
 def test_whoever_is_attached_already(
     actors: Callable[[], Actor], make_region: Callable[..., msharefs.Region]
 ) -> None:
-    """And whoever comes later; processes that touched nothing, and that only read."""
+    """And processes that come later; those that touched nothing, and those that only read."""
     region = make_region()
     early = RegionMemory(actors(), region)
     reader = actors()

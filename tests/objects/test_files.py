@@ -1,4 +1,4 @@
-"""Files in a region are what they are in any mapping: each test holds for mmap(2) first."""
+"""Files in a region behave as in any mapping: each test holds for mmap(2) first."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_it_is_one_memory_with_read_and_write(memory: Memory, file: int) -> None
     assert os.pread(file, 1, 4 * PAGE + 8) == bytes([77])
     os.pwrite(file, bytes([99]), 30 * PAGE + 1)
     assert memory.load(35 * PAGE + 1) == [99]
-    # System calls into memory that nobody touched yet.
+    # System calls into memory that nobody has touched yet.
     grow(file, 60)
     memory.map_file(2 << 20, 60 * PAGE, file)
     assert memory.read((2 << 20) + 50 * PAGE, 2 * PAGE) == 2 * PAGE
@@ -139,7 +139,7 @@ def test_several_files_with_holes(memory: Memory, tmp_path: Path) -> None:
             os.pwrite(fd, bytes([number]), PAGE)
             memory.map_file(4 * number * PAGE, 2 * PAGE, fd, 0, READ if number % 2 else READ_WRITE)
             memory.map((4 * number + 3) * PAGE, PAGE)
-        # More than a process keeps descriptors of, twice.
+        # More objects than a process keeps descriptors for, twice.
         for _ in range(2):
             for number in range(100):
                 at = 4 * number * PAGE
@@ -234,7 +234,7 @@ def test_no_store_is_lost_while_rights_change(memory: Memory, file: int) -> None
 
 
 def test_unmap_and_create_while_all_hammer(memory: Memory, file: int) -> None:
-    """After UNMAP no store goes through, and what is refused is so with SEGV_MAPERR."""
+    """After UNMAP no store goes through, and every one is refused with SEGV_MAPERR."""
     os.ftruncate(file, 16 * PAGE)
     memory.map_file(0, 16 * PAGE, file)
     with Board() as board:
@@ -258,7 +258,7 @@ def test_unmap_and_create_while_all_hammer(memory: Memory, file: int) -> None:
 
 
 def test_anonymous_memory_where_a_file_was(memory: Memory, file: int) -> None:
-    """It is under the same watch as before: rights are taken from running threads."""
+    """It is watched as before: rights are taken from running threads."""
     os.ftruncate(file, 16 * PAGE)
     memory.map_file(0, 16 * PAGE, file)
     assert memory.store(0, 3) == []
@@ -270,7 +270,7 @@ def test_anonymous_memory_where_a_file_was(memory: Memory, file: int) -> None:
 
 
 def test_all_memory_is_locked(memory: Memory, file: int) -> None:
-    """After mlockall(2) what is mapped is filled at once."""
+    """After mlockall(2) a new mapping is filled at once."""
     grow(file, 64)
     memory.actor.call("mlockall", MCL_FUTURE)
     memory.map_file(0, 64 * PAGE, file)

@@ -1,4 +1,4 @@
-"""2 MiB pages: of hugetlbfs files, of memfds and without a file. Each test is for mmap(2) first."""
+"""2 MiB pages: of hugetlbfs files, of memfds, without a file. Each test holds for mmap(2) first."""
 
 from __future__ import annotations
 

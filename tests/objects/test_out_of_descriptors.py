@@ -1,4 +1,4 @@
-"""Descriptors of objects that cannot be had, or looked at, for a while: nothing is lost."""
+"""Descriptors of objects that are unavailable, or cannot be checked, for a while: none is lost."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def region(make_region: Callable[..., msharefs.Region]) -> msharefs.Region:
 
 
 class Refused:
-    """What is refused to the processes that are started now."""
+    """The errno for the processes that are started now."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -139,7 +139,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def held(actor: Actor, fd: int) -> int:
-    """How many descriptors of the file of our `fd` the process has."""
+    """The number of descriptors that the process has of the file of our `fd`."""
     name, found = os.readlink(f"/proc/self/fd/{fd}"), 0
     for link in Path(f"/proc/{actor.pid}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -149,7 +149,7 @@ def held(actor: Actor, fd: int) -> int:
 
 @contextlib.contextmanager
 def full(actor: Actor) -> Iterator[None]:
-    """The process may have no more descriptors than it has."""
+    """The process may open no more descriptors than it has now."""
     before = resource.prlimit(actor.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(actor.pid, resource.RLIMIT_NOFILE, (3, before[1]))
     try:

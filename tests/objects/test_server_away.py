@@ -1,4 +1,4 @@
-"""A server that is killed: what a process has of its objects goes on, the rest waits."""
+"""A server that is killed: a process's mapped objects go on, accesses to others wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owners: what ends with whom, and that it is in force for those who are attached."""
+"""Owners: regions end with them, and that is in force for attached processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 QUANTUM = 2 << 20
 RW, SHARED_FIXED_ANON = 3, 0x31
 CREATE, UNMAP = 0x40287800, 0x40107801
-# Where nobody asks about the region, the server hears of its owner's end a moment later.
+# If nobody makes a request on the region, the server hears of its owner's end a moment later.
 SOON = 5.0
 
 
@@ -51,7 +51,7 @@ def make(maker: Agent, path: Path) -> None:
 
 
 def attach(client: Agent, path: Path) -> int:
-    """Attaches with the library; the address."""
+    """Attaches with the library; returns the address."""
     client.call("dlopen", str(installed.prefix() / "lib" / "libmsharefs.so.1"), 0x102)
     fd = client.call("open", str(path), os.O_RDWR)
     return client.call("mshare_attach", fd, 0, RW, 1)
@@ -180,7 +180,7 @@ def test_the_threads_own_exec_keeps_it(
 def test_a_watch_sees_a_thread_leave_while_its_process_goes_on(
     program: Path, monkeypatch: pytest.MonkeyPatch, which: int, perf: bool
 ) -> None:
-    """Without permission for perf events a pidfd must do, and for a first thread a look."""
+    """Without permission for perf events a pidfd must do, and for a first thread regular looks."""
 
     def forbidden(_watch: owners.Watch) -> None:
         raise PermissionError

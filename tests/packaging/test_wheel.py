@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory with the wheel's files, moved after the install: nothing may know its place."""
+    """Directory with the wheel's files, moved after the install: no file may know its place."""
     target = tmp_path_factory.mktemp("target") / "first"
     pip("install", "--no-deps", "--no-index", "--target", target, wheel)
     return target.rename(target.with_name("moved"))

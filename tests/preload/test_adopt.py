@@ -1,4 +1,4 @@
-"""Anonymous shared memory that is adopted behaves as if it were not: each test on both."""
+"""Adopted anonymous shared memory behaves as if it were not adopted: each test runs on both."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def shared(
 
 
 def regions(agent: Agent) -> int:
-    """How many regions the agent has adopted memory in."""
+    """The number of regions in which the agent has adopted memory."""
     return len({each.inode for each in maps(agent.pid) if each.path.endswith(".mem")})
 
 
@@ -136,24 +136,24 @@ class TestWhatIsAdopted:
 
 
 class TestHandover:
-    """Pages that are all there are left to Linux: to children of fork() from the begin."""
+    """Fully populated memory is left to Linux, for children of fork() from the beginning."""
 
     RUN = 64 * PAGE
 
     def fill(self, agent: Agent, start: int, value: int) -> None:
-        """From the end on: of what is filled in turn, more is filled ahead."""
+        """From the end backwards: a forward sequence would fill more pages ahead."""
         for at in range(start + self.RUN - PAGE, start - PAGE, -PAGE):
             agent.call("memset", at, value, PAGE)
 
     @staticmethod
     def links(mount: Mount) -> dict[int, int]:
-        """How many quanta each of the region's processes has linked."""
+        """The number of quanta that each of the region's processes has linked."""
         (path,) = (mount.state / "regions").glob("*.mm")
         return {client.pid: client.links for client in attachments(mount, int(path.stem))}
 
     @staticmethod
     def faults(mount: Mount) -> int:
-        """First touches that the region's processes have been through."""
+        """The number of first touches by the region's processes."""
         (path,) = (mount.state / "regions").glob("*.mm")
         return sum(client.faults for client in attachments(mount, int(path.stem)))
 
@@ -166,7 +166,7 @@ class TestHandover:
         assert watched(child.pid, base, SIZE) == rest
         assert {child.load(base + at) for at in range(PAGE, PAGE + self.RUN, PAGE)} == {"7"}
         assert self.links(shared_mount) == {adopting.pid: 1, child.pid: 1}
-        # What is not there is still ours to count.
+        # Absent pages are still ours to count.
         before = self.faults(shared_mount)
         assert child.store(base, 1) == "ok"
         assert child.store(base + SIZE - 1, 2) == "ok"
@@ -219,7 +219,7 @@ class TestHandover:
         assert child.load(base + 5 * QUANTUM - PAGE) == "SIGBUS ADRERR"
 
     def test_it_can_be_remapped_and_unmapped(self, agent: Agent) -> None:
-        """As one mapping, which it is to the program."""
+        """As one mapping, as the program sees it."""
         base = shared(agent)
         agent.call("memset", base + PAGE, 7, self.RUN)
         child = agent.fork()
@@ -435,7 +435,7 @@ class TestMremap:
         assert agent.fork().load(base) == "1"
 
     def test_larger_in_place(self, agent: Agent) -> None:
-        # Where there is room behind it: its own end, given back before, and more.
+        # If there is room behind it: its own end, given back before, and more.
         base = shared(agent, at=PLACE)
         agent.store(base, 1)
         assert agent.call("munmap", base + MIDDLE, SIZE - MIDDLE) == 0
@@ -455,7 +455,7 @@ class TestMremap:
         agent_program: Path,
         of: str,
     ) -> None:
-        """The region is larger than the memory: faults behind its end come to us."""
+        """The region is larger than the memory: faults past its end come to us."""
         budget = {"MSHAREFS_PT_BUDGET": "256K"}  # 64 spans
         environ = running.environment(mounts("quantum=1G").path, 1 << 20) | budget
         agent = agents.start([agent_program], environ if of == "budget" else None)

@@ -119,7 +119,7 @@ class TestAttaching:
 
 
 class TestRefused:
-    """Each alone, then which of two wins."""
+    """Each alone, then two together: which one wins."""
 
     @pytest.mark.parametrize("length", [1, PAGE, QUANTUM, 3 * QUANTUM, 2 * QUANTUM + 1])
     def test_a_length_that_is_not_the_regions(self, region: File, length: int) -> None:
@@ -189,7 +189,7 @@ class TestRefused:
 
 
 class TestLikeAnyFile:
-    """What the kernel checks of every file: a memfd first, then a region."""
+    """The kernel's checks for every file: of a memfd first, then of a region."""
 
     def test_a_bad_descriptor(self, file: File) -> None:
         assert file.refused(fd=999) == "EBADF"
@@ -324,7 +324,7 @@ class TestFixedOverAttachments:
 
 
 class TestOtherFiles:
-    """They are none of our business."""
+    """They do not concern us."""
 
     def test_a_file_of_tmpfs(self, preloaded: Agent, public_tmp: Path) -> None:
         path = public_tmp / "file"
@@ -366,7 +366,7 @@ def test_exec_of_code_needs_a_mount_that_permits_it(region: File) -> None:
 
 
 def test_the_address_of_zero(region: File) -> None:
-    """The lowest quantum: the program is not there, mmap_min_addr binds only others than root."""
+    """The lowest quantum: the program is not there, and mmap_min_addr does not bind root."""
     assert region.attach(flags=SHARED | FIXED) == 0
     assert region.agent.load(PAGE) == "0"
     assert region.agent.call("munmap", 0, region.size) == 0
@@ -375,6 +375,6 @@ def test_the_address_of_zero(region: File) -> None:
 
 
 def test_the_library_itself_refuses_as_much(region: File) -> None:
-    """mshare_attach() has the same checks: see tests/client; here that they are one code."""
+    """mshare_attach() has the same checks, see tests/client; here, that it is the same code."""
     with msharefs.open(region.path, os.O_RDONLY) as here, refused(13):
         here.attach(prot=mmap.PROT_READ | mmap.PROT_WRITE)

@@ -53,7 +53,7 @@ def test_a_program_that_closes_all_descriptors(
         agent.call("close", fd)
     for number in range(3):
         assert agent.load(base + number * 64 * PAGE) == str(number)
-    # Neither numbers of ours nor all of them are the program's to close or to take.
+    # The program can neither close nor take our numbers, one by one or all together.
     for fd in range(600, 640):
         agent.result("close", fd)
         agent.result("dup2", 0, fd)

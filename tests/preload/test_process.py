@@ -33,7 +33,7 @@ CLOSE_RANGE_END = (1 << 32) - 1
 
 
 def hidden(agent: Agent) -> set[int]:
-    """The agent's descriptors that are ours: the program's own have low numbers."""
+    """Our descriptors in the agent; the program's own have low numbers."""
     return {int(name) for name in os.listdir(f"/proc/{agent.pid}/fd")} - set(range(100))
 
 
@@ -222,7 +222,7 @@ class TestThreads:
         base = region.attach()
         assert region.agent.load(base) == "0"  # so that it runs, and has its name
         blocked = int(status(service_thread(region.agent.pid), "SigBlk"), 16)
-        # All but those that cannot be, and perhaps the two that the C library keeps for itself.
+        # All but those that nobody can block, and maybe the two that the C library keeps.
         free = (1 << 64) - 1 & ~blocked
         allowed = {signal.SIGKILL, signal.SIGSTOP, 32, 33}
         assert {number for number in range(1, 65) if free >> (number - 1) & 1} <= allowed
@@ -298,7 +298,7 @@ class TestDescriptors:
             assert os.readlink(f"/proc/{agent.pid}/fd/{fd}") == region.path
         assert len(hidden(agent) - ours) == len(ours)
         assert self.works(region, base)
-        for fd in ours:  # they are the program's now
+        for fd in ours:  # they belong to the program now
             assert agent.call("close", fd) == 0
         assert len(hidden(agent)) == len(ours)
         assert self.works(region, base)

@@ -1,4 +1,4 @@
-"""msharefs run: which mount a program gets, how it starts and ends, what is left of it."""
+"""msharefs run: which mount a program gets, how it starts and ends, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class TestWhichMount:
 
 
 class TestWhichMountForAdoptedMemory:
-    """Where regions end with the process that made them, a daemon's memory would."""
+    """If regions end with the process that made them, a daemon's memory would end, too."""
 
     ASK = ("--adopt-anon", "64M", "--", *TestWhichMount.ASK)
 
@@ -187,7 +187,7 @@ class TestTheProgram:
         assert run("--", "sh", "-c", "exit 42").returncode == 42
 
     def test_killed_by_a_signal(self, either: str) -> None:
-        # As a shell has it: when we became the program, ours sees the signal itself.
+        # As in a shell; when we became the program, our parent sees the signal itself.
         status = run("--", "sh", "-c", "kill -KILL $$").returncode
         assert status == (128 + 9 if either == "a private mount" else -9)
 
@@ -216,7 +216,7 @@ class TestTheProgram:
 
     def test_may_be_stopped_by_sigpipe(self, either: str) -> None:
         del either
-        # Python ignores SIGPIPE; a program that inherits that goes on for ever.
+        # Python ignores SIGPIPE; a program that inherits that would go on for ever.
         command = subprocess.list2cmdline([*RUN, "--", "yes"])
         done = subprocess.run(
             ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"],
@@ -262,7 +262,7 @@ class TestThePreloadLibrary:
 
 class TestThePrivateMount:
     def test_stays_for_a_daemon_and_nobody_waits(self, tmp_path: Path) -> None:
-        # The daemon makes a file when the program has long ended, and waits to be told to go.
+        # The daemon makes a file long after the program has ended, and waits to be told to go.
         fifo, answer = tmp_path / "fifo", tmp_path / "answer"
         daemon = f"read line <&3; : >${running.MOUNT}/late; : >$ANSWER; read line <&3"
         script = f"exec 3<>$FIFO; echo ready; setsid sh -c '{daemon}' >$NULL 2>&1 <$NULL &"

@@ -57,7 +57,7 @@ def test_mshare_info_has_one(preloaded: Agent, shared_mount: Mount) -> None:
     "free", [("close",), ("close_range", 0), ("dup2",), ("dup3", 0)], ids=lambda free: free[0]
 )
 def test_a_number_that_was_another_files(region: File, file: str, free: tuple[str, int]) -> None:
-    """What was learnt of a descriptor is not believed of its number's next."""
+    """Knowledge about a descriptor is not applied to the next one of that number."""
     agent = region.agent
     fd = agent.call("open", file, os.O_RDWR)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""A program written for the kernel series, unmodified, does here what it does with memory."""
+"""An unmodified program for the kernel series does the same here as with Linux's own memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.mount("quantum=2M")
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled tests/programs/series.c: from our library it takes nothing but the numbers."""
+    """The compiled tests/programs/series.c: it uses only the numbers of our header."""
     made = cc.build(SOURCES / "series.c", tmp_path_factory.mktemp("series") / "series")
     needed = subprocess.check_output(["readelf", "-d", made], text=True)
     assert "msharefs" not in "".join(line for line in needed.splitlines() if "NEEDED" in line)
@@ -35,7 +35,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def output(*command: object) -> list[str]:
-    """What a program that ends well says."""
+    """The output of a program that ends well."""
     return subprocess.run(
         command, capture_output=True, text=True, timeout=WAIT, check=True
     ).stdout.splitlines()
@@ -54,7 +54,7 @@ def test_the_kernels_own_example(program: Path, mount: Mount) -> None:
 
 
 def test_the_same_with_no_library_at_all(program: Path, mount: Mount) -> None:
-    """The native attachment: all of it, but that a hole is not one."""
+    """The native attachment: everything works, except that holes are not enforced."""
     plain = output(program, "memory")
     native = output(program, "region", mount.path / "region")
     hole = plain.index("store into a hole: Segmentation fault")
@@ -97,7 +97,7 @@ REFUSALS = """
     mmap to read, read-only: fine
     unlink: fine
 """
-"""As the series has it, in the order of tests/programs/series.c."""
+"""The answers of the series, in the order of tests/programs/series.c."""
 
 
 @pytest.mark.parametrize("run", [RUN, []], ids=["library", "native"])

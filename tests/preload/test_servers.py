@@ -1,6 +1,6 @@
 """Debian's own PostgreSQL and nginx, with their shared memory in regions.
 
-Each runs plain first, and does the same under `msharefs run --adopt-anon`.
+Each runs plain first, and then must do the same under `msharefs run --adopt-anon`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def need(program: str | None, package: str) -> str:
 
 
 def adopted(pid: int) -> list[int]:
-    """Sizes of the windows of regions in a process; parts of one need no watch (handover.c)."""
+    """Sizes of the windows of regions in a process; parts may be unwatched (handover.c)."""
     found: dict[str, int] = {}
     for each in proc.maps(pid):
         if each.path.endswith(".mem"):
@@ -59,7 +59,7 @@ def children(pid: int) -> list[int]:
 
 
 def title(pid: int) -> str:
-    """What a process of PostgreSQL says it is; empty if it has ended."""
+    """A PostgreSQL process's description of itself; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
@@ -68,7 +68,7 @@ def title(pid: int) -> str:
 
 @pytest.fixture(params=["plain", "adopted"])
 def before(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """What a command is started with; in the end nothing of it may be left."""
+    """The prefix of a command line; at the end no process of it may be left."""
     yield [] if request.param == "plain" else ADOPT
     if request.param == "adopted":
         until(lambda: not list(namespace.SHM.glob("msharefs-private-*")), "the private mount gone")
@@ -96,7 +96,7 @@ class Postgres:
         return [*user, f"{self._bin}/{name}", *arguments]
 
     def run(self, name: str, *arguments: str | Path, before: Sequence[str] = ()) -> str:
-        """Run one of its programs, which must succeed: what it says."""
+        """Run one of its programs, which must succeed; returns its output."""
         done = subprocess.run(
             [*before, *self.command(name, *arguments)], cwd="/", timeout=WAIT, check=False,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -164,7 +164,7 @@ def test_postgresql(public_tmp: Path, before: list[str]) -> None:
 
 
 SUM = "select sum(hashtext(pgbench_accounts::text)) from pgbench_accounts"
-# What pgbench's script keeps true.
+# An invariant of pgbench's script.
 CONSISTENT = (
     "select (select sum(abalance) from pgbench_accounts) = (select sum(bbalance) from "
     "pgbench_branches) and (select sum(tbalance) from pgbench_tellers) = (select sum(delta) from "
@@ -173,7 +173,7 @@ CONSISTENT = (
 
 
 def test_postgresql_survives_a_killed_backend(public_tmp: Path, before: list[str]) -> None:
-    """The postmaster then makes its shared memory anew: detach and adopt in one process."""
+    """The postmaster then makes new shared memory: detach and adopt in one process."""
     server = Postgres(public_tmp, before)
     postmaster = server.start()
     try:
@@ -238,7 +238,7 @@ class Nginx:
 
 
 def served(server: Nginx, who: str, times: int = 40) -> tuple[int, set[int]]:
-    """How many of some requests got through, and who answered them."""
+    """How many of some requests got through, and which workers answered them."""
     answers = [server.ask(who) for _ in range(times)]
     assert {status for status, _ in answers} <= {200, 503}
     return sum(status == 200 for status, _ in answers), {pid for _, pid in answers}

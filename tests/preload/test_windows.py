@@ -1,4 +1,4 @@
-"""munmap(2), mprotect(2), madvise(2) and their kin on an attachment, as the series has them."""
+"""munmap(2), mprotect(2), madvise(2) and their relatives on an attachment, as in the series."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ PART = {**WHOLE, **dict.fromkeys(SPLITTING, "EINVAL")}
 
 @pytest.fixture
 def window(region: File) -> Window:
-    """A region of two quanta, attached where nothing is beside it, 42 in its first byte."""
+    """A region of two quanta, attached where it has no neighbours, 42 in its first byte."""
     return Window(region, region.attach(address=PLACE))
 
 
@@ -86,7 +86,7 @@ class Window:
             assert self.agent.store(at, byte) == "ok"
 
     def intact(self) -> bool:
-        """Whether it is attached as ever, and its neighbours are what they were."""
+        """Whether it is still attached, and its neighbours are unchanged."""
         assert self.agent.load(self.base) == "42"
         assert self.agent.store(self.base + SIZE - 1, 7) == "ok"
         return len(clients(self.region.path)) == 1
@@ -231,7 +231,7 @@ class TestMremap:
         assert clients(window.region.path) == []
 
     def test_other_memory_that_shrinks_off_a_part(self, window: Window) -> None:
-        # The end that is too much reaches into the window: that end is unmapped, or nothing.
+        # The surplus at the end reaches into the window: it is unmapped, or nothing is.
         window.surround()
         assert window.say("mremap", -PAGE, 2 * PAGE, PAGE, 0, 0) == "EINVAL"
         assert window.say("mremap", -PAGE, PAGE + SIZE, PAGE, 0, 0) == "0"
@@ -254,7 +254,7 @@ class TestMsync:
 
 
 class TestMlock:
-    """0 if all pages are in the caller's tables, else ENOMEM; nothing is locked in any case."""
+    """0 if all pages are in the caller's tables, or ENOMEM; nothing is locked in either case."""
 
     def locked(self, agent: Agent) -> int:
         return proc.status_bytes(agent.pid, "VmLck")
@@ -307,7 +307,7 @@ class TestMlock:
         other = agent.call("mmap", 0, 8 * PAGE, READ_WRITE, PRIVATE | ANONYMOUS, -1, 0)
         present = agent.pool
         assert agent.say("mlockall", flags) == "0"
-        # The memory of the program is there, unless it is to come with faults, or only later.
+        # The program's own memory is present, unless it is to come with faults, or only later.
         assert agent.call("mincore", other, 8 * PAGE, present) == 0
         filled = bool(flags & 1 and not flags & 4)
         assert agent.get(present, 8) == (b"\1" if filled else b"\0") * 8
@@ -327,7 +327,7 @@ def counters(path: str) -> dict[str, int]:
 
 
 def agent_size(agent: Agent) -> int:
-    """Bytes of all its mappings but the windows."""
+    """Bytes of all its mappings except the windows."""
     others = (each for each in proc.maps(agent.pid) if not each.path.endswith(".mem"))
     return sum(each.end - each.start for each in others)
 
@@ -448,7 +448,7 @@ class TestMadvise:
 
 
 class TestBySyscall:
-    """syscall(2) with a number: for what the C library has no function of, or had none."""
+    """syscall(2) with a number, for calls that have or had no function in the C library."""
 
     NUMBERS = {  # noqa: RUF012  # a table
         "munmap": 11, "mprotect": 10, "mremap": 25, "msync": 26, "mincore": 27, "madvise": 28,

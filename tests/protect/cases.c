@@ -1,10 +1,10 @@
 /*
- * cases.c - what a change of protection does, case by case: on a plain shared
+ * cases.c - the effects of a change of protection, case by case: on a plain shared
  * mapping with mprotect(2), or on a region with mshare_protect().
  *
  *   cases plain          cases region PATH      (PATH: a new region file)
  *
- * Prints a line a case. Both must print the same.
+ * Prints one line for each case. Both must print the same.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -49,7 +49,7 @@ static int protect(unsigned long offset, unsigned long size, int prot)
     return mprotect((void *)(memory + offset), size, prot);
 }
 
-/* Everything away, then SIZE bytes that nobody has touched, but for the last page. */
+/* Removes everything; then there are SIZE bytes, and only the last page has been touched. */
 static void fresh(int prot)
 {
     const int flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED;
@@ -84,7 +84,7 @@ static const char *rights(int prot)
     return names[prot];
 }
 
-/* Reads or writes a byte of `page`; says what came of it. */
+/* Reads or writes a byte of `page`; prints the result. */
 static void access_page(unsigned long page, bool write)
 {
     volatile unsigned char *at = memory + page * PAGE + 7;
@@ -102,7 +102,7 @@ static void access_page(unsigned long page, bool write)
     }
 }
 
-/* read(2) and write(2) of the kernel, on behalf of the program. */
+/* read(2) and write(2): the kernel's accesses on behalf of the program. */
 static void copy_page(unsigned long page)
 {
     int pipes[2];

@@ -5,7 +5,7 @@
  *
  * Thread T of process SELF (0, 1, ...) counts up the word SELF * 64 + T of every
  * page, page after page. With `fork`, a child does a round and ends, and the next
- * one goes on. A store that is refused is counted and tried again. Each line on
+ * child goes on. A refused store is counted and tried again. Each line on
  * stdin is answered with "STORES REFUSALS OTHER_SIGNALS", all since the start.
  */
 #define _GNU_SOURCE

@@ -122,7 +122,7 @@ def test_what_is_refused(mount: Mount) -> None:
 
 
 def test_figures_do_not_change(mount: Mount) -> None:
-    """Tables, memory and counts stay; entries keep accessed and dirty and get the new rights."""
+    """Tables, memory and counts stay; entries keep accessed and dirty, and get the new rights."""
     with make(mount) as region:
         view = region.attach()
         for offset in range(0, SIZE // 2, PAGE):
@@ -135,7 +135,7 @@ def test_figures_do_not_change(mount: Mount) -> None:
         for offset in range(0, SIZE // 2, PAGE):
             view[offset] += 1
         after = region.stat()
-        # All access was taken once, so the pages were made reachable once more: our work, no fault.
+        # All access was taken once, so we made the pages reachable again: our work, no fault.
         assert (
             after["counters"].pop("materialised_pages") > before["counters"]["materialised_pages"]
         )

@@ -1,6 +1,6 @@
-"""Objects that are files while processes use them: taken away, changed in their rights, executed.
+"""Objects that are files while processes use them: unmapped, protected, executed.
 
-What is taken is taken from every process before the call returns, or from none.
+Rights and memory are taken from every process before the call returns, or from none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.mount("quantum=2M")
 PAGE = mmap.PAGESIZE
-SPAN = 2 << 20  # what a client remembers having touched
+SPAN = 2 << 20  # a client remembers the spans that it has touched
 SIZE = 4 * SPAN
 READ, WRITE, EXEC = mmap.PROT_READ, mmap.PROT_WRITE, mmap.PROT_EXEC
 RW = READ | WRITE
@@ -41,7 +41,7 @@ RET = b"\xc3"  # x86-64
 
 @pytest.fixture
 def region(shared_mount: Mount) -> Iterator[msharefs.Region]:
-    """Anonymous memory, but the second span is a hole."""
+    """Anonymous memory with a hole in the second span."""
     path = shared_mount.path / "r"
     with msharefs.open(path, os.O_RDWR | os.O_CREAT) as opened:
         opened.truncate(SIZE)

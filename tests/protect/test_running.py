@@ -29,7 +29,7 @@ SIZE = 2 << 20
 PROCESSES, THREADS = 8, 3
 R, RW, NONE = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE, 0
 
-# Attaches, stores into every page, and then answers each line: what it reads at the start.
+# Attaches, stores into every page, and then answers each line with the byte that it reads first.
 CLIENT = """
 import sys, msharefs
 with msharefs.open(sys.argv[1]) as region:
@@ -77,7 +77,7 @@ class Hammers:
         return found
 
     def wait_for_more(self, what: int, more: int) -> None:
-        """Until each has `more` stores (0) or refusals (1) than now."""
+        """Waits until each has `more` stores (0) or refusals (1) than now."""
         before = self.counts()
         while any(
             now[what] < then[what] + more for now, then in zip(self.counts(), before, strict=True)
@@ -163,7 +163,7 @@ def test_forks_meanwhile(region: msharefs.Region, hammer: Path) -> None:
 
 
 class Client:
-    """A process that has touched every page, and that one can stop."""
+    """A process that has touched every page, and that can be stopped."""
 
     def __init__(self, path: str) -> None:
         self.process = subprocess.Popen(
@@ -325,7 +325,7 @@ def test_another_program_by_exec_is_not_waited_for(
         assert process.stdin
         assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "7\n"]
         region.close()
-        mount.kill()  # exec(2) may come before or after: nobody tells the next server
+        mount.kill()  # whether exec(2) comes before or after, nobody tells the next server
         process.stdin.write("cat\n")
         process.stdin.flush()
         assert process.stdout.readline() == "cat\n"

@@ -1,7 +1,7 @@
-"""Clients that unmap parts of their window, or map over them: what that costs the server.
+"""Clients that unmap parts of their window, or map over them, and the cost for the server.
 
-What is left of the window is protected, exactly; and the calls on the client's userfaultfd go with
-the number of pieces and not with the size of what is missing.
+The parts that are left are protected, exactly; and the number of calls on the client's userfaultfd
+depends on the number of those parts and not on the size of the missing ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SIZE = 32 << 20
 PAGES = SIZE // PAGE
 HALF, QUARTER = PAGES // 2, PAGES // 4
-POISONS = 32  # pages that a client remembers to have refused
+POISONS = 32  # guard pages that a client remembers
 ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
 
 # Counts the calls on userfaultfds, in the file that COUNT names.
@@ -70,7 +70,7 @@ int ioctl(int fd, unsigned long request, ...)
 
 
 class Served(NamedTuple):
-    """A mount, and how often its server has called a userfaultfd."""
+    """A mount, and the number of its server's calls on userfaultfds."""
 
     mount: Mount
     count: int
@@ -114,7 +114,7 @@ def region(served: Served) -> Iterator[msharefs.Region]:
 
 
 class Window:
-    """A process that has touched all of its window; and what is left of that, in pages."""
+    """A process that has touched its whole window; and the pages that are left of it."""
 
     def __init__(self, actor: Actor, region: msharefs.Region, *, filled: bool = False) -> None:
         self.actor = actor
@@ -140,7 +140,7 @@ class Window:
         self.actor.call("plain-unmap", self.base + start * PAGE, (end - start) * PAGE)
 
     def cover(self, start: int, end: int, flags: int = ANONYMOUS, fd: int = -1) -> None:
-        """Maps something else there."""
+        """Makes another mapping there."""
         self._cut(start, end)
         prot = READ_WRITE if fd < 0 else mmap.PROT_READ
         place = self.base + start * PAGE, (end - start) * PAGE
@@ -155,7 +155,7 @@ class Window:
         }
 
     def stores(self, page: int) -> bool:
-        """Whether a store goes through; else it is refused as a read-only mapping refuses it."""
+        """Whether a store goes through; if not, it is refused as by a read-only mapping."""
         address = self.base + page * PAGE + 8
         answer = self.actor.call("store", address, 1)
         assert answer in ([], accerr(address))
@@ -228,7 +228,7 @@ def test_what_is_left_is_protected(
     *,
     filled: bool,
 ) -> None:
-    """`filled`: by another process before, so that all is handed over to Linux."""
+    """`filled`: by another process before, so that no page is watched any more."""
     if filled:
         Window(actors(), region)
     window = Window(actors(), region, filled=filled)
@@ -240,7 +240,7 @@ def test_what_is_left_is_protected(
     most = 32 + 4 * window.tears
     assert calls <= most, "they go with the number of pieces, not with that of pages"
     assert not any(window.stores(page) for page in samples)
-    # What was refused faults natively now, which splits mappings.
+    # Refused pages are guard pages now, which splits mappings.
     before = served.calls()
     region.protect(0, SIZE, READ_WRITE)
     calls = served.calls() - before

@@ -1,4 +1,4 @@
-"""What the look verbs print for people, from the documents that --json prints."""
+"""The output of the look verbs for people, made from the documents that --json prints."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ PAGETABLE = {
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, command: click.Command, *arguments: str) -> Result:
-    """Run a verb on documents of ours in place of a region's."""
+    """Run a verb on our documents instead of a region's."""
     documents = {"stat": STAT, "maps": MAPS, "pagetable": PAGETABLE, "clients": [CLIENT]}
     monkeypatch.setattr(_region, "describe", lambda _path, kind: documents[kind])
     result = CliRunner().invoke(command, arguments)

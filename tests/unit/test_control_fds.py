@@ -1,4 +1,4 @@
-"""Descriptors that a peer of the control connection sends, too: none is kept, none is lost."""
+"""Descriptors that a peer of the control connection sends along: none is kept, none is lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Call:
         self.theirs.sendmsg([data], rights)
 
     def make(self, *, wanted: bool = True) -> int:
-        """What control_call() says; it wrote nothing but what its caller gave it room for."""
+        """The result of control_call(); it wrote only where its caller gave it room."""
         msg = ffi.new("struct msg *", {"op": lib.MSG_STAT})
         got = self.got if wanted else ffi.NULL
         result = lib.control_call(self.ours.fileno(), msg, ffi.NULL, 0, got)
@@ -55,7 +55,7 @@ class Call:
         return result
 
     def fds(self) -> list[int]:
-        """What came, closed."""
+        """The descriptors that came, which it closes."""
         found = [fd for fd in self.got[0 : lib.MSG_FDS] if fd >= 0]
         for fd in found:
             assert not os.get_inheritable(fd)

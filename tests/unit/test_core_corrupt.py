@@ -1,4 +1,4 @@
-"""Bytes in shared memory are input: whatever is there, the core answers, and does so soon."""
+"""Bytes in shared memory are untrusted input: whatever they are, the core answers, and soon."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from support.rawmm import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Waits in C, where no Python handler runs.
+# Limits waits in C, where no Python handler runs.
 SYS_PAUSE = 34
 ALL_ONES = (1 << 64) - 1
 GEOMETRY = (
@@ -311,7 +311,7 @@ def test_vmas_out_of_order(core: Core, second: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("left", [0, 1, 2, 3])
 def test_no_frame_left(core: Core, left: int) -> None:
-    """A fault needs three: with fewer it is refused, and what it took is not lost."""
+    """A fault needs three: with fewer it is refused, and the frames that it took are not lost."""
     core.map(0, GIB1)
     slot = core.claim()
     high = core.raw.header("frames_high")
@@ -394,7 +394,7 @@ def test_an_intent_that_does_not_count(core: Core, name: str, value: int) -> Non
 
 
 def spoil(core: Core, chance: random.Random) -> str:
-    """Overwrites one place that somebody reads with one of the worst values; says what."""
+    """Overwrites one place that the core reads with one of the worst values; returns which."""
     raw = core.raw
     places = [
         *(HEADER[name] for name in ("epoch", "vmas_used0", "vmas_used1", "intent_op",
@@ -436,7 +436,7 @@ def test_random_damage(seed: int) -> None:
 
 
 def test_an_undamaged_region_passes_the_same_operations() -> None:
-    """Or the tests above would pass because nothing is done."""
+    """Otherwise the tests above would pass because nothing is done."""
     with Core() as core:
         slot = furnish(core)
         assert {core.touch(slot, at).verdict for at in PLACES} == {"MAP"}
@@ -446,7 +446,7 @@ def test_an_undamaged_region_passes_the_same_operations() -> None:
 
 
 def test_entries_that_change_under_the_reader() -> None:
-    """A walk must use what it has checked: an entry may be another at the next look."""
+    """A walk must use the value that it has checked: an entry may change before the next look."""
 
     def flip(core: Core) -> None:
         values = [core.raw.read(at) for at in places(core)]

@@ -1,4 +1,4 @@
-"""What the server opens before something fails: it is closed again."""
+"""Descriptors that the server opens before something fails: they are closed again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of other people's file systems: in time, too late, refused."""
+"""Answers of other people's file systems: in time, too late, refused."""
 
 from __future__ import annotations
 

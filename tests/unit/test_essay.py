@@ -1,4 +1,4 @@
-"""native/README.md against the code that it leads through."""
+"""native/README.md, compared with the code that it leads through."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ESSAY = (NATIVE / "README.md").read_text()
 
 
 def drawn() -> dict[str, set[str]]:
-    """The drawing of who includes whom: a row a folder, an x under each folder that it includes."""
+    """The drawing of who includes whom: a row for each folder, an x under each one it includes."""
     drawing = re.search(r"^ +include .*\n(?: {8}\w+ .*\n)+", ESSAY, re.MULTILINE)
     assert drawing
     head, *rows = drawing[0].splitlines()

@@ -1,4 +1,4 @@
-"""The hook must come before pyfuse3, or nothing would tell that ioctl does not work."""
+"""The hook must come before pyfuse3; otherwise ioctl would silently not work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_right_order_leaves_the_loader_as_it_was() -> None:
 
 
 def test_a_pyfuse3_that_misses_the_hook_is_noticed() -> None:
-    """As a pyfuse3 with a libfuse linked in would: its session is made without us."""
+    """Like a pyfuse3 with libfuse linked in: its session is made without us."""
     done = python("""
 from pathlib import Path
 import msharefs.server.fuse as fuse

@@ -1,4 +1,4 @@
-"""The rule of rooms and floors finds what goes against it, and says why."""
+"""The check of rooms and floors finds every violation, and says why."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def found(tree: Path) -> list[str]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the code, to be spoilt."""
+    """A copy of the code, to break."""
     for folder in ("native", "msharefs"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     return tmp_path

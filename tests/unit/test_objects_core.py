@@ -30,7 +30,7 @@ def core() -> Iterator[Core]:
 
 
 def block(offset: int) -> tuple[int, int]:
-    """64 KiB around it, as a client maps them."""
+    """64 KiB around it, as in a client."""
     return offset & -BLOCK, (offset & -BLOCK) + BLOCK
 
 

@@ -18,7 +18,7 @@ RIGHTS = {"-": 0, "r": lib.VMA_READ, "w": lib.VMA_READ | lib.VMA_WRITE, "x": lib
 
 
 def vmas(drawn: str) -> tuple[Any, int]:
-    """A set as drawn: a character a page; the letters are rights, upper case another mapping."""
+    """A set as drawn: one character per page; letters are rights, upper case another mapping."""
     found: list[dict[str, int]] = []
     for page, letter in enumerate(drawn):
         if letter == ".":
@@ -36,7 +36,7 @@ def vmas(drawn: str) -> tuple[Any, int]:
 
 
 def draw(found: Any, count: int) -> str:
-    """The same the other way round, a `|` between VMAs."""
+    """The drawing of a set, with a `|` between VMAs."""
     names = {flags: letter for letter, flags in RIGHTS.items()}
     text, at = "", 0
     for vma in found[0:count]:

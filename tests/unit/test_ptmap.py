@@ -9,6 +9,6 @@ from msharefs.native import lib
 
 
 def test_a_window_may_reach_past_the_address_space() -> None:
-    """As of a few MiB of adopted memory near the top, of a region with a quantum of 512 GiB."""
+    """Like a few MiB of adopted memory near the top, in a region with a quantum of 512 GiB."""
     last = lib.HOST_END - ptmap.CELL_BYTES
     assert set(ptmap.held_cells(os.getpid(), last, 512 << 30)) <= {0}

@@ -1,4 +1,4 @@
-"""Requests that wait for a region's lock: what they saw before may be no more when they have it."""
+"""Requests that wait for a region's lock: when they get it, the region may have changed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def create(region: Region, caller: int, at: int, flags: int = FLAGS) -> Request:
 
 
 async def in_turn(region: Region, *requests: Request) -> list[int]:
-    """Has all of them wait for the region's lock, in this order; the errno of each, 0 for none."""
+    """Makes all of them wait for the region's lock, in this order; returns each errno, or 0."""
     found = [-1] * len(requests)
 
     async def run(number: int) -> None:

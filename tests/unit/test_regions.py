@@ -1,4 +1,4 @@
-"""Regions that come and go: what fails leaves nothing behind."""
+"""Regions that come and go: a failure leaves nothing behind."""
 
 from __future__ import annotations
 

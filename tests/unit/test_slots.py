@@ -13,7 +13,7 @@ from support.rawmm import SLOT_CLAIM
 
 
 def test_a_slot_is_given_up_once() -> None:
-    """Server and client may both do it, one of them late: it is somebody else's, inside a fault."""
+    """Server and client may both do it; when the later one does, another client has the slot."""
     with Core() as core:
         core.map(0, PAGE)
         slot = core.claim()
@@ -30,7 +30,7 @@ def test_a_slot_is_given_up_once() -> None:
 
 
 def test_a_slot_that_was_not_quite_claimed() -> None:
-    """Its process died before the slot had a number: nobody else can have it."""
+    """Its process died before the slot had a number: no other process can have it."""
     with Core() as core:
         slot = core.claim()
         assert core.raw.read(core.raw.slot_at(slot) + SLOT_CLAIM) == lib.mm_claim(core.mm, slot)

@@ -1,4 +1,4 @@
-"""The namespace without a mount: lookup counts, descriptors, what it refuses by itself."""
+"""The namespace without a mount: lookup counts, descriptors, its own refusals."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_no_way_out(tree: Tree, top: Path) -> None:
 
 @pytest.fixture
 def unprivileged(top: Path) -> Iterator[Tree]:
-    """A tree whose server is an ordinary user, who can make nobody else an owner."""
+    """A tree whose server is an ordinary user, who cannot make another user the owner."""
     os.chown(top, NOBODY, NOBODY)
     os.setegid(NOBODY)
     os.seteuid(NOBODY)
@@ -188,7 +188,7 @@ def test_what_cannot_be_looked_up_is_not_made(tree: Tree, top: Path) -> None:
 def test_a_size_needs_no_right_to_write_the_marker(
     unprivileged: Tree, top: Path, mode: int
 ) -> None:
-    """Whoever made the region has it open for writing, whatever its mode."""
+    """The maker of the region has it open for writing, whatever its mode."""
     entry, _ = unprivileged.create(ROOT_INO, b"r", mode, NOBODY, NOBODY, exclusive=True)
     unprivileged.set_size(entry.ino, 1 << 30)
     status = (top / "r").stat()

@@ -1,4 +1,4 @@
-"""What is left of a window is changed, exactly, in as many calls as it has pieces."""
+"""The parts that are left of a window are changed, exactly, with one call for each."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ class Window:
         assert not _libc.munmap(self.base + start * PAGE, (end - start) * PAGE)
 
     def tear(self, start: int, end: int, kind: str) -> None:
-        """Unmaps pages, or maps something else there."""
+        """Unmaps pages, or makes other mappings there."""
         for first, last, before in self.pieces():
             low, high = max(first, start), min(last, end)
             if low >= high or before == ".":
-                continue  # it may be somebody else's by now
+                continue  # it may belong to another mapping by now
             if kind == ".":
                 self._unmap(low, high)
             else:
@@ -103,7 +103,7 @@ class Window:
         return lib.uffd_change(self.uffd, maps, self.base, size, change, self.left)
 
     def change_in_turns(self, change: int, calls: int) -> int:
-        """As often as it takes; how often that was."""
+        """Repeats it until it is done; returns how often that was."""
         at = turns = 0
         while at < self.pages * PAGE:
             left = ffi.new("unsigned *", calls)
@@ -170,7 +170,7 @@ def test_many_tears(window: Window, seed: int) -> None:
         window.tear(start, end, chance.choice(".af"))
     check(window)
     check(window, NO_MAPS)
-    for calls in (3, 5, 17):  # of what is refused it is asked once more
+    for calls in (3, 5, 17):  # refused parts are asked for once more
         turns = window.change_in_turns(lib.UFFD_PROTECT, calls)
         assert window.protected() == window.wanted(protected=True)
         assert turns <= 3 * len(window.pieces())
@@ -178,7 +178,7 @@ def test_many_tears(window: Window, seed: int) -> None:
 
 
 def test_where_the_mappings_cannot_be_seen_it_is_bounded() -> None:
-    """Too much is missing: refused, rather than a call for every page."""
+    """Too much is missing: refused, instead of one call for every page."""
     window = Window(16384)
     with contextlib.closing(window):
         window.tear(1, 16383, ".")
@@ -198,7 +198,7 @@ def test_where_the_mappings_cannot_be_seen_it_is_bounded() -> None:
      ((1 << 63) + 5, 1 << 62), (lib.HOST_END - PAGE, 1 << 40)],
 )  # fmt: skip
 def test_what_is_no_window(window: Window, base: int, size: int) -> None:
-    """A client writes its base address where it likes."""
+    """A client may write any base address."""
     calls = ffi.new("unsigned *", PLENTY)
     done = lib.uffd_change(window.uffd, MAPS, base, size, lib.UFFD_PROTECT, calls)
     assert done >= size
@@ -207,7 +207,7 @@ def test_what_is_no_window(window: Window, base: int, size: int) -> None:
 
 
 def test_while_another_thread_tears(window: Window) -> None:
-    """What does not change meanwhile is changed, whatever the mappings were when we looked."""
+    """Parts that stay meanwhile are changed, whatever the mappings were when we looked."""
     window.tear(20, 30, "a")
     window.tear(200, 202, "f")
     ended = threading.Event()

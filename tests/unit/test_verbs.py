@@ -1,4 +1,4 @@
-"""What CREATE_MAPPING and UNMAP accept: the answers of a kernel with the series, row by row."""
+"""The checks of CREATE_MAPPING and UNMAP: the answers of a kernel with the series, row by row."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_anonymous_huge_pages_may_be_validated_but_not_private() -> None:
 
 
 def unmap(offset: int, size: int, *, region: int = Q) -> str | int:
-    """The answer to UNMAP: where the range ends, or the errno's name."""
+    """The answer to UNMAP: the end of the range, or the errno's name."""
     try:
         return verbs.check_unmap(offset, size, region)
     except OSError as error:
@@ -160,7 +160,7 @@ def test_a_region_may_be_larger_than_a_host_mm(region_offset: int, size: int, an
         (VALIDATE | FIXED | ANON, "EINVAL"),
         (TYPE_9 | FIXED | ANON, "EINVAL"),
         (SHARED | FIXED | ANON | GROWSDOWN, "EINVAL"),
-        # with an object these two are its business, not the flags'
+        # with an object these two depend on the object, not on the flags
         (VALIDATE | FIXED, "0"),
         (SHARED | FIXED, "0"),
         *((USUAL | flag, "0") for flag in IGNORED),
@@ -176,13 +176,13 @@ def test_any_protection_will_do(prot: int) -> None:
 
 
 def test_the_first_of_two_mistakes_answers() -> None:
-    """Offset, then flags, then (after the object) the range: by the sentence, the errno is one."""
+    """Offset, then flags, then (after the object) the range; the sentences tell, not the errno."""
     with pytest.raises(OSError, match="region_offset") as caught:
         verbs.check_create(verbs.Create(Q, 0, 0, 3, 0), Q)
     assert caught.value.errno == errno.EINVAL
     with pytest.raises(OSError, match="flags"):
         verbs.check_create(verbs.Create(1, 0, 0, 3, 0), Q)
-    # Nothing is said of size and alignment before the object was looked at.
+    # Size and alignment are not checked before the object.
     verbs.check_create(verbs.Create(1, 0, 0, 3, SHARED | FIXED), Q)
     with pytest.raises(OSError, match="ends at"):
         verbs.check_create_range(verbs.Create(1, Q, 0, 3, SHARED | FIXED), Q)
@@ -249,7 +249,7 @@ def test_numbers_and_structures_are_the_kernels() -> None:
 
 
 def test_a_mapping_from_the_ioctls_bytes() -> None:
-    """4 bytes of padding at the end; what is there is ignored."""
+    """There are 4 bytes of padding at the end; they are ignored."""
     data = struct.pack("=QQQIIII", 0x1122334455667788, 1 << 63, 3, 4, 5, 6, 0xFFFFFFFF)
     assert verbs.Create.from_bytes(data) == verbs.Create(
         region_offset=0x1122334455667788, size=1 << 63, offset=3, prot=4, flags=5, fd=6

@@ -1,4 +1,4 @@
-"""A view of a region: what it tells, and that it cannot change anything."""
+"""A view of a region: its figures, and that it cannot change anything."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def host(public_tmp: Path) -> Iterator[HostMM]:
 
 
 def rights(path: Path) -> list[str]:
-    """How this process has mapped a file."""
+    """The rights with which this process has mapped a file."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     return [line.split()[1] for line in lines if line.endswith(f" {path}")]
 

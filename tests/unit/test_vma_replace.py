@@ -2,7 +2,7 @@
 
 AAAA    one mapping, one VMA         .     a hole
 aaaa    the same mapping, read-only  |     two VMAs although they look like one
--       what UNMAP takes out
+-       a page that UNMAP takes out
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from support.rawmm import HEADER, VMA
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Not 0, so that an offset that was forgotten shows.
+# Not 0, so that a forgotten offset shows.
 OBJECT_OFFSET = 1000 * PAGE
 CANARY = 0xDEAD_BEEF
 
@@ -97,7 +97,7 @@ CASES = [
     ("........", "  NN", "..NN...."),
     ("........", "NNNNNNNN", "NNNNNNNN"),
     ("........", "  --", "........"),
-    # a neighbour stays what it was: mappings do not merge because they touch
+    # a neighbour stays unchanged: mappings do not merge because they touch
     ("AA......", "  NN", "AANN...."),
     ("....BB..", "  NN", "..NNBB.."),
     ("AA..BB..", "  NN", "AANNBB.."),
@@ -172,7 +172,7 @@ def test_replace_at_the_limit(before: str, change: str, after: str) -> None:
     ],
 )
 def test_mark_busy(before: str, change: str, after: str, busy: str) -> None:
-    """What UNMAP shows until the pages are gone: `^` is a page on which faults wait."""
+    """The set during an UNMAP, until the pages are gone: `^` is a page on which faults wait."""
     _, start, end = runs(change)[0]
     needed = len(runs(after))
     for limit in range(needed + 2):
@@ -217,7 +217,7 @@ maps = st.text("AAABBbC..", min_size=1, max_size=16)
 
 @given(maps, st.sampled_from("-Nab"), st.integers(0, 15), st.integers(1, 16))
 def test_any_change_of_any_set(before: str, letter: str, start: int, count: int) -> None:
-    """Page by page: inside the range what was put there, outside what was there."""
+    """Page by page: inside the range the new mapping, outside the old ones."""
     end = min(start + count, 16)
     change = " " * start + letter * (end - start)
     found = apply(before, change)
@@ -258,7 +258,7 @@ def test_a_region_has_so_many_vmas_and_no_more() -> None:
 
         core.map(0, 3 * PAGE, READ | WRITE)
         assert len(core.vmas()) == lib.MM_VMAS
-        # While it lasts, an UNMAP shows what it cuts in parts; that does not count.
+        # While it lasts, an UNMAP shows the VMA that it cuts in parts; that does not count.
         core.unmap(6 * PAGE, 9 * PAGE)
         core.unmap(13 * PAGE, 16 * PAGE)
         assert len(core.vmas()) == lib.MM_VMAS
