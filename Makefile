@@ -26,7 +26,8 @@ format:
 	.venv/bin/ruff format .
 	find native tests -name '*.[ch]' -exec .venv/bin/clang-format -i {} +
 
-conformance: setup
+conformance:
+	@scripts/setup pytest
 	MSHAREFS_CONFORMANCE=. .venv/bin/python -m pytest -q tests/conformance/test_conformance.py $(ARGS)
 
 clean:
