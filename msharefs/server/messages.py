@@ -87,5 +87,30 @@ async def send(sock: trio.socket.SocketType, op: int, seq: int, content: Reply) 
     """Sends message `op` with the number `seq`."""
     arguments = (*content.arguments, *(0,) * (_ARGUMENTS - len(content.arguments)))
     data = MESSAGE.pack(op, content.result, seq, *arguments, content.text[: lib.MSG_TEXT])
-    rights = array.array("i", content.fds)
-    await sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else [])
+    if _send_at_once(sock.fileno(), data, content.fds):
+        return
+    # The peer does not read. Until it does, the files may be closed and their numbers be others'.
+    own = [os.dup(fd) for fd in content.fds]
+    try:
+        await sock.sendmsg([data], _rights(own))
+    finally:
+        descriptors.close_later(*own)
+
+
+def _send_at_once(fd: int, data: bytes, fds: list[int]) -> bool:
+    """Sends a message on socket `fd`, unless that would have to wait."""
+    if fd < 0:
+        raise OSError(errno.EBADF, "the connection is closed")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fd)
+    try:
+        sock.sendmsg([data], _rights(fds), socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    finally:
+        sock.detach()
+    return True
+
+
+def _rights(fds: list[int]) -> list[tuple[int, int, array.array[int]]]:
+    """What passes descriptors beside a message."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []

@@ -194,3 +194,49 @@ def test_a_child_that_is_none(shared_mount: Mount, region: msharefs.Region) -> N
         assert closed(ours)
         until(lambda: not held(shared_mount, UFFD), "the server has closed them")
     os.close(uffd)
+
+
+def object_number(region: msharefs.Region) -> int:
+    """The server's number of the first object."""
+    with connected(region) as sock:
+        sock.send(message(lib.MSG_ATTACH))
+        _, fds, _, _ = socket.recv_fds(sock, MESSAGE.size, lib.MSG_FDS)
+    mm, vma = ffi.new("struct mm *"), ffi.new("struct mm_vma *")
+    check(lib.mm_open(mm, fds[0]), region.path)
+    check(lib.mm_vmas(mm, vma, 1), region.path)
+    lib.mm_close(mm)
+    for fd in fds[1:]:
+        os.close(fd)
+    number: int = vma.object
+    return number
+
+
+def test_an_answer_that_waits_keeps_its_descriptor(
+    shared_mount: Mount, region: msharefs.Region, mark: int
+) -> None:
+    """A client does not read. Meanwhile the object goes, and its number becomes another file's."""
+    os.ftruncate(mark, PAGE)
+    region.map(0, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, FILE, mark)
+    number = object_number(region)
+    assert number
+    names, results = set(), set()
+    with connected(region) as sock:
+        # Until the server waits for answers to be read, and reads nothing itself.
+        while select.select([], [sock], [], 1)[1]:
+            sock.send(message(lib.MSG_OBJECT, number))
+        region.unmap(0, PAGE)
+        others = [shared_mount.path / f"other{at}" for at in range(8)]
+        for path in others:
+            with msharefs.open(path, os.O_RDWR | os.O_CREAT) as made:
+                made.truncate(SIZE)
+        sock.settimeout(20)
+        while -errno.ESTALE not in results:  # so what follows was asked for too late
+            data, fds, _, _ = socket.recv_fds(sock, MESSAGE.size, lib.MSG_FDS)
+            results.add(MESSAGE.unpack(data)[1])
+            for fd in fds:
+                names.add(os.readlink(f"/proc/self/fd/{fd}"))
+                os.close(fd)
+        for path in others:
+            path.unlink()
+    assert results == {0, -errno.ESTALE}
+    assert names == {f"/memfd:{MARK} (deleted)"}
