@@ -227,7 +227,7 @@ def is_userfaultfd(fd: int) -> bool:
 def mapped_files(pid: int, inode: int) -> list[str]:
     """Paths that open the files with that inode number which process `pid` has mapped.
 
-    They work for files without a name too, for whoever has CAP_CHECKPOINT_RESTORE.
+    They work for files without a name too, for a process with CAP_CHECKPOINT_RESTORE.
     """
     try:
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:

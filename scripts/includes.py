@@ -1,8 +1,8 @@
-"""The rule of rooms and floors: what scripts/rooms.toml allows, held against the code.
+"""The rule of rooms and floors: compares the code with scripts/rooms.toml.
 
 Reads each `#include "..."` of native/ and each import of msharefs/, prints a sentence for each that
-goes up a floor, through a wall or round in a circle, and then exits 1. Of another tree than the one
-it lies in, if that is the first argument.
+goes up a floor, through a wall or round in a circle, and then exits 1. The first argument may be
+another tree than the one this file lies in.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class File(NamedTuple):
 
 
 class Use(NamedTuple):
-    """That one file includes or imports another."""
+    """One file includes or imports another."""
 
     by: File
     of: File
@@ -56,7 +56,7 @@ def uses_in_native(root: Path) -> Iterator[Use | str]:
 
 
 def uses_in_python(root: Path) -> Iterator[Use]:
-    """Each import of msharefs/ from msharefs/, also where only a type is asked for."""
+    """Each import of msharefs/ from msharefs/, even of only a type."""
     package = root / "msharefs"
     for path in sorted(package.rglob("*.py")):
         place = path.relative_to(root).with_suffix("").parts  # msharefs, lab, bench, run
@@ -84,7 +84,7 @@ def _imported(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str,
 
 
 def _module(package: Path, names: tuple[str, ...]) -> File | None:
-    """The module that holds `names`: what is imported from it may be last. None: the package."""
+    """The module of `names`, the last of which may be imported from it. None: the package."""
     while names:
         path = package.joinpath(*names)
         if path.with_suffix(".py").is_file():
@@ -96,7 +96,7 @@ def _module(package: Path, names: tuple[str, ...]) -> File | None:
 
 
 def _python_file(names: tuple[str, ...]) -> File:
-    """The room is a folder of msharefs/; what lies deeper is still in it."""
+    """The room is a folder of msharefs/; deeper files are still in it."""
     return File("root", names[0]) if len(names) == 1 else File(names[0], "/".join(names[1:]))
 
 
@@ -163,7 +163,7 @@ def in_circles(uses: Iterable[Use]) -> Iterator[str]:
 
 
 def check(root: Path) -> list[str]:
-    """All that is wrong in the tree."""
+    """Everything that is wrong in the tree."""
     table = tomllib.loads((HERE / "rooms.toml").read_text())
     found = list(uses_in_native(root))
     wrong = [use for use in found if isinstance(use, str)]

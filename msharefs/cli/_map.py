@@ -20,7 +20,7 @@ WIDTH = 64  # cells per line: 128 MiB
 SHADES = " ░▒▓█"
 ONE = ("cyan", "magenta", "yellow", "blue", "bright_red", "bright_magenta")
 MANY = {"nobody": "bright_black", "several": "white", "all": "green"}
-# Without colours, or where there are more clients than colours: who has a cell is a sign, the
+# Without colours, or with more clients than colours, a sign tells who has a cell: the
 # second one if it is more than half full. A client alone has a letter.
 MANY_SIGNS = {"nobody": "-=", "several": "+#", "all": "%@"}
 

@@ -30,7 +30,7 @@ class Observer(Protocol):
     """Somebody who wants to see the progress of a run."""
 
     def step(self, title: str, total: int) -> Notify:
-        """A step begins; the result is to be called with amounts that add up to `total`."""
+        """A step begins; call the result with amounts that add up to `total`."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class _Half:
         )  # fmt: skip
 
     def _step(self, name: str, command: str, who: Sequence[int], *, size: int = 0) -> list[Answer]:
-        """Do and time a command; progress by bytes if each visits `size`, else by workers."""
+        """Do and time a command; progress counts bytes if each visits `size`, or workers."""
         notify = self._observer.step(f"{self._title}: {name}", len(who) * (size or 1))
         started = time.monotonic()
         if size:

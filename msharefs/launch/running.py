@@ -1,7 +1,7 @@
 """Running a program under the preload library, on an existing mount or on one of its own.
 
 On an existing mount the program takes our place (execve). With a mount of its own there are
-three of us: this process, which stands in for the program towards whoever started it; a keeper,
+three of us: this process, which stands in for the program for its parent process; a keeper,
 which serves the mount as long as the program or any descendant lives, daemons included; and the
 mount's server::
 
@@ -60,7 +60,7 @@ class SeveralMountsError(ValueError):
 def choose_mount(
     given: Path | None, *, adopts: bool = False, tell: Callable[[str], object] = lambda _: None
 ) -> Path | None:
-    """The mount that a program should use: the one given, else $MSHAREFS_MOUNT, else the only one.
+    """The mount that a program should use: the one given, or $MSHAREFS_MOUNT, or the only one.
 
     None: it needs its own. Where the user named none and there are some, `tell` gets a sentence
     that says which one it is. OSError with a sentence if what was given is no msharefs that works,

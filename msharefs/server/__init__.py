@@ -1,1 +1,1 @@
-"""The server of a mount: its file system, the only writer of host mms, what it knows of clients."""
+"""The server of a mount: its file system, the only writer of host mms, its clients."""

@@ -36,7 +36,7 @@ def records_path(directory: Path, ident: int) -> Path:
 
 
 def remove_objects(directory: Path, ident: int) -> None:
-    """Removes both files; attached processes keep what they have mapped."""
+    """Removes both files; attached processes keep their mappings."""
     for path in object_paths(directory, ident):
         path.unlink(missing_ok=True)
     shutil.rmtree(records_path(directory, ident), ignore_errors=True)

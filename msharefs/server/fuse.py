@@ -187,7 +187,7 @@ def _or_ours(
 def backing_open(fd: int) -> int:
     """The id of a backing file, for `backed_handle`; `fd` may be closed then.
 
-    Needs CAP_SYS_ADMIN and Linux 6.9, else OSError.
+    Needs CAP_SYS_ADMIN and Linux 6.9, or raises OSError.
     """
     return _checked(_lib.passthrough_open(fd), "naming a backing file")
 
@@ -213,7 +213,7 @@ def _checked(result: int, what: str) -> int:
 
 @contextlib.contextmanager
 def _stderr_into(fd: int) -> Iterator[None]:
-    """Let what is written to standard error go to `fd`: fusermount3 has no other way to explain."""
+    """Redirect standard error to `fd`: fusermount3 has no other way to explain."""
     before = os.dup(2)
     os.dup2(fd, 2)
     try:

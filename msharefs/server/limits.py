@@ -1,8 +1,8 @@
 """The limits of Linux that hold for a new mapping of a region, as mmap(2) has them.
 
 The series maps into the region's address space with the caller's own limits: RLIMIT_AS is compared
-with what is mapped in the region, RLIMIT_MEMLOCK with what is to be locked, and memory is promised
-as vm.overcommit_memory says. Sources: observed.md C "core rules", getrlimit(2), proc(5).
+with the region's mappings, RLIMIT_MEMLOCK with the memory to be locked, and memory is promised as
+vm.overcommit_memory says. Sources: observed.md C "core rules", getrlimit(2), proc(5).
 """
 
 from __future__ import annotations

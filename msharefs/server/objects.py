@@ -66,7 +66,7 @@ class Object:
     fd: int = -1
     kept: Mapping | None = None
     read_only: int = -1
-    """The same file opened for reading only, once somebody has asked."""
+    """The file opened for reading only, once somebody has asked for it."""
 
     @property
     def huge(self) -> bool:

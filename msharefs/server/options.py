@@ -64,7 +64,7 @@ class MountOptions:
     quirks: Quirks = ""
     """"v3": the series to the letter, its harmless defects included."""
     fault_around: int = FAULT_AROUND
-    """Pages that a sequential first touch may fill together; 1: only what is touched."""
+    """Pages that a sequential first touch may fill together; 1: only touched pages."""
     passthrough: bool = True
     """A plain mmap(2) of a region maps its memory, if the server may do that, or fails: ENODEV."""
     budget: int = 0

@@ -47,7 +47,7 @@ _AGAIN_SECONDS = 0.5
 
 _PIDFD_THREAD = os.O_EXCL
 _PERF_TYPE_SOFTWARE, _PERF_COUNT_SW_DUMMY = 1, 9
-# Disabled, and not counting the kernel, so that it is granted to whoever may watch at all.
+# Disabled, and not counting the kernel, so that every process that may watch at all gets it.
 _PERF_FLAGS = 1 << 0 | 1 << 5 | 1 << 6
 _PERF_FLAG_FD_CLOEXEC = 8
 # perf_event_open(2): type, size, config, period, sample_type, read_format, flags, to 64 bytes.
@@ -77,7 +77,7 @@ class Owner:
 
 
 def save_unsized(directory: Path, ident: int, owner: Owner, *, frozen: bool) -> None:
-    """Records what is known of a region that has no host mm yet, for a later server."""
+    """Records a region that has no host mm yet, for a later server."""
     path = _unsized(directory, ident)
     new = path.with_suffix(".new")
     try:

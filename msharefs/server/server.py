@@ -150,7 +150,7 @@ def _set_up_log(stream: TextIO, *, debug: bool) -> None:
 def _detach(options: MountOptions) -> str:
     """Start the server as a grandchild in its own session.
 
-    Answers what it says: `_READY`, a sentence, or nothing if it died.
+    Returns its message: `_READY`, a sentence, or nothing if it died.
     """
     receiver, sender = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
@@ -172,7 +172,7 @@ def _serve_detached(options: MountOptions, sender: int) -> NoReturn:
     """The grandchild: its first message goes to `sender`, the others to the log."""
 
     def tell(message: str) -> None:
-        # A command that was interrupted reads no more; the mount works all the same.
+        # An interrupted command reads no more, but the mount works.
         with contextlib.suppress(BrokenPipeError):
             os.write(sender, message.encode())
         os.close(sender)

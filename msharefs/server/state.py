@@ -100,7 +100,7 @@ class StateDirectory:
 
     @property
     def tree(self) -> Path:
-        """The directory of markers: what the mount's root shows."""
+        """The directory of markers, which the mount's root shows."""
         return self.path / "tree" / "root"
 
     @property

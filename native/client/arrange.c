@@ -103,7 +103,7 @@ static int watch_moved(struct attachment *att)
         return err;
     att->moved_uffd = err;
     err = watch_add_moved(att);
-    if (err) { /* nobody would answer what it says */
+    if (err) { /* nobody would read its events */
         close(att->moved_uffd);
         att->moved_uffd = -1;
     }

@@ -165,7 +165,7 @@ struct attachment {
     } policy;        /* [table] the policy that mbind(2) gave the whole; for the preload library */
     bool sealed;     /* [table] mseal(2); for the preload library */
     unsigned advice; /* [both] enum advice, from madvise(2) (preload library) */
-    struct pieces pieces; /* [both] of adopted memory: what is left of the window */
+    struct pieces pieces; /* [both] of adopted memory: the parts left of the window */
     struct handed handed; /* [att] what Linux serves alone */
     char path[MSG_TEXT];  /* [fixed] of the server's socket */
 };

@@ -111,13 +111,13 @@ static void attach_all(void)
     }
 }
 
-/* Whether last_in_child() is called, too, when the fork() of this thread is done. */
+/* Whether last_in_child() will be called, too, when the fork() of this thread is done. */
 static _Thread_local bool announced;
 
 static void announce(void) { announced = true; }
 
-/* Nothing of ours is half done in the child. The handlers of others have run before this one,
- * as far as possible: what they wait for may need a fault answered, or an munmap(2). */
+/* No change of ours is half done in the child. The handlers of others have run before this one,
+ * as far as possible: they may wait for something that needs a fault answered, or an munmap(2). */
 static void freeze(void)
 {
     attachments_lock();
@@ -163,8 +163,8 @@ static void first_in_child(void)
 
 void fork_prepare(void) { pthread_atfork(freeze, thaw, first_in_child); }
 
-/* As the last in the child: to start a thread takes memory, and an allocator may have a handler
- * of its own, which comes before. */
+/* The last handler in the child: starting a thread takes memory, and an allocator may have a
+ * handler of its own, which has to come before. */
 void fork_attached(void)
 {
     static _Atomic bool done;

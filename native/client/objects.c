@@ -35,14 +35,14 @@
 #include "core/linger.h"
 #include "core/touched.h"
 
-/* Until something that could not be had is asked for again. */
+/* The time until we ask again for a descriptor that there was no room for. */
 #define AGAIN_MS 100
 /* The kernel's own fault-around. */
 #define BLOCK_BYTES (64ull << 10)
 /* A process may have 65,530 mappings: a large object has larger blocks. */
 #define BLOCKS_MAX 4096
 
-static uint64_t again_ms; /* when objects_tick() has something to do; 0: it has not */
+static uint64_t again_ms; /* when objects_tick() has something to do; 0: it has nothing */
 
 static uint64_t block_bytes(const struct mm_vma *vma)
 {
@@ -212,15 +212,15 @@ int64_t object_map(struct attachment *att, const struct fault *fault)
     return fault->start < end ? (int64_t)((end - fault->start) / PAGE_SIZE) : 0;
 }
 
-/* Whether what failed so may be had in a while: there is no room for a descriptor now, here or
- * in the server; or the program has closed the one that came. */
+/* Whether it may succeed in a while after this error: there is no room for a descriptor now, here
+ * or in the server; or the program has closed the one that came. */
 static bool passes(int err)
 {
     return err == -EMFILE || err == -ENFILE || err == -ENOMEM || err == -EAGAIN || err == -EINTR ||
            err == -EBADF;
 }
 
-/* What came for an object that was asked for. Returns 0 or -errno; then `fd` is closed. */
+/* Takes the descriptor of an object that we asked for. Returns 0 or -errno; then `fd` is closed. */
 static int keep(struct object *object, int fd)
 {
     struct statx found;
@@ -257,7 +257,7 @@ void object_answer(struct attachment *att, uint32_t number, int fd)
             object->state = OBJECT_LOST;
             if (!again_ms)
                 again_ms = clock_ns(CLOCK_MONOTONIC) / 1000000u + AGAIN_MS;
-            return; /* who waits for it goes on waiting */
+            return; /* threads that wait for it go on waiting */
         }
         if (err)
             object->state = OBJECT_FAILED;
@@ -293,7 +293,7 @@ int objects_tick(void)
         pthread_mutex_lock(&att->lock);
         if (att->live) {
             forget(att, OBJECT_LOST);
-            view_wake(att, 0, att->length); /* who waits faults again, and asks */
+            view_wake(att, 0, att->length); /* waiting threads fault again, and ask */
         }
         pthread_mutex_unlock(&att->lock);
     }

@@ -27,8 +27,8 @@ bool touched_run(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t e
 /* Clears the bitmap, when the slot is freed. */
 void touched_clear(struct mm *mm, unsigned slot);
 /* Changes the real page tables of the client of `slot`, process `pid` as we see it, in the spans
- * of [start, end) that it has touched, through a duplicate of its userfaultfd. Returns where it stopped: `end`, or
- * less if it has worked long enough and others should have a turn; or -errno. */
+ * of [start, end) that it has touched, through a duplicate of its userfaultfd. Returns where it
+ * stopped: `end`, or less if it has worked long enough and others should have a turn; or -errno. */
 int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, int pid, uint64_t start,
                        uint64_t end, enum uffd_change change);
 

@@ -78,7 +78,7 @@ static int change_range(int uffd, uint64_t addr, uint64_t size, enum uffd_change
     return err;
 }
 
-/* Mapping by mapping. */
+/* Makes the change mapping by mapping. */
 static int64_t change_mappings(int uffd, int maps, uint64_t addr, uint64_t size,
                                enum uffd_change change, unsigned *calls)
 {
@@ -95,7 +95,7 @@ static int64_t change_mappings(int uffd, int maps, uint64_t addr, uint64_t size,
         start = start > at ? start : at;
         end = end < addr + size ? end : addr + size;
         if (start == refused_start && end == refused_end) {
-            at = end; /* it is there still, so it is what was refused: somebody else's */
+            at = end; /* it is still there, so it was refused: it is another mapping, not ours */
             again = 0;
             continue;
         }
@@ -113,8 +113,8 @@ static int64_t change_mappings(int uffd, int maps, uint64_t addr, uint64_t size,
     return (int64_t)(at - addr);
 }
 
-/* By halves, and halves of halves, until what is not ours is left out: where we may not see
- * the mappings of the process. */
+/* Makes the change by halves, and halves of halves, until mappings that are not ours are left out,
+ * if we may not see the mappings of the process. */
 static int change_halves(int uffd, uint64_t addr, uint64_t size, enum uffd_change change,
                          unsigned *left)
 {

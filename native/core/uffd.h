@@ -17,20 +17,20 @@ enum uffd_change {
     UFFD_ALLOW,   /* they become writable again */
 };
 
-/* A new userfaultfd, made by /dev/userfaultfd, open as `device`; or, if that is -1, by the
- * system call, which is for all where the sysctl vm.unprivileged_userfaultfd is 1, and for
- * CAP_SYS_PTRACE. The descriptor, or -errno. */
+/* Makes a userfaultfd by /dev/userfaultfd, open as `device`; or, if that is -1, by the system
+ * call, which everybody may use if the sysctl vm.unprivileged_userfaultfd is 1, and otherwise
+ * only a process with CAP_SYS_PTRACE. Returns the descriptor, or -errno. */
 int uffd_new(int device);
 /* Makes [addr, addr + size) fault to it, for every event that we answer. 0 or -errno. */
 int uffd_watch(int uffd, uint64_t addr, uint64_t size);
-/* Does so to what is left of the window at [addr, addr + size). Where the process has unmapped
- * parts of that, or has mapped something else there, it is done mapping by mapping, so that the
- * cost goes with their number; `maps` is the process's /proc/PID/maps.
- * *calls is how many more of those calls there may be; what is made is taken off.
- * Returns how far it came, in bytes from addr: size, less when *calls is used up, or more if
- * nothing of the process is there either; or -errno. -EBUSY: `maps` cannot be read, and too much
- * is missing; or the process changes its mappings all the time. A process whose memory is gone
- * has nothing left to change. */
+/* Makes `change` to the parts that are left of the window at [addr, addr + size). If the process
+ * has unmapped parts of the window, or has other mappings there, this goes mapping by mapping, so
+ * that the cost depends on their number; `maps` is the process's /proc/PID/maps.
+ * *calls (in and out) is how many of these calls may still be made.
+ * Returns how far it came, in bytes from addr: size, or less when *calls is used up, or more if
+ * the process has no mapping behind it either; or -errno. -EBUSY: `maps` cannot be read, and too
+ * much is missing; or the process changes its mappings all the time. A process whose memory is
+ * gone has nothing left to change. */
 int64_t uffd_change(int uffd, const char *maps, uint64_t addr, uint64_t size,
                     enum uffd_change change, unsigned *calls);
 /* Whether the memory that `uffd` watches still exists: it goes away when the

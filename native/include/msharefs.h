@@ -19,8 +19,8 @@
  *  - A region descriptor may be closed after mshare_attach(); the attachment
  *    stays, as a mapping does.
  *  - The functions are thread-safe, not async-signal-safe.
- *  - Protections guard against mistakes, not against a hostile attacher: whoever
- *    may attach has the region's memory mapped.
+ *  - Protections guard against mistakes, not against a hostile attacher: a process
+ *    that may attach has the region's memory mapped.
  */
 #ifndef MSHAREFS_H
 #define MSHAREFS_H
@@ -113,7 +113,7 @@ MSHARE_API void *mshare_attach(int fd, void *addr, int prot, int flags);
 MSHARE_API int mshare_detach(void *addr);
 
 /*
- * Limits what the attachment at `addr` costs this process in page tables of its own:
+ * Limits the cost of the attachment at `addr` in page tables of this process's own:
  * `bytes` of PTE pages (4096 bytes for 2 MiB of the region), 0: no limit. The coldest
  * spans of 2 MiB are given back to the kernel; a later access brings a span back, which
  * costs a fault. If more is in use all the time, the budget grows instead of thrashing,

@@ -1,5 +1,5 @@
 /*
- * adopt.h - shared memory that the program makes itself becomes a region.
+ * adopt.h - shared memory that the program makes for itself becomes a region.
  */
 #ifndef MSHARE_PRELOAD_ADOPT_H
 #define MSHARE_PRELOAD_ADOPT_H

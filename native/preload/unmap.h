@@ -1,5 +1,5 @@
 /*
- * unmap.h - munmap(2) and its kin, of windows.
+ * unmap.h - munmap(2) and its relatives, of windows.
  */
 #ifndef MSHARE_PRELOAD_UNMAP_H
 #define MSHARE_PRELOAD_UNMAP_H

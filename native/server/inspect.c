@@ -1,4 +1,4 @@
-/* inspect.c - copy out what is in a host mm; see inspect.h. */
+/* inspect.c - copying out the contents of a host mm; see inspect.h. */
 #include "server/inspect.h"
 
 #include <errno.h>

@@ -11,8 +11,8 @@
 /* Records who made the region. `cgroup` is cut at MM_CGROUP_LEN - 1. */
 void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *cgroup,
                   enum mm_owner_kind kind);
-/* Pages that a sequential first touch may fill together, for those who attach
- * from now on. 1: only what is touched. EINVAL: not 1 to 512. */
+/* Pages that a sequential first touch may fill together, for clients that attach
+ * from now on. 1: only touched pages. EINVAL: not 1 to 512. */
 int mm_set_fault_around(struct mm *mm, uint32_t pages);
 /* Bytes of its own page tables that a client which attaches from now on may keep; 0: any
  * number. EINVAL: less than BUDGET_MIN_BYTES. */

@@ -1,5 +1,5 @@
 /*
- * worker.h - what the parts of mshare-worker share: one process of a demonstration or a
+ * worker.h - the common part of mshare-worker, one process of a demonstration or a
  * benchmark. main.c reads the commands; each group of them has its own file.
  */
 #ifndef MSHARE_WORKER_H

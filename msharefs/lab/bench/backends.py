@@ -42,7 +42,7 @@ class Memory:
 
 
 class Backend(ABC):
-    """One kind of memory. What it sets up lives as long as `stack`."""
+    """One kind of memory. Everything that it sets up lives as long as `stack`."""
 
     name: ClassVar[str]
     about: ClassVar[str]

@@ -70,7 +70,7 @@ class Revocation(Scenario):
             yield self.trial(setting, memory, workers, bases, stack)
 
     def fill(self, workers: Workers) -> None:
-        """Bring back what was taken away."""
+        """Bring the memory back."""
         workers.ask("touch 1 write", [FIRST])
         workers.ask("touch 1 read")
 

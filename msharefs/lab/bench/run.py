@@ -40,7 +40,7 @@ class Observer(Protocol):
     """Somebody who wants to see the progress of a run."""
 
     def step(self, title: str, total: int) -> Callable[[int], None]:
-        """A step begins; the result is to be called with amounts that add up to `total`."""
+        """A step begins; call the result with amounts that add up to `total`."""
 
 
 @dataclass(frozen=True)
