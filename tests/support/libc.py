@@ -15,6 +15,7 @@ _ffi = cffi.FFI()
 _ffi.cdef("""
 int fallocate(int fd, int mode, int64_t offset, int64_t length);
 void *mmap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset);
+int munmap(void *addr, size_t length);
 int mount(const char *source, const char *target, const char *type, unsigned long flags,
           const char *data);
 int prctl(int option, ...);
@@ -91,6 +92,18 @@ def mmap(fd: int, length: int, prot: int, flags: int) -> None:
     """mmap(2), for its errno: Python's own mmap makes checks of its own first."""
     address = _libc.mmap(_ffi.NULL, length, prot, flags, fd, 0)
     _check("mmap", address == _FAILED)
+
+
+def map_at(address: int, length: int, prot: int, flags: int, fd: int) -> int:
+    """mmap(2) at an address, 0 for any; the address it is mapped at."""
+    got = _libc.mmap(_ffi.cast("void *", address), length, prot, flags, fd, 0)
+    _check("mmap", got == _FAILED)
+    return int(_ffi.cast("uintptr_t", got))
+
+
+def unmap_at(address: int, length: int) -> None:
+    """munmap(2)."""
+    _check("munmap", _libc.munmap(_ffi.cast("void *", address), length) < 0)
 
 
 def ptrace(request: int, pid: int = 0, data: int = 0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -18,6 +17,8 @@ import pytest
 
 from msharefs.native import ffi, lib
 
+from support import libc
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,11 +32,6 @@ WRITE_PROTECTED = 1 << 57  # in an entry of /proc/PID/pagemap
 MAPS, NO_MAPS = b"/proc/self/maps", b"/nonexistent"
 PLENTY = 1 << 20  # calls
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_size_t
-_libc.mmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
-
 
 class Window:
     """Pages of a file under a userfaultfd, all present. What is unmapped may be Python's next."""
@@ -48,7 +44,7 @@ class Window:
         fd = os.memfd_create("window")
         os.ftruncate(fd, pages * PAGE)
         flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        self.base = _libc.mmap(0, pages * PAGE, RW, flags, fd, 0)
+        self.base = libc.map_at(0, pages * PAGE, RW, flags, fd)
         os.close(fd)
         self.layout = ["w"] * pages
         """w: a page of the window, .: unmapped, f: another file, a: anonymous."""
@@ -68,7 +64,7 @@ class Window:
         return found
 
     def _unmap(self, start: int, end: int) -> None:
-        assert not _libc.munmap(self.base + start * PAGE, (end - start) * PAGE)
+        libc.unmap_at(self.base + start * PAGE, (end - start) * PAGE)
 
     def tear(self, start: int, end: int, kind: str) -> None:
         """Unmaps pages, or makes other mappings there."""
@@ -86,13 +82,13 @@ class Window:
         address, size = self.base + start * PAGE, (end - start) * PAGE
         if kind == "a":
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
-            assert _libc.mmap(address, size, RW, flags, -1, 0) == address
+            assert libc.map_at(address, size, RW, flags, -1) == address
             return
         fd = os.memfd_create("own")
         os.ftruncate(fd, size)
         reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
         flags = mmap.MAP_SHARED | MAP_FIXED
-        assert _libc.mmap(address, size, mmap.PROT_READ, flags, reader, 0) == address
+        assert libc.map_at(address, size, mmap.PROT_READ, flags, reader) == address
         os.close(reader)
         os.close(fd)
 
