@@ -48,9 +48,9 @@ def look(region: Region) -> dict[str, Any]:
     )
 
 
-def of_view(view: View) -> dict[str, Any]:
-    """The map of a host mm that is open in this process."""
-    return _map(view.name, describe.pagetable(view), describe.clients(view), describe.maps(view))
+def of_view(view: View, clients: list[dict[str, Any]]) -> dict[str, Any]:
+    """The map of a host mm that is open in this process, with these of its clients."""
+    return _map(view.name, describe.pagetable(view), clients, describe.maps(view))
 
 
 def _map(

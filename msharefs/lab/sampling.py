@@ -6,12 +6,14 @@ unlinked regions are seen too, and nobody is disturbed.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from msharefs.processes import start_time
 from msharefs.server import describe
 from msharefs.server.view import View
 
@@ -19,7 +21,7 @@ from . import ptmap
 from .plan import PGD_SPAN, TABLE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
 INTERVAL_SECONDS = 0.05
@@ -95,6 +97,10 @@ class Sample:
     """Clients whose own tables for the regions cannot be seen, and are not counted."""
 
 
+_COUNTERS = ("faults", "prefaulted", "links", "segv")
+"""Of a region: what struct mshare_stat and `Region` have by these names."""
+
+
 @dataclass
 class Region:
     """The last figures seen of a region, and the highest."""
@@ -116,7 +122,9 @@ class Region:
 class Sampler:
     """Looks again and again while this context lives.
 
-    `processes` gives the processes to look at, `state` is the state directory of the mount.
+    `processes` gives the processes to look at, `state` is the state directory of the mount. With
+    `others` the mount is not these processes' alone: a region counts while one of them has it
+    attached, with their attachments, and with its faults since the start.
     """
 
     def __init__(
@@ -124,6 +132,8 @@ class Sampler:
         processes: Callable[[], Iterable[int]],
         state: Path,
         interval: float = INTERVAL_SECONDS,
+        *,
+        others: bool = False,
     ) -> None:
         self._processes = processes
         self._objects = state / "regions"
@@ -131,6 +141,11 @@ class Sampler:
         self._started = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="msharefs-sampler", daemon=True)
+        self._others = others
+        self._seen: set[tuple[int, int]] = set()
+        """The processes so far, with their start times; kept where there are others."""
+        self._before: dict[int, dict[str, int]] = {}
+        """The counters of the regions at the start; kept where there are others."""
         self.samples: list[Sample] = []
         self.regions: dict[int, Region] = {}
         self.error: Exception | None = None
@@ -138,6 +153,8 @@ class Sampler:
 
     def __enter__(self) -> Self:
         self._started = time.monotonic()
+        if self._others:
+            self._before = dict(self._counters())
         self._thread.start()
         return self
 
@@ -174,6 +191,8 @@ class Sampler:
     def look(self) -> None:
         """Take a sample."""
         pids = list(self._processes())
+        if self._others:
+            self._seen |= {(pid, start_time(pid)) for pid in pids}
         sample = Sample(self.seconds, len(pids), sum(map(vmpte, pids)), *[0] * 6)
         attached: set[int] = set()
         for path in sorted(self._objects.glob("*.mm")):
@@ -188,7 +207,10 @@ class Sampler:
         except OSError:  # it went since we saw its name, or is not ready yet
             return set()
         try:
-            raw, clients = view.stat(), describe.clients(view)
+            raw, clients = view.stat(), self._ours(describe.clients(view))
+            if self._others and not clients:
+                return set()
+            before = self._before.get(ident, {})
             mapped = sum(end - start for start, end in view.ranges())
             whole = (self._objects / f"{ident}.mm").stat().st_blocks * 512
         except OSError:
@@ -201,21 +223,35 @@ class Sampler:
                 "page_table_bytes": raw.page_table_bytes,
                 "host_mm_bytes": whole,
                 "rss_bytes": raw.rss,
-                "faults": raw.faults,
-                "prefaulted": raw.prefaulted,
-                "links": raw.links,
-                "segv": raw.segv,
+                **{key: getattr(raw, key) - before.get(key, 0) for key in _COUNTERS},
             })  # fmt: skip
-            before = sample.own_tables_bytes
+            own_before = sample.own_tables_bytes
             for client in clients:
                 own = own_tables(client["pid"], client["base"], view.size, view.quantum)
                 sample.own_tables_bytes += own.shareable if own else 0
                 sample.upper_tables_bytes += own.upper if own else 0
                 sample.unseen += own is None
-            self._draw(ident, view, raw.page_table_bytes + sample.own_tables_bytes - before)
+            weight = raw.page_table_bytes + sample.own_tables_bytes - own_before
+            self._draw(ident, view, clients, weight)
             return {client["pid"] for client in clients}
         finally:
             view.close()
+
+    def _ours(self, clients: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those clients that are processes of ours."""
+        if not self._others:
+            return clients
+        return [one for one in clients if (one["pid"], one["start_time"]) in self._seen]
+
+    def _counters(self) -> Iterator[tuple[int, dict[str, int]]]:
+        """What each region has counted so far."""
+        for path in self._objects.glob("*.mm"):
+            with (
+                contextlib.suppress(OSError),
+                View(path.stem, self._objects, int(path.stem)) as view,
+            ):
+                raw = view.stat()
+                yield int(path.stem), {key: getattr(raw, key) for key in _COUNTERS}
 
     def _add(self, region: Region, sample: Sample, seen: dict[str, int]) -> None:
         for key, value in seen.items():
@@ -224,14 +260,14 @@ class Sampler:
         sample.attachments += seen["clients"]
         sample.mapped_bytes += seen["mapped_bytes"]
 
-    def _draw(self, ident: int, view: View, weight: int) -> None:
+    def _draw(self, ident: int, view: View, clients: list[dict[str, Any]], weight: int) -> None:
         """Keep the map with the most to see: bytes of tables, the region's and its clients'."""
         region = self.regions[ident]
         drawn = [one for one in self.regions.values() if one.map is not None]
         if region.map is None and len(drawn) >= MAPS_MAX:
             return
         if region.map is None or weight > region.map["weight"] * MAP_GROWTH:
-            region.map = {**ptmap.of_view(view), "weight": weight}
+            region.map = {**ptmap.of_view(view, clients), "weight": weight}
 
     def document(self) -> dict[str, Any]:
         """All that was seen, for JSON: peaks, each over all samples; the samples; the regions."""

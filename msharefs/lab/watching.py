@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from msharefs.launch.running import Outcome
+from msharefs.launch.running import GivenMount, Outcome
 
 from . import report
 from .sampling import Sampler
@@ -34,7 +34,7 @@ def reporting(path: Path, arguments: Sequence[str], mount: Home) -> Iterator[Out
 
     path.touch()  # so that an error comes now, not after the run
     outcome = Outcome()
-    with Sampler(processes, mount.state) as sampler:
+    with Sampler(processes, mount.state, others=isinstance(mount, GivenMount)) as sampler:
         yield outcome
         seconds = sampler.seconds
     used = resource.getrusage(resource.RUSAGE_CHILDREN)  # the server has not ended yet

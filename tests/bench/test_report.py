@@ -243,6 +243,50 @@ def test_run_with_a_report_on_a_given_mount(mount: Mount, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_each_of_two_programs_on_a_mount_is_told_its_own(mount: Mount, tmp_path: Path) -> None:
+    """A third one has had its region for a while, with faults that are nobody's else."""
+    reports = [tmp_path / "one.json", tmp_path / "other.json"]
+    with program(mount):
+        for seconds in (0.3, 2, 10):
+            running = [
+                start("--mount", mount.path, "--report", path, "--", sys.executable, "-c", FORKS,
+                      "wait")
+                for path in reports
+            ]  # fmt: skip
+            for process in running:
+                assert process.stdout
+                assert process.stdout.readline() == "shared\n"
+            time.sleep(seconds)
+            for process in running:
+                process.communicate("\n", timeout=60)
+            found = [json.loads(path.read_text()) for path in reports]
+            if all(one["own_tables_bytes"] >= 4 * LEAST_TABLES for one in found):
+                break
+    for one in found:
+        check(one, 4)
+        assert (one["attachments"], len(one["regions"])) == (4, 1)
+        (region,) = one["regions"]
+        assert len(region["map"]["clients"]) <= 4
+    assert found[0]["regions"][0]["ident"] != found[1]["regions"][0]["ident"]
+
+
+def test_a_region_of_several_programs_is_told_with_ones_own_processes(mount: Mount) -> None:
+    """And with what has happened in it since the start."""
+    with program(mount) as four:
+        with sampling.Sampler(lambda: four.pids[:2], mount.state, others=True) as sampler:
+            pass
+        found = sampler.document()
+        assert (found["processes"], found["clients"], found["attachments"]) == (2, 2, 2)
+        assert found["own_tables_bytes"] == 2 * TABLES
+        assert found["mapped_bytes"] == SIZE
+        assert found["page_table_bytes"] == TABLES + 4096
+        assert (found["region_faults"], found["prefaulted"], found["links"]) == (0, 0, 0)
+        with sampling.Sampler(list, mount.state, others=True) as sampler:
+            pass
+        found = sampler.document()
+        assert (found["regions"], found["clients"], found["page_table_bytes"]) == ([], 0, 0)
+
+
 def test_a_report_waits_for_those_whose_parents_have_ended(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     process = start("--report", path, "--", sys.executable, "-c", FORKS)
