@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import click
@@ -38,7 +41,7 @@ class Input(click.ParamType):
     ) -> TextIO:
         """Open until the command ends."""
         del param
-        return _opened(value, "r", ctx)
+        return _opened(value, "r", ctx, "cannot be read ({}): give a file that is there and yours")
 
 
 class Output(click.ParamType):
@@ -52,11 +55,27 @@ class Output(click.ParamType):
         """Open until the command ends."""
         if value == "-":
             self.fail("- is no file: --json prints to standard output", param, ctx)
-        return _opened(value, "w", ctx)
+        return _opened(
+            value, "w", ctx, "cannot be written ({}): its directory must be there and yours"
+        )
 
 
-def _opened(path: str, mode: Literal["r", "w"], ctx: click.Context | None) -> TextIO:
-    file: TextIO = open(path, mode, encoding="utf-8")  # noqa: SIM115  # the context closes it
+def _opened(path: str, mode: Literal["r", "w"], ctx: click.Context | None, sentence: str) -> TextIO:
+    try:
+        file: TextIO = open(path, mode, encoding="utf-8")  # noqa: SIM115  # the context closes it
+    except OSError as error:
+        raise OSError(error.errno, sentence.format(os.strerror(error.errno or 0)), path) from None
     if ctx is not None:
         ctx.call_on_close(file.close)
     return file
+
+
+def make_directory(path: str) -> None:
+    """Make a directory for files that come later, now. OSError if they could not be written."""
+    sentence = "cannot be made and written ({}): name a directory of yours"
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, sentence.format(os.strerror(error.errno or 0)), path) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, sentence.format(os.strerror(errno.EACCES)), path)

@@ -265,7 +265,10 @@ def command(
     from msharefs.lab import bench
     from msharefs.lab.bench import run
 
-    draw = _plot.module() if plot else None
+    draw = None
+    if plot:
+        draw = _plot.module()
+        _types.make_directory(plot)
     _progress.end_on_signals()
     names = list(dict.fromkeys(scenarios or SCENARIOS))
     wishes = run.Wishes(

@@ -43,8 +43,8 @@ def command(lazy: bool, directory: Path) -> None:
                 who = processes.listed(set(mountpoint.attached_processes(resolved)))
             raise OSError(
                 errno.EBUSY,
-                f"in use: attached to its regions: {who}; end them, or unmount with --lazy: they "
-                "then wait for the next mount",
+                f"in use: attached to its regions are {who}: end them, or unmount with --lazy: "
+                "they then wait for the next mount",
                 str(directory),
             )
         mountpoint.take_away(resolved, mount, lazy=lazy)

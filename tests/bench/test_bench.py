@@ -326,6 +326,13 @@ def test_every_scenario_has_a_picture_of_its_own(tmp_path: Path) -> None:
     assert result.stderr == f"msharefs: drew {tmp_path}/ioctl.png\n"
 
 
+def test_where_no_picture_can_be_written_nothing_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = verb_run("first-touch", "--plot", str(tmp_path / "file" / "pictures"))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "cannot be made and written (Not a directory)" in result.stderr
+
+
 def test_what_does_not_fit_into_memory_is_refused() -> None:
     result = verb_run("steady", "--size", "1P", "--backend", "memfd")
     assert result.returncode == 1

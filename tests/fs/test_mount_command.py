@@ -411,7 +411,7 @@ os._exit(0)
         assert process.stdout is not None
         assert process.stdout.readline() == "there\n"
         said = fails("umount", directory)
-        assert f"in use: attached to its regions: {process.pid} (python" in said
+        assert f"in use: attached to its regions are {process.pid} (python" in said
         assert process.stdin is not None
         process.stdin.write("\n")
     succeeds("umount", directory)

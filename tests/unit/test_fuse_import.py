@@ -44,6 +44,19 @@ except OSError as error:
     assert done.stdout.startswith("closed\npyfuse3 does not call our fuse_session_new()"), done
 
 
+def test_a_libfuse_that_is_too_old_is_refused() -> None:
+    done = python("""
+from pathlib import Path
+import msharefs.server.fuse as fuse
+fuse.libfuse_version = lambda: "3.10.5"
+try:
+    fuse.mount(None, Path("/nowhere"), set())
+except OSError as error:
+    print(error.strerror)
+""")
+    assert done.stdout == "libfuse 3.10.5 is too old: install 3.14 or later (Debian 12 has it)\n"
+
+
 def test_pyfuse3_stays_out_of_the_client_and_the_command() -> None:
     done = python(
         "import sys, msharefs.client, msharefs.cli.mount, msharefs.cli.umount;"
