@@ -33,8 +33,10 @@ MS_RDONLY, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 8, 32, 4096, 
 MNT_DETACH = 2
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 PTRACE_TRACEME, PTRACE_CONT, PTRACE_SINGLESTEP = 0, 7, 9
+PTRACE_DETACH, PTRACE_SYSCALL, PTRACE_SEIZE, PTRACE_INTERRUPT = 17, 24, 0x4206, 0x4207
+PTRACE_O_TRACESYSGOOD = 1
 _AT_FDCWD = -100
-_PTRACE_GETSIGMASK = 0x420A
+_PTRACE_GETSIGMASK, _PTRACE_GET_SYSCALL_INFO = 0x420A, 0x420E
 _PR_SET_PDEATHSIG = 1
 
 
@@ -118,6 +120,17 @@ def signal_mask(pid: int) -> int:
     size = _ffi.cast("void *", _ffi.sizeof("uint64_t"))
     _check("ptrace", _libc.ptrace(_PTRACE_GETSIGMASK, pid, size, mask) < 0)
     return int(mask[0])
+
+
+def traced_call(tid: int) -> tuple[int, int]:
+    """Where a thread stands that PTRACE_SYSCALL has stopped: 1 before a call, 2 after one.
+
+    And, before it, the number of the call.
+    """
+    info = _ffi.new("uint64_t[16]")  # struct ptrace_syscall_info
+    size = _ffi.cast("void *", _ffi.sizeof(info))
+    _check("ptrace", _libc.ptrace(_PTRACE_GET_SYSCALL_INFO, tid, size, info) < 0)
+    return int(info[0]) & 0xFF, int(info[3])
 
 
 def die_with_parent() -> None:
