@@ -136,9 +136,6 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     bool mapped = false, claimed = false;
     int err = 0;
 
-    att->ctl = control_connect(fd);
-    if (att->ctl < 0)
-        return att->ctl;
     if (type != MAP_SHARED && type != MAP_SHARED_VALIDATE)
         err = -EINVAL;
     if (!err)
@@ -184,6 +181,23 @@ static void reset(struct attachment *att, const struct attach_request *request)
     att->asked = request->prot & (PROT_READ | PROT_WRITE);
 }
 
+/* Asks the server behind `fd`, who may take his time: without the lock, and signals come. The
+ * entry of the table is taken meanwhile, and a forked child closes the ends.
+ * Precondition: the table's lock held. */
+static int ask(struct attachment *att, int fd)
+{
+    int err = control_begin(&att->ends);
+
+    if (err)
+        return err;
+    att->asking = true;
+    attachments_unlock();
+    err = control_ask(fd, &att->ends);
+    attachments_lock();
+    att->asking = false;
+    return control_finish(&att->ends, err);
+}
+
 int attach(int fd, const struct attach_request *request, void **base)
 {
     struct attachment *att;
@@ -195,6 +209,10 @@ int attach(int fd, const struct attach_request *request, void **base)
     if (!att)
         return -ENOMEM;
     reset(att, request);
+    err = ask(att, fd);
+    if (err < 0)
+        return err;
+    att->ctl = err;
     err = make(att, fd, request);
     *base = att->base;
     return err;

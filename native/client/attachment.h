@@ -27,6 +27,7 @@
 #include <stdint.h>
 
 #include "client/pieces.h"
+#include "core/control.h"
 #include "core/fault.h"
 #include "core/layout.h"
 #include "core/mm.h"
@@ -138,9 +139,11 @@ struct handed {
 
 struct attachment {
     pthread_mutex_t lock;
-    bool live;            /* [both] it is in the table */
-    struct mm mm;         /* [fixed] except for mm.fd, which is like the descriptors below */
-    int mem_fd;           /* [both] the pages */
+    bool live;   /* [both] it is in the table */
+    bool asking; /* [table] it is about to be: its server is being asked, with `ends` */
+    struct control_ends ends; /* [table] */
+    struct mm mm;             /* [fixed] except for mm.fd, which is like the descriptors below */
+    int mem_fd;               /* [both] the pages */
     int dev_fd;           /* [both] /dev/userfaultfd, for children; -1: uffd_new() does without */
     int uffd;             /* [both] */
     int moved_uffd;       /* [att] of memory that arrange.c has moved into the window; -1: none */

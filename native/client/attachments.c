@@ -92,7 +92,7 @@ struct attachment *attachment_unused(void)
     const unsigned used = attachments_used;
 
     for (unsigned i = 0; i < used; i++)
-        if (!attachments[i].live)
+        if (!attachments[i].live && !attachments[i].asking)
             return &attachments[i];
     if (used == ATTACHMENTS_MAX)
         return NULL;

@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include "client/fork.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -95,6 +96,10 @@ static void attach_all(void)
         struct attachment *att = &attachments[i];
         bool claimed = false;
 
+        if (att->asking) { /* another thread, for the parent */
+            att->asking = false;
+            control_finish(&att->ends, -ECANCELED);
+        }
         if (!att->live)
             continue;
         if (inherited(att)) {

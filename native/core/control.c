@@ -70,20 +70,41 @@ static int send_token(const struct mshare_connect *ticket)
     return sock;
 }
 
-int control_connect(int fd)
+int control_begin(struct control_ends *ends)
 {
-    int pair[2], err = 0;
+    int pair[2];
 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
         return -errno;
-    struct mshare_connect ticket = {.fd = pair[1]};
-    if (ioctl(fd, MSHAREFS_CONNECT, &ticket))
-        err = -errno;
-    close(pair[1]);
-    if (!err && !(ticket.flags & MSHARE_CONNECT_TOKEN))
-        return control_hide_fd(pair[0]);
-    close(pair[0]);
-    return err ? err : send_token(&ticket);
+    *ends = (struct control_ends){pair[0], pair[1], {.fd = pair[1]}};
+    return 0;
+}
+
+int control_ask(int fd, struct control_ends *ends)
+{
+    int err;
+
+    do /* a signal may come before the server has read the question */
+        err = ioctl(fd, MSHAREFS_CONNECT, &ends->ticket) ? -errno : 0;
+    while (err == -EINTR);
+    return err;
+}
+
+int control_finish(struct control_ends *ends, int err)
+{
+    close(ends->theirs);
+    if (!err && !(ends->ticket.flags & MSHARE_CONNECT_TOKEN))
+        return control_hide_fd(ends->ours);
+    close(ends->ours);
+    return err ? err : send_token(&ends->ticket);
+}
+
+int control_connect(int fd)
+{
+    struct control_ends ends;
+    int err = control_begin(&ends);
+
+    return err ? err : control_finish(&ends, control_ask(fd, &ends));
 }
 
 int control_send(int sock, const struct msg *msg, const int *fds, unsigned count)

@@ -4,58 +4,15 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/magic.h>
-#include <sys/stat.h>
-#include <sys/statfs.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "client/api.h"
 #include "client/attachments.h"
 #include "client/detach.h"
 #include "msharefs.h"
 #include "preload/adopt.h"
+#include "preload/mounts.h"
 #include "preload/range.h"
 #include "preload/sys.h"
-
-#ifndef STATX_MNT_ID_UNIQUE
-#define STATX_MNT_ID_UNIQUE 0x4000u
-#endif
-#ifndef FUSE_SUPER_MAGIC
-#define FUSE_SUPER_MAGIC 0x65735546
-#endif
-
-/* Mounts that are not FUSE, by their numbers, which are never used twice; one in each
- * place. */
-#define MOUNTS 64
-static _Atomic uint64_t other_mounts[MOUNTS];
-
-/* Whether `fd` is a file of a FUSE mount: only then it can be a region. */
-static bool may_be_region(int fd)
-{
-    struct statx file;
-    struct statfs fs;
-
-    /* DONT_SYNC: without asking the server of the mount, whatever it is. */
-    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID_UNIQUE, &file))
-        return false;
-    if (file.stx_dev_major) /* on a device, so not FUSE */
-        return false;
-    const bool known = file.stx_mask & STATX_MNT_ID_UNIQUE;
-    const uint64_t mount = known ? file.stx_mnt_id : 0;
-    _Atomic uint64_t *other = &other_mounts[mount % MOUNTS];
-
-    if (known && atomic_load_explicit(other, memory_order_relaxed) == mount)
-        return false;
-    if (fstatfs(fd, &fs))
-        return false;
-    if (fs.f_type == FUSE_SUPER_MAGIC)
-        return true;
-    if (known)
-        atomic_store_explicit(other, mount, memory_order_relaxed);
-    return false;
-}
 
 struct mmap_call {
     void *addr;
@@ -120,7 +77,7 @@ MSHARE_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, of
     if (flags & MAP_ANONYMOUS) {
         if (preload_adopt(addr, length, prot, flags, &call.got))
             return call.got;
-    } else if (fd >= 0 && !kernel_refuses(&call) && may_be_region(fd)) {
+    } else if (fd >= 0 && !kernel_refuses(&call) && preload_may_be_region(fd)) {
         return map_region(&call);
     }
     return map_plain(&call);

@@ -9,6 +9,7 @@
  *   sys.c      the kernel itself
  *   range.c    which windows a range of addresses concerns
  *   mmap.c     mmap of a region file attaches
+ *   mounts.c   whose files are asked whether they are regions
  *   adopt.c    shared memory that the program makes for itself becomes a region
  *   unmap.c    munmap, mremap, mprotect, ... of windows
  *   advice.c   madvise, msync, mincore of windows

@@ -1,0 +1,13 @@
+/*
+ * mounts.h - whether a file can be a region, by the mount that it is on.
+ */
+#ifndef MSHARE_PRELOAD_MOUNTS_H
+#define MSHARE_PRELOAD_MOUNTS_H
+
+#include <stdbool.h>
+
+/* Whether the file open at `fd` is on a mount of ours, or may be: only then it is to be asked.
+ * Without asking anybody who may be slow, or hang. Precondition: no lock held. */
+bool preload_may_be_region(int fd);
+
+#endif
