@@ -134,3 +134,17 @@ def test_files_that_pages_name_are_there() -> None:
     assert "core/fault.c" in names
     for name in names:
         assert (TOP / "native" / name).exists() or (TOP / name).exists(), name
+
+
+def test_contributing_says_where_things_live() -> None:
+    folders = [
+        path
+        for top in ("native", "msharefs")
+        for path in (TOP / top).iterdir()
+        if path.is_dir() and any(path.glob("*.*"))
+    ]
+    rows = re.findall(r"^\| `([\w/]+/)` \|", text("CONTRIBUTING.md"), re.MULTILINE)
+    assert {f"{path.relative_to(TOP)}/" for path in folders if path.name != "__pycache__"} <= set(
+        rows
+    )
+    assert all((TOP / row).is_dir() for row in rows)
