@@ -39,7 +39,7 @@ class Signs:
         }
         alone = sorted(used - set(MANY), key=int)
         self.words = [*alone, *sorted(used & set(MANY))]
-        """Who has cells, for the legend."""
+        """The holders of cells, for the legend."""
         self.shaded = coloured and len(alone) <= len(ONE)
         letters = zip(alone, ascii_lowercase, strict=False)
         self._signs: dict[str, str] = MANY_SIGNS | {
@@ -57,7 +57,7 @@ class Signs:
         return self._pair(word)[present * 2 > ptmap.ENTRIES], ""
 
     def legend(self, word: str) -> tuple[str, str]:
-        """What stands for a holder, and its style."""
+        """The sign of a holder, and its style."""
         return ("█", self._colours[word]) if self.shaded else (self._pair(word), "")
 
     def _pair(self, word: str) -> str:
@@ -65,7 +65,7 @@ class Signs:
 
     @property
     def explained(self) -> str:
-        """What a cell tells, besides whose it is."""
+        """The legend of a cell's fill, besides its holders."""
         if self.shaded:
             return "· no table   ░ ▒ ▓ █ up to 128, 256, 384, 512 entries present"
         return (

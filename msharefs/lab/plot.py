@@ -41,7 +41,7 @@ HEADLINES = {
 INK = "#222222"
 HATCH_INK = "#00000099"
 DPI = 130
-# Of the map: those who have a cell alone, and the others. The colours are Okabe and Ito's; depth is
+# Colours of the map, for cells with one holder, and for others. They are Okabe and Ito's; depth is
 # how full a cell is, which leaves little of some, so each has a hatch too: 42 of the two together.
 ONE = ("#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
 HATCHES = ("", "////", "\\\\\\\\", "xxxx", "....", "----", "||||")

@@ -210,7 +210,7 @@ class Tree:
         try:
             os.truncate(path, size)
         except PermissionError:
-            # The kernel has checked the descriptor of whoever asks. A server that is not root needs
+            # The kernel has checked the caller's descriptor. A server that is not root needs
             # the bit in the file's mode as well, for a moment.
             os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | stat.S_IWUSR)
             try:

@@ -181,7 +181,7 @@ static void reset(struct attachment *att, const struct attach_request *request)
     att->asked = request->prot & (PROT_READ | PROT_WRITE);
 }
 
-/* Asks the server behind `fd`, who may take his time: without the lock, and signals come. The
+/* Asks the server behind `fd`, which may take its time, so without the lock, and with signals. The
  * entry of the table is taken meanwhile, and a forked child closes the ends.
  * Precondition: the table's lock held. */
 static int ask(struct attachment *att, int fd)

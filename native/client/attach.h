@@ -8,8 +8,8 @@
 #include "client/check.h"
 
 /* As mshare_attach(), with the window's address in *base. 0 or -errno. -ENOTTY: `fd` is not
- * a region. Precondition: the table's lock held, which is free while
- * the server is asked unless it is held twice, and fork_attached() was called. */
+ * a region. Precondition: the table's lock held, which is let go of while the server is asked,
+ * unless it is held twice; and fork_attached() was called. */
 int attach(int fd, const struct attach_request *request, void **base);
 
 /* For a forked child, which makes some of these parts anew. */

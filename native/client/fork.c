@@ -44,7 +44,7 @@ static void join(struct attachment *att, int parent)
     close(pair[1]);
 }
 
-/* *claimed: it has a slot of its own. */
+/* *claimed is set if the child has got a slot of its own. */
 static int attach_child(struct attachment *att, bool *claimed)
 {
     int parent = att->ctl, err;
@@ -143,7 +143,7 @@ static void thaw(void)
     attachments_unlock();
 }
 
-/* Once, however often it was registered. */
+/* Runs once, however often it was registered. */
 static void last_in_child(void)
 {
     if (!announced)
@@ -160,7 +160,7 @@ static void first_in_child(void)
 {
     for (unsigned i = 0; i < attachments_used; i++)
         pthread_mutex_init(&attachments[i].lock, NULL);
-    if (announced) /* until then others' handlers run, with the table's lock held */
+    if (announced) /* until then others' handlers run while we hold the table's lock */
         return;
     announce();
     last_in_child();

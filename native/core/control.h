@@ -13,15 +13,15 @@
 /* Connects to the server of the region open at `fd`. Returns a socket. ENOTTY:
  * not a region. */
 int control_connect(int fd);
-/* The same in three steps. The first and the last wait for nobody that hangs; the second is
- * a question to the server of whatever file system `fd` is on. */
+/* control_connect() in three steps. The first and the last never wait for a server that may hang;
+ * the second is a question to the server of the file system that `fd` is on, whichever it is. */
 struct control_ends {
     int ours, theirs;
     struct mshare_connect ticket;
 };
 int control_begin(struct control_ends *ends);
 int control_ask(int fd, struct control_ends *ends);
-/* `err` is what the second returned. Returns a socket; the ends are closed, if need be. */
+/* `err` is the result of the second. Returns a socket; closes the ends that are not needed. */
 int control_finish(struct control_ends *ends, int err);
 /* Connects to a server's socket by path. */
 int control_connect_path(const char *path);

@@ -1,11 +1,11 @@
 /*
- * preload/mounts.c - whose files are asked whether they are regions.
+ * preload/mounts.c - which files are asked whether they are regions.
  *
- * A question to a FUSE file is one to its server, and that of another file system may not know
- * our question, or hang. So the kernel is asked first what the file's mount is: statmount(2)
- * knows all mounts of our mount namespace, those made a moment ago and bind mounts among them.
- * The files that it does not know (of a mount that was taken away, of another namespace, of
- * none: memfd_create(2)) are asked if they are FUSE's.
+ * A question to a FUSE file goes to its server, and the server of another file system may not
+ * know our question, or hang. So we first ask the kernel about the file's mount: statmount(2)
+ * knows all mounts of our mount namespace, even new ones and bind mounts. Files whose mount it
+ * does not know (an unmounted one, one of another namespace, or none: memfd_create(2)) are asked
+ * if they are on FUSE.
  */
 #define _GNU_SOURCE
 #include "preload/mounts.h"
@@ -57,7 +57,7 @@ struct statmount {
 _Static_assert(offsetof(struct statmount, fs_subtype) == 120, "as linux/mount.h has it");
 _Static_assert(offsetof(struct statmount, str) == 512, "as linux/mount.h has it");
 
-/* Mounts that have no regions, by their numbers, which are never used twice; one in each
+/* Mounts without regions, by their numbers, which are never used twice; one in each
  * place. */
 #define MOUNTS 64
 static _Atomic uint64_t other_mounts[MOUNTS];

@@ -6,8 +6,8 @@
 
 #include <stdbool.h>
 
-/* Whether the file open at `fd` is on a mount of ours, or may be: only then it is to be asked.
- * Without asking anybody who may be slow, or hang. Precondition: no lock held. */
+/* Whether the file open at `fd` is on a mount of ours, or may be: only then may we ask the file.
+ * Asks no server, which might be slow, or hang. Precondition: no lock held. */
 bool preload_may_be_region(int fd);
 
 #endif

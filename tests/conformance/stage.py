@@ -57,7 +57,7 @@ def errno_name(error: OSError) -> str:
 
 
 def said(work: Callable[[], object]) -> str:
-    """ "0" if `work` succeeds, else the name of its errno."""
+    """ "0" if `work` succeeds, or the name of its errno."""
     try:
         work()
     except OSError as error:

@@ -1,5 +1,5 @@
 /*
- * forker.c REGION OTHER: a program whose own lock guards what it has in a region, and is held over fork(2).
+ * forker.c REGION OTHER: a program whose own lock guards its data in a region, and is held over fork(2).
  *
  *   main                            thread
  *   attach                          takes the lock

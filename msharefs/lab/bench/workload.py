@@ -38,7 +38,7 @@ class Way:
     """The state directory of its mount; a plain server has none."""
 
     def memory(self, pids: Sequence[int], least: int = 0) -> dict[str, int | None]:
-        """What the page tables of these processes take, and their faults so far; at one moment.
+        """The page tables of these processes, and their faults so far; at one moment.
 
         They stand still for it: to look at hundreds takes seconds. All are None if one of the
         processes has ended before the last figure was read, or does not stop, or if there are not
