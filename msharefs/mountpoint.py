@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import select
 import struct
 import subprocess
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from . import proc
 from .native import ffi, lib
 from .processes import listed, start_time, users_of
 
@@ -36,52 +36,14 @@ ATTACHED_COMMAND = 2 << 30 | ATTACHED_STRUCT.size << 16 | ord("x") << 8 | 0x1E
 _PROBE_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Mount:
-    """One line of /proc/self/mountinfo, as far as we use it."""
-
-    directory: Path
-    fstype: str
-    device: int
-    """st_dev of the files on it."""
-    uid: int
-    """Who mounted it, for FUSE; 0 otherwise."""
-
-
-def mounts(pid: str = "self") -> list[Mount]:
-    """All mounts that a process sees; of two on one directory the later covers the earlier."""
-    return [_parse(line) for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
-
-
-def _parse(line: str) -> Mount:
-    # proc_pid_mountinfo(5): id parent major:minor root mount-point options [optional fields] - type
-    # source super-options
-    left, right = line.split(" - ", 1)
-    major, minor = left.split()[2].split(":")
-    fields = right.split(" ")
-    user = re.search(r"\buser_id=(\d+)", fields[-1])
-    return Mount(
-        directory=Path(_unescape(left.split()[4])),
-        fstype=fields[0],
-        device=os.makedev(int(major), int(minor)),
-        uid=int(user[1]) if user else 0,
-    )
-
-
-def _unescape(text: str) -> str:
-    """Undo the octal escapes of blanks and backslashes."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def covering(directory: Path) -> Mount | None:
+def covering(directory: Path) -> proc.Mount | None:
     """The topmost mount that is exactly on `directory`."""
-    return next((mount for mount in reversed(mounts()) if mount.directory == directory), None)
+    return next((mount for mount in reversed(proc.mounts()) if mount.directory == directory), None)
 
 
-def fstype(path: Path) -> str:
-    """Type of the file system `path` is on, by its device number."""
-    device = path.stat().st_dev
-    return next((mount.fstype for mount in mounts() if mount.device == device), "unknown")
+def fstype(device: int) -> str:
+    """Type of the file system with this st_dev, empty if it is not mounted here."""
+    return next((mount.fstype for mount in proc.mounts() if mount.device == device), "")
 
 
 def resolve(given: Path) -> Path:
@@ -156,7 +118,7 @@ def make_free(directory: Path) -> None:
         )
 
 
-def take_away(directory: Path, mount: Mount, *, lazy: bool = False) -> None:
+def take_away(directory: Path, mount: proc.Mount, *, lazy: bool = False) -> None:
     """Unmount the msharefs on `directory`.
 
     EBUSY while somebody uses a file of it, unless `lazy`.

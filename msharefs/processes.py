@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from . import proc
 from .native import ffi, lib
 
 if TYPE_CHECKING:
@@ -25,19 +26,12 @@ _KCMP_FILE = 0
 _LISTED = 8  # in one sentence
 
 
-def _stat_fields(pid: int) -> list[bytes] | None:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name in field 2 may hold blanks and parentheses.
-            return file.read().rpartition(b") ")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
 def start_time(pid: int) -> int:
-    """Field 22 of /proc/PID/stat, 0 if there is no such process."""
-    fields = _stat_fields(pid)
-    return int(fields[19]) if fields else 0
+    """When a process started, in clock ticks after boot; 0 if there is no such process."""
+    try:
+        return proc.stat(pid).start_time
+    except ProcessLookupError:
+        return 0
 
 
 def is_alive(pid: int, started: int) -> bool:
@@ -45,10 +39,13 @@ def is_alive(pid: int, started: int) -> bool:
 
     It runs while any of its threads does; the first, whose state is shown, may have ended.
     """
-    fields = _stat_fields(pid)
-    if fields is None or (fields[0] in (b"Z", b"X") and int(fields[17]) <= 1):
+    try:
+        found = proc.stat(pid)
+    except ProcessLookupError:
         return False
-    return started in (0, int(fields[19]))
+    if found.state in "ZX" and found.threads <= 1:
+        return False
+    return started in (0, found.start_time)
 
 
 def is_alive_in(namespace: int, pid: int, started: int) -> bool:
@@ -57,20 +54,16 @@ def is_alive_in(namespace: int, pid: int, started: int) -> bool:
     0 is our own namespace. We know the processes of another one only by their numbers in ours, so
     all have to be asked. A process that we may not ask counts, if it started at that time.
     """
-    if namespace in (0, os.stat("/proc/self/ns/pid").st_ino):
+    if namespace in (0, proc.pid_namespace("self")):
         return is_alive(pid, started)
-    return any(
-        is_alive(ours, started) and _may_be(ours, namespace, pid)
-        for ours in map(int, filter(str.isdigit, os.listdir("/proc")))
-    )
+    return any(is_alive(ours, started) and _may_be(ours, namespace, pid) for ours in psutil.pids())
 
 
 def _may_be(ours: int, namespace: int, pid: int) -> bool:
     try:
-        if os.stat(f"/proc/{ours}/ns/pid").st_ino != namespace:
+        if proc.pid_namespace(ours) != namespace:
             return False
-        with open(f"/proc/{ours}/status", encoding="utf-8", errors="replace") as file:
-            return any(line.startswith("NSpid:") and int(line.split()[-1]) == pid for line in file)
+        return proc.status(ours, "NSpid").split()[-1:] == [str(pid)]
     except PermissionError:
         return True
     except OSError:
@@ -82,27 +75,25 @@ def has_mapped(pid: int, file: os.stat_result) -> bool:
 
     The maps of a process whose first thread has ended are empty here.
     """
-    device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
     try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-            fields = [line.split(maxsplit=5)[3:5] for line in maps]
+        return bool(proc.maps(pid, {file.st_dev}, file.st_ino)) or not proc.maps(pid)
     except OSError:
         return True
-    return not fields or [device, str(file.st_ino)] in fields
 
 
 def thread_runs(tid: int) -> bool:
     """Whether thread `tid` has not ended, whatever the rest of its process does."""
-    fields = _stat_fields(tid)
-    return fields is not None and fields[0] not in (b"Z", b"X")
+    try:
+        return proc.stat(tid).state not in "ZX"
+    except ProcessLookupError:
+        return False
 
 
 def command(pid: int) -> str:
     """The name of process `pid`, empty if it is gone."""
     try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\n")
-    except (FileNotFoundError, ProcessLookupError):
+        return proc.comm(pid)
+    except ProcessLookupError:
         return ""
 
 
@@ -130,30 +121,18 @@ def _is_below(name: str, directory: Path) -> bool:
 
 def _uses(pid: int) -> Iterator[str]:
     """What a process has open, mapped or entered, by name."""
-    proc = f"/proc/{pid}"
     with contextlib.suppress(OSError):  # it may be gone, or another user's
-        numbers = os.listdir(f"{proc}/fd")
-        for link in (f"{proc}/cwd", f"{proc}/root", *(f"{proc}/fd/{number}" for number in numbers)):
-            with contextlib.suppress(OSError):
-                yield os.readlink(link)
-        with open(f"{proc}/maps", encoding="utf-8", errors="surrogateescape") as maps:
-            yield from (line.rstrip("\n").split(maxsplit=5)[-1] for line in maps)
+        yield from proc.directories(pid)
+        yield from proc.open_files(pid).values()
+        yield from (mapping.path for mapping in proc.maps(pid))
 
 
 def cgroup(pid: int) -> str:
-    """The memory cgroup of `pid`: the path of version 2, or that of the memory controller."""
-    unified = ""
+    """The memory cgroup of `pid`, empty if it is gone."""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                _, controllers, path = line.rstrip("\n").split(":", 2)
-                if "memory" in controllers.split(","):
-                    return path
-                if not controllers:
-                    unified = path
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return unified
+        return proc.cgroup(pid)
+    except ProcessLookupError:
+        return ""
 
 
 def process_of(tid: int) -> int:
@@ -164,13 +143,9 @@ def process_of(tid: int) -> int:
         os.close(os.pidfd_open(tid))
         return tid
     try:
-        with open(f"/proc/{tid}/status", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("Tgid:"):
-                    return int(line.split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return 0
+        return int(proc.status(tid, "Tgid"))
+    except ProcessLookupError:
+        return 0
 
 
 def fetch_descriptor(pid: int, number: int) -> int:
@@ -207,7 +182,7 @@ def _fetch_descriptor(thread: int, number: int) -> int:
 
 def _threads(pid: int) -> list[int]:
     try:
-        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+        return proc.threads(pid)
     except OSError:
         return []
 
@@ -221,7 +196,7 @@ def same_file(one: int, other: int) -> bool:
 
 def is_userfaultfd(fd: int) -> bool:
     """Whether a descriptor of ours is a userfaultfd, told without asking a file system."""
-    return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[userfaultfd]"
+    return os.readlink(proc.fd_path(fd)) == "anon_inode:[userfaultfd]"
 
 
 def mapped_files(pid: int, inode: int) -> list[str]:
@@ -230,8 +205,6 @@ def mapped_files(pid: int, inode: int) -> list[str]:
     They work for files without a name too, for a process with CAP_CHECKPOINT_RESTORE.
     """
     try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-            fields = [line.split(maxsplit=5) for line in maps]
+        return [proc.map_file(pid, each) for each in proc.maps(pid, inode=inode)]
     except OSError:
         return []
-    return [f"/proc/{pid}/map_files/{each[0]}" for each in fields if each[4] == str(inode)]

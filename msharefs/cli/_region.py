@@ -8,21 +8,12 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msharefs import mountpoint
+
 if TYPE_CHECKING:
     from msharefs.client import Region
 
-FSTYPE = "fuse.msharefs"
 INFO_NAME = "mshare_info"  # the one regular file of a mount that is no region
-
-
-def fstype(device: int) -> str:
-    """File system type of the mount with this st_dev, from /proc/self/mountinfo; '' if unknown."""
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[2] == wanted:
-            return rest.split()[0]
-    return ""
 
 
 def look(path: str) -> os.stat_result:
@@ -48,8 +39,8 @@ def look(path: str) -> os.stat_result:
             f"{path}: the server of this mount is gone; "
             "`msharefs mount` on the same directory brings it back",
         ) from None
-    kind = fstype(status.st_dev)
-    if kind != FSTYPE:
+    kind = mountpoint.fstype(status.st_dev)
+    if kind != mountpoint.FSTYPE:
         raise OSError(
             errno.EINVAL,
             f"{path} is not on an msharefs mount (its file system is {kind or 'unknown'}); "

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msharefs import client
+from msharefs import client, proc
 from msharefs.launch.private_mount import PrivateMount
 
 from .workers import PAGE_BYTES, Answer, Notify, Workers
@@ -147,7 +147,7 @@ def run(processes: int, size: int, observer: Observer) -> dict[str, Any]:
         workers = stack.enter_context(Workers(processes, [plain], notify))
         region, problems = _over_a_region(mount, workers, size, observer)
         half = _Half("plain memfd", workers, size, observer)
-        half.attach(f"map {size} /proc/self/fd/{plain}")
+        half.attach(f"map {size} {proc.fd_path(plain)}")
         half.fill()
         half.verify()
         half.detach()

@@ -13,6 +13,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any
 
+from msharefs import proc
 from msharefs.native import ffi, lib
 from msharefs.server import describe
 
@@ -105,7 +106,7 @@ def _holders(
             for cell in held_cells(client["pid"], client["base"], client["size"], client["offset"]):
                 if cell in tables:
                     holders.setdefault(cell, []).append(number)
-        except (PermissionError, FileNotFoundError, ProcessLookupError):
+        except (PermissionError, ProcessLookupError):
             unseen.append(number)
     return holders, unseen
 
@@ -116,9 +117,9 @@ def held_cells(pid: int, base: int, size: int, offset: int = 0) -> Iterator[int]
     The window begins at region offset `offset`. Of adopted memory only a part may be there, and
     the rest may lie past the end of the address space.
 
-    OSError: EPERM for another user's process, ESRCH or ENOENT if it is gone; ENOTTY: old kernel.
+    OSError: EPERM for another user's process, ESRCH if it is gone; ENOTTY: old kernel.
     """
-    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+    with proc.open_pagemap(pid) as pagemap:
         vector = bytearray(_REGION.size * _REGIONS)
         where = _address(vector)
         at, end, last = base, min(base + size, lib.HOST_END), -1

@@ -10,9 +10,9 @@ import contextlib
 import threading
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from msharefs import proc
 from msharefs.processes import start_time
 from msharefs.server import describe
 from msharefs.server.view import View
@@ -22,6 +22,7 @@ from .plan import PGD_SPAN, TABLE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
     from types import TracebackType
 
 INTERVAL_SECONDS = 0.05
@@ -37,13 +38,10 @@ MAPS_MAX = 4
 def vmpte(pid: int) -> int:
     """Bytes of a process's own page tables; 0 if it is gone or a kernel thread."""
     try:
-        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        size = proc.status(pid, "VmPTE")
+    except (ProcessLookupError, PermissionError):
         return 0
-    for line in text.splitlines():
-        if line.startswith("VmPTE:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return int(size.removesuffix(" kB")) << 10 if size else 0
 
 
 class Own(NamedTuple):
@@ -62,7 +60,7 @@ def own_tables(pid: int, base: int, size: int, quantum: int) -> Own | None:
     """
     try:
         cells = list(ptmap.held_cells(pid, base, size))
-    except (FileNotFoundError, ProcessLookupError):  # it has ended
+    except ProcessLookupError:  # it has ended
         return Own(0, 0)
     except OSError:
         return None

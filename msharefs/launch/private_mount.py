@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from msharefs import mountpoint
+from msharefs import mountpoint, proc
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -104,7 +104,7 @@ class PrivateMount:
             )  # fmt: skip
         pidfd = os.pidfd_open(self._server.pid)
         # The kernel tells by POLLPRI that the table of mounts has changed.
-        with Path("/proc/self/mountinfo").open("rb") as table:
+        with proc.watch_mounts() as table:
             poll = select.poll()
             poll.register(table, select.POLLPRI)
             poll.register(pidfd, select.POLLIN)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 import psutil
 
-from msharefs import mountpoint, native
+from msharefs import mountpoint, native, proc
 
 from . import installed
 from .private_mount import PARENT, PREFIX, PrivateMount
@@ -114,7 +114,7 @@ def _usable() -> list[Path]:
     own = f"{PARENT}/{PREFIX}"
     found = {
         mount.directory
-        for mount in mountpoint.mounts()
+        for mount in proc.mounts()
         if mount.fstype == mountpoint.FSTYPE and not str(mount.directory).startswith(own)
     }
     return [
@@ -193,9 +193,8 @@ def _state_of(directory: Path) -> Path:
     server = mountpoint.open_server(directory)
     if server.pidfd >= 0:
         os.close(server.pidfd)
-        with contextlib.suppress(PermissionError, FileNotFoundError):
-            for link in Path(f"/proc/{server.pid}/fd").iterdir():
-                target = Path(os.readlink(link))
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            for target in map(Path, proc.open_files(server.pid).values()):
                 if target.name == "lock" and os.access(
                     target.parent / "regions", os.R_OK | os.X_OK
                 ):

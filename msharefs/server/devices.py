@@ -12,14 +12,14 @@ import grp
 import os
 import shutil
 import stat
-from pathlib import Path
+
+from msharefs import proc
 
 FUSE = "/dev/fuse"
 USERFAULTFD = "/dev/userfaultfd"
 
 _FUSE_NUMBER = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt; the other's varies
 _USERFAULTFD_IOC_NEW = 0xAA << 8  # linux/userfaultfd.h
-_FOR_ALL = Path("/proc/sys/vm/unprivileged_userfaultfd")
 
 
 def check() -> None:
@@ -99,7 +99,7 @@ def _system_call_is_for_all() -> bool:
     It must be, because clients and their children have to make their own.
     """
     try:
-        if _FOR_ALL.read_text() != "1\n":
+        if proc.sysctl("vm/unprivileged_userfaultfd") != "1":
             return False
     except OSError:
         return False

@@ -19,10 +19,11 @@ import os
 import signal
 import sys
 import types
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import trio
+
+from msharefs import proc
 
 if "pyfuse3" in sys.modules:
     raise ImportError(
@@ -43,6 +44,7 @@ from pyfuse3 import FUSEError  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+    from pathlib import Path
     from types import TracebackType
 
 __all__ = [
@@ -333,11 +335,10 @@ def _rest(running: Coroutine[Any, Any, None], trap: Any) -> Generator[Any, Any, 
 def _killed(pid: int) -> bool:
     """Whether thread `pid` has SIGKILL pending: the kernel turns every fatal signal into that."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        pending = int(proc.status(pid, "SigPnd"), 16)
     except OSError:
         return False  # another pid namespace; a thread that waits for us cannot be gone
-    pending = next(line for line in status.splitlines() if line.startswith("SigPnd:"))
-    return bool(int(pending.split()[1], 16) & 1 << (signal.SIGKILL - 1))
+    return bool(pending & 1 << (signal.SIGKILL - 1))
 
 
 def _callback_failed(

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import resource
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msharefs import verbs
+from msharefs import proc, verbs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +31,7 @@ _LIMITS = {
 
 def check_count(mapped: int) -> None:
     """ENOMEM: a region with `mapped` mappings gets no more (vm.max_map_count)."""
-    limit = int(_sysctl("vm/max_map_count"))
+    limit = int(proc.sysctl("vm/max_map_count"))
     if mapped > limit:
         raise OSError(
             errno.ENOMEM, f"the region has {mapped} mappings: vm.max_map_count is {limit}"
@@ -78,7 +76,7 @@ def check_commit(create: Create) -> None:
 
     MAP_NORESERVE asks for no promise, except where Linux gives no memory without one.
     """
-    policy = _sysctl("vm/overcommit_memory")
+    policy = proc.sysctl("vm/overcommit_memory")
     if policy == _OVERCOMMIT_ALWAYS:
         return
     size = verbs.page_up(create.size)
@@ -86,7 +84,7 @@ def check_commit(create: Create) -> None:
         create.flags & verbs.MAP_NORESERVE or size <= os.sysconf("SC_PHYS_PAGES") * verbs.PAGE
     ):
         return
-    memory = _meminfo()
+    memory = proc.meminfo()
     if policy == _OVERCOMMIT_NEVER:
         left = memory["CommitLimit"] - memory["Committed_AS"]
     else:
@@ -106,34 +104,13 @@ def _rlimit(pid: int, limit: int) -> int | None:
             soft = resource.prlimit(pid, limit)[0]
             return None if soft == resource.RLIM_INFINITY else soft
     try:
-        text = Path(f"/proc/{pid}/limits").read_text()
+        return proc.soft_limit(pid, _LIMITS[limit])
     except OSError:
         return None
-    line = next(line for line in text.splitlines() if line.startswith(_LIMITS[limit]))
-    word = line.removeprefix(_LIMITS[limit]).split()[0]
-    return None if word == "unlimited" else int(word)
 
 
 def _has_capability(pid: int, number: int) -> bool:
     try:
-        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        return bool(int(proc.status(pid, "CapEff"), 16) >> number & 1)
     except OSError:
         return False
-    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
-    return bool(int(effective.split()[1], 16) >> number & 1)
-
-
-def _sysctl(name: str) -> str:
-    return os.pread(_sysctl_file(name), 32, 0).decode().strip()
-
-
-@functools.cache
-def _sysctl_file(name: str) -> int:
-    return os.open(f"/proc/sys/{name}", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _meminfo() -> dict[str, int]:
-    """The figures of /proc/meminfo, in bytes."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    parts = (line.partition(":") for line in lines)
-    return {name: int(rest.split()[0]) << 10 for name, _, rest in parts}

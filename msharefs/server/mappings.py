@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
-from msharefs import processes
+import psutil
+
+from msharefs import proc, processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,6 @@ _UNKNOWN = (
     "links", "faults", "materialised_pages", "segv",
     "budget_bytes", "budget_asked_bytes", "budget_grown", "evicted_spans", "refaulted_spans",
 )  # fmt: skip
-# proc_pid_maps(5): start-end prot offset major:minor inode
-_LINE = rb"^([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) (?:%s) %d "
 
 
 class NativeMappings:
@@ -39,16 +38,16 @@ class NativeMappings:
 
     def __init__(self, state: Path) -> None:
         self._record = state / "devices"
-        self._devices: list[str] = []
+        self._devices: set[int] = set()
 
     def mounted(self, device: int) -> None:
         """Files of the mount have this st_dev from now on."""
         try:
-            before = self._record.read_text().split()
+            before = set(map(_number, self._record.read_text().split()))
         except FileNotFoundError:
-            before = []
-        self._devices = [*_in_use(before), f"{os.major(device):02x}:{os.minor(device):02x}"]
-        self._record.write_text("\n".join(self._devices))
+            before = set()
+        self._devices = _in_use(before) | {device}
+        self._record.write_text("\n".join(sorted(map(_text, self._devices))))
 
     def of(self, ino: int) -> list[dict[str, Any]]:
         """The mappings of file `ino`, like the attachments of `describe.clients`.
@@ -58,44 +57,44 @@ class NativeMappings:
         """
         if not self._devices:
             return []
-        pattern = re.compile(_LINE % (_any(self._devices), ino), re.MULTILINE)
         return [
             {
                 "pid": pid,
                 "start_time": processes.start_time(pid),
                 "comm": processes.command(pid),
                 "kind": "native",
-                "base": int(start, 16),
-                "size": int(end, 16) - int(start, 16),
-                "offset": int(offset, 16),
-                "prot": prot.decode(),
+                "base": mapping.start,
+                "size": mapping.end - mapping.start,
+                "offset": mapping.offset,
+                "prot": mapping.prot,
                 **dict.fromkeys(_UNKNOWN),
             }
-            for pid, maps in _all_maps()
-            for start, end, prot, offset in pattern.findall(maps)
+            for pid, mapping in _all_maps(self._devices, ino)
         ]
 
 
-def _in_use(devices: Iterable[str]) -> list[str]:
+def _in_use(devices: set[int]) -> set[int]:
     """The numbers of devices with a file that a process maps. The kernel reuses the others."""
-    wanted = set(devices)
-    if not wanted:
-        return []
-    pattern = re.compile(rb" (%s) [0-9]+ " % _any(wanted))
-    return sorted({found.decode() for _, maps in _all_maps() for found in pattern.findall(maps)})
+    return {mapping.device for _, mapping in _all_maps(devices)} if devices else set()
 
 
-def _any(devices: Iterable[str]) -> bytes:
-    return "|".join(devices).encode()
+def _text(device: int) -> str:
+    return f"{os.major(device):02x}:{os.minor(device):02x}"
 
 
-def _all_maps() -> Iterator[tuple[int, bytes]]:
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                with open(f"/proc/{name}/maps", "rb") as file:
-                    yield int(name), file.read()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            except PermissionError:
-                log.debug("the mappings of process %s are not ours to see", name)
+def _number(text: str) -> int:
+    major, minor = (int(part, 16) for part in text.split(":"))
+    return os.makedev(major, minor)
+
+
+def _all_maps(
+    devices: Collection[int], inode: int | None = None
+) -> Iterator[tuple[int, proc.Mapping]]:
+    for pid in psutil.pids():
+        try:
+            for mapping in proc.maps(pid, devices, inode):
+                yield pid, mapping
+        except ProcessLookupError:
+            continue
+        except PermissionError:
+            log.debug("the mappings of process %s are not ours to see", pid)

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from msharefs import processes, verbs
+from msharefs import proc, processes, verbs
 
 from .descriptors import close_all, close_later, elsewhere
 from .mapping import Mapping, punch
@@ -192,7 +192,7 @@ class Objects:
             return
         try:
             found = await elsewhere(
-                lambda: os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC),
+                lambda: os.open(proc.fd_path(fd), os.O_RDONLY | os.O_CLOEXEC),
                 f"{self._name}: opening {known.record.path}",
                 close_all,
             )

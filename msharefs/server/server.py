@@ -19,16 +19,16 @@ import resource
 import signal
 import sys
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from msharefs import mountpoint
+from msharefs import mountpoint, proc
 
 from . import devices
 from .state import StateDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from .options import MountOptions
 
@@ -110,7 +110,7 @@ def _raise_descriptor_limit() -> None:
     attached process.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = max(hard, int(Path("/proc/sys/fs/nr_open").read_text()))
+    most = max(hard, int(proc.sysctl("fs/nr_open")))
     for limit in (most, hard):
         with contextlib.suppress(ValueError):  # only root may go beyond its hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))

@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from msharefs import mountpoint, verbs
+from msharefs import mountpoint, proc, verbs
 
 from .descriptors import elsewhere
 from .mapping import Mapping, file_system
@@ -138,7 +138,7 @@ def anonymous(create: Create, *, executes: bool) -> Source | None:
 
 
 def _look(fd: int, caller: int, flags: int) -> Source:
-    path = os.readlink(f"/proc/self/fd/{fd}")
+    path = os.readlink(proc.fd_path(fd))
     mode = fcntl.fcntl(fd, fcntl.F_GETFL)
     if mode & os.O_PATH:
         raise OSError(errno.EBADF, f"{path} is open as a path only (O_PATH)")
@@ -166,11 +166,10 @@ def _is_region(status: os.stat_result, caller: int) -> bool:
     if not stat.S_ISREG(status.st_mode) or status.st_ino == INFO_INO:
         return False
     types = set()
-    for who in ("self", str(caller)):  # the caller may have mounts that we do not have
+    who: proc.Process
+    for who in ("self", caller):  # the caller may have mounts that we do not have
         with contextlib.suppress(OSError):
-            types |= {
-                mount.fstype for mount in mountpoint.mounts(who) if mount.device == status.st_dev
-            }
+            types |= {mount.fstype for mount in proc.mounts(who) if mount.device == status.st_dev}
     return mountpoint.FSTYPE in types
 
 

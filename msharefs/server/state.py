@@ -144,8 +144,8 @@ class StateDirectory:
     def _make(self) -> None:
         parent = self.path.parent
         try:
-            if mountpoint.fstype(parent) != "tmpfs" and not (
-                self.path.exists() and mountpoint.fstype(self.path) == "tmpfs"
+            if mountpoint.fstype(parent.stat().st_dev) != "tmpfs" and not (
+                self.path.exists() and mountpoint.fstype(self.path.stat().st_dev) == "tmpfs"
             ):
                 raise OSError(
                     errno.EINVAL,

@@ -22,6 +22,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from msharefs import proc
 from msharefs.native import ffi, lib
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Node:
     @property
     def path(self) -> str:
         """A path of this inode, whatever its names are."""
-        return _path_of(self.fd)
+        return proc.fd_path(self.fd)
 
     def stat(self) -> os.stat_result:
         """Status of the marker."""
@@ -304,7 +305,7 @@ def _hand_over(fd: int, directory: Node, mode: int, uid: int, gid: int) -> None:
 
     A set-group-ID directory has already handed down its group and bit.
     """
-    path = _path_of(fd)
+    path = proc.fd_path(fd)  # O_PATH descriptors have no fchmod
     parent = directory.stat()
     inherited = 0
     if parent.st_mode & stat.S_ISGID:
@@ -312,11 +313,6 @@ def _hand_over(fd: int, directory: Node, mode: int, uid: int, gid: int) -> None:
         inherited = os.fstat(fd).st_mode & stat.S_ISGID
     os.chown(path, uid, gid)
     os.chmod(path, stat.S_IMODE(mode) | inherited)  # after chown, which clears set-ID bits
-
-
-def _path_of(fd: int) -> str:
-    """A path of the inode behind `fd`, whatever its names: O_PATH descriptors have no fchmod."""
-    return f"/proc/self/fd/{fd}"
 
 
 def _make_info(root: int) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from msharefs import mountpoint
+from msharefs import mountpoint, proc
 from msharefs.server.options import default_state
 
 from support import fusectl, namespace
@@ -435,7 +435,7 @@ def test_a_stale_mount_is_replaced(directory: Path, state: Path) -> None:
     psutil.wait_procs([server], timeout=LIMIT)
     succeeds("mount", "-o", f"state={state}", directory)
     assert (directory / "r").exists()  # the new server has taken over
-    assert len([mount for mount in mountpoint.mounts() if mount.directory == directory]) == 1
+    assert len([mount for mount in proc.mounts() if mount.directory == directory]) == 1
     succeeds("umount", directory)
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from msharefs.launch import installed, running
-from msharefs.mountpoint import FSTYPE, mounts
+from msharefs.mountpoint import FSTYPE
+from msharefs.proc import mounts
 
 from support import namespace
 from support.wait import until

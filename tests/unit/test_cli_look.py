@@ -314,9 +314,3 @@ def test_an_unsized_region_has_nothing_to_describe(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_region, "look", lambda _path: os.stat_result((0o100600, *[0] * 9)))
     with pytest.raises(OSError, match=r"r has no size yet.*truncate -s SIZE /mnt/r"):
         _region.describe("/mnt/r", "maps")
-
-
-def test_fstype_is_the_kernels(tmp_path: Path) -> None:
-    assert _region.fstype(os.stat("/proc").st_dev) == "proc"
-    assert _region.fstype(0xFFFFF) == ""
-    assert _region.fstype(tmp_path.stat().st_dev) != _region.FSTYPE

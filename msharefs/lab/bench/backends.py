@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from msharefs import client
+from msharefs import client, proc
 from msharefs.lab.workers import PAGE_BYTES, Workers
 from msharefs.launch.private_mount import PrivateMount
 from msharefs.native import check_errno, ffi, lib
@@ -88,7 +88,7 @@ class Memfd(Backend):
 
 
 def _file(fd: int, size: int, *advice: str) -> Memory:
-    path = f"/proc/self/fd/{fd}"
+    path = proc.fd_path(fd)
 
     def figures() -> Sample:
         return {"rss_bytes": os.fstat(fd).st_blocks * 512}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msharefs import client
+from msharefs import client, proc
 from msharefs.lab import ptmap
 from msharefs.lab.workers import PAGE_BYTES, Workers
 
@@ -19,13 +17,6 @@ if TYPE_CHECKING:
 
     from .backends import Backends, Memory
     from .figures import Sample
-
-
-def meminfo(name: str) -> int:
-    """A line of /proc/meminfo, in bytes."""
-    found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    assert found is not None, f"/proc/meminfo has no {name}"
-    return int(found[1]) * 1024
 
 
 MAP_BYTES = 1 << 30
@@ -91,7 +82,7 @@ class PageTables(Scenario):
         ):
             workers.ask(f"order 0 0 {setting.pages} {setting.pages} sequential")
             before = workers.ask("report")
-            machine = meminfo("PageTables")
+            machine = proc.meminfo()["PageTables"]
             for command in memory.take:
                 workers.ask(command)
             workers.ask("touch 1 write", [0])
@@ -104,7 +95,7 @@ class PageTables(Scenario):
             sample = {
                 "tables_bytes": held.get("page_table_bytes", vmpte),
                 "vmpte_bytes": vmpte,
-                "meminfo_bytes": meminfo("PageTables") - machine,
+                "meminfo_bytes": proc.meminfo()["PageTables"] - machine,
                 "faults": sum(
                     last.minor_faults.after - first.minor_faults.before
                     for first, last in zip(before, touched, strict=True)

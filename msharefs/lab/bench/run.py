@@ -8,17 +8,16 @@ import os
 import platform
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
-from msharefs import units
+from msharefs import proc, units
 
 from . import targets
 from .backends import Backends
 from .figures import ratio, summary
-from .pagetables import meminfo, sample_map
+from .pagetables import sample_map
 from .scenario import Setting
 
 if TYPE_CHECKING:
@@ -58,18 +57,13 @@ class Wishes:
 
 def machine() -> dict[str, Any]:
     """The machine that this was measured on."""
-    models = {
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    }
     return {
         "kernel": platform.release(),
         "architecture": platform.machine(),
-        "cpu": ", ".join(sorted(models)),
+        "cpu": ", ".join(proc.cpuinfo("model name")),
         "cpus": len(os.sched_getaffinity(0)),
         "memory_bytes": psutil.virtual_memory().total,
-        "page_tables_bytes": meminfo("PageTables"),
+        "page_tables_bytes": proc.meminfo()["PageTables"],
         "load": os.getloadavg()[0],
     }
 

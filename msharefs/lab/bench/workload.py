@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msharefs import proc
 from msharefs.lab.sampling import Sampler
 from msharefs.launch.private_mount import PrivateMount
 
@@ -65,11 +66,10 @@ class Way:
 def faults(pid: int) -> int:
     """Minor and major faults of a process so far, proc_pid_stat(5); 0 if it is gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        found = proc.stat(pid)
+    except ProcessLookupError:
         return 0
-    after_name = text.rpartition(")")[2].split()
-    return int(after_name[7]) + int(after_name[9])
+    return found.minor_faults + found.major_faults
 
 
 @contextmanager

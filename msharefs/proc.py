@@ -1,0 +1,278 @@
+"""proc(5): one function for each file of /proc that msharefs reads; nothing else here reads it.
+
+A process that has ended, before a function is called or meanwhile, is ProcessLookupError; one that
+is not ours to look at is PermissionError. Paths keep bytes that are no UTF-8 (os.fsdecode).
+
+psutil, which we use for the machine's memory and for families of processes, has these differently
+or not at all: start times in seconds and not in ticks, names completed from the command line, open
+files only after asking their file systems, which may hang. It has no faults, page tables,
+capabilities, device numbers of mounts, or limits of another user's process.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+Process = int | Literal["self"]
+
+
+def _read(pid: Process, name: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+
+
+def _gone(pid: Process) -> ProcessLookupError:
+    return ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
+
+
+def _list(pid: int, name: str) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/{name}")
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+
+
+def _lines(text: bytes) -> list[bytes]:
+    """Unlike splitlines(): names may hold any other character that ends a line somewhere."""
+    return text.removesuffix(b"\n").split(b"\n") if text else []
+
+
+# A process, or a thread by its number
+
+
+class Stat(NamedTuple):
+    """What is used of proc_pid_stat(5)."""
+
+    state: str
+    minor_faults: int
+    major_faults: int
+    threads: int
+    start_time: int
+    """In clock ticks after boot."""
+
+
+def stat(pid: int) -> Stat:
+    """/proc/PID/stat."""
+    # The name in field 2 may hold blanks, parentheses and newlines; field 3 follows.
+    fields = _read(pid, "stat").rpartition(b") ")[2].split()
+    minor, major, threads, start = (int(fields[number - 3]) for number in (10, 12, 20, 22))
+    return Stat(fields[0].decode(), minor, major, threads, start)
+
+
+def status(pid: int, field: str) -> str:
+    """A field of /proc/PID/status; empty where the process has none (VmPTE of a kernel thread).
+
+    Its first line is the name, in which the kernel escapes newlines.
+    """
+    text = b"\n" + _read(pid, "status")
+    return text.partition(b"\n%s:" % field.encode())[2].partition(b"\n")[0].strip().decode()
+
+
+def comm(pid: int) -> str:
+    """/proc/PID/comm, the name; to be shown: what is no UTF-8 is replaced."""
+    return _read(pid, "comm").removesuffix(b"\n").decode(errors="replace")
+
+
+def cgroup(pid: int) -> str:
+    """/proc/PID/cgroup, the memory cgroup: that of the memory controller, or version 2's path.
+
+    To be shown, as `comm`. The kernel allows no newline in the name of a cgroup.
+    """
+    unified = b""
+    for line in _lines(_read(pid, "cgroup")):
+        _, controllers, path = line.split(b":", 2)
+        if b"memory" in controllers.split(b","):
+            unified = path
+            break
+        if not controllers:
+            unified = path
+    return unified.decode(errors="replace")
+
+
+def soft_limit(pid: int, name: str) -> int | None:
+    """A limit of /proc/PID/limits by its name there ("Max address space"); None: unlimited."""
+    text = _read(pid, "limits").decode()
+    found = re.search(rf"^{name} +(\S+)", text, re.MULTILINE)
+    assert found is not None, f"no limit is called {name}"
+    return None if found[1] == "unlimited" else int(found[1])
+
+
+def threads(pid: int) -> list[int]:
+    """/proc/PID/task."""
+    return [int(name) for name in _list(pid, "task")]
+
+
+def pid_namespace(pid: Process) -> int:
+    """The inode number of /proc/PID/ns/pid."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+
+
+def directories(pid: int) -> list[str]:
+    """/proc/PID/cwd and root."""
+    try:
+        return [os.readlink(f"/proc/{pid}/{name}") for name in ("cwd", "root")]
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+
+
+def open_files(pid: int) -> dict[int, str]:
+    """/proc/PID/fd: what each descriptor is of, told without asking a file system."""
+    found = {}
+    for name in _list(pid, "fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return found
+
+
+def fd_path(fd: int) -> str:
+    """A path to what a descriptor of our own is of, also where it has no name."""
+    return f"/proc/self/fd/{fd}"
+
+
+def open_pagemap(pid: int) -> BinaryIO:
+    """/proc/PID/pagemap, for PAGEMAP_SCAN."""
+    try:
+        return open(f"/proc/{pid}/pagemap", "rb", buffering=0)
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+
+
+class Mapping(NamedTuple):
+    """What is used of a line of proc_pid_maps(5); bytes."""
+
+    start: int
+    end: int
+    prot: str
+    offset: int
+    device: int
+    """As st_dev; 0 of memory that is of no file."""
+    inode: int
+    path: str
+    """As it is now, with " (deleted)" if it is gone; or what Linux calls it; or empty."""
+
+
+_MAPPING = rb"^([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) (%s) (%s) *(.*)$"
+
+
+def maps(
+    pid: int, devices: Collection[int] | None = None, inode: int | None = None
+) -> list[Mapping]:
+    """/proc/PID/maps; only the mappings of files on one of these devices, or with that number.
+
+    Empty for a kernel thread, and for a process whose first thread has ended.
+    """
+    # Whoever looks for one file looks through all processes: lines of others are only skipped.
+    device = b"[0-9a-f]+:[0-9a-f]+"
+    if devices is not None:
+        device = b"|".join(b"%02x:%02x" % (os.major(each), os.minor(each)) for each in devices)
+    pattern = re.compile(
+        _MAPPING % (device, rb"\d+" if inode is None else b"%d" % inode), re.MULTILINE
+    )
+    return [
+        Mapping(
+            int(start, 16), int(end, 16), prot.decode(), int(offset, 16),
+            os.makedev(*(int(number, 16) for number in at.split(b":"))), int(number),
+            os.fsdecode(name.replace(rb"\012", b"\n")),  # the one character that is escaped
+        )
+        for start, end, prot, offset, at, number, name in pattern.findall(_read(pid, "maps"))
+    ]  # fmt: skip
+
+
+def map_file(pid: int, mapping: Mapping) -> str:
+    """A path that opens what is mapped, for whoever has CAP_CHECKPOINT_RESTORE."""
+    return f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+
+
+# Mounts
+
+
+@dataclass(frozen=True)
+class Mount:
+    """What is used of a line of proc_pid_mountinfo(5)."""
+
+    directory: Path
+    fstype: str
+    device: int
+    """st_dev of the files on it."""
+    uid: int
+    """Who mounted it, for FUSE; 0 otherwise."""
+
+
+def mounts(pid: Process = "self") -> list[Mount]:
+    """/proc/PID/mountinfo: of two mounts on one directory the later covers the earlier."""
+    return [_mount(line) for line in _lines(_read(pid, "mountinfo"))]
+
+
+def _mount(line: bytes) -> Mount:
+    # id parent major:minor root mount-point options [optional fields] - type source super-options
+    # Blanks, newlines and backslashes inside them are escaped; a source may be empty.
+    fields = line.split(b" ")
+    major, minor = fields[2].split(b":")
+    fstype, _, options = fields[fields.index(b"-", 6) + 1 :]
+    user = re.search(rb"(?:^|,)user_id=(\d+)", options) if fstype.startswith(b"fuse") else None
+    return Mount(
+        directory=Path(os.fsdecode(_unescape(fields[4]))),
+        fstype=os.fsdecode(_unescape(fstype)),
+        device=os.makedev(int(major), int(minor)),
+        uid=int(user[1]) if user else 0,
+    )
+
+
+def _unescape(text: bytes) -> bytes:
+    """Undo the octal escapes, each of which is a byte."""
+    return re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), text)
+
+
+def watch_mounts() -> BinaryIO:
+    """A file that poll(2) reports with POLLPRI when a mount comes or goes."""
+    return open("/proc/self/mountinfo", "rb")
+
+
+# The machine
+
+
+def meminfo() -> dict[str, int]:
+    """/proc/meminfo: bytes, and numbers of huge pages."""
+    found = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        number, *unit = value.split()
+        found[name] = int(number) << 10 if unit == ["kB"] else int(number)
+    return found
+
+
+def cpuinfo(field: str) -> list[str]:
+    """The different values that a field of /proc/cpuinfo has, sorted."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return sorted({value.strip() for name, _, value in pairs if name.strip() == field})
+
+
+def sysctl(name: str) -> str:
+    """A value of /proc/sys, such as "vm/max_map_count".
+
+    Its file stays open: each MSHAREFS_CREATE_MAPPING asks.
+    """
+    return os.pread(_sysctl_file(name), 32, 0).decode().strip()
+
+
+@functools.cache
+def _sysctl_file(name: str) -> int:
+    return os.open(f"/proc/sys/{name}", os.O_RDONLY | os.O_CLOEXEC)
