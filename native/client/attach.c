@@ -169,6 +169,8 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     else
         att->live = true;
     pthread_mutex_unlock(&att->lock);
+    if (!err)
+        attachments_mark();
     return err;
 }
 

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 struct attachment attachments[ATTACHMENTS_MAX];
@@ -18,6 +19,36 @@ static pid_t owner; /* the process that the attachments belong to; protected by 
 
 /* Every window since the last time that none was attached lies in [low, high). */
 static _Atomic uint64_t low = UINT64_MAX, high;
+
+/* A byte that is 1, and that the kernel wipes in whoever gets a copy of our memory. NULL: none. */
+static _Atomic(uint8_t *) mark;
+
+void attachments_mark(void)
+{
+    uint8_t *page = mark;
+
+    if (!page) {
+        page = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (page == MAP_FAILED)
+            return;
+        if (madvise(page, PAGE_SIZE, MADV_WIPEONFORK)) {
+            munmap(page, PAGE_SIZE);
+            return;
+        }
+    }
+    *page = 1;
+    mark = page;
+}
+
+/* In a child of a bare clone(2), which fork.c does not hear of: the threads that had locks are
+ * not here to let go of them. (A child of vfork(2) has our memory itself, with the mark.) */
+static void forget_threads(void)
+{
+    pthread_mutex_init(&table_lock, NULL);
+    for (unsigned i = 0; i < attachments_used; i++)
+        pthread_mutex_init(&attachments[i].lock, NULL);
+    attachments_mark();
+}
 
 void attachments_lock(void)
 {
@@ -34,6 +65,8 @@ void attachments_lock(void)
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &mask);
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+    if (mark && !*mark)
+        forget_threads();
     pthread_mutex_lock(&table_lock);
     holder_mask = mask;
     holder_cancel = cancel;
@@ -59,6 +92,8 @@ void attachments_relock(void)
     owner = getpid();
     pthread_mutex_init(&table_lock, NULL);
     pthread_mutex_lock(&table_lock);
+    if (mark)
+        attachments_mark();
 }
 
 bool attachments_own(void) { return getpid() == owner; }

@@ -21,6 +21,9 @@ extern _Atomic unsigned attachments_used;
 void attachments_lock(void);
 /* Precondition: the table's lock held. */
 void attachments_unlock(void);
+/* Now that something is attached: from here on a child of a bare clone(2), which knows nothing
+ * of fork.c, waits for no thread of its parent. Precondition: the table's lock held. */
+void attachments_mark(void);
 /* In a forked child, whose only thread holds the lock. */
 void attachments_relock(void);
 /* Whether the attachments are this process's: a child of vfork(2) runs in its parent's
