@@ -11,8 +11,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from msharefs import verbs
-from msharefs.server import limits, owners
+from msharefs import proc, verbs
+from msharefs.server import owners
 from msharefs.server.hostmm import HostMM
 from msharefs.server.options import MountOptions
 from msharefs.server.region import Region
@@ -115,7 +115,7 @@ def test_two_that_have_room_for_one(region: Region, owner: subprocess.Popen[byte
 def test_two_that_may_be_one_mapping_more(
     region: Region, owner: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "_sysctl", lambda name: {"vm/max_map_count": "0"}.get(name, "1"))
+    monkeypatch.setattr(proc, "sysctl", lambda name: {"vm/max_map_count": "0"}.get(name, "1"))
     found = trio.run(in_turn, region, *(create(region, owner.pid, at) for at in (0, 2)))
     assert found == [0, errno.ENOMEM]
 
