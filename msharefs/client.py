@@ -20,7 +20,6 @@ from .native import check, check_errno, ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 _UNSIZED = "it has no size yet; truncate it first, to a multiple of the mount's quantum"
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
@@ -73,12 +72,7 @@ class Region:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def truncate(self, size: int) -> None:

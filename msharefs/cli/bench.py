@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from msharefs import units
+from msharefs import units, verbs
 
 from . import _plot, _progress, _show, _types
 
@@ -26,7 +26,6 @@ BACKENDS = (
     "memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-native",
     "msharefs-budget",
 )  # fmt: skip
-PAGE_BYTES = 4096
 
 
 class Counts(click.ParamType):
@@ -223,7 +222,7 @@ def plan_check(size: int | None, output: TextIO | None, *, as_json: bool) -> Non
     "scenarios", nargs=-1, metavar="[SCENARIO]...", type=click.Choice([*SCENARIOS, PLAN_CHECK])
 )
 @click.option("--processes", type=Counts(), default=None, help="Numbers of processes, as 1,8,64.")
-@click.option("--size", type=_types.Size(of=PAGE_BYTES), help="Memory they share, as 256M.")
+@click.option("--size", type=_types.Size(of=verbs.PAGE), help="Memory they share, as 256M.")
 @click.option(
     "--rounds", type=click.IntRange(min=1),
     help="How often each row is measured; medians are over these. 5, but for budget, clients and "

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 import psutil
 
-from msharefs import units
+from msharefs import units, verbs
 
 from . import _progress, _show, _types
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-PAGE_BYTES = 4096
 # Less than a worker really takes (stack, libraries, the kernel's part): only refuses the hopeless.
 PROCESS_BYTES = 256 * 1024
 
@@ -24,7 +23,7 @@ PROCESS_BYTES = 256 * 1024
 def check_memory(processes: int, size: int) -> None:
     """Usage error if memory is too small: figures of a machine that swaps are worthless."""
     # The plain half is the larger: each process has its own page tables, 8 bytes per page.
-    need = size + processes * (size // PAGE_BYTES * 8 + PROCESS_BYTES)
+    need = size + processes * (size // verbs.PAGE * 8 + PROCESS_BYTES)
     available = psutil.virtual_memory().available
     if need > available:
         raise click.UsageError(
@@ -112,7 +111,7 @@ def show(found: dict[str, Any]) -> None:
     processes, size, machine = found["processes"], found["size_bytes"], found["machine"]
     emulator, counters = found["mshare"]["emulator"], found["mshare"]["counters"]
     print(
-        f"{processes} processes, {units.size(size)} in {size // PAGE_BYTES:,} pages; "
+        f"{processes} processes, {units.size(size)} in {size // verbs.PAGE:,} pages; "
         f"Linux {machine['kernel']}, {machine['cpus']} CPUs\n"
     )
     _show.show(savings(found))
@@ -138,7 +137,7 @@ def show(found: dict[str, Any]) -> None:
 )
 @click.option(
     "--size",
-    type=_types.Size(of=PAGE_BYTES),
+    type=_types.Size(of=verbs.PAGE),
     default="256M",
     show_default=True,
     help="Memory they share, a multiple of 4096 bytes; K, M, G are understood.",

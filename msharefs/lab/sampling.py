@@ -23,7 +23,6 @@ from .plan import PGD_SPAN, TABLE_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
-    from types import TracebackType
 
 INTERVAL_SECONDS = 0.05
 # Looking takes time from the program's processors: at most this share of one.
@@ -156,12 +155,7 @@ class Sampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
 

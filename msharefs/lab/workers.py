@@ -17,18 +17,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from msharefs import verbs
 from msharefs.launch import installed
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 # Silence of all workers for this long is a hang: each reports its progress every 64 MiB.
 STALL_SECONDS = 120.0
 # Our own, beside the workers' sockets: standard streams, the selector, files, and some to spare.
 _OWN_DESCRIPTORS = 64
 
-PAGE_BYTES = 4096
+PAGE_BYTES = verbs.PAGE
 
 Notify = Callable[[int], None]
 
@@ -119,12 +119,7 @@ class Workers:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     @property

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from msharefs import processes
-from msharefs.native import ffi, lib
+from msharefs.native import check_errno, ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,7 +45,6 @@ _LOOK_SECONDS = 0.05
 # A region that cannot be emptied, because an attached process is stopped inside a fault.
 _AGAIN_SECONDS = 0.5
 
-_PIDFD_THREAD = os.O_EXCL
 _PERF_TYPE_SOFTWARE, _PERF_COUNT_SW_DUMMY = 1, 9
 # Disabled, and not counting the kernel, so that every process that may watch at all gets it.
 _PERF_FLAGS = 1 << 0 | 1 << 5 | 1 << 6
@@ -126,7 +125,7 @@ class Watch:
                 self._open_perf()
         if self._fd < 0:
             with contextlib.suppress(OSError):
-                self._fd = os.pidfd_open(owner.pid, _PIDFD_THREAD if self._thread else 0)
+                self._fd = os.pidfd_open(owner.pid, processes.PIDFD_THREAD if self._thread else 0)
         # Another process may have the number by now.
         if processes.start_time(owner.pid) != owner.start_time:
             self.close()
@@ -178,8 +177,7 @@ class Watch:
             ffi.cast("int", -1),
             ffi.cast("unsigned long", _PERF_FLAG_FD_CLOEXEC),
         )
-        if fd < 0:
-            raise OSError(ffi.errno, os.strerror(ffi.errno))
+        check_errno(fd < 0, "perf_event_open")
         try:
             # Without a ring buffer it always polls as hung up.
             self._ring = mmap.mmap(fd, 2 * mmap.PAGESIZE)

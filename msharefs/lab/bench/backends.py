@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from msharefs import client, proc
+from msharefs import client, proc, verbs
 from msharefs.lab.workers import PAGE_BYTES, Workers
 from msharefs.launch.private_mount import PrivateMount
 from msharefs.native import check_errno, ffi, lib
@@ -139,7 +139,7 @@ class Hugetlb(Backend):
     @contextmanager
     def memory(self, size: int) -> Iterator[Memory]:
         """A memfd of huge pages."""
-        size = -(-size // hugepages.HUGE_BYTES) * hugepages.HUGE_BYTES
+        size = verbs.round_up(size, hugepages.HUGE_BYTES)
         self._pool.provide(size)
         fd = os.memfd_create("msharefs-bench", os.MFD_CLOEXEC | os.MFD_HUGETLB)
         try:
@@ -196,7 +196,7 @@ class Region(Backend):
         with client.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as region:
             try:
                 quantum = region.stat()["quantum_bytes"]
-                region.truncate(-(-size // quantum) * quantum)
+                region.truncate(verbs.round_up(size, quantum))
                 region.map(0, size)
                 yield self._describe(str(path), region)
             finally:

@@ -10,7 +10,7 @@ from msharefs import client
 from msharefs.lab.workers import PAGE_BYTES, Workers
 
 from .backends import BudgetRegion
-from .scenario import Scenario, Setting, filled
+from .scenario import Scenario, Setting, ask_all, filled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -61,8 +61,7 @@ class Budget(Scenario):
         memory = setting.ground
         with Workers(setting.processes, memory.pass_fds) as workers:
             before = workers.ask("report")
-            for command in memory.take:
-                workers.ask(command)
+            ask_all(workers, memory.take)
             moving = setting.case["access"] == "moving window"
             answers = list(_wander(setting, workers) if moving else _zipf(setting, workers))
             last = workers.ask("report")

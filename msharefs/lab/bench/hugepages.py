@@ -8,14 +8,11 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import psutil
 
 from msharefs.native import check_errno, ffi, lib
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 HUGE_BYTES = 1 << 21
 _POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
@@ -34,12 +31,7 @@ class Pool:
         self._before: int | None = None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._before is not None:
             _write("nr_hugepages", self._before)
 

@@ -9,7 +9,7 @@ from msharefs import client, proc
 from msharefs.lab import ptmap
 from msharefs.lab.workers import PAGE_BYTES, Workers
 
-from .scenario import Scenario, Setting, filled
+from .scenario import Scenario, Setting, ask_all, filled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,8 +44,7 @@ def sample_map(backends: Backends) -> dict[str, Any] | None:
     if kind is None:
         return None
     with kind.memory(MAP_BYTES) as memory, Workers(_MAP_WORKERS) as workers:
-        for command in memory.take:
-            workers.ask(command)
+        ask_all(workers, memory.take)
         for number, first, pages, count, order in _MAP_VISITS:
             workers.ask(f"order 1 {first} {pages} {count} {order}", [number])
             workers.ask("touch 1 write", [number])
@@ -83,8 +82,7 @@ class PageTables(Scenario):
             workers.ask(f"order 0 0 {setting.pages} {setting.pages} sequential")
             before = workers.ask("report")
             machine = proc.meminfo()["PageTables"]
-            for command in memory.take:
-                workers.ask(command)
+            ask_all(workers, memory.take)
             workers.ask("touch 1 write", [0])
             touched = workers.ask("touch 1 read")
             vmpte = sum(
@@ -148,8 +146,7 @@ class Clients(Scenario):
         before, bytes_before = memory.figures(), kind.mount().host_mm_bytes()
         visits = min(self.VISITS, setting.pages)
         with Workers(setting.processes, memory.pass_fds) as workers:
-            for command in memory.take:
-                workers.ask(command)
+            ask_all(workers, memory.take)
             workers.ask(lambda n: f"order {setting.seed + n} 0 {setting.pages} {visits} random")
             workers.ask("touch 1 read")
             held = memory.figures()

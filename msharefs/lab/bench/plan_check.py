@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from msharefs import verbs
 from msharefs.lab import plan
 from msharefs.native import LEVELS, check, ffi, lib
 
@@ -24,7 +25,7 @@ def run(size: int, step: Callable[[int], None]) -> dict[str, Any]:
     core is the same, and no server is needed. OSError: ENOMEM or ENOSPC, too little memory for the
     tables.
     """
-    span = -(-size // QUANTUM) * QUANTUM
+    span = verbs.round_up(size, QUANTUM)
     fd = os.memfd_create("msharefs-plan-check", os.MFD_CLOEXEC)
     mm = ffi.new("struct mm *")
     try:

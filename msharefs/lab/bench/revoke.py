@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msharefs import processes
 from msharefs.lab.workers import Workers
 
-from .scenario import Scenario, Setting
+from .scenario import Scenario, Setting, ask_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,8 +104,7 @@ class Unmap(Revocation):
 
         def munmap() -> float:
             ns = sum_ns(workers, "detach")
-            for command in memory.take:
-                workers.ask(command)
+            ask_all(workers, memory.take)
             return ns
 
         def punch() -> float:

@@ -99,8 +99,7 @@ def filled(backend: Backend, size: int) -> Iterator[Memory]:
     """Memory that a process has written completely; the process stays."""
     pages = size // PAGE_BYTES
     with backend.memory(size) as memory, Workers(1, memory.pass_fds) as filler:
-        for command in memory.take:
-            filler.ask(command)
+        ask_all(filler, memory.take)
         filler.ask(f"order 0 0 {pages} {pages} sequential")
         filler.ask("touch 1 write")
         yield memory

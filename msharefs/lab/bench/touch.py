@@ -59,8 +59,7 @@ class FirstTouch(Scenario):
             kind.memory(setting.size) as memory,
             Workers(setting.processes, memory.pass_fds) as workers,
         ):
-            for command in memory.take:
-                workers.ask(command)
+            ask_all(workers, memory.take)
             workers.ask(lambda number: self._order(setting, number))
             answers = ask_all(workers, [f"touch 1 {setting.case['access']}"])
             sample = middle([cost(of_one, visited) for of_one in answers])
@@ -110,6 +109,19 @@ class Populated(Scenario):
             return sample
 
 
+@contextmanager
+def touched(setting: Setting, order: str) -> Iterator[Workers]:
+    """Processes that have the memory, and have touched all pages."""
+    with (
+        setting.backends[setting.row].memory(setting.size) as memory,
+        Workers(setting.processes, memory.pass_fds) as workers,
+    ):
+        ask_all(workers, memory.take)
+        workers.ask(f"order {setting.seed} 0 {setting.pages} {setting.pages} {order}")
+        workers.ask("touch 1 write")
+        yield workers
+
+
 class Steady(Scenario):
     """Pages that the process has touched before, so that only the memory itself costs time."""
 
@@ -127,14 +139,7 @@ class Steady(Scenario):
     @contextmanager
     def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
         """Processes that have touched all pages."""
-        with (
-            setting.backends[setting.row].memory(setting.size) as memory,
-            Workers(setting.processes, memory.pass_fds) as workers,
-        ):
-            for command in memory.take:
-                workers.ask(command)
-            workers.ask(f"order {setting.seed} 0 {setting.pages} {setting.pages} random")
-            workers.ask("touch 1 write")
+        with touched(setting, "random") as workers:
             yield lambda: self._trial(setting, workers)
 
     def _trial(self, setting: Setting, workers: Workers) -> Sample:
@@ -165,14 +170,7 @@ class Fork(Scenario):
     @contextmanager
     def stage(self, setting: Setting) -> Iterator[Callable[[], Sample]]:
         """A process that has touched all pages."""
-        with (
-            setting.backends[setting.row].memory(setting.size) as memory,
-            Workers(setting.processes, memory.pass_fds) as workers,
-        ):
-            for command in memory.take:
-                workers.ask(command)
-            workers.ask(f"order 0 0 {setting.pages} {setting.pages} sequential")
-            workers.ask("touch 1 write")
+        with touched(setting, "sequential") as workers:
             yield lambda: self._trial(setting, workers)
 
     def _trial(self, setting: Setting, workers: Workers) -> Sample:
