@@ -4,7 +4,7 @@
  */
 #define FUSE_USE_VERSION 35
 #include <errno.h>
-#include <fuse.h>
+#include <fuse3/fuse.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
