@@ -628,7 +628,7 @@ def test_others_on_the_mount_of_a_user(tmp_path: Path) -> None:
     left = "ls -A /mnt/m /dev/shm/m*/regions; ls /proc/$(head -1 /dev/shm/m*/lock)/fd | wc -l"
     done = in_bare_dev(f"""set +e
         mknod -m 666 /dev/fuse c 10 229; mknod -m 666 /dev/userfaultfd c 10 257
-        echo user_allow_other >/tmp/conf; mount --bind /tmp/conf /etc/fuse.conf; rm /tmp/conf
+        echo user_allow_other >{tmp_path}/conf; mount --bind {tmp_path}/conf /etc/fuse.conf
         mount -t tmpfs -o mode=1777 tmpfs /mnt; mkdir {mnt}; chown {NOBODY} {mnt}
         cd /
         {msharefs} mount -o allow_other {mnt}
