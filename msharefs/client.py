@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _UNSIZED = "it has no size yet; truncate it first, to a multiple of the mount's quantum"
+_NO_USERFAULTFD = (
+    "this process may make no userfaultfd: its server cannot open /dev/userfaultfd, so the sysctl "
+    "vm.unprivileged_userfaultfd must be 1, and userfaultfd(2) be allowed in a container"
+)
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
@@ -165,6 +169,8 @@ class Region:
         if int(ffi.cast("intptr_t", base)) == -1:
             code, size = ffi.errno, os.fstat(self.fd).st_size
             reason = os.strerror(code) if size or code != errno.EINVAL else _UNSIZED
+            if code == errno.EPERM and not addr:
+                reason = _NO_USERFAULTFD
             raise OSError(code, f"{self.path}: attaching {where}: {reason}")
         if budget is not None and lib.mshare_budget(base, budget):
             code = ffi.errno

@@ -97,6 +97,8 @@ struct mshare_connect {
  * ENOMEM  no aligned hole of that size in the address space
  * EINVAL  MSHAREFS_PT_BUDGET has a value that mshare_budget() does not take
  * ENOTTY  `fd` is not a region of an msharefs mount
+ * EPERM   the server cannot open /dev/userfaultfd, and userfaultfd(2) is not for all
+ *         (sysctl vm.unprivileged_userfaultfd)
  * ENOSYS  no userfaultfd with minor faults, write-protect and guard pages for
  *         shared memory (Linux 6.15 has them)
  *

@@ -680,8 +680,12 @@ def test_the_system_call_instead_of_the_device(tmp_path: Path) -> None:
             {msharefs} mount {mnt}
             {AS_NOBODY} sh -c "touch {mnt}/r; truncate -s 512G {mnt}/r"
             {AS_NOBODY} {sys.executable} -P {script}
+            echo 0 >{SYSCTL}
+            ! {AS_NOBODY} {sys.executable} -P {script}
             {msharefs} umount {mnt}""")
     assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
+    # Who has none yet gets none any more, once it is taken back.
+    assert "attaching anywhere: this process may make no userfaultfd: its server" in done.stderr
 
 
 def test_a_socket_in_the_way_is_replaced(directory: Path, state: Path) -> None:
