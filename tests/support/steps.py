@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SOURCES = (
     "core/mm", "core/frames", "core/pagetable", "core/vma", "core/slots", "core/touched",
-    "core/uffd", "core/fault", "core/audit", "server/hostmm",
+    "core/procmap", "core/uffd", "core/fault", "core/audit", "server/hostmm",
 )  # fmt: skip
 # Pointers are those of msharefs.native, which has the types.
 _FUNCTIONS = """
