@@ -48,9 +48,10 @@ class Region:
         return f"region {self.ident}"
 
     def sized(self) -> HostMM:
-        """The host mm. EINVAL: not sized."""
+        """The host mm. EINVAL: not sized. EUCLEAN: a client has made its file shorter."""
         if self.host is None:
             raise OSError(errno.EINVAL, f"{self.name} has no size yet: ftruncate it first")
+        self.host.check_whole()
         return self.host
 
     @property
@@ -183,6 +184,7 @@ class Region:
     def raw_stat(self) -> Any:
         """The figures, as struct mshare_stat."""
         if self.host is not None:
+            self.host.check_whole()
             self.host.clients.reap_dead()
             return self.host.stat()
         raw = ffi.new("struct mshare_stat *", {"quantum": self.quantum})

@@ -6,6 +6,7 @@ mapped read-only, so that not even a bug can change a region by looking at it.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,6 +39,7 @@ class View:
             self.mem_fd = os.open(paths[1], self._ACCESS | os.O_CLOEXEC)
             try:
                 check(lib.mm_open(self._mm, mm_fd), f"{name}: its host mm {paths[0]}")
+                check(lib.guard_add(self._mm), f"{name}: guarding its host mm")
             except BaseException:
                 os.close(self.mem_fd)
                 raise
@@ -53,6 +55,7 @@ class View:
 
     def close(self) -> None:
         """Lets go of both objects; the files stay."""
+        lib.guard_remove(self._mm)
         lib.mm_close(self._mm)
         os.close(self.mem_fd)
 
@@ -60,6 +63,15 @@ class View:
     def mm(self) -> Any:
         """The core's `struct mm *`."""
         return self._mm
+
+    def check_whole(self) -> None:
+        """EUCLEAN: its file was made shorter while it was mapped, as any attached process can."""
+        if lib.guard_cut(self._mm) or os.fstat(self.fd).st_size < self._mm.map_size:
+            raise OSError(
+                errno.EUCLEAN,
+                f"{self.name}: an attached process has made its host mm shorter, or the state "
+                "directory is full: remove the region and make it anew",
+            )
 
     @property
     def size(self) -> int:
@@ -77,7 +89,7 @@ class View:
         return int(self._mm.fd)
 
     def attached(self) -> int:
-        """How many attachments there are, connected or not."""
+        """How many attachments there are, connected or not. None that we know of if it is cut."""
         return int(lib.mm_clients(self._mm, ffi.NULL, 0))
 
     def attachments(self) -> Iterator[Any]:

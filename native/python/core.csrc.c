@@ -20,6 +20,7 @@
 #include "core/touched.h"
 #include "core/vma.h"
 #include "msharefs.h"
+#include "server/guard.h"
 #include "server/hostmm.h"
 #include "server/inspect.h"
 #include "server/prefill.h"
