@@ -123,7 +123,8 @@ class TestFork:
         agent.call("setrlimit", RLIMIT_NOFILE, struct.pack("QQ", 40, 40))
         fd = agent.call("open", str(mount.path / "r"), os.O_RDWR | os.O_CREAT, 0o600)
         assert agent.call("ftruncate", fd, 512 << 30) == 0
-        File(agent, fd, 512 << 30).attach()
+        base = File(agent, fd, 512 << 30).attach()
+        assert agent.load(base) == "SIGSEGV MAPERR", "the service thread runs"
         other = agent.thread()
         with TracedThread(agent.tid) as forker:
             agent.tell("fork")
