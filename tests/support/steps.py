@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
     from .core import Core
 
-_SOURCES = (
-    "core/mm", "core/frames", "core/pagetable", "core/vma", "core/slots", "core/touched",
-    "core/procmap", "core/uffd", "core/fault", "core/audit", "server/hostmm",
-)  # fmt: skip
 # Pointers are those of msharefs.native, which has the types.
 _FUNCTIONS = """
 void stop_fault(void *mm, unsigned slot, void *fault);
@@ -53,7 +49,7 @@ def build(directory: Path) -> Steps:
     subprocess.run(
         ["cc", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
          f"-I{native}", f"-I{native / 'include'}", "-o", library, here / "steps.c",
-         *(native / f"{name}.c" for name in _SOURCES)],
+         *sorted((native / "core").glob("*.c")), native / "server" / "hostmm.c", "-pthread"],
         check=True,
     )  # fmt: skip
     return libc.load(library, _FUNCTIONS)
