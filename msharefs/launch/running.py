@@ -62,9 +62,10 @@ def choose_mount(
 ) -> Path | None:
     """The mount that a program should use: the one given, or $MSHAREFS_MOUNT, or the only one.
 
-    None: it needs its own. Where the user named none and there are some, `tell` gets a sentence
-    that says which one it is. OSError with a sentence if what was given is no msharefs that works,
-    or one that is no home for memory that the program makes (`adopts`). SeveralMountsError.
+    That is the only one of root or of this user. None: it needs its own. Where none was named and
+    there are some, `tell` gets a sentence that says which one it is. OSError with a sentence if
+    what was given is no msharefs that works, or one that is no home for memory that the program
+    makes (`adopts`). SeveralMountsError.
     """
     named = given or (Path(os.environ[MOUNT]) if os.environ.get(MOUNT) else None)
     if named is not None:
@@ -92,13 +93,19 @@ def choose_mount(
                 str(named),
             )
         return directory
-    found = _usable()
+    found, strangers = _usable()
     if len(found) > 1:
         names = ", ".join(map(str, found))
         raise SeveralMountsError(
             f"there are several mounts ({names}): name one with --mount or ${MOUNT}"
         )
     if not found:
+        if strangers:
+            users = ", ".join(map(str, sorted(strangers)))
+            tell(
+                f"on a private mount: the only ones there are belong to user {users}, who could "
+                f"read and change the program's memory there (--mount or ${MOUNT} names one)"
+            )
         return None
     if adopts and (kind := _owner_kind(found[0])) != "file":
         tell(
@@ -109,20 +116,31 @@ def choose_mount(
     return found[0]
 
 
-def _usable() -> list[Path]:
-    """The mounts that answer and that this user may use, but private ones; sorted."""
+def _usable() -> tuple[list[Path], set[int]]:
+    """The mounts that may be taken unasked, sorted; and the users, not to be trusted, of others.
+
+    Who serves a mount sees and changes all that is in it: only root may, and we ourselves. The
+    first are those that answer and that this user may enter, but private ones.
+    """
     own = f"{PARENT}/{PREFIX}"
-    found = {
-        mount.directory
-        for mount in proc.mounts()
-        if mount.fstype == mountpoint.FSTYPE and not str(mount.directory).startswith(own)
-    }
-    return [
-        directory
-        for directory in sorted(found)
-        if mountpoint.probe(directory) == "alive"
-        and os.access(directory, os.X_OK, effective_ids=True)
+    tops = {mount.directory: mount for mount in proc.mounts()}  # the later covers the earlier
+    ours = [
+        tops[directory]
+        for directory in sorted(tops)
+        if tops[directory].fstype == mountpoint.FSTYPE and not str(directory).startswith(own)
     ]
+    trusted = {0, os.geteuid()}
+    usable = [mount.directory for mount in ours if mount.uid in trusted and _answers(mount)]
+    return usable, {mount.uid for mount in ours} - trusted
+
+
+def _answers(mount: proc.Mount) -> bool:
+    """Whether its server does, for this user, under that name: nothing is mounted above it."""
+    return (
+        mountpoint.probe(mount.directory) == "alive"
+        and os.access(mount.directory, os.X_OK, effective_ids=True)
+        and mount.directory.stat().st_dev == mount.device
+    )
 
 
 def _owner_kind(directory: Path) -> str:

@@ -21,6 +21,7 @@ from msharefs import mountpoint, proc
 from msharefs.server.options import default_state
 
 from support import fusectl, namespace
+from support.baredev import in_bare_dev
 from support.calls import NOBODY
 
 if TYPE_CHECKING:
@@ -473,24 +474,6 @@ def test_a_dead_mount_of_another_kind(directory: Path) -> None:
     assert "fuse.other" in said
     assert f"umount {directory}" in said
     assert namespace.at(directory) is not None
-
-
-def in_bare_dev(script: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script with a /dev that has nothing but null, urandom and an empty /dev/shm."""
-    setup = """
-        set -e
-        new=$(mktemp -d); mount -t tmpfs -o mode=755 dev "$new"
-        mknod -m 666 "$new/null" c 1 3; mknod -m 666 "$new/urandom" c 1 9
-        mkdir -m 1777 "$new/shm"; mount -t tmpfs -o mode=1777 tmpfs "$new/shm"
-        mount --move "$new" /dev; rmdir "$new"
-    """
-    return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", setup + script],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=2 * LIMIT,
-    )
 
 
 def test_no_devices(tmp_path: Path) -> None:
