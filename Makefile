@@ -2,10 +2,11 @@
 # make demo    setup, then the demonstration; its options go in ARGS, e.g. make demo ARGS="--processes 1000"
 # make test    setup, then all tests;         pytest's options go in ARGS, e.g. make test ARGS="-k unmap"
 # make lint    setup, then the gates that come before the tests; one alone: make lint ARGS=types
+# make sanitize  setup, then the tests of the core and of clients, built with AddressSanitizer and UndefinedBehaviorSanitizer
 # make format  lays out C and Python as the gates want it
 # make conformance  setup, then every case of the kernel series asked of a real mount; writes CONFORMANCE.md and the table in README.md
 
-.PHONY: setup demo test lint format conformance clean
+.PHONY: setup demo test lint sanitize format conformance clean
 
 setup:
 	@scripts/setup
@@ -20,6 +21,10 @@ test:
 lint:
 	@scripts/setup lint
 	@scripts/lint $(ARGS)
+
+sanitize:
+	@scripts/setup tests
+	@scripts/sanitize $(ARGS)
 
 format:
 	@scripts/setup lint

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from support.server import Mount
 
 NEEDS_ROOT = pytest.StashKey[str]()
+LEFT_OUT = pytest.StashKey[list[pytest.Item]]()
 
 # A deadline on a shared machine finds slow neighbours, not bugs. CI gets the same examples each
 # time.
@@ -44,6 +45,24 @@ def pytest_configure(config: pytest.Config) -> None:
         namespace.enter()
     except PermissionError as error:
         config.stash[NEEDS_ROOT] = f"mounting needs root: run the tests as root ({error.strerror})"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "MSHAREFS_SANITIZE" not in os.environ:
+        return
+    left_out = [item for item in items if item.get_closest_marker("unsanitized")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[LEFT_OUT] = left_out
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for item in config.stash.get(LEFT_OUT, []):
+        marker = item.get_closest_marker("unsanitized")
+        assert marker is not None
+        terminalreporter.write_line(f"LEFT OUT {item.nodeid} - {marker.args[0]}")
 
 
 @pytest.fixture(autouse=True)

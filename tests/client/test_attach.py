@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Actors = Callable[[], Actor]
 
 READ, WRITE, SHARED = mmap.PROT_READ, mmap.PROT_WRITE, mmap.MAP_SHARED
-PLACE = 1 << 44  # a multiple of every quantum; nothing is mapped there
+PLACE = 1 << 45  # a multiple of every quantum; nothing is mapped there
 
 
 def attached(region: msharefs.Region) -> list[dict[str, int]]:
@@ -176,6 +176,7 @@ class TestRefused:
             with refused(errno.EACCES):
                 actor.attach(number, prot=prot)
 
+    @pytest.mark.unsanitized("AddressSanitizer's allocator maps memory of its own meanwhile")
     def test_what_failed_left_nothing(self, actors: Actors, make_region: Regions) -> None:
         actor, region = actors(), make_region()
         fd = actor.give(region.fd)
@@ -289,6 +290,7 @@ class TestSeveral:
 
     @pytest.mark.mount("quantum=512G")
     @pytest.mark.slow
+    @pytest.mark.unsanitized("AddressSanitizer's shadow takes 16 TiB of it")
     def test_as_many_as_the_address_space_holds(self, mount: Mount, actors: Actors) -> None:
         """About 250 windows of 512 GiB; then ENOMEM, and room again after a detach."""
         actor = actors()

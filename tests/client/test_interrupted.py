@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from support import cc, libc
 from support.audit import assert_whole
 from support.steps import Stepped
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).parents[1] / "programs" / "locker.c"
 
 
+@pytest.mark.unsanitized("of a call with sanitizers it would step through several times as many")
 def test_a_fork_in_a_handler_at_each_instruction_of_a_call(
     make_region: Callable[..., msharefs.Region], tmp_path: Path
 ) -> None:

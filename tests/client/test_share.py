@@ -111,7 +111,7 @@ def test_a_quantum_of_the_kernels(mount: Mount, actors: Actors) -> None:
         region.truncate(2 * quantum)
         for offset in offsets:
             region.map(offset, PAGE)
-        crowd = [(actors(), place * quantum) for place in (20, 30, 40)]
+        crowd = [(actors(), place * quantum) for place in (70, 80, 90)]
         for number, (actor, base) in enumerate(crowd):
             fd = actor.give(region.fd)
             flags = mmap.MAP_SHARED | MAP_FIXED

@@ -30,7 +30,7 @@ READ, WRITE, EXEC = mmap.PROT_READ, mmap.PROT_WRITE, mmap.PROT_EXEC
 READ_WRITE = READ | WRITE
 SHARED, PRIVATE, ANONYMOUS = mmap.MAP_SHARED, mmap.MAP_PRIVATE, mmap.MAP_ANONYMOUS
 FIXED, NOREPLACE = 0x10, 0x100000
-PLACE = 1 << 44  # a multiple of every quantum, where nothing is
+PLACE = 1 << 45  # a multiple of every quantum, where nothing is
 FAILED = -1
 
 _numbers = itertools.count()

@@ -12,6 +12,13 @@ from msharefs.launch import installed
 if TYPE_CHECKING:
     from pathlib import Path
 
+SANITIZERS = (
+    ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+    if "MSHAREFS_SANITIZE" in os.environ
+    else ()
+)
+"""Compiler flags under `make sanitize`, as the library has them then."""
+
 
 def build(source: Path, program: Path, *flags: str, prefix: Path | None = None) -> Path:
     """Compile a C file into a program linked with libmsharefs; returns the program.
@@ -25,7 +32,7 @@ def build(source: Path, program: Path, *flags: str, prefix: Path | None = None) 
     )
     subprocess.run(
         ["cc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread",
-         "-o", program, source, *flags, *shlex.split(pkg)],
+         *SANITIZERS, "-o", program, source, *flags, *shlex.split(pkg)],
         check=True,
     )  # fmt: skip
     return program

@@ -76,7 +76,7 @@ class Memory:
 class KernelMemory(Memory):
     """Shared memory of Linux itself, mapped with mmap(2) piece by piece."""
 
-    BASE = 1 << 44  # nothing is there, and nothing comes there unasked
+    BASE = 1 << 45  # nothing is there, and nothing comes there unasked
 
     def __init__(self, actor: Actor) -> None:
         super().__init__(actor, self.BASE, -1)

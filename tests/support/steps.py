@@ -41,14 +41,14 @@ Steps = Any
 """The functions of steps.c."""
 
 
-def build(directory: Path) -> Steps:
+def build(directory: Path, *flags: str) -> Steps:
     """Compiles steps.c with the core, as the core is compiled; loads it."""
     here = Path(__file__).parent
     native = here.parents[1] / "native"
     library = directory / "steps.so"
     subprocess.run(
         ["cc", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
-         f"-I{native}", f"-I{native / 'include'}", "-o", library, here / "steps.c",
+         *flags, f"-I{native}", f"-I{native / 'include'}", "-o", library, here / "steps.c",
          *sorted((native / "core").glob("*.c")), native / "server" / "hostmm.c", "-pthread"],
         check=True,
     )  # fmt: skip

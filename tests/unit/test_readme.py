@@ -32,6 +32,7 @@ def first_steps() -> list[str]:
     return [textwrap.dedent(block).strip("\n") + "\n" for block in blocks]
 
 
+@pytest.mark.unsanitized("what README says of the compiler is for a library without sanitizers")
 def test_the_first_steps_work(tmp_path: Path) -> None:
     """All that the section "Use it" shows, one after the other, the C program included."""
     shell, program = [], ""

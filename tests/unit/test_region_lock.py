@@ -105,6 +105,7 @@ def test_the_series_lets_it_map_all_the_same(
     assert region.sized().ranges() == [(QUANTUM, 2 * QUANTUM)]
 
 
+@pytest.mark.unsanitized("its process has no room for AddressSanitizer, and says so")
 def test_two_that_have_room_for_one(region: Region, owner: subprocess.Popen[bytes]) -> None:
     resource.prlimit(owner.pid, resource.RLIMIT_AS, (QUANTUM, QUANTUM))
     found = trio.run(in_turn, region, *(create(region, owner.pid, at) for at in (0, 2)))
