@@ -3,10 +3,11 @@
 # make test    setup, then all tests;         pytest's options go in ARGS, e.g. make test ARGS="-k unmap"
 # make lint    setup, then the gates that come before the tests; one alone: make lint ARGS=types
 # make sanitize  setup, then the tests of the core and of clients, built with AddressSanitizer and UndefinedBehaviorSanitizer
+# make fuzz    setup, then the fuzz targets of tests/fuzz; for longer: make fuzz SECONDS=600
 # make format  lays out C and Python as the gates want it
 # make conformance  setup, then every case of the kernel series asked of a real mount; writes CONFORMANCE.md and the table in README.md
 
-.PHONY: setup demo test lint sanitize format conformance clean
+.PHONY: setup demo test lint sanitize fuzz format conformance clean
 
 setup:
 	@scripts/setup
@@ -25,6 +26,11 @@ lint:
 sanitize:
 	@scripts/setup tests
 	@scripts/sanitize $(ARGS)
+
+SECONDS = 60
+fuzz:
+	@scripts/setup fuzz
+	@scripts/fuzz $(SECONDS)
 
 format:
 	@scripts/setup lint
