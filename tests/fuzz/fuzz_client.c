@@ -1,9 +1,9 @@
 /*
  * fuzz_client.c - the client's end of the control protocol, and its faults on a host mm that
- * anybody may have scribbled on. The library is used as a program uses it; what is not real
- * is the server, which says what the input has it say.
+ * anybody may have scribbled on. The library is used as in a program; only the server is not
+ * real: the input decides what it sends.
  *
- *   mshare_attach()      replies to ATTACH and READY: right, or anything, with any descriptors
+ *   mshare_attach()      replies to ATTACH and READY: correct ones, or any, with any descriptors
  *   steps                a message to the service thread; a scribble; an access to the window
  *   mshare_detach()      must succeed
  *
@@ -48,7 +48,7 @@ static struct {
     struct input *input;
     int server; /* our end; -1: closed */
     int device, object, other, pipe[2], zero;
-    unsigned objects; /* how they are answered */
+    unsigned objects; /* how requests for objects are answered */
 } fuzz = {.server = -1};
 
 static void must(bool done, const char *what)
@@ -76,7 +76,7 @@ static void give(const struct msg *msg, size_t bytes, const int *fds, unsigned c
         cmsg->cmsg_len = CMSG_LEN(count * sizeof(int));
         memcpy(CMSG_DATA(cmsg), fds, count * sizeof(int));
     }
-    /* One that is gone, or does not read, is the client's affair. */
+    /* A client that is gone, or does not read, does not concern the server. */
     sendmsg(fuzz.server, &head, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
@@ -105,7 +105,7 @@ static uint64_t any_number(struct input *input)
                         : input_u64(input);
 }
 
-/* Changes what would be right, here and there. */
+/* Changes a correct message, here and there. */
 static void damage(struct msg *msg, int fds[GIVEN_MAX], unsigned *count, size_t *bytes)
 {
     struct input *input = fuzz.input;
@@ -152,7 +152,7 @@ static void say(struct msg msg, const int *right, unsigned count)
         hang_up();
 }
 
-/* What comes in reply to ATTACH and READY is there before they are sent. */
+/* The replies to ATTACH and READY are there before the requests are sent. */
 int __wrap_ioctl(int fd, unsigned long request, ...)
 {
     va_list list;
@@ -201,7 +201,7 @@ static void answer_object(const struct msg *asked)
     }
 }
 
-/* Reads what the client says until it has answered all that it was sent, or is gone. */
+/* Reads the client's messages until it has answered everything that it was sent, or is gone. */
 static void settle(void)
 {
     const struct msg last = {.op = MSG_REARM, .seq = SYNC_SEQ};
@@ -303,7 +303,7 @@ static void step(uint8_t *base)
         if (input_u8(input) == 255)
             hang_up();
         break;
-    case 6: /* more page tables than a budget has */
+    case 6: /* more page tables than a budget allows */
         mshare_budget(base, input_u8(input) & 1 ? BUDGET_MIN_BYTES : 0);
         for (unsigned i = 0, count = input_u8(input) & 1 ? BUDGET_SPANS * 5 / 4 : 2; i < count; i++)
             access_window(base, i * PMD_SIZE, input_u8(input) & 1);
@@ -344,7 +344,7 @@ static void prepare(void)
     must(!pthread_create(&thread, NULL, make_accesses, NULL), "pthread_create");
 }
 
-/* Says something to DETACH, and then what is right. */
+/* Answers DETACH with anything, and then correctly. */
 static void *say_goodbye(void *unused)
 {
     const struct msg right = {.op = MSG_REPLY, .seq = 1};
@@ -377,7 +377,7 @@ static void detach(uint8_t *base)
 
 static void one(struct input *input)
 {
-    static bool started; /* the first has made the service thread's */
+    static bool started; /* the first input has made the service thread's descriptors */
 
     fuzz.input = input;
     fuzz.objects = 0;
@@ -404,7 +404,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
     prepare();
-    one(&(struct input){NULL, 0}); /* one that attaches: the service thread is there */
+    one(&(struct input){NULL, 0}); /* an input that attaches, so that the service thread exists */
     return 0;
 }
 

@@ -1,6 +1,6 @@
 /*
- * fuzz_mm.c - a host mm that anybody may have scribbled on: whatever is in shared memory,
- * the core answers, with an errno of those that say so, and touches nothing outside of it.
+ * fuzz_mm.c - a host mm that anybody may have scribbled on: whatever is in shared memory, the
+ * core answers, with one of the expected errnos, and touches nothing outside of it.
  *
  * An input is a shape and then steps: scribble one number, or do one of the things that a
  * server or a client does.
@@ -24,7 +24,7 @@
 
 #define STEPS_MAX 64
 #define COPIED 8
-/* Around the region, so that a wild access finds nothing: as far as an index of 32 bits goes. */
+/* Empty space around the object, for wild accesses: as far as an index of 32 bits reaches. */
 #define GUARD_BYTES (64ull << 30)
 
 void *__real_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset);
@@ -34,8 +34,8 @@ int __wrap_munmap(void *addr, size_t length);
 
 static uint8_t *place_of_region;
 
-/* The core's own mmap(2) of a `.mm` object: to where nothing is before and behind it. There is
- * one at a time. */
+/* The core's own mmap(2) of a `.mm` object goes to a place with nothing before and behind it.
+ * There is one at a time. */
 void *__wrap_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
     const int none = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -48,7 +48,7 @@ void *__wrap_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t 
     return __real_mmap(place_of_region, length, prot, flags | MAP_FIXED, fd, offset);
 }
 
-/* Leaves no gap, which something else could take. */
+/* Leaves no gap that another mapping could take. */
 int __wrap_munmap(void *addr, size_t length)
 {
     const int none = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
@@ -58,7 +58,7 @@ int __wrap_munmap(void *addr, size_t length)
     return __real_mmap(addr, length, PROT_NONE, none, -1, 0) == MAP_FAILED ? -1 : 0;
 }
 
-/* What an operation may say of bytes that make no sense, or the wrong sense. */
+/* The answers that an operation may give about bytes without sense, or with a wrong sense. */
 static void answered(int64_t result, const char *what)
 {
     switch (result < 0 ? -result : 0) {
@@ -93,7 +93,7 @@ static void one_fault(struct region *region, struct input *input)
     };
 
     const enum fault_verdict verdict = mm_fault(&region->mm, region->slot, &fault);
-    /* What a client then does with the answer (resolve.c, objects.c) needs all of this. */
+    /* A client relies on all of this for its next steps (resolve.c, objects.c). */
     if (verdict == FAULT_MAP &&
         (fault.start > offset || fault.end <= offset || fault.end > region->mm.size ||
          fault.start < fault.vma.start || fault.end > fault.vma.end ||
@@ -119,7 +119,7 @@ static void change(struct region *region, struct input *input)
         .object = how >> 5 & 3,
     };
 
-    /* As the server asks: never for nothing. */
+    /* Like the server, which never asks for an empty range. */
     if (start == end)
         return;
     switch (how & 3) {
@@ -186,7 +186,7 @@ static void reopen(struct region *region)
     struct mm again;
     int fd = fcntl(region->mm.fd, F_DUPFD_CLOEXEC, 0);
 
-    /* In the place of the one before: there is one mapping at a time (above). */
+    /* In the place of the previous one: there is one mapping at a time (above). */
     munmap(region->mm.header, region->mm.map_size);
     int err = mm_open(&again, fd);
     answered(err, "open");

@@ -1,9 +1,9 @@
 """The server's end of the control protocol, on a real mount: fuzz_server.py --seconds N.
 
 A case is a region of its own and some connections to it, whose messages have any operation,
-arguments, text and descriptors, or are cut; and the client that sends them writes what it likes
-into the host mm, as each client can. Afterwards the server must answer everybody else, have no
-descriptor more than before, and have logged no traceback.
+arguments, text and descriptors, or are cut; and the client that sends them writes anything into the
+host mm, as every client can. Afterwards the server must answer everybody else, have no more
+descriptors than before, and have logged no traceback.
 
 A case is made from its number alone: `--case N` runs one again.
 """
@@ -42,9 +42,9 @@ OPERATIONS = tuple(getattr(lib, name) for name in dir(lib) if name.startswith("M
 LOOKS = (b"clients", b"maps", b"pagetable", b"audit", b"stat", b"\xff\xfe", b"", b"a" * 192)
 ANSWER_SECONDS = 30.0
 QUIET_SECONDS = 0.02
-"""What a case waits for an answer that may not come at all."""
+"""How long a case waits for an answer that may not come at all."""
 SETTLE_SECONDS = 1.0
-"""What the server has closed by then, it had open for that."""
+"""Descriptors that the server has closed by then were open only for its answer."""
 USERFAULTFD_IOC_NEW = 0xAA00
 BATCH = 20
 """Cases between two looks at the server's descriptors."""
@@ -52,7 +52,7 @@ FDS_MAX = 6
 
 
 class ServerError(Exception):
-    """What the server should not do."""
+    """The server did something that it should not do."""
 
 
 class Case:
@@ -67,7 +67,7 @@ class Case:
         self._slot, self._claim = 0, 0
 
     def run(self) -> None:
-        """All of it, and then nothing is left."""
+        """Runs the whole case; afterwards nothing is left."""
         with self._stack:
             region = self._stack.enter_context(msharefs.open(self.path, os.O_RDWR | os.O_CREAT))
             self._stack.callback(self.path.unlink)
@@ -84,7 +84,7 @@ class Case:
                     self._talk(sock)
 
     def _descriptors(self, region: int) -> None:
-        """Of every kind that somebody may send."""
+        """Descriptors of every kind that a client may send."""
         uffd = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
         with contextlib.suppress(OSError):
             self._keep(fcntl.ioctl(uffd, USERFAULTFD_IOC_NEW, os.O_CLOEXEC | os.O_NONBLOCK))
@@ -118,14 +118,14 @@ class Case:
             except OSError:  # it has hung up on us, or will not read
                 break
             self._listen(sock, QUIET_SECONDS)
-        if self.chance.random() < 0.5:  # or else it notices by itself
+        if self.chance.random() < 0.5:  # otherwise it notices by itself
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_WR)
             if not self._listen(sock, ANSWER_SECONDS):
                 raise ServerError("the server does not hang up on a client that has")
 
     def _attach(self, sock: socket.socket) -> None:
-        """As a client does it: with a slot, and perhaps until it is ready."""
+        """Attaches like a client: with a slot, and maybe until it is ready."""
         sock.send(_message(lib.MSG_ATTACH, arguments=(3,)))
         _, fds, *_ = socket.recv_fds(sock, MESSAGE_BYTES, lib.MSG_FDS)
         for fd in fds[1:]:
@@ -167,7 +167,7 @@ class Case:
         ])  # fmt: skip
 
     def _scribble(self) -> None:
-        """Anything, into the page of the header, a slot, a VMA, or wherever."""
+        """Writes anything into the page of the header, a slot, a VMA, or any other."""
         size = os.fstat(self._mm.fd).st_size
         places = (0, 0, PAGE, self._slot * 128 + PAGE, PAGE + lib.MM_SLOTS * 128, size - PAGE)
         at = self.chance.choice([*places, self.chance.randrange(size) & -PAGE])
@@ -177,8 +177,7 @@ class Case:
             os.pwrite(self._mm.fd, value.to_bytes(8, "little"), min(at, size - 8))
 
     def _listen(self, sock: socket.socket, seconds: float) -> bool:
-        """Reads, and answers what it is asked, until the server hangs up (True), or the time is
-        over."""
+        """Reads, and answers questions, until the server hangs up (True), or the time is over."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             sock.settimeout(left)
@@ -214,7 +213,7 @@ def _message(
 
 
 def descriptors(pid: int) -> dict[str, str]:
-    """What a process has open."""
+    """The open files of a process."""
     found = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
@@ -223,7 +222,7 @@ def descriptors(pid: int) -> dict[str, str]:
 
 
 class Server:
-    """A mount, and how it was before it was treated badly."""
+    """A mount, and its state before it was treated badly."""
 
     def __init__(self, mount: Mount) -> None:
         self.mount = mount
@@ -256,7 +255,7 @@ class Server:
             time.sleep(0.05)
 
     def check_log(self) -> None:
-        """Errors of a client are no surprise to it."""
+        """It has logged no traceback: errors of clients do not surprise it."""
         if TROUBLE.search(self.mount.text()):
             raise ServerError("the server's log has a traceback")
         if self.mount.process is None or self.mount.process.poll() is not None:
@@ -304,7 +303,7 @@ def main() -> None:
             first = random.SystemRandom().getrandbits(40)
             numbers = iter(range(first, first + (1 << 40)))
         done = run(Server(mount), numbers, time.monotonic() + given.seconds)
-        # Regions may stay: a slot that says it is somebody's, who lives, keeps its region.
+        # Regions may stay: a slot that names a living process keeps its region.
         mount.stop()
         print(f"cases: {done}")
     finally:

@@ -1,5 +1,5 @@
 /*
- * input.h - a fuzz input, read as numbers. What is missing at its end is 0.
+ * input.h - a fuzz input, read as numbers. Missing numbers at its end are 0.
  */
 #ifndef FUZZ_INPUT_H
 #define FUZZ_INPUT_H

@@ -1,7 +1,7 @@
 /*
  * region.c - see region.h.
  *
- * A region is made once for each shape, and what is in its two files is kept: an input
+ * A region is made once for each shape, and the contents of its two files are kept: an input
  * begins with empty files and the kept bytes, which takes some microseconds.
  */
 #define _GNU_SOURCE
@@ -106,7 +106,7 @@ static void furnish(struct region *region)
         touch(region, i, 2 * PMD_SIZE);
         touch(region, i, host_end - PAGE_SIZE);
     }
-    /* So many in a row that a client takes them out of its watch (handover.c). */
+    /* So many in a row that a client stops watching them (handover.c). */
     for (uint64_t page = 0; page < RUN_PAGES; page++)
         touch(region, CLIENTS - 1, 3 * PMD_SIZE + page * PAGE_SIZE);
     region->slot = 0;
@@ -173,7 +173,7 @@ void region_close(struct region *region)
     close(region->mem_fd);
 }
 
-/* A frame that is in use, mostly. */
+/* A frame, mostly one that is in use. */
 static uint64_t frame(const struct region *region, struct input *input)
 {
     const uint8_t number = input_u8(input);
@@ -181,7 +181,7 @@ static uint64_t frame(const struct region *region, struct input *input)
     return number < 240 ? number % 24 : input_below(input, region->mm.frames_max);
 }
 
-/* Where to scribble: everything that another process may have written. */
+/* The place to scribble on: everything that another process may have written. */
 static uint64_t *place(struct region *region, struct input *input)
 {
     struct mm *mm = &region->mm;
@@ -204,7 +204,7 @@ static uint64_t *place(struct region *region, struct input *input)
     }
 }
 
-/* What to write there: the worst values, other values of a region, and anything. */
+/* The value to write there: the worst ones, other values of a region, and any number. */
 static uint64_t value(struct region *region, struct input *input, uint64_t old)
 {
     switch (input_u8(input) % 10) {

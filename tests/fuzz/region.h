@@ -7,7 +7,7 @@
 #include "core/mm.h"
 #include "input.h"
 
-/* What it is made of before each input. */
+/* Its state before each input. */
 enum region_shape { REGION_SMALL, REGION_LARGE, REGION_HUGE, REGION_SHAPES };
 
 struct region {
@@ -19,9 +19,9 @@ struct region {
 /* Makes the region anew: mapped, touched, valid. Ends the process if that fails. */
 void region_make(struct region *region, enum region_shape shape);
 void region_close(struct region *region);
-/* Overwrites one place that somebody reads with a value that `input` chooses. */
+/* Overwrites one place that the core reads with a value that `input` chooses. */
 void region_scribble(struct region *region, struct input *input);
-/* A region offset: of something that is mapped, or any. */
+/* A region offset: of a mapped page, or any. */
 uint64_t region_offset(const struct region *region, struct input *input);
 
 #endif

@@ -1,7 +1,7 @@
-"""Inputs to begin with, for the targets that libFuzzer runs: seeds.py DIRECTORY.
+"""First inputs for the targets that libFuzzer runs: seeds.py DIRECTORY.
 
-The region itself is made by the target (region.c); an input only says what is done to it. So these
-are the shortest that reach each kind of step, written as the targets read them.
+The target makes the region itself (region.c); an input only says what is done to it. So these are
+the shortest inputs that reach each kind of step, written as the targets read them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def mm() -> list[bytes]:
 
 
 def client() -> list[bytes]:
-    """fuzz_client.c: a shape, scribbles, what is said to ATTACH and READY; then steps."""
+    """fuzz_client.c: a shape, scribbles, the replies to ATTACH and READY; then steps."""
     steps = [bytes([step]) + arguments for step in range(CLIENT_STEPS) for arguments in ARGUMENTS]
     attached = [bytes([0, 0, 0]) + step * 2 for step in steps]
     refused = [

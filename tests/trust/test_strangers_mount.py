@@ -1,4 +1,4 @@
-"""`msharefs run` without a name: a program's memory does not go to whoever has made a mount."""
+"""`msharefs run` without a name: a program's memory does not go to any user who made a mount."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def beside_a_strangers_mount(tmp_path: Path, script: str) -> tuple[list[str], str]:
-    """What a script prints, and complains about, that runs as root; /mnt/m is user 65534's."""
+    """The output and the errors of a script that runs as root; /mnt/m is user 65534's."""
     done = in_bare_dev(f"""
         mknod -m 666 /dev/fuse c 10 229; mknod -m 666 /dev/userfaultfd c 10 257
         echo user_allow_other >{tmp_path}/conf; mount --bind {tmp_path}/conf /etc/fuse.conf

@@ -1,4 +1,4 @@
-"""A client makes the `.mm` that it was given shorter: its own region is lost, and nothing else."""
+"""A client shortens the `.mm` that it was given: its own region is lost, and nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = 4096
 
 @pytest.fixture
 def regions(mount: Mount) -> Iterator[tuple[msharefs.Region, msharefs.Region]]:
-    """Two regions with memory; to the first something is going to happen."""
+    """Two regions with memory; something will happen to the first."""
     opened = []
     for name in ("victim", "other"):
         region = msharefs.open(mount.path / name, os.O_RDWR | os.O_CREAT)
@@ -38,7 +38,7 @@ def regions(mount: Mount) -> Iterator[tuple[msharefs.Region, msharefs.Region]]:
 
 
 def shorten(region: msharefs.Region, to: int) -> None:
-    """What an attached process can do with the descriptor that it gets."""
+    """Does what an attached process can do with the descriptor that it gets."""
     sock = check(lib.control_connect(region.fd), "connecting")
     message = ffi.new("struct msg *", {"op": lib.MSG_ATTACH, "arg": [3]})
     fds = ffi.new("int[]", [-1] * lib.MSG_FDS)
@@ -66,7 +66,7 @@ def test_only_that_region_is_lost(
 ) -> None:
     victim, other = regions
     shorten(victim, to)
-    # Whatever is asked first finds it out; from then on every answer is the same.
+    # The first question finds it out; from then on every answer is the same.
     for look in (LOOKS[first], *LOOKS.values()):
         with pytest.raises(OSError, match=r"\[Errno 117\]"):
             look(victim)
