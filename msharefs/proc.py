@@ -168,6 +168,7 @@ class Mapping(NamedTuple):
     """As it is now, with " (deleted)" if it is gone; or what Linux calls it; or empty."""
 
 
+_FIELDS_BEFORE_DEVICE = 2  # blanks, so three fields
 _MAPPING = rb"^([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) (%s) (%s) *(.*)$"
 
 
@@ -193,6 +194,22 @@ def maps(
         )
         for start, end, prot, offset, at, number, name in pattern.findall(_read(pid, "maps"))
     ]  # fmt: skip
+
+
+def maps_file(pid: int, device: int, inode: int) -> bool | None:
+    """Whether a file is in /proc/PID/maps; None: that is empty (see `maps`).
+
+    Of a process with many mappings it takes a tenth of the time of `maps`.
+    """
+    text = _read(pid, "maps")
+    fields = b" %02x:%02x %d " % (os.major(device), os.minor(device), inode)
+    at = text.find(fields)
+    while at >= 0:
+        line = text[text.rfind(b"\n", 0, at) + 1 : at]
+        if line.count(b" ") == _FIELDS_BEFORE_DEVICE:  # it is not in a path
+            return True
+        at = text.find(fields, at + 1)
+    return False if text else None
 
 
 def map_file(pid: int, mapping: Mapping) -> str:

@@ -48,15 +48,40 @@ def is_alive(pid: int, started: int) -> bool:
     return started in (0, found.start_time)
 
 
-def is_alive_in(namespace: int, pid: int, started: int) -> bool:
-    """Whether a process that calls itself `pid` in a pid namespace (its inode number) still runs.
+class Census:
+    """Which of many processes run: all processes of other pid namespaces are asked once.
 
-    0 is our own namespace. We know the processes of another one only by their numbers in ours, so
-    all have to be asked. A process that we may not ask counts, if it started at that time.
+    It answers for processes that were there before it was made. For a thread that answers no
+    requests: there may be many processes.
     """
-    if namespace in (0, proc.pid_namespace("self")):
-        return is_alive(pid, started)
-    return any(is_alive(ours, started) and _may_be(ours, namespace, pid) for ours in psutil.pids())
+
+    def __init__(self) -> None:
+        self._ours = proc.pid_namespace("self")
+        self._by_start: dict[int, list[int]] | None = None
+
+    def is_alive(self, namespace: int, pid: int, started: int) -> bool:
+        """Whether a process that calls itself `pid` in a pid namespace still runs.
+
+        The namespace is an inode number; 0 is our own. We know the processes of another one only by
+        their numbers in ours. A process that we may not ask counts, if it started at that time.
+        """
+        if namespace in (0, self._ours):
+            return is_alive(pid, started)
+        if self._by_start is None:
+            self._by_start = _by_start()
+        return any(
+            is_alive(ours, started) and _may_be(ours, namespace, pid)
+            for ours in self._by_start.get(started, ())
+        )
+
+
+def _by_start() -> dict[int, list[int]]:
+    """All processes by their start times, and all together as 0: for an unknown one."""
+    pids = psutil.pids()
+    found: dict[int, list[int]] = {0: pids}
+    for pid in pids:
+        found.setdefault(start_time(pid), []).append(pid)
+    return found
 
 
 def _may_be(ours: int, namespace: int, pid: int) -> bool:
@@ -73,10 +98,11 @@ def _may_be(ours: int, namespace: int, pid: int) -> bool:
 def has_mapped(pid: int, file: os.stat_result) -> bool:
     """Whether process `pid` has a file mapped; True also if we cannot know.
 
-    The maps of a process whose first thread has ended are empty here.
+    The maps of a process whose first thread has ended are empty here. It waits for the process's
+    address space, which may be large, or locked: only for a thread that answers no requests.
     """
     try:
-        return bool(proc.maps(pid, {file.st_dev}, file.st_ino)) or not proc.maps(pid)
+        return proc.maps_file(pid, file.st_dev, file.st_ino) is not False
     except OSError:
         return True
 

@@ -9,15 +9,33 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
+
+import trio
 
 from msharefs import processes
 from msharefs.native import check, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator
 
     from .view import View
+
+T = TypeVar("T")
+
+# Other requests have to wait for us no longer than this.
+TURN_SECONDS = 0.002
+# How long one look for dead processes may take; it is a thread's time.
+LOOK_SECONDS = 0.05
+# And how much longer, before its thread is given up.
+LATE_SECONDS = 1.0
+# A process whose end is being waited for is looked for so often.
+LOOK_AGAIN_SECONDS = 0.02
+# Of bitmaps, in one call.
+_LOOK_BYTES = 4 << 20
+_askers = trio.CapacityLimiter(64)
 
 
 class Client(Protocol):
@@ -34,6 +52,21 @@ class Client(Protocol):
         """Whether it has sent a message that has not been read yet."""
 
 
+class _Holder(NamedTuple):
+    """Who holds a slot, as the slot says: anybody who is attached may have written that."""
+
+    slot: int
+    claim: int
+    process: tuple[int, int, int]
+    """Pid namespace, pid, start time."""
+
+    @classmethod
+    def of(cls, client: Any) -> Self:
+        """From a struct mm_client."""
+        process = client.pid_namespace, client.pid, client.start_time
+        return cls(client.slot, client.claim, process)
+
+
 class Clients:
     """The attachments of the region behind `view`, which is open for writing."""
 
@@ -42,6 +75,16 @@ class Clients:
         self.name = view.name
         self.connected: dict[int, Client] = {}
         """Connections, by slot."""
+        self.looks = 0
+        """Threads that look at the region, which must stay open, or are about to."""
+        self._thread = trio.CapacityLimiter(1)
+        self._asking = trio.Lock()
+        self._answered = threading.Event()
+        self._answered.set()
+        self._next = 0
+        """The slot that the next look for dead processes begins with."""
+        self._look_again: dict[tuple[int, ...], float] = {}
+        """When to look again for the slots of the last `reap_gone`."""
 
     @property
     def mm(self) -> Any:
@@ -77,16 +120,22 @@ class Clients:
         """Process id of the client of `slot`; 0: it has none."""
         return int(lib.mm_client_pid(self.mm, slot))
 
-    def touched(self, start: int, end: int, *, handed: bool = False) -> Iterator[int]:
+    async def touched(self, start: int, end: int, *, handed: bool = False) -> AsyncIterator[int]:
         """The slots that touched [start, end), as they are when the iteration gets there.
 
         `handed`: only those with pages that are not watched (native/client/handover.c).
         """
-        slot = lib.mm_touched(self.mm, 0, start, end)
-        while slot >= 0:
-            if not handed or lib.mm_handed(self.mm, slot):
+        # A client can fill all slots and all bitmaps.
+        some = max(1, _LOOK_BYTES // int(self.mm.touched_stride))
+        turn = trio.current_time()
+        at = 0
+        while at < (high := lib.slots_high(self.mm)):
+            until = min(at + some, high)
+            slot = lib.mm_touched(self.mm, at, until, start, end)
+            if slot >= 0 and (not handed or lib.mm_handed(self.mm, slot)):
                 yield slot
-            slot = lib.mm_touched(self.mm, slot + 1, start, end)
+            at = until if slot < 0 else slot + 1
+            turn = await give_way(turn)
 
     def any_handed(self) -> bool:
         """Whether any attachment has pages that are not watched."""
@@ -110,20 +159,101 @@ class Clients:
         self.connected.pop(slot, None)
         check(freed, f"{self.name}: slot {slot}")
 
-    def reap_dead(self, *, connected: bool = False) -> None:
+    async def reap_dead(self, *, connected: bool = False, seconds: float = LOOK_SECONDS) -> None:
         """Frees the slots of processes that are gone without a word.
 
         The slot of a process with a connection is freed when that ends; `connected`: here, too.
+        What is not done in `seconds` is left for the next time, which goes on from there.
         """
-        for client in self._view.attachments():
-            unwatched = connected or client.slot not in self.connected
-            if unwatched and not self._is_attached(client):
-                self.reap(client.slot, client.claim)
+        skipped = set() if connected else set(self.connected)
+        if len(skipped) < self._view.attached():
+            await self._reap(lambda: self._all(skipped), seconds)
 
-    def _is_attached(self, client: Any) -> bool:
-        """Whether the process lives, and is still the program that attached (execve(2))."""
-        if not processes.is_alive_in(client.pid_namespace, client.pid, client.start_time):
-            return False
-        return bool(client.pid_namespace) or processes.has_mapped(
-            client.pid, os.fstat(self._view.fd)
+    async def reap_gone(self, slots: Collection[int]) -> None:
+        """Frees those of these slots whose processes are gone; may be called again and again."""
+        now = trio.current_time()
+        if now < self._look_again.get(tuple(slots), 0):
+            return
+        await self._reap(
+            lambda: [_Holder.of(it) for it in map(self._view.attachment, slots) if it is not None],
+            LOOK_SECONDS,
         )
+        self._look_again = {tuple(slots): trio.current_time() + LOOK_AGAIN_SECONDS}
+
+    async def look(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which looks at the region, in a thread. One at a time."""
+        self.looks += 1
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._thread)
+        finally:
+            self.looks -= 1
+
+    async def _reap(self, some: Callable[[], list[_Holder]], seconds: float) -> None:
+        holders = await self.look(some)
+        gone: list[_Holder] = []
+        # A process can keep us waiting for its address space. The thread is given up then, and
+        # until it comes back nobody waits here again.
+        if holders and self._answered.is_set():
+            with trio.move_on_after(seconds + LATE_SECONDS):
+                async with self._asking:
+                    gone = await self._ask(holders, seconds)
+        turn = trio.current_time()
+        for holder in gone:
+            self.reap(holder.slot, holder.claim)
+            turn = await give_way(turn)
+
+    async def _ask(self, holders: list[_Holder], seconds: float) -> list[_Holder]:
+        self._answered = answered = threading.Event()
+        file = os.fstat(self._view.fd)
+
+        def ask() -> list[_Holder]:
+            try:
+                return self._gone(holders, file, seconds)
+            finally:
+                answered.set()
+
+        return await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=_askers)
+
+    def _all(self, skipped: set[int]) -> list[_Holder]:
+        """The attachments, but for some slots; the ones that the last look did not reach first."""
+        holders = [
+            _Holder.of(client) for client in self._view.attachments() if client.slot not in skipped
+        ]
+        return sorted(holders, key=lambda holder: holder.slot < self._next)
+
+    def _gone(self, holders: list[_Holder], file: os.stat_result, seconds: float) -> list[_Holder]:
+        """Those of these attachments whose processes are gone. For a thread.
+
+        A client may have filled the slots with whatever takes the longest: each process is asked
+        once, and not for longer than `seconds`.
+        """
+        census = processes.Census()  # made after `holders`: it has all of them
+        answers: dict[tuple[int, int, int], bool] = {}
+        gone = []
+        end = time.monotonic() + seconds
+        for holder in holders:
+            if holder.process not in answers:
+                if answers and time.monotonic() > end:
+                    self._next = holder.slot
+                    break
+                answers[holder.process] = _is_attached(census, *holder.process, file)
+            if not answers[holder.process]:
+                gone.append(holder)
+        return gone
+
+
+def _is_attached(
+    census: processes.Census, namespace: int, pid: int, started: int, file: os.stat_result
+) -> bool:
+    """Whether the process lives, and is still the program that attached (execve(2)) `file`."""
+    if not census.is_alive(namespace, pid, started):
+        return False
+    return bool(namespace) or processes.has_mapped(pid, file)
+
+
+async def give_way(since: float) -> float:
+    """Lets others have a turn if ours has lasted since `since`; returns when our turn began."""
+    if trio.current_time() - since < TURN_SECONDS:
+        return since
+    await trio.lowlevel.checkpoint()
+    return trio.current_time()

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # A process that vanishes is noticed by its socket; this interval is for those that had none.
 REAP_SECONDS = 5.0
+# And even if there is a hurry, nobody looks for them all the time.
+REAP_REST_SECONDS = 0.05
 # Processes may be waiting for a change that an earlier server began.
 CATCH_UP_SECONDS = 0.5
 
@@ -214,14 +216,14 @@ class Connection:
 
     async def _stat(self, request: Request) -> Reply:
         del request
-        return Reply(text=bytes(ffi.buffer(self._region.raw_stat())))
+        return Reply(text=bytes(ffi.buffer(await self._region.raw_stat())))
 
     async def _describe(self, request: Request) -> Reply:
         what = request.text.rstrip(b"\0").decode(errors="replace")
-        found = self._region.describe(what)
+        answer = await self._region.describe(what)
         if what == "clients":
-            found += await self._control.regions.native_mappings(self._region.ident)
-        answer = json.dumps(found).encode()
+            native = await self._control.regions.native_mappings(self._region.ident)
+            answer = json.dumps(json.loads(answer) + native).encode()
         fd = os.memfd_create("msharefs-describe", os.MFD_CLOEXEC)
         try:
             os.write(fd, answer)
@@ -386,8 +388,14 @@ class Control:
 
     async def _reap(self) -> None:
         while True:
-            await trio.sleep(REAP_SECONDS)
-            self.regions.reap_dead()
+            with trio.move_on_after(REAP_SECONDS):
+                await self.regions.hurry.wait()
+            await trio.sleep(REAP_REST_SECONDS)
+            self.regions.hurry = trio.Event()
+            try:
+                await self.regions.reap_dead()
+            except Exception:
+                log.exception("looking for processes that have ended failed; it goes on")
 
 
 def _socket(fd: int) -> socket.socket:

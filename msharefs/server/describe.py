@@ -6,14 +6,40 @@ files, never computed from a formula; those of running clients change meanwhile.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from msharefs import processes
 from msharefs.native import LEVELS, check, ffi, lib
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .owners import Owner
     from .view import View
+
+_PIECE = 500  # items of a list
+
+
+def as_json(document: Any) -> bytes:
+    """The document for programs. A thread that makes a long one lets others run meanwhile."""
+    return b"".join(_pieces(document))
+
+
+def _pieces(value: Any) -> Iterator[bytes]:
+    """Pieces of JSON: json.dumps() of something long would keep all other threads waiting."""
+    if isinstance(value, dict):
+        for at, (key, each) in enumerate(value.items()):
+            yield b"%c%s: " % (b"{,"[at > 0], json.dumps(key).encode())
+            yield from _pieces(each)
+        yield b"}" if value else b"{}"
+    elif isinstance(value, list) and len(value) > _PIECE:
+        for at in range(0, len(value), _PIECE):
+            yield b"," if at else b"["
+            yield json.dumps(value[at : at + _PIECE])[1:-1].encode()
+        yield b"]"
+    else:
+        yield json.dumps(value).encode()
 
 
 def stat(raw: Any, owner: Owner) -> dict[str, Any]:

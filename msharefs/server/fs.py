@@ -284,9 +284,10 @@ class Filesystem(pyfuse3.Operations):
         """The control interface of a region; ENOTTY on anything else."""
         if ino == ROOT_INO and command == SERVER_COMMAND:
             pid = os.getpid()
-            return 0, SERVER_STRUCT.pack(pid, start_time(pid), self._regions.attached())
+            attached = await self._regions.attached()
+            return 0, SERVER_STRUCT.pack(pid, start_time(pid), attached)
         if ino == ROOT_INO and command == ATTACHED_COMMAND:
-            pids = self._regions.attached_processes() + [0] * ATTACHED_MAX
+            pids = await self._regions.attached_processes() + [0] * ATTACHED_MAX
             return 0, ATTACHED_STRUCT.pack(*pids[:ATTACHED_MAX])
         node = self._tree.node(ino)
         if not node.is_region or flags & _IOCTL_COMPAT:

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 # it waits in its ioctl, so it must not be long.
 GRACE_SECONDS = 2.0
 GRACE_POLL_SECONDS = 0.0002
+# A new server looks for dead clients so long before it serves a region; then it goes on.
+RECOVER_LOOK_SECONDS = 1.0
 
 
 class HostMM(View):
@@ -93,6 +95,10 @@ class HostMM(View):
     def changing(self) -> bool:
         """A change of its VMAs is under way."""
         return self._lock.locked()
+
+    def unchanged(self) -> PromptLock:
+        """To be entered by whoever looks at the VMAs or the tables from a thread."""
+        return self._lock
 
     async def map(
         self,
@@ -259,7 +265,7 @@ class HostMM(View):
         change cannot be finished yet: see `catch_up`.
         """
         async with self._lock:
-            self.clients.reap_dead()
+            await self.clients.reap_dead(seconds=RECOVER_LOOK_SECONDS)
             check(lib.mm_sweep(self._mm), f"{self.name}: its page tables")
             self.objects.load()
             self._unfinished = True
@@ -353,5 +359,5 @@ class HostMM(View):
                     f"{self.name}: process {pid} does not leave a page fault; let it go on "
                     "(is it stopped, or in a debugger?) and try again",
                 )
-            self.clients.reap_dead()
+            await self.clients.reap_gone([self._straggler[0]])
             await trio.sleep(GRACE_POLL_SECONDS)

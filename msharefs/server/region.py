@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
@@ -16,10 +16,14 @@ from msharefs.native import ffi
 from . import describe, descriptors, limits, sources
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from . import owners
     from .hostmm import HostMM
     from .options import MountOptions
     from .owners import Owner
+
+T = TypeVar("T")
 
 
 class Region:
@@ -162,10 +166,11 @@ class Region:
         if offset < end:
             await host.protect(offset, end, prot)
 
-    def describe(self, what: str) -> Any:
-        """One of the look verbs' dicts."""
+    async def describe(self, what: str) -> bytes:
+        """One of the look verbs' documents, as JSON."""
         if what == "stat":
-            return describe.stat(self.raw_stat(), self.owner)
+            raw = await self.raw_stat()
+            return await self._look(lambda: describe.as_json(describe.stat(raw, self.owner)))
         looks = {
             "maps": describe.maps,
             "pagetable": describe.pagetable,
@@ -178,18 +183,27 @@ class Region:
                 f"there is no {what!r} of a region; there are stat, {', '.join(looks)}",
             )
         host = self.sized()
-        host.clients.reap_dead()
-        return looks[what](host)
+        await host.clients.reap_dead()
+        # The whole region may be walked, which takes a while: nothing is taken out meanwhile.
+        async with contextlib.AsyncExitStack() as stack:
+            if what != "clients":
+                await stack.enter_async_context(host.unchanged())
+            return await self._look(lambda: describe.as_json(looks[what](host)))
 
-    def raw_stat(self) -> Any:
+    async def raw_stat(self) -> Any:
         """The figures, as struct mshare_stat."""
         if self.host is not None:
-            self.host.check_whole()
-            self.host.clients.reap_dead()
-            return self.host.stat()
+            host = self.host
+            host.check_whole()
+            await host.clients.reap_dead()
+            return await self._look(host.stat)
         raw = ffi.new("struct mshare_stat *", {"quantum": self.quantum})
         raw.owner_pid, raw.owner_start_time = self.owner.pid, self.owner.start_time
         return raw
+
+    async def _look(self, work: Callable[[], T]) -> T:
+        """The result of `work`, in a thread if there is a host mm: that may be large."""
+        return await self.host.clients.look(work) if self.host is not None else work()
 
     def _leave(self) -> None:
         self.users -= 1

@@ -17,7 +17,8 @@ import trio
 
 from msharefs.native import lib
 
-from . import describe, owners
+from . import owners
+from .clients import give_way
 from .files import object_paths, open_memory, records_path, remove_objects, reset_objects
 from .hostmm import HostMM
 from .mappings import NativeMappings
@@ -42,6 +43,8 @@ class Regions:
         self._regions: dict[int, Region] = {}
         self.owners = owners.Owners()
         self._native = NativeMappings(state)
+        self.hurry = trio.Event()
+        """Set when `reap_dead` should not wait for its time."""
 
     async def adopt(self, sizes: dict[int, int]) -> None:
         """Takes over the regions of an earlier server; `sizes` has the region files by number.
@@ -133,16 +136,21 @@ class Regions:
         self.find(ident).evicted = True
         self.drop_unused(ident)
 
-    def drop_unused(self, ident: int) -> None:
-        """Ends an evicted region with no attachment left: its memory goes back."""
+    def drop_unused(self, ident: int, *, hurry: bool = True) -> None:
+        """Ends an evicted region with no attachment left: its memory goes back.
+
+        If processes that have ended may be all that keeps it, `hurry` has `reap_dead` called soon.
+        """
         region = self._regions.get(ident)
         if region is None or not region.evicted:
             return
         if region.host is not None:
-            if region.host.changing() or region.users or region.host.clients.connected:
+            clients = region.host.clients
+            if region.host.changing() or region.users or clients.looks or clients.connected:
                 return  # or it is being changed, by its owner's end or remotely; see `reap_dead`
-            region.host.clients.reap_dead()
             if region.host.attached():
+                if hurry:
+                    self.hurry.set()
                 return
             region.host.close()
             region.host = None
@@ -161,24 +169,35 @@ class Regions:
                     return region
         return None
 
-    def attached(self) -> int:
+    async def attached(self) -> int:
         """Attachments of all regions, after connections have ended; without dead processes."""
-        hosts = [region.host for region in self._regions.values() if region.host]
-        for host in hosts:
-            host.clients.reap_dead(connected=True)
-        return sum(host.attached() for host in hosts)
+        for host in self._hosts():
+            if host.attached():
+                await host.clients.reap_dead(connected=True)
+        return sum(host.attached() for host in self._hosts())
 
-    def attached_processes(self) -> list[int]:
+    async def attached_processes(self) -> list[int]:
         """The processes that are attached to any region, by pid, in order."""
-        hosts = [region.host for region in self._regions.values() if region.host]
-        return sorted({client["pid"] for host in hosts for client in describe.clients(host)})
+        found: set[int] = set()
+        for host in self._hosts():
+            if host.attached():
+                found |= await host.clients.look(host.clients.processes)
+        return sorted(found)
 
-    def reap_dead(self) -> None:
-        """Lets go of processes that are gone without a word."""
+    async def reap_dead(self) -> None:
+        """Lets go of processes that are gone without a word.
+
+        One region may have many that take long to look at: each has a turn, and then the next.
+        """
+        turn = trio.current_time()
         for region in list(self._regions.values()):
             if region.host is not None:
-                region.host.clients.reap_dead()
-            self.drop_unused(region.ident)
+                await region.host.clients.reap_dead()
+            self.drop_unused(region.ident, hurry=False)
+            turn = await give_way(turn)
+
+    def _hosts(self) -> list[HostMM]:
+        return [region.host for region in self._regions.values() if region.host is not None]
 
     async def catch_up(self) -> None:
         """Finishes changes that an earlier server had begun and that could not be finished yet."""

@@ -16,6 +16,8 @@ import trio
 
 from msharefs.native import check, lib
 
+from .clients import give_way
+
 if TYPE_CHECKING:
     from .clients import Client, Clients
 
@@ -31,8 +33,10 @@ CONNECT_POLL_SECONDS = 0.002
 ANSWER_SECONDS = 1.0
 # If all were asked at once, all would have their answers ready at the same time: late.
 ASKED_AT_ONCE = 16
-# Other requests have to wait for us no longer than this.
-TURN_SECONDS = 0.002
+# All that have pages of a range let go of them in this time, however often they change their slots.
+TAKE_SECONDS = 20.0
+# Looking at all connections takes a while if there are many.
+BACKLOG_POLL_SECONDS = 0.2
 
 
 async def wait_connected(clients: Clients, start: int, end: int, *, handed: bool = False) -> None:
@@ -41,7 +45,7 @@ async def wait_connected(clients: Clients, start: int, end: int, *, handed: bool
     `handed`: only those that have pages to `watch`.
     """
     deadline = trio.current_time() + CONNECT_SECONDS
-    for slot in clients.touched(start, end, handed=handed):
+    async for slot in clients.touched(start, end, handed=handed):
         await _client(clients, slot, deadline)
 
 
@@ -70,14 +74,24 @@ async def take_all(clients: Clients, start: int, end: int, *, objects: bool = Fa
     """
     flags = lib.REVOKE_OBJECTS if objects else 0
     deadline = trio.current_time() + CONNECT_SECONDS
-    done: set[int] = set()
+    done: set[Client] = set()
     while slots := [
-        slot for slot in clients.touched(start, end) if clients.claim(slot) not in done
+        slot
+        async for slot in clients.touched(start, end)
+        if clients.connected.get(slot) not in done
     ]:
+        # Claims and bitmaps are shared memory: a client can change them all the time.
+        if trio.current_time() > deadline + TAKE_SECONDS:
+            raise OSError(
+                errno.EBUSY,
+                f"{clients.name}: process {clients.process_of(slots[0])} changes its slot all "
+                "the time; end it and try again",
+            )
+        await trio.lowlevel.checkpoint()
         asked = {
-            slot: clients.claim(slot)
+            slot: client
             for slot in slots
-            if await _client(clients, slot, deadline) is not None
+            if (client := await _client(clients, slot, deadline)) is not None
         }
         refused = await _ask(clients, list(asked), lib.MSG_REVOKE, start, end, flags)
         if refused:
@@ -87,7 +101,7 @@ async def take_all(clients: Clients, start: int, end: int, *, objects: bool = Fa
                 "of memory: let it go on and try again",
             )
         # A client whose connection ended may not have heard us, and comes back.
-        done |= {claim for slot, claim in asked.items() if slot in clients.connected}
+        done |= {client for slot, client in asked.items() if clients.connected.get(slot) is client}
 
 
 async def arrange(clients: Clients, start: int, end: int, *, must: bool = False) -> None:
@@ -123,8 +137,8 @@ async def rearm(clients: Clients, start: int, end: int) -> None:
         return
     # A client of an earlier server is on its way to us, unless it is stopped.
     with trio.move_on_after(REJOIN_SECONDS):
-        while _away(clients, slots):
-            clients.reap_dead()
+        while away := _away(clients, slots):
+            await clients.reap_gone(away)
             await trio.sleep(CONNECT_POLL_SECONDS)
     refused = await _ask(clients, slots, lib.MSG_REARM, start, end)
     refused += [
@@ -183,16 +197,14 @@ async def _ask(clients: Clients, slots: list[int], op: int, *arguments: int) -> 
 async def _change(clients: Clients, start: int, end: int, change: int) -> None:
     deadline = trio.current_time() + CONNECT_SECONDS
     turn = trio.current_time()
-    for slot in clients.touched(start, end, handed=change == lib.UFFD_WATCH):
+    async for slot in clients.touched(start, end, handed=change == lib.UFFD_WATCH):
         at = start
         while at < end and (client := await _client(clients, slot, deadline)) is not None:
             at = check(
                 lib.touched_change(clients.mm, slot, client.uffd, client.pid, at, end, change),
                 f"{clients.name}: page tables of process {client.pid}, [{start:#x}, {end:#x})",
             )
-            if trio.current_time() - turn > TURN_SECONDS:
-                await trio.lowlevel.checkpoint()
-                turn = trio.current_time()
+            turn = await give_way(turn)
 
 
 async def _client(clients: Clients, slot: int, deadline: float) -> Client | None:
@@ -201,12 +213,17 @@ async def _client(clients: Clients, slot: int, deadline: float) -> Client | None
     None: the holder is gone. If the slot has another holder then, it came later.
     """
     claim = clients.claim(slot)
+    looked = -float("inf")
     while slot not in clients.connected:
-        clients.reap_dead()
+        await clients.reap_gone([slot])
+        if slot in clients.connected:
+            break
         if clients.claim(slot) != claim:
             return None
         now = trio.current_time()
-        if now > deadline + BACKLOG_SECONDS or (now > deadline and not _backlog(clients)):
+        if now > deadline and now > looked + BACKLOG_POLL_SECONDS:
+            looked, backlog = now, _backlog(clients)
+        if now > deadline + BACKLOG_SECONDS or (now > deadline and not backlog):
             raise OSError(
                 errno.EBUSY,
                 f"{clients.name}: process {clients.process_of(slot)} is attached but not "

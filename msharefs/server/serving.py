@@ -76,9 +76,9 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
                 fuse.unmount()
             log.info("unmounted from %s", options.directory)
             await filesystem.shut_down()
-            if not end.is_set() and regions.attached():
+            if not end.is_set() and await regions.attached():
                 await _outlive_mount(regions, state, end)
-            attached = regions.attached()
+            attached = await regions.attached()
             if attached:
                 log.warning("the next server on %s takes over %d attachments", state.path, attached)
             nursery.cancel_scope.cancel()
@@ -91,9 +91,9 @@ async def _outlive_mount(regions: Regions, state: StateDirectory, end: trio.Even
     In the kernel, too, a mapping keeps its memory after umount(2), and the memory goes back after
     that. A signal ends this earlier.
     """
-    log.info("%d attachments keep this server", regions.attached())
+    log.info("%d attachments keep this server", await regions.attached())
     state.say_unmounted()
-    while regions.attached() and not end.is_set():
+    while await regions.attached() and not end.is_set():
         with trio.move_on_after(_ATTACHED_POLL_SECONDS):
             await end.wait()
 

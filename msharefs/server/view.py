@@ -98,6 +98,11 @@ class View:
         clients = ffi.new("struct mm_client[]", count)
         yield from clients[0 : min(count, lib.mm_clients(self._mm, clients, count))]
 
+    def attachment(self, slot: int) -> Any:
+        """The struct mm_client of a slot; None: it is free."""
+        client = ffi.new("struct mm_client *")
+        return client if lib.mm_client(self._mm, slot, client) else None
+
     def count(self) -> int:
         """How many VMAs there are."""
         return check(lib.mm_vmas(self._mm, ffi.NULL, 0), f"{self.name}: reading its VMAs")

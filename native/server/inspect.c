@@ -190,40 +190,46 @@ int64_t mm_huge_pages(struct mm *mm, uint64_t *pages, uint64_t max)
     return err ? err : (int64_t)found.used;
 }
 
+bool mm_client(const struct mm *mm, unsigned number, struct mm_client *client)
+{
+    if (number >= MM_SLOTS)
+        return false;
+    const struct mm_slot *slot = &mm->slots[number];
+    const uint64_t process = atomic_load(&slot->state);
+
+    if (process == SLOT_FREE)
+        return false;
+    *client = (struct mm_client){
+        .slot = number,
+        .pid = (uint32_t)process,
+        .pid_namespace = (uint32_t)(process >> 32),
+        .claim = atomic_load(&slot->claim),
+        .start_time = slot->start_time,
+        .base = slot->base,
+        .prot = slot->prot,
+        .way = slot->way,
+        .poisoned = atomic_load(&slot->poisoned),
+        .faults = atomic_load(&slot->counters.faults),
+        .links = atomic_load(&slot->counters.links),
+        .materialised = atomic_load(&slot->counters.materialised),
+        .segv = atomic_load(&slot->counters.segv),
+        .epoch = atomic_load(&slot->epoch),
+        .budget = atomic_load(&slot->budget) * PAGE_SIZE,
+        .budget_asked = atomic_load(&slot->budget_asked) * PAGE_SIZE,
+        .budget_grown = atomic_load(&slot->budget_grown),
+        .evicted = atomic_load(&slot->counters.evicted),
+        .refaulted = atomic_load(&slot->counters.refaulted),
+    };
+    return true;
+}
+
 int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max)
 {
+    struct mm_client spare;
     uint64_t used = 0;
 
-    for (unsigned i = 0; i < slots_high(mm); i++) {
-        const struct mm_slot *slot = &mm->slots[i];
-        uint64_t process = atomic_load(&slot->state);
-
-        if (process == SLOT_FREE)
-            continue;
-        if (used < max)
-            clients[used] = (struct mm_client){
-                .slot = i,
-                .pid = (uint32_t)process,
-                .pid_namespace = (uint32_t)(process >> 32),
-                .claim = atomic_load(&slot->claim),
-                .start_time = slot->start_time,
-                .base = slot->base,
-                .prot = slot->prot,
-                .way = slot->way,
-                .poisoned = atomic_load(&slot->poisoned),
-                .faults = atomic_load(&slot->counters.faults),
-                .links = atomic_load(&slot->counters.links),
-                .materialised = atomic_load(&slot->counters.materialised),
-                .segv = atomic_load(&slot->counters.segv),
-                .epoch = atomic_load(&slot->epoch),
-                .budget = atomic_load(&slot->budget) * PAGE_SIZE,
-                .budget_asked = atomic_load(&slot->budget_asked) * PAGE_SIZE,
-                .budget_grown = atomic_load(&slot->budget_grown),
-                .evicted = atomic_load(&slot->counters.evicted),
-                .refaulted = atomic_load(&slot->counters.refaulted),
-            };
-        used++;
-    }
+    for (unsigned i = 0; i < slots_high(mm); i++)
+        used += mm_client(mm, i, used < max ? &clients[used] : &spare);
     return (int64_t)used;
 }
 
@@ -247,9 +253,9 @@ bool mm_handed(const struct mm *mm, unsigned slot)
     return slot < MM_SLOTS && atomic_load(&mm->slots[slot].handed);
 }
 
-int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end)
+int mm_touched(const struct mm *mm, unsigned from, unsigned until, uint64_t start, uint64_t end)
 {
-    for (unsigned high = slots_high(mm); from < high; from++) {
+    for (unsigned high = slots_high(mm); from < until && from < high; from++) {
         uint64_t at = start, stop;
 
         if (atomic_load(&mm->slots[from].state) != SLOT_FREE &&

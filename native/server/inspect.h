@@ -61,6 +61,9 @@ struct mm_client {
     uint64_t evicted, refaulted; /* 2 MiB spans */
 };
 
+/* The attachment of a slot; false: it is free. */
+bool mm_client(const struct mm *mm, unsigned number, struct mm_client *client);
+/* All of them, by slot; returns how many there are, at most `max` copied. */
 int64_t mm_clients(const struct mm *mm, struct mm_client *clients, uint64_t max);
 /* The process of a slot, in the server's pid namespace; 0: the slot is free. */
 uint32_t mm_client_pid(const struct mm *mm, unsigned slot);
@@ -70,8 +73,8 @@ uint64_t mm_claim(const struct mm *mm, unsigned slot);
 bool mm_adopted(const struct mm *mm, unsigned slot);
 /* Whether there are pages that the client of a slot does not watch any more (handover.c). */
 bool mm_handed(const struct mm *mm, unsigned slot);
-/* The first slot in use, from `from` on, that touched [start, end); -1: none. */
-int mm_touched(const struct mm *mm, unsigned from, uint64_t start, uint64_t end);
+/* The first slot in use, from `from` up to `until`, that touched [start, end); -1: none. */
+int mm_touched(const struct mm *mm, unsigned from, unsigned until, uint64_t start, uint64_t end);
 /* The first slot, from `from` on, whose client has guard pages; -1: none. */
 int mm_poisoned(const struct mm *mm, unsigned from);
 /* Records the process of a slot by its pid in the server's namespace, for a client in another. */

@@ -86,7 +86,11 @@ def test_a_file_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_an_answer_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     connection = control.Connection.__new__(control.Connection)
-    connection.region = types.SimpleNamespace(describe=lambda what: {what: 1})  # type: ignore[assignment]
+
+    async def describe(what: str) -> bytes:
+        return what.encode()
+
+    connection.region = types.SimpleNamespace(describe=describe)  # type: ignore[assignment]
     request = types.SimpleNamespace(text=b"stat\0")
 
     def fail(_fd: int, _data: bytes) -> int:

@@ -221,9 +221,9 @@ def test_touched_spans(core: Core) -> None:
         (6 * SPAN + PAGE, 6 * SPAN + 2 * PAGE)
     ]
     assert runs(core, 7 * SPAN, 63 * SPAN) == []
-    assert lib.mm_touched(core.mm, 0, 5 * SPAN, 6 * SPAN) == core.slot
-    assert lib.mm_touched(core.mm, 0, 8 * SPAN, 9 * SPAN) == -1
-    assert lib.mm_touched(core.mm, core.slot + 1, 0, QUANTUM) == -1
+    assert lib.mm_touched(core.mm, 0, lib.MM_SLOTS, 5 * SPAN, 6 * SPAN) == core.slot
+    assert lib.mm_touched(core.mm, 0, lib.MM_SLOTS, 8 * SPAN, 9 * SPAN) == -1
+    assert lib.mm_touched(core.mm, core.slot + 1, lib.MM_SLOTS, 0, QUANTUM) == -1
     grown = (os.fstat(core.mm.fd).st_blocks - blocks) * 512
     assert grown == 2 * PAGE, "4 KiB for each 64 GiB that was touched"
     lib.slot_reap(core.mm, core.slot)
