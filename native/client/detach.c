@@ -43,10 +43,11 @@ static void say_goodbye(struct attachment *att)
      * 0, may still be on its way. */
     struct msg msg = {.op = MSG_DETACH, .seq = 1}, reply;
     int fds[MSG_FDS];
-    int err = att->ctl < 0 ? -EPIPE : control_send(att->ctl, &msg, NULL, 0);
+    const int64_t deadline = control_deadline(CONTROL_TIMEOUT_MS);
+    int err = att->ctl < 0 ? -EPIPE : control_send(att->ctl, &msg, NULL, 0, deadline);
 
     do {
-        err = err ? err : control_recv(att->ctl, &reply, fds, CONTROL_TIMEOUT_MS);
+        err = err ? err : control_recv(att->ctl, &reply, fds, deadline);
         for (unsigned i = 0; !err && i < MSG_FDS; i++)
             fd_close(fds[i]); /* of an object that a thread waited for */
         if (err == -EMFILE)   /* such a descriptor was lost */

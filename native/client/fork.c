@@ -29,6 +29,9 @@
 #include "client/watch.h"
 #include "core/control.h"
 
+/* The program waits for its child that long where the server reads nothing. */
+#define HELLO_MS 1000
+
 /* The server hears of the child through the parent's connection, and need not answer. */
 static void join(struct attachment *att, int parent)
 {
@@ -37,7 +40,7 @@ static void join(struct attachment *att, int parent)
 
     if (parent < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
         return;
-    if (!control_send(parent, &forked, (int[]){pair[1], att->uffd}, 2))
+    if (!control_send(parent, &forked, (int[]){pair[1], att->uffd}, 2, control_deadline(HELLO_MS)))
         att->ctl = control_hide_fd(pair[0]);
     else
         close(pair[0]); /* the server is away: the service thread rejoins */

@@ -120,7 +120,7 @@ static int ask(struct attachment *att, uint32_t number, bool writing)
     const struct msg msg = {.op = MSG_OBJECT, .seq = SEQ_OBJECT | number, .arg = {number}};
     struct object *object;
 
-    if (att->ctl >= 0 && control_post(att->ctl, &msg) == -EAGAIN)
+    if (att->ctl >= 0 && control_send(att->ctl, &msg, NULL, 0, CONTROL_AT_ONCE) == -ETIMEDOUT)
         return -EAGAIN;
     /* Other errors mean that the server is gone: see objects_unask(). */
     object = place(att, number);

@@ -70,7 +70,7 @@ static void answer_server(struct attachment *att)
 {
     struct msg msg;
     int fds[MSG_FDS];
-    int err = control_recv(att->ctl, &msg, fds, 0);
+    int err = control_recv(att->ctl, &msg, fds, CONTROL_AT_ONCE);
 
     if (err == -ETIMEDOUT)
         return;
@@ -84,7 +84,8 @@ static void answer_server(struct attachment *att)
     if (!err && (msg.op == MSG_REARM || msg.op == MSG_REVOKE || msg.op == MSG_ARRANGE)) {
         msg.result = obey(att, &msg);
         msg.op = MSG_REPLY;
-        err = control_send(att->ctl, &msg, NULL, 0);
+        /* Faults wait for us: a server that reads no answers has to be joined anew. */
+        err = control_send(att->ctl, &msg, NULL, 0, CONTROL_AT_ONCE);
     }
     if (err)
         watch_lose_server(att);
@@ -95,11 +96,11 @@ static void rejoin(struct attachment *att)
 {
     struct msg msg = {.op = MSG_REJOIN, .arg = {att->slot, att->claim}};
     const int fds[] = {att->mm.fd, att->uffd};
-    int sock = control_connect_path(att->path);
+    int sock = control_connect_path(att->path, CONTROL_AT_ONCE);
 
     if (sock < 0)
         return;
-    if (control_send(sock, &msg, fds, 2) || watch_regain_server(att, sock)) {
+    if (control_send(sock, &msg, fds, 2, CONTROL_AT_ONCE) || watch_regain_server(att, sock)) {
         close(sock);
         return;
     }
