@@ -20,8 +20,8 @@ from ._types import Size
     "directory",
     metavar="DIR",
     type=Path,  # not click.Path, whose stat(2) a dead server can hang
-    help="The mount to use. By default $MSHAREFS_MOUNT, or the only one of root or of this user; if "
-    "there is none, a private one that lives as long as the program and its descendants.",
+    help="The mount to use. By default $MSHAREFS_MOUNT, or the only one of root or of this user; "
+    "if there is none, a private one that lives as long as the program and its descendants.",
 )
 @click.option(
     "--adopt-anon",

@@ -19,16 +19,15 @@ import resource
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn
 
 from msharefs import mountpoint, proc
 
-from . import devices
+from . import devices, logs
 from .state import StateDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from .options import MountOptions
 
@@ -83,8 +82,9 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
         ready()
 
     try:
-        stream = sys.stderr if options.foreground else _become_daemon(state.log)
-        _set_up_log(stream, debug=options.debug)
+        stream = logs.set_up(None if options.foreground else state.log, debug=options.debug)
+        faulthandler.enable(stream)
+        faulthandler.register(signal.SIGUSR1, stream, all_threads=True)
         # From here on libfuse, trio, threads: no fork.
         try:
             from .serving import serve_mount
@@ -115,36 +115,6 @@ def _raise_descriptor_limit() -> None:
         with contextlib.suppress(ValueError):  # only root may go beyond its hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
             return
-
-
-def _become_daemon(path: Path) -> TextIO:
-    """Standard output and error go to the log file from now on; nothing comes in."""
-    stream = open(  # noqa: SIM115  # ours until the process ends
-        path,
-        "a",
-        buffering=1,
-        encoding="utf-8",
-        opener=lambda name, flags: os.open(name, flags, 0o600),
-    )
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(stream.fileno(), 1)
-    os.dup2(stream.fileno(), 2)
-    os.close(nothing)
-    return stream
-
-
-def _set_up_log(stream: TextIO, *, debug: bool) -> None:
-    logging.basicConfig(
-        stream=stream,
-        level=logging.DEBUG if debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    logging.getLogger("pyfuse3").setLevel(
-        logging.INFO
-    )  # its debug messages are about its own tasks
-    faulthandler.enable(stream)
-    faulthandler.register(signal.SIGUSR1, stream, all_threads=True)
 
 
 def _detach(options: MountOptions) -> str:

@@ -6,7 +6,7 @@
     control     the control socket
     devices     device numbers of the mount, and of earlier ones whose files are mapped: mappings.py
     lock        locked by the running server; says who that is and what it does (`Holder`)
-    log         the server's log, unless it runs in the foreground
+    log         the server's log, unless it runs in the foreground; log.1 is what was in it before
 
 The next server adopts a directory that a crashed one left. It also adopts that of a server which
 was unmounted while processes were attached: such a server stays for them, until they are gone or
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 
 from msharefs import mountpoint
 
+from . import logs
 from .options import QUANTA, MountOptions, default_state
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _MODE = 0o711
 _SOCKET_PATH_MAX = 107  # sockaddr_un.sun_path, with a final NUL
 _LEAVE_SECONDS = 10.0
-_ENTRIES = {"tree", "regions", "control", "devices", "lock", "log"}
+_ENTRIES = {"tree", "regions", "control", "devices", "lock", "log", logs.OLDER}
 
 
 @dataclass(frozen=True)
