@@ -91,7 +91,7 @@ def _may_be(ours: int, namespace: int, pid: int) -> bool:
         return proc.status(ours, "NSpid").split()[-1:] == [str(pid)]
     except PermissionError:
         return True
-    except OSError:
+    except ProcessLookupError:
         return False
 
 

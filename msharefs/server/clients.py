@@ -184,6 +184,7 @@ class Clients:
         """The result of `work`, which looks at the region, in a thread. One at a time."""
         self.looks += 1
         try:
+            self._view.open_files()  # it is not for a thread to do that
             return await trio.to_thread.run_sync(work, limiter=self._thread)
         finally:
             self.looks -= 1

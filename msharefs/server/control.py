@@ -24,7 +24,7 @@ from msharefs import processes, verbs
 from msharefs.native import ffi, lib
 
 from . import descriptors, devices
-from .messages import Reply, Request, receive, send
+from .messages import Reply, Request, duplicated, receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -157,7 +157,8 @@ class Connection:
                 lib.ATTACH_ANY_PROT if self._region.quirks else 0,
             ),
             text=os.fsencode(self._control.path),
-            fds=[fd for fd in (host.fd, host.mem_fd, self._control.userfaultfd) if fd >= 0],
+            fds=duplicated(host.fd, host.mem_fd, self._control.userfaultfd),
+            own=True,  # the region may close its files while we wait to send
         )
 
     async def _ready(self, request: Request) -> None:

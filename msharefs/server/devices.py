@@ -15,6 +15,8 @@ import stat
 
 from msharefs import proc
 
+from . import shortage
+
 FUSE = "/dev/fuse"
 USERFAULTFD = "/dev/userfaultfd"
 
@@ -71,6 +73,8 @@ def open_userfaultfd() -> int:
     try:
         device = os.open(USERFAULTFD, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in shortage.ERRORS:
+            raise
         if _system_call_is_for_all():
             return -1
         raise _refused(
@@ -82,8 +86,10 @@ def open_userfaultfd() -> int:
         ) from None
     try:
         os.close(fcntl.ioctl(device, _USERFAULTFD_IOC_NEW, os.O_CLOEXEC | os.O_NONBLOCK))
-    except OSError:
+    except OSError as error:
         os.close(device)
+        if error.errno in shortage.ERRORS:
+            raise
         raise OSError(
             errno.ENODEV,
             "is no userfaultfd device: remove it (`grep userfaultfd /proc/misc` has the minor "

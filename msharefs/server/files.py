@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from typing import TYPE_CHECKING
+
+from msharefs.native import lib
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,3 +43,47 @@ def remove_objects(directory: Path, ident: int) -> None:
     for path in object_paths(directory, ident):
         path.unlink(missing_ok=True)
     shutil.rmtree(records_path(directory, ident), ignore_errors=True)
+    remove_set_aside(directory, ident)
+
+
+def check_size(directory: Path, ident: int, size: int | None, quantum: int) -> None:
+    """EUCLEAN: the files of a region of `size` bytes are missing, or the host mm is too short.
+
+    It is checked before any of it is mapped: a client may have made it as long as it likes. Without
+    a `size`, for a region without a name, that of the pages counts.
+    """
+    try:
+        mm, mem = (os.stat(path).st_size for path in object_paths(directory, ident))
+    except FileNotFoundError as error:
+        raise OSError(errno.EUCLEAN, f"region {ident}: {error.filename} is missing") from None
+    expected = lib.mm_file_size(mem if size is None else size, quantum)
+    if mm != expected:
+        raise OSError(
+            errno.EUCLEAN,
+            f"region {ident}: its host mm has {mm} bytes and not {expected}: "
+            f"{os.strerror(errno.EUCLEAN)}",
+        )
+
+
+def set_aside(directory: Path, ident: int) -> None:
+    """Renames the files of a damaged region; nothing is lost by that."""
+    for path in _all_paths(directory, ident):
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(aside(path))
+
+
+def aside(path: Path) -> Path:
+    """The name of a file of a damaged region."""
+    return path.with_name(path.name + ".broken")
+
+
+def remove_set_aside(directory: Path, ident: int) -> None:
+    """The region is gone, or has been made anew."""
+    mm, mem, records = map(aside, _all_paths(directory, ident))
+    mm.unlink(missing_ok=True)
+    mem.unlink(missing_ok=True)
+    shutil.rmtree(records, ignore_errors=True)
+
+
+def _all_paths(directory: Path, ident: int) -> tuple[Path, Path, Path]:
+    return *object_paths(directory, ident), records_path(directory, ident)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from .mapping import Mapping
     from .owners import Owner
+    from .parking import Parking
     from .sources import Source
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,11 @@ class HostMM(View):
 
     _ACCESS = os.O_RDWR
 
-    def __init__(self, name: str, directory: Path, ident: int) -> None:
+    def __init__(
+        self, name: str, directory: Path, ident: int, parking: Parking | None = None
+    ) -> None:
         super().__init__(name, directory, ident)
+        self._parking = parking
         self._lock = PromptLock()
         self._straggler = ffi.new("unsigned *")
         self._unfinished = False
@@ -57,10 +61,19 @@ class HostMM(View):
         """Code can run in the region's own memory, as far as its file system lets it."""
         self.objects = Objects(name, records_path(directory, ident))
         self.clients = Clients(self)
+        if parking is not None:
+            parking.opened(self)
 
     @classmethod
     def make(
-        cls, name: str, directory: Path, ident: int, size: int, quantum: int, owner: Owner
+        cls,
+        name: str,
+        directory: Path,
+        ident: int,
+        size: int,
+        quantum: int,
+        owner: Owner,
+        parking: Parking | None = None,
     ) -> HostMM:
         """A new host mm of `size` bytes. EINVAL: `size` is not a positive multiple of `quantum`."""
         paths = object_paths(directory, ident)
@@ -79,13 +92,27 @@ class HostMM(View):
                 os.ftruncate(mem_fd, size)
             finally:
                 os.close(mem_fd)
-            made = cls(name, directory, ident)
+            made = cls(name, directory, ident, parking)
         except BaseException:
             reset_objects(directory, ident)
             raise
         cgroup = os.fsencode(owner.cgroup)
         lib.mm_set_owner(made.mm, owner.pid, owner.start_time, cgroup, KINDS[owner.kind])
         return made
+
+    def park(self) -> bool:
+        """Closes its files, unless it is in use. Whether they are closed now."""
+        if self._mem_fd < 0:
+            return True  # they are; perhaps the region has gone
+        if self.attached() or self.changing() or self._unfinished or self.clients.looks:
+            return False
+        self.close_files()
+        return True
+
+    def _reopen(self) -> None:
+        super()._reopen()
+        if self._parking is not None:
+            self._parking.opened(self)
 
     def check_free(self, start: int, end: int) -> None:
         """EEXIST: something is mapped in [start, end)."""

@@ -67,6 +67,18 @@ class Reply:
                 os.close(fd)
 
 
+def duplicated(*fds: int) -> list[int]:
+    """Duplicates of those that are descriptors. OSError: of none."""
+    made: list[int] = []
+    try:
+        made.extend(os.dup(fd) for fd in fds if fd >= 0)
+    except BaseException:
+        for fd in made:
+            os.close(fd)
+        raise
+    return made
+
+
 async def receive(sock: trio.socket.SocketType, sender: str) -> Request | None:
     """The next message; None: the connection has ended. EPROTO: it is too short."""
     size = socket.CMSG_SPACE(lib.MSG_FDS * _INT.size)

@@ -53,7 +53,7 @@ class Record:
         """The record in file `path`; None: there is none, or it is broken."""
         try:
             return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
+        except (FileNotFoundError, ValueError, TypeError):
             return None
 
 

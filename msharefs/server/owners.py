@@ -23,6 +23,8 @@ import trio
 from msharefs import processes
 from msharefs.native import check_errno, ffi, lib
 
+from . import shortage
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
@@ -88,12 +90,15 @@ def save_unsized(directory: Path, ident: int, owner: Owner, *, frozen: bool) -> 
 
 
 def load_unsized(directory: Path, ident: int) -> tuple[Owner, bool]:
-    """What `save_unsized` recorded: owner and `frozen`. A missing or broken record is nobody's."""
+    """What `save_unsized` recorded: owner and `frozen`. A missing or broken record is nobody's.
+
+    OSError: it cannot be read, which says nothing about it.
+    """
     try:
         record = json.loads(_unsized(directory, ident).read_text())
         owner = Owner(**record["owner"])
         return owner, bool(record["frozen"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         log.warning("the record of unsized region %d is lost: %s", ident, error)
         return Owner(0, 0, ""), False
 
@@ -124,8 +129,12 @@ class Watch:
             with contextlib.suppress(OSError):
                 self._open_perf()
         if self._fd < 0:
-            with contextlib.suppress(OSError):
+            try:
                 self._fd = os.pidfd_open(owner.pid, processes.PIDFD_THREAD if self._thread else 0)
+            except OSError as error:
+                # Nobody has ended for a lack of descriptors or memory.
+                if error.errno in shortage.ERRORS:
+                    raise
         # Another process may have the number by now.
         if processes.start_time(owner.pid) != owner.start_time:
             self.close()

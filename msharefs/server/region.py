@@ -38,6 +38,8 @@ class Region:
         self.host: HostMM | None = None
         self.frozen = False
         """Sized 0 for ever: a quirk of v3."""
+        self.damaged = False
+        """An earlier server's files of it are set aside, until it is sized anew or repaired."""
         self.evicted = False
         """No name and no descriptor is left; only attachments keep it."""
         self.watch: owners.Watch | None = None
@@ -52,7 +54,13 @@ class Region:
         return f"region {self.ident}"
 
     def sized(self) -> HostMM:
-        """The host mm. EINVAL: not sized. EUCLEAN: a client has made its file shorter."""
+        """The host mm. EINVAL: not sized. EUCLEAN: it is damaged."""
+        if self.damaged:
+            raise OSError(
+                errno.EUCLEAN,
+                f"{self.name} was damaged when this server started, and is set aside: `msharefs "
+                "check` says what is wrong and what can be done; or remove it and make it anew",
+            )
         if self.host is None:
             raise OSError(errno.EINVAL, f"{self.name} has no size yet: ftruncate it first")
         self.host.check_whole()

@@ -7,7 +7,6 @@ sized.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -19,9 +18,17 @@ from msharefs.native import lib
 
 from . import owners
 from .clients import give_way
-from .files import object_paths, open_memory, records_path, remove_objects, reset_objects
+from .files import (
+    check_size,
+    open_memory,
+    remove_objects,
+    remove_set_aside,
+    reset_objects,
+    set_aside,
+)
 from .hostmm import HostMM
 from .mappings import NativeMappings
+from .parking import Parking
 from .region import Region
 from .tree import inode_of
 
@@ -45,6 +52,7 @@ class Regions:
         self._native = NativeMappings(state)
         self.hurry = trio.Event()
         """Set when `reap_dead` should not wait for its time."""
+        self._parking = Parking()
 
     async def adopt(self, sizes: dict[int, int]) -> None:
         """Takes over the regions of an earlier server; `sizes` has the region files by number.
@@ -53,17 +61,21 @@ class Regions:
         """
         for ident, size in sizes.items():
             if size:
-                await self._adopt_host(ident)
+                await self._adopt_host(ident, size)
             else:
                 self._adopt_unsized(ident)
-        for path in self._directory.glob("*.mm"):
-            ident = int(path.stem)
-            if ident not in self._regions:
+        # Not glob(), which takes a directory that it may not or cannot read for an empty one.
+        left = [self._directory / name for name in os.listdir(self._directory)]
+        for path in left:
+            ident = int(path.name.partition(".")[0])
+            if path.suffix == ".mm" and ident not in self._regions:
                 await self._adopt_host(ident)
-                await self.evict(ident)
-        for path in self._directory.glob("*.unsized"):
-            if int(path.stem) not in self._regions:
-                path.unlink()
+                if self.find(ident).damaged:
+                    del self._regions[ident]  # what is set aside stays for `msharefs check`
+                else:
+                    await self.evict(ident)
+            elif path.suffix == ".unsized" and ident not in self._regions:
+                path.unlink(missing_ok=True)
 
     def create(self, ident: int, ctx_pid: int) -> None:
         """A region file was made by thread `ctx_pid`."""
@@ -77,9 +89,10 @@ class Regions:
     def open_memory(self, ident: int) -> int | None:
         """A descriptor of the region's pages, sized or not, for the caller to close.
 
-        None: the region has ended, and can no longer be mapped.
+        None: the region has ended or is damaged, and can no longer be mapped.
         """
-        if self.find(ident).ended:
+        region = self.find(ident)
+        if region.ended or region.damaged:
             return None
         return open_memory(self._directory, ident)
 
@@ -125,8 +138,10 @@ class Regions:
             region.frozen = True
             return
         region.host = HostMM.make(
-            region.name, self._directory, ident, size, region.quantum, region.owner
+            region.name, self._directory, ident, size, region.quantum, region.owner, self._parking
         )
+        region.damaged = False
+        remove_set_aside(self._directory, ident)
         owners.forget_unsized(self._directory, ident)
         lib.mm_set_fault_around(region.host.mm, self._options.fault_around)
         lib.mm_set_budget(region.host.mm, self._options.budget)
@@ -163,10 +178,8 @@ class Regions:
     def by_host(self, device: int, inode: int) -> Region | None:
         """The region whose `.mm` object is that file, which a client shows to rejoin."""
         for region in self._regions.values():
-            if region.host is not None:
-                found = os.fstat(region.host.fd)
-                if (found.st_dev, found.st_ino) == (device, inode):
-                    return region
+            if region.host is not None and region.host.identity == (device, inode):
+                return region
         return None
 
     async def attached(self) -> int:
@@ -214,28 +227,40 @@ class Regions:
         self.owners.close()
 
     def _add(self, region: Region) -> None:
-        self._regions[region.ident] = region
         region.watch = self.owners.watch(region.owner, region.ident, region.end)
+        self._regions[region.ident] = region
 
-    async def _adopt_host(self, ident: int) -> None:
+    async def _adopt_host(self, ident: int, size: int | None = None) -> None:
+        """Takes over a region that has a size. Only damage is damage: other errors are raised."""
         region = Region(ident, owners.Owner(0, 0, ""), self._options)
         try:
-            host = await self._open_host(region.name, ident)
-        except OSError:
-            log.exception("%s cannot be taken over; it is unsized now", region.name)
-            paths = *object_paths(self._directory, ident), records_path(self._directory, ident)
-            for path in paths:
-                with contextlib.suppress(OSError):
-                    path.rename(path.with_suffix(path.suffix + ".broken"))
+            host = await self._open_host(region.name, ident, size)
+        except OSError as error:
+            if error.errno != errno.EUCLEAN:
+                raise
+            log.error(  # noqa: TRY400  # what is wrong is in the region, not here
+                "%s cannot be taken over and is set aside; see `msharefs check %s`: %s",
+                region.name,
+                self._directory.parent,
+                error.strerror,
+            )
+            set_aside(self._directory, ident)
+            region.damaged = True
         else:
             region.host = host
             region.owner = host.owner()
         self._add(region)
 
-    async def _open_host(self, name: str, ident: int) -> HostMM:
-        """The host mm that an earlier server has left, after finishing that server's change."""
-        host = HostMM(name, self._directory, ident)
+    async def _open_host(self, name: str, ident: int, size: int | None) -> HostMM:
+        """The host mm that an earlier server has left, after finishing that server's change.
+
+        EUCLEAN: it is damaged, or of another size than its region file.
+        """
+        check_size(self._directory, ident, size, self._options.quantum)
+        host = HostMM(name, self._directory, ident, self._parking)
         try:
+            if size not in (None, host.size):
+                raise OSError(errno.EUCLEAN, f"{name}: its host mm has another size")
             await host.recover()
         except BaseException:
             host.close()

@@ -106,8 +106,8 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
 def _raise_descriptor_limit() -> None:
     """Allow as many descriptors as the system does, or at least as this user may have.
 
-    The server needs one for each inode the kernel knows, two for each region, and two for each
-    attached process.
+    The server needs one for each inode the kernel knows, two for each attached process, and two for
+    each region that has some (parking.py).
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(hard, int(proc.sysctl("fs/nr_open")))

@@ -14,7 +14,7 @@ import trio
 
 from msharefs import mountpoint
 
-from . import devices, fuse
+from . import devices, fuse, shortage
 from .control import Control
 from .fs import Filesystem
 from .fuse import pyfuse3
@@ -52,10 +52,12 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
         stack.callback(tree.close)
         regions = Regions(options, state.path)
         stack.callback(regions.close)
-        await regions.adopt(tree.region_sizes())
+        sizes = tree.region_sizes()
+        with shortage.named(len(sizes)):
+            await regions.adopt(sizes)
+            control = Control(regions, state.path)
         async with trio.open_nursery() as nursery:
             # Clients that an earlier server left come back as soon as there is a socket.
-            control = Control(regions, state.path)
             await nursery.start(control.run)
             await nursery.start(regions.owners.run)
             end = await nursery.start(_end_on_signal)

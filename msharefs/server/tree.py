@@ -245,8 +245,12 @@ class Tree:
 
     def region_sizes(self) -> dict[int, int]:
         """The region files below the root by number, each with its size in bytes, 0 if unsized."""
+
+        def fail(error: OSError) -> None:
+            raise error  # or the regions of a directory would have no names
+
         sizes = {}
-        for _, _, names, directory in os.fwalk(b".", dir_fd=self.node(ROOT_INO).fd):
+        for _, _, names, directory in os.fwalk(b".", onerror=fail, dir_fd=self.node(ROOT_INO).fd):
             for name in names:
                 status = os.stat(name, dir_fd=directory, follow_symlinks=False)
                 if stat.S_ISREG(status.st_mode) and status.st_ino != self._info_ident:

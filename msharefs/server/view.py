@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class View:
-    """The `.mm` of one region, mapped, and its `.mem`, open. `name` is for messages.
+    """The `.mm` of one region, mapped, and its `.mem`. `name` is for messages.
 
     EUCLEAN: it is not a host mm, or not yet. Figures change while clients run.
     """
@@ -33,18 +33,15 @@ class View:
         self.name = name
         self._records = records_path(directory, ident)
         self._mm = ffi.new("struct mm *")
-        paths = object_paths(directory, ident)
-        mm_fd = os.open(paths[0], self._ACCESS | os.O_CLOEXEC)
+        self._paths = object_paths(directory, ident)
+        self._files: tuple[tuple[int, int], ...] = ()
+        mm_fd, self._mem_fd = self._open_files()
         try:
-            self.mem_fd = os.open(paths[1], self._ACCESS | os.O_CLOEXEC)
-            try:
-                check(lib.mm_open(self._mm, mm_fd), f"{name}: its host mm {paths[0]}")
-                check(lib.guard_add(self._mm), f"{name}: guarding its host mm")
-            except BaseException:
-                os.close(self.mem_fd)
-                raise
+            check(lib.mm_open(self._mm, mm_fd), f"{name}: its host mm {self._paths[0]}")
+            check(lib.guard_add(self._mm), f"{name}: guarding its host mm")
         except BaseException:
             os.close(mm_fd)
+            os.close(self._mem_fd)
             raise
 
     def __enter__(self) -> Self:
@@ -57,7 +54,21 @@ class View:
         """Lets go of both objects; the files stay."""
         lib.guard_remove(self._mm)
         lib.mm_close(self._mm)
-        os.close(self.mem_fd)
+        if self._mem_fd >= 0:
+            os.close(self._mem_fd)
+            self._mem_fd = -1
+
+    def open_files(self) -> None:
+        """Opens the descriptors again, if they are closed."""
+        if self._mem_fd < 0:
+            self._reopen()
+
+    def close_files(self) -> None:
+        """Closes the descriptors; the mapping stays, and both are opened again when needed."""
+        if self._mem_fd >= 0:
+            os.close(self._mem_fd)
+            os.close(self._mm.fd)
+            self._mem_fd = self._mm.fd = -1
 
     @property
     def mm(self) -> Any:
@@ -85,8 +96,38 @@ class View:
 
     @property
     def fd(self) -> int:
-        """Descriptor of the `.mm` object."""
+        """Descriptor of the `.mm` object; not to be kept, as it may be closed meanwhile."""
+        self.open_files()
         return int(self._mm.fd)
+
+    @property
+    def mem_fd(self) -> int:
+        """Descriptor of the `.mem` object; not to be kept, either."""
+        self.open_files()
+        return self._mem_fd
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """st_dev and st_ino of the `.mm` object."""
+        return self._files[0]
+
+    def _reopen(self) -> None:
+        self._mm.fd, self._mem_fd = self._open_files()
+
+    def _open_files(self) -> list[int]:
+        """Opens both files. ESTALE: they are others than those we opened first."""
+        fds: list[int] = []
+        try:
+            fds.extend(os.open(path, self._ACCESS | os.O_CLOEXEC) for path in self._paths)
+            found = tuple((status.st_dev, status.st_ino) for status in map(os.fstat, fds))
+            if found != (self._files or found):
+                raise OSError(errno.ESTALE, f"{self.name}: its files {self._paths[0]} are others")
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        self._files = found
+        return fds
 
     def attached(self) -> int:
         """How many attachments there are, connected or not. None that we know of if it is cut."""
@@ -125,7 +166,15 @@ class View:
     def stat(self) -> Any:
         """The figures, as struct mshare_stat."""
         raw = ffi.new("struct mshare_stat *")
-        check(lib.mm_stat(self._mm, self.mem_fd, raw), f"{self.name}: reading its figures")
+        mem_fd = self.mem_fd  # mm_stat() uses that of the .mm object, too
+        check(lib.mm_stat(self._mm, mem_fd, raw), f"{self.name}: reading its figures")
+        return raw
+
+    def audit(self) -> Any:
+        """The invariants of the whole region, checked: a struct mm_audit."""
+        raw = ffi.new("struct mm_audit *")
+        self.open_files()  # mm_audit() uses that of the .mm object
+        check(lib.mm_audit(self._mm, raw), f"{self.name}: auditing it")
         return raw
 
     def owner(self) -> Owner:

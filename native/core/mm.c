@@ -44,6 +44,14 @@ static int geometry(uint64_t size, uint64_t quantum, struct mm_header *h)
     return 0;
 }
 
+int64_t mm_file_size(uint64_t size, uint64_t quantum)
+{
+    struct mm_header header = {0};
+    const int err = geometry(size, quantum, &header);
+
+    return err ? err : (int64_t)header.file_size;
+}
+
 int mm_format(int fd, uint64_t region, uint64_t size, uint64_t quantum)
 {
     struct mm_header header = {.region = region, .epoch = 2, .fault_around = 1};

@@ -37,6 +37,8 @@ struct mm {
     int fd;
 };
 
+/* Bytes of the `.mm` object of such a region. EINVAL: as for mm_format(). */
+int64_t mm_file_size(uint64_t size, uint64_t quantum);
 /* Writes the header of a new region into the empty file `fd`. EINVAL: size is
  * not a positive multiple of quantum, or quantum is not one of ours. */
 int mm_format(int fd, uint64_t region, uint64_t size, uint64_t quantum);

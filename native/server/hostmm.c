@@ -254,7 +254,8 @@ int hostmm_finish(struct mm *mm, int mem_fd)
 
     if (!pending(mm))
         return 0;
-    if (intent->start > intent->end || intent->end > mm->size)
+    if (intent->start >= intent->end || intent->end > mm->size ||
+        (intent->start | intent->end) % PAGE_SIZE)
         return -EUCLEAN;
     if (intent->op == INTENT_MAP || intent->op == INTENT_UNMAP) {
         err = finish_zap(mm, intent, mem_fd);
