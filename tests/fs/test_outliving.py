@@ -124,7 +124,7 @@ def unmount(directory: Path) -> None:
 def test_our_command_refuses(directory: Path, server: psutil.Process, client: Client) -> None:
     done = msharefs("umount", directory)
     assert done.returncode == 1
-    assert f"attached to its regions: {client.process.pid} " in done.stderr
+    assert f"attached to its regions are {client.process.pid} " in done.stderr
     assert client.at(5, 7) == 7
     assert (directory / "r").exists()
     client.end()

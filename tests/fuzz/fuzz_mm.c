@@ -165,7 +165,7 @@ static void look_touched(struct region *region, struct input *input)
     const uint64_t end = region_offset(region, input);
     uint64_t start = region_offset(region, input), stop, runs = 0;
 
-    (void)mm_touched(mm, 0, start, end);
+    (void)mm_touched(mm, 0, MM_SLOTS, start, end);
     for (; touched_run(mm, region->slot, &start, end, &stop); start = stop)
         if (stop <= start || stop > end || runs++ > mm->size / PMD_SIZE)
             abort();
