@@ -29,9 +29,14 @@ def check_errno(failed: bool, sentence: str) -> None:  # for msharefs.h and the 
         raise OSError(ffi.errno, f"{sentence}: {os.strerror(ffi.errno)}")
 
 
-def end_with_parent() -> None:
-    """A SIGTERM for this process when the thread that started it ends, however it ends."""
+def end_with_parent(parent: int) -> None:
+    """A SIGTERM for this process when the thread that started it ends, however it ends.
+
+    At once, if process `parent` has ended already.
+    """
     _prctl(lib.PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def become_subreaper() -> None:

@@ -1,19 +1,25 @@
 """A mount of msharefs for one purpose: there for the time of a `with`, then nothing of it is left.
 
 The demonstration measures on one, so it needs none of the user's mounts and disturbs none.
+
+Its process holds a lock on the directory that has all of it. Where that process was killed, and
+its server too, the mount and its memory stay: whoever makes the next one sweeps them away.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -27,13 +33,76 @@ PARENT = "/dev/shm"  # noqa: S108  # mkdtemp makes a name of our own
 PREFIX = "msharefs-private-"
 
 # `python -m msharefs mount`, with a SIGTERM when we die: the mount must not outlive us, however we
-# end.
+# end. Its argument is our process id.
 _SERVER = (
-    "from msharefs.native import end_with_parent; end_with_parent(); "
-    "from msharefs.cli import main; main()"
+    "import sys; from msharefs.native import end_with_parent; from msharefs.cli import main; "
+    "end_with_parent(int(sys.argv.pop(1))); main()"
 )
 _START_SECONDS = 30.0
 _STOP_SECONDS = 15.0
+# A server whose parent was killed ends by itself.
+_LEAVE_SECONDS = 5.0
+_LEAVE_POLL_SECONDS = 0.05
+
+
+def sweep() -> None:
+    """Take away what is left of this user's private mounts whose makers were killed."""
+    for name in os.listdir(PARENT):
+        if name.startswith(PREFIX):
+            with contextlib.suppress(OSError):  # gone meanwhile, or still served: the next time
+                _sweep(Path(PARENT, name))
+
+
+def _sweep(base: Path) -> None:
+    status = base.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        return
+    held = _lock(base)
+    if held < 0:
+        return
+    try:
+        _wait_for_server(base / "state" / "lock")
+        mount = mountpoint.covering(base / "mount")
+        while mount is not None and mount.fstype == mountpoint.FSTYPE:
+            mountpoint.take_away(base / "mount", mount, lazy=True)
+            mount = mountpoint.covering(base / "mount")
+        if mount is None:
+            shutil.rmtree(base)
+    finally:
+        os.close(held)
+
+
+def _lock(directory: Path) -> int:
+    """A descriptor that holds the lock on a directory; -1: another process has it."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(directory, flags)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return -1
+    return fd
+
+
+def _wait_for_server(lock: Path) -> None:
+    """Wait until no server holds the lock of a state directory. BlockingIOError: one does."""
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    try:
+        fd = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_LEAVE_POLL_SECONDS)
+            else:
+                return
+    finally:
+        os.close(fd)
 
 
 class PrivateMount:
@@ -48,7 +117,8 @@ class PrivateMount:
         self._shared = shared
 
     def __enter__(self) -> Self:
-        self._base = Path(tempfile.mkdtemp(dir=PARENT, prefix=PREFIX)).resolve()
+        sweep()
+        self._base, self._lock = _make()
         self._log = self._base / "log"
         self._server: subprocess.Popen[bytes] | None = None
         self.directory = self._base / "mount"
@@ -98,7 +168,8 @@ class PrivateMount:
         options = ",".join((f"state={self.state}", *self._options))
         with self._log.open("wb") as log:
             self._server = subprocess.Popen(
-                [sys.executable, "-c", _SERVER, "mount", "-f", "-o", options, self.directory],
+                [sys.executable, "-c", _SERVER, str(os.getpid()), "mount", "-f", "-o", options,
+                 self.directory],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 process_group=0,  # a Ctrl-C is meant for us: we end the server when we are done
             )  # fmt: skip
@@ -139,3 +210,17 @@ class PrivateMount:
             mountpoint.take_away(self.directory, mount, lazy=True)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._base)
+        os.close(self._lock)
+
+
+def _make() -> tuple[Path, int]:
+    """A new directory for all of a mount, and the descriptor that locks it."""
+    while True:
+        base = Path(tempfile.mkdtemp(dir=PARENT, prefix=PREFIX)).resolve()
+        with contextlib.suppress(FileNotFoundError):
+            lock = _lock(base)
+            if lock >= 0 and base.exists():
+                return base, lock
+            if lock >= 0:
+                os.close(lock)
+        # Somebody's sweep was faster than our lock.

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ import psutil
 from msharefs import mountpoint, native, proc
 
 from . import installed
-from .private_mount import PARENT, PREFIX, PrivateMount
+from .private_mount import PARENT, PREFIX, PrivateMount, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +52,10 @@ _FORWARDED = {
 }  # fmt: skip
 _FROM_KERNEL = 0x80  # siginfo_t.si_code SI_KERNEL: of a terminal, which tells the program itself
 _WORD_MAX = 1 << 16  # bytes: an OSError with its sentence
+
+
+class KeeperError(OSError):
+    """The keeper was killed before the program had ended: its status is unknown."""
 
 
 class SeveralMountsError(ValueError):
@@ -269,17 +274,29 @@ def _stand_in(
         finally:
             os._exit(status)
     theirs.close()
+    program = -1
     with ours:
-        program = _hear(ours)
-        threading.Thread(target=_forward, args=(program,), daemon=True).start()
-        return _hear(ours)
+        try:
+            program = _hear(ours)
+            threading.Thread(target=_forward, args=(program,), daemon=True).start()
+            return _hear(ours)
+        except KeeperError:
+            # The program goes on with its memory, but nobody else knows of the mount any more.
+            if program >= 0:
+                select.select([program], [], [])
+            sweep()
+            raise
 
 
 def _hear(channel: socket.socket) -> int:
     """The keeper's next word: the program's pidfd, its exit status, or an OSError to raise."""
     data, fds, _, _ = socket.recv_fds(channel, _WORD_MAX, 1)
     if not data:
-        raise OSError(errno.ECHILD, "the keeper of the private mount was killed")
+        raise KeeperError(
+            errno.ECHILD,
+            "the process that keeps the mount and waits for the program was killed: how the "
+            "program ended is not known",
+        )
     word = pickle.loads(data)  # noqa: S301  # our own child's words
     if isinstance(word, OSError):
         raise word
@@ -346,9 +363,11 @@ class _Keeper:
 
     def _wait(self, mount: Home, program: int | None = None) -> int:
         """Wait for the program, or until no descendant is left; the status as in a shell."""
-        while program is not None or self._descendants(mount):
+        known: set[int] = set()  # to look for them takes long: once for all that there are
+        while program is not None or known or (known := self._descendants(mount)):
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
             assert ended is not None
+            known.discard(ended.si_pid)
             if ended.si_pid == mount.server_pid:
                 mount.note_end()
                 continue
@@ -359,9 +378,9 @@ class _Keeper:
         return 0
 
     @staticmethod
-    def _descendants(mount: Home) -> bool:
-        """Whether any is left; those whose parents have ended are our children."""
-        return any(child.pid != mount.server_pid for child in psutil.Process().children())
+    def _descendants(mount: Home) -> set[int]:
+        """Those that are our children: the ones whose parents have ended, and the first."""
+        return {child.pid for child in psutil.Process().children()} - {mount.server_pid}
 
     def _tell(self, word: object, fd: int = -1) -> None:
         # The stand-in may have been killed, or have all it waits for; everything else goes on.
