@@ -31,6 +31,10 @@ SERVER_COMMAND = 2 << 30 | SERVER_STRUCT.size << 16 | ord("x") << 8 | 0x1F  # _I
 ATTACHED_MAX = 1024
 ATTACHED_STRUCT = struct.Struct(f"={ATTACHED_MAX}I")
 ATTACHED_COMMAND = 2 << 30 | ATTACHED_STRUCT.size << 16 | ord("x") << 8 | 0x1E
+# Likewise: the limits of the mount, and how much of each is in use, two words for each.
+LIMITS = ("regions", "vmas", "clients", "connections", "memory", "descriptors")
+LIMITS_STRUCT = struct.Struct(f"={2 * len(LIMITS)}Q")
+LIMITS_COMMAND = 2 << 30 | LIMITS_STRUCT.size << 16 | ord("x") << 8 | 0x1D
 
 # A live server answers in well under a millisecond; the limit is for a machine that swaps.
 _PROBE_SECONDS = 5.0
@@ -198,6 +202,28 @@ def attached_processes(directory: Path) -> list[int]:
     finally:
         os.close(fd)
     return [pid for pid in ATTACHED_STRUCT.unpack(answer) if pid]
+
+
+def limits(directory: Path) -> dict[str, dict[str, int]]:
+    """Ask the live mount on `directory` for its limits: "limit" (0: none) and "used" of each."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        answer = bytearray(LIMITS_STRUCT.size)
+        fcntl.ioctl(fd, LIMITS_COMMAND, answer)
+    except OSError as error:
+        if error.errno != errno.ENOTTY:
+            raise
+        raise OSError(
+            errno.ENOTTY, f"{directory} is not the root of a mount: its limits are those of that"
+        ) from None
+    finally:
+        os.close(fd)
+    numbers = LIMITS_STRUCT.unpack(answer)
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    return {
+        name: {"limit": limit, "used": used}
+        for name, (limit, used) in zip(LIMITS, pairs, strict=True)
+    }
 
 
 def wait_for_end(pidfd: int, seconds: float) -> bool:

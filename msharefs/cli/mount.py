@@ -20,6 +20,8 @@ from msharefs.server.options import BadOptionError, parse
     multiple=True,
     help="quantum=512G|1G|2M, state=DIR (on tmpfs), owner=file|process|thread, quirks=v3, "
     "fault_around=PAGES, passthrough=no, budget=SIZE (of its own page tables, for each client), "
+    "the limits regions=COUNT, vmas=COUNT (of a region), clients=COUNT, connections=COUNT (of a "
+    "user), memory=SIZE (mapped in all regions; `msharefs stat DIRECTORY` shows them), "
     "and those of any mount: ro, noexec, allow_other ...; separated by commas.",
 )
 @click.option("--debug", is_flag=True, help="Log every request that fails, and more.")

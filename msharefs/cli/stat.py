@@ -1,40 +1,42 @@
-"""``msharefs stat R``."""
+"""``msharefs stat R`` and ``msharefs stat MOUNT``."""
 
 from __future__ import annotations
 
+import stat
+from pathlib import Path
 from typing import Any
 
 import click
 
-from msharefs import units
+from msharefs import mountpoint, units
 
 from . import _region, _show
 
 
-def rows(stat: dict[str, Any]) -> list[tuple[str, str]]:
+def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines for people, from the document of ``--json``."""
-    owner, counters = stat["owner"], stat["counters"]
-    frames = ", ".join(f"{level} {count}" for level, count in stat["table_frames"].items())
+    owner, counters = found["owner"], found["counters"]
+    frames = ", ".join(f"{level} {count}" for level, count in found["table_frames"].items())
     return [
-        ("name", _show.printable(stat["name"])),
-        ("size", f"{_show.region_size(stat['size_bytes'])} ({stat['size_bytes']} bytes)"),
-        ("quantum", units.size(stat["quantum_bytes"])),
-        ("mappings", str(stat["vmas"])),
-        ("resident", units.size(stat["rss_bytes"])),
-        ("page tables", f"{units.size(stat['page_table_bytes'])} ({frames})"),
-        ("clients", str(stat["clients"])),
-        ("budget", _budget(stat)),
+        ("name", _show.printable(found["name"])),
+        ("size", f"{_show.region_size(found['size_bytes'])} ({found['size_bytes']} bytes)"),
+        ("quantum", units.size(found["quantum_bytes"])),
+        ("mappings", str(found["vmas"])),
+        ("resident", units.size(found["rss_bytes"])),
+        ("page tables", f"{units.size(found['page_table_bytes'])} ({frames})"),
+        ("clients", str(found["clients"])),
+        ("budget", _budget(found)),
         ("owner", _owner(owner)),
         ("charged to it", _charges(owner)),
         *((name.replace("_", " "), str(count)) for name, count in counters.items()),
     ]
 
 
-def _budget(stat: dict[str, Any]) -> str:
+def _budget(found: dict[str, Any]) -> str:
     """How much clients keep of their own page tables."""
-    asked, grown = stat["budget"]["bytes"], stat["budget"]["clients_grown"]
+    asked, grown = found["budget"]["bytes"], found["budget"]["clients_grown"]
     text = f"{units.size(asked)} of its own page tables for each client" if asked else "none"
-    return f"{text}; {grown} of {stat['clients']} need more" if grown else text
+    return f"{text}; {grown} of {found['clients']} need more" if grown else text
 
 
 def _owner(owner: dict[str, Any]) -> str:
@@ -53,17 +55,59 @@ def _charges(owner: dict[str, Any]) -> str:
     return f"{units.size(data)} of data, {units.size(tables)} of page tables"
 
 
+# What is counted, and whose largest count is shown.
+_OF_MOUNT = {
+    "regions": "",
+    "vmas": "of the region with the most mappings",
+    "clients": "attachments of all regions",
+    "connections": "of the user with the most; root and the server's user may have more",
+    "memory": "mapped, in all regions",
+    "descriptors": "of the server: RLIMIT_NOFILE, no option",
+}
+
+
+def mount_rows(limits: dict[str, dict[str, int]]) -> list[tuple[str, str, str, str]]:
+    """The lines for people of a mount: name, in use, limit, whose."""
+
+    def text(name: str, count: int) -> str:
+        return units.size(count) if name == "memory" else str(count)
+
+    return [
+        (
+            name,
+            text(name, each["used"]),
+            text(name, each["limit"]) if each["limit"] else "none",
+            _OF_MOUNT[name],
+        )
+        for name, each in limits.items()
+    ]
+
+
+def _show_mount(directory: str, *, as_json: bool) -> None:
+    limits = mountpoint.limits(Path(directory))
+    if as_json:
+        _show.print_json({"mount": directory, "limits": limits})
+        return
+    lines = _show.table("limit (-o)", "used", "most", "", right=("used", "most"))
+    for row in mount_rows(limits):
+        lines.add_row(*row)
+    _show.show(lines)
+
+
 @click.command()
-@click.argument("region")
+@click.argument("region", metavar="REGION|MOUNT")
 @_show.json_option
 def command(region: str, as_json: bool) -> None:
-    """Show a region's size, page tables, owner and counters."""
-    stat = _region.describe(region, "stat")
+    """Show a region's size, page tables, owner and counters; or a mount's limits and their use."""
+    if stat.S_ISDIR(_region.look(region).st_mode):
+        _show_mount(region, as_json=as_json)
+        return
+    found = _region.describe(region, "stat")
     if as_json:
-        _show.print_json(stat)
+        _show.print_json(found)
         return
     lines = _show.table("", "")
     lines.show_header = False
-    for row in rows(stat):
+    for row in rows(found):
         lines.add_row(*row)
     _show.show(lines)

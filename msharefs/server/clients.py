@@ -48,6 +48,9 @@ class Client(Protocol):
     async def ask(self, op: int, *arguments: int) -> int:
         """Sends a message and waits for the answer: 0 (also if it is gone) or -errno."""
 
+    def end(self) -> None:
+        """Hangs up."""
+
     def has_news(self) -> bool:
         """Whether it has sent a message that has not been read yet."""
 
@@ -75,6 +78,8 @@ class Clients:
         self.name = view.name
         self.connected: dict[int, Client] = {}
         """Connections, by slot."""
+        self._started: dict[int, int] = {}
+        """When their processes have started, which their slots may not say."""
         self.looks = 0
         """Threads that look at the region, which must stay open, or are about to."""
         self._thread = trio.CapacityLimiter(1)
@@ -96,13 +101,15 @@ class Clients:
         if slot >= lib.MM_SLOTS or not claim or claim != self.claim(slot):
             raise OSError(errno.ESTALE, f"process {client.pid} does not hold slot {slot} any more")
         self.connected[slot] = client
+        self._started[slot] = processes.start_time(client.pid)
         # The pid in our namespace: the client may live in another.
-        lib.mm_set_client(self.mm, slot, client.pid, processes.start_time(client.pid))
+        lib.mm_set_client(self.mm, slot, client.pid, self._started[slot])
 
     def disconnect(self, slot: int, client: Client) -> None:
         """That connection has ended; the attachment stays."""
         if self.connected.get(slot) is client:
             del self.connected[slot]
+            del self._started[slot]
 
     def slots(self) -> list[int]:
         """The slots of the attachments, connected or not."""
@@ -157,7 +164,26 @@ class Clients:
         if freed == -errno.ESTALE:
             return
         self.connected.pop(slot, None)
+        self._started.pop(slot, None)
         check(freed, f"{self.name}: slot {slot}")
+
+    async def end_dead(self) -> None:
+        """Ends connections that are open though their processes are gone: others have the socket.
+
+        It may be ourselves.
+        """
+        known = {slot: (client, self._started[slot]) for slot, client in self.connected.items()}
+        if not known:
+            return
+        gone = await self.look(
+            lambda: [
+                client
+                for client, started in known.values()
+                if not processes.is_alive(client.pid, started)
+            ]
+        )
+        for client in gone:
+            client.end()
 
     async def reap_dead(self, *, connected: bool = False, seconds: float = LOOK_SECONDS) -> None:
         """Frees the slots of processes that are gone without a word.

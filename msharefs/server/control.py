@@ -12,7 +12,6 @@ import errno
 import json
 import logging
 import os
-import secrets
 import select
 import socket
 import struct
@@ -23,8 +22,10 @@ import trio
 from msharefs import processes, verbs
 from msharefs.native import ffi, lib
 
-from . import descriptors, devices
+from . import accepting, descriptors, devices
+from .connections import SILENT_SECONDS, Connections
 from .messages import Reply, Request, duplicated, receive, send
+from .tokens import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -47,15 +48,30 @@ class Connection:
     """A client's connection: to one region, with the rights of `flags` (O_RDONLY, O_RDWR)."""
 
     def __init__(
-        self, control: Control, sock: socket.socket, region: Region | None, flags: int
+        self,
+        control: Control,
+        sock: socket.socket,
+        region: Region | None,
+        flags: int,
+        user: int | None = None,
     ) -> None:
+        """EMFILE, EINVAL: `Connections` does not admit it; the socket is closed."""
         self._control = control
-        self._sock = trio.socket.from_stdlib_socket(sock)
         self.region = region
         self.flags = flags
-        self.pid, *_ = struct.unpack(
+        self.pid, self.user, _ = struct.unpack(
             "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         )
+        """The process that made it, and the user who pays for what it makes us do."""
+        if user is not None:
+            self.user = user
+        try:
+            self._member = control.connections.admit(sock, self.user, self.end)
+        except BaseException:
+            descriptors.close_later(sock.detach())
+            raise
+        self._sock = trio.socket.from_stdlib_socket(sock)
+        self._life = trio.CancelScope()
         self.slot: int | None = None
         self._claim = 0
         self.uffd = -1
@@ -68,23 +84,42 @@ class Connection:
         If the server ends first, the attachment stays, for the next server.
         """
         try:
-            while (request := await receive(self._sock, f"process {self.pid}")) is not None:
-                try:
-                    await self._handle(request)
-                finally:
-                    request.close()
+            with self._life:
+                while (request := await self._receive()) is not None:
+                    try:
+                        await self._handle(request)
+                    finally:
+                        request.close()
         except OSError as error:
             log.debug("connection of process %d: %s", self.pid, error)
         except Exception:
             log.exception("connection of process %d failed; it is closed", self.pid)
         finally:
-            self._sock.close()
+            self.close()
         try:
             self._leave()
         except Exception:
             log.exception("letting go of process %d failed", self.pid)
         for answer in self._answers.values():
             answer.set(0)
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._sock.close()
+        self._control.connections.dismiss(self._member)
+
+    def end(self) -> None:
+        """Hangs up: `run` ends."""
+        self._life.cancel()
+
+    async def _receive(self) -> Request | None:
+        """The next message; None: the connection has ended. Without an attachment it ends soon."""
+        if self.slot is None:
+            self._life.deadline = trio.current_time() + SILENT_SECONDS
+        try:
+            return await receive(self._sock, f"process {self.pid}")
+        finally:
+            self._life.deadline = float("inf")
 
     async def ask(self, op: int, *arguments: int) -> int:
         """Sends the client a message and waits for its answer (see clients.Client)."""
@@ -137,9 +172,10 @@ class Connection:
     # The messages
 
     async def _token(self, request: Request) -> None:
-        self.region, self.flags = self._control.redeem(request.text[:16])
+        self.region, self.flags = self._control.tokens.redeem(request.text[:16])
 
     async def _attach(self, request: Request) -> Reply:
+        self._control.connections.check_clients()
         host = self._region.sized()
         if self._region.ended:
             raise OSError(
@@ -167,14 +203,15 @@ class Connection:
 
     async def _forked(self, request: Request) -> Reply:
         sock = _socket(request.take_fd())
-        child = Connection(self._control, sock, self.region, self.flags)
+        # Whoever made that socket, this client pays: it may be any process's.
+        child = Connection(self._control, sock, self.region, self.flags, self.user)
         try:
             child._settle(request)  # a Connection, too
             self._control.serve(child)
             child._arrange()
         except OSError as error:  # the child has ended already
             log.debug("child of process %d: %s", self.pid, error)
-            sock.close()
+            child.close()
         return _NO_REPLY
 
     async def _rejoin(self, request: Request) -> None:
@@ -187,8 +224,13 @@ class Connection:
         region = self._control.regions.by_host(found.st_dev, found.st_ino)
         if region is None:
             raise OSError(errno.ESTALE, f"process {self.pid} shows a host mm that is not ours")
+        before = self.region, self.flags
         self.region, self.flags = region, os.O_RDWR
-        self._settle(request)
+        try:
+            self._settle(request)
+        except BaseException:
+            self.region, self.flags = before  # who fails to rejoin has shown no right
+            raise
         # Accesses were refused while no server was there; those pages may be mapped by now.
         self._control.start(self.ask, lib.MSG_REARM, 0, self._region.sized().size)
         self._arrange()
@@ -259,8 +301,10 @@ class Connection:
         try:
             if not processes.is_userfaultfd(uffd):
                 raise OSError(errno.EBADF, f"process {self.pid} sent no userfaultfd")
+            self._control.connections.attach(self._member)
             host.clients.connect(slot, claim, self)
         except BaseException:
+            self._control.connections.let_go(self._member)
             descriptors.close_later(uffd)
             raise
         self.slot, self.uffd, self._claim = slot, uffd, claim
@@ -276,6 +320,7 @@ class Connection:
         if self.slot is None:
             return
         slot, self.slot = self.slot, None
+        self._control.connections.let_go(self._member)
         lost = not detached and lib.uffd_alive(self.uffd)
         os.close(self.uffd)
         region = self._region
@@ -330,9 +375,10 @@ class Control:
     def __init__(self, regions: Regions, state: Path) -> None:
         self.regions = regions
         self.path = state / "control"
+        self.connections = Connections(regions.limits)
+        self.tokens = Tokens(regions.limits.connections)
         self.userfaultfd = devices.open_userfaultfd()
         self._nursery: trio.Nursery | None = None
-        self._tokens: dict[bytes, tuple[Region, int]] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serves until cancelled; has started when connections can be made."""
@@ -345,32 +391,27 @@ class Control:
                 self._nursery.start_soon(self._reap)
                 self._nursery.start_soon(self._catch_up)
                 task_status.started()
-                while True:
-                    sock, _ = await listener.accept()
-                    self.serve(Connection(self, _plain(sock), None, os.O_RDONLY))
+                await accepting.forever(listener, self._accepted)
 
-    def connect(self, region: Region, flags: int, data: bytes, caller: int) -> tuple[int, bytes]:
+    def _accepted(self, sock: socket.socket) -> None:
+        self.serve(Connection(self, sock, None, os.O_RDONLY))
+
+    def connect(
+        self, region: Region, flags: int, data: bytes, caller: int, user: int
+    ) -> tuple[int, bytes]:
         """ioctl(MSHAREFS_CONNECT): takes the caller's socket, or tells it how to reach ours."""
+        self.connections.check_share(user)
         answer = ffi.new("struct mshare_connect *")
         ffi.buffer(answer)[:] = data
         try:
             fd = processes.fetch_descriptor(caller, answer.fd)
         except PermissionError:
-            token = secrets.token_bytes(16)
-            self._tokens[token] = (region, flags)
+            answer.token = self.tokens.issue(region, flags, user)
             answer.flags = lib.MSHARE_CONNECT_TOKEN
-            answer.token = token
             answer.path = os.fsencode(self.path)
         else:
-            self.serve(Connection(self, _socket(fd), region, flags))
+            self.serve(Connection(self, _socket(fd), region, flags, user))
         return 0, bytes(ffi.buffer(answer))
-
-    def redeem(self, token: bytes) -> tuple[Region, int]:
-        """The region and flags that a token stands for, once. EACCES: it stands for none."""
-        try:
-            return self._tokens.pop(token)
-        except KeyError:
-            raise OSError(errno.EACCES, "that token is not, or no longer, valid") from None
 
     def serve(self, connection: Connection) -> None:
         """Starts to serve a connection."""
@@ -393,6 +434,7 @@ class Control:
                 await self.regions.hurry.wait()
             await trio.sleep(REAP_REST_SECONDS)
             self.regions.hurry = trio.Event()
+            self.tokens.expire()
             try:
                 await self.regions.reap_dead()
             except Exception:
@@ -406,8 +448,3 @@ def _socket(fd: int) -> socket.socket:
     except OSError:
         descriptors.close_later(fd)
         raise
-
-
-def _plain(sock: trio.socket.SocketType) -> socket.socket:
-    """The ordinary socket of a trio socket, which is given up."""
-    return socket.socket(fileno=sock.detach())

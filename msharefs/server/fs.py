@@ -20,6 +20,8 @@ from msharefs.mountpoint import (
     ATTACHED_COMMAND,
     ATTACHED_MAX,
     ATTACHED_STRUCT,
+    LIMITS_COMMAND,
+    LIMITS_STRUCT,
     SERVER_COMMAND,
     SERVER_STRUCT,
 )
@@ -289,13 +291,15 @@ class Filesystem(pyfuse3.Operations):
         if ino == ROOT_INO and command == ATTACHED_COMMAND:
             pids = await self._regions.attached_processes() + [0] * ATTACHED_MAX
             return 0, ATTACHED_STRUCT.pack(*pids[:ATTACHED_MAX])
+        if ino == ROOT_INO and command == LIMITS_COMMAND:
+            return 0, LIMITS_STRUCT.pack(*self._ioctls.limits())
         node = self._tree.node(ino)
         if not node.is_region or flags & _IOCTL_COMPAT:
             raise OSError(
                 errno.ENOTTY, f"ioctl {command:#x}: only a region takes it, from a 64-bit program"
             )
         return await self._ioctls.answer(
-            node.ident, command, data, self._handles[fh].flags, caller.pid
+            node.ident, command, data, self._handles[fh].flags, caller.pid, caller.uid
         )
 
     # Directories

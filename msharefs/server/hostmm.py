@@ -57,6 +57,8 @@ class HostMM(View):
         self._lock = PromptLock()
         self._straggler = ffi.new("unsigned *")
         self._unfinished = False
+        self._mapped = -1
+        """Bytes that are mapped; -1: to be counted."""
         self.anonymous_executes = not os.fstatvfs(self.mem_fd).f_flag & os.ST_NOEXEC
         """Code can run in the region's own memory, as far as its file system lets it."""
         self.objects = Objects(name, records_path(directory, ident))
@@ -118,6 +120,16 @@ class HostMM(View):
         """EEXIST: something is mapped in [start, end)."""
         if lib.hostmm_mapped(self._mm, start, end):
             raise OSError(errno.EEXIST, f"{self.name}: [{start:#x}, {end:#x}) is not free")
+
+    def mapped_bytes(self, start: int = 0, end: int | None = None) -> int:
+        """Bytes that are mapped in [start, end)."""
+        if end is None:
+            end = self.size
+        if (start, end) != (0, self.size):
+            return int(lib.hostmm_mapped_bytes(self._mm, start, end))
+        if self._mapped < 0:
+            self._mapped = int(lib.hostmm_mapped_bytes(self._mm, 0, self.size))
+        return self._mapped
 
     def changing(self) -> bool:
         """A change of its VMAs is under way."""
@@ -222,7 +234,9 @@ class HostMM(View):
     async def _sweep(self) -> None:
         """Lets go of the objects that no VMA names any more."""
         if len(self.objects) and not self._unfinished:  # the previous set may name others
-            await descriptors.close(*self.objects.keep({vma.object for vma in self.vmas()}))
+            await descriptors.close(
+                *self.objects.keep({number for number, _ in self.mapped_objects()})
+            )
 
     def end(self) -> None:
         """Records that the owner is gone."""
@@ -279,7 +293,7 @@ class HostMM(View):
         Does not take the lock: a client asks inside a fault, and a change waits for that.
         """
         writes = any(
-            vma.object == number and vma.flags & lib.VMA_WRITE for vma in self.vmas() if vma.object
+            each == number and flags & lib.VMA_WRITE for each, flags in self.mapped_objects()
         )
         return await self.objects.descriptor(
             number, self.clients.processes(), write=write and writes
@@ -361,6 +375,15 @@ class HostMM(View):
         self, publish: Callable[[], int], take: Callable[[], Awaitable[None]]
     ) -> None:
         """Publishes, waits for the grace period, calls `take`, finishes."""
+        self._mapped = -1
+        try:
+            await self._change_now(publish, take)
+        finally:
+            self._mapped = -1
+
+    async def _change_now(
+        self, publish: Callable[[], int], take: Callable[[], Awaitable[None]]
+    ) -> None:
         await self._grace()
         await self._recover()
         while (published := publish()) == -errno.EBUSY:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from msharefs import processes, verbs
+import trio
+
+from msharefs import mountpoint, proc, processes, verbs
 from msharefs.native import ffi, lib
 
 if TYPE_CHECKING:
     from .control import Control
     from .regions import Regions
+
+# All regions are looked at to count what is in use.
+COUNT_SECONDS = 0.1
 
 
 class Ioctls:
@@ -19,15 +24,36 @@ class Ioctls:
     def __init__(self, regions: Regions, control: Control) -> None:
         self._regions = regions
         self._control = control
+        self._counted = -float("inf")
+        self._limits: list[int] = []
+
+    def limits(self) -> list[int]:
+        """The limits of the mount and what is in use, as in mountpoint.LIMITS."""
+        if trio.current_time() > self._counted + COUNT_SECONDS:
+            self._counted = trio.current_time()
+            self._limits = self._count()
+        return self._limits
+
+    def _count(self) -> list[int]:
+        most, connections = self._regions.limits, self._control.connections
+        found = {
+            "regions": (most.regions, len(self._regions)),
+            "vmas": (most.vmas, self._regions.most_vmas()),
+            "clients": (most.clients, connections.attached),
+            "connections": (most.connections, connections.most()),
+            "memory": (most.memory, self._regions.mapped_bytes()),
+            "descriptors": (most.descriptors, proc.open_count()),
+        }
+        return [number for name in mountpoint.LIMITS for number in found[name]]
 
     async def answer(
-        self, ident: int, command: int, data: bytes, flags: int, tid: int
+        self, ident: int, command: int, data: bytes, flags: int, tid: int, user: int
     ) -> tuple[int, bytes]:
         """The result and the output for thread `tid`, on a descriptor open with `flags`."""
         region = self._regions.find(ident)
         await region.settle()
         if command == lib.MSHAREFS_CONNECT:  # our own, also before the region is sized
-            return self._control.connect(region, flags, data, processes.process_of(tid))
+            return self._control.connect(region, flags, data, processes.process_of(tid), user)
         if not region.frozen:
             region.sized()
         if command == lib.MSHAREFS_CREATE_MAPPING:

@@ -26,6 +26,11 @@ KEYS = {
     "fault_around": "PAGES",
     "passthrough": "yes/no",
     "budget": "SIZE",
+    "regions": "COUNT",
+    "vmas": "COUNT",
+    "clients": "COUNT",
+    "connections": "COUNT",
+    "memory": "SIZE",
 }
 # Those of mount(8) for any file system. Given to libfuse, which has the kernel enforce them, each
 # with the one that takes it back;
@@ -46,6 +51,9 @@ FAULT_AROUND = 64
 FAULT_AROUND_MAX = 512
 # native/core/layout.h: as much as a single instruction needs, in each of a few threads.
 BUDGET_MIN = 128 << 10
+# native/core/layout.h: more do not fit.
+VMAS_MAX = 65530
+COUNT_MAX = (1 << 31) - 1
 
 
 class BadOptionError(ValueError):
@@ -69,6 +77,12 @@ class MountOptions:
     """A plain mmap(2) of a region maps its memory, if the server may do that, or fails: ENODEV."""
     budget: int = 0
     """Bytes of its own page tables that each attachment is to keep; 0: any."""
+    regions: int = 0
+    """The limits of a mount, see quotas.py; 0: the default."""
+    vmas: int = 0
+    clients: int = 0
+    connections: int = 0
+    memory: int = 0
     flags: frozenset[str] = frozenset()
     """Of FLAGS: those that are on."""
     allow_other: bool = False
@@ -125,6 +139,11 @@ def parse(
         fault_around=_pages(values),
         passthrough=_choice(values, "passthrough", ("yes", "no"), "yes") == "yes",
         budget=_budget(values),
+        regions=_count(values, "regions"),
+        vmas=_count(values, "vmas", VMAS_MAX),
+        clients=_count(values, "clients"),
+        connections=_count(values, "connections"),
+        memory=_size(values, "memory"),
         flags=frozenset(flags),
         allow_other=allow_other,
         foreground=foreground,
@@ -153,12 +172,24 @@ def _pages(values: dict[str, str]) -> int:
     return int(value)
 
 
-def _budget(values: dict[str, str]) -> int:
-    value = values.get("budget", "0")
+def _count(values: dict[str, str], key: str, most: int = COUNT_MAX) -> int:
+    """A limit; 0 where none is given."""
+    value = values.get(key, "0")
+    if key in values and not (value.isdecimal() and 1 <= int(value) <= most):
+        raise BadOptionError(f"-o {key}={value}: must be a number from 1 to {most}")
+    return int(value)
+
+
+def _size(values: dict[str, str], key: str) -> int:
+    value = values.get(key, "0")
     try:
-        budget = units.parse_size(value)
+        return units.parse_size(value)
     except ValueError as error:
-        raise BadOptionError(f"-o budget={value}: {error}") from None
+        raise BadOptionError(f"-o {key}={value}: {error}") from None
+
+
+def _budget(values: dict[str, str]) -> int:
+    budget, value = _size(values, "budget"), values.get("budget", "0")
     if 0 < budget < BUDGET_MIN:
         raise BadOptionError(f"-o budget={value}: must be {BUDGET_MIN >> 10}K or more, or 0")
     return budget

@@ -46,6 +46,8 @@ class Region:
         """The watch over its owner, if the region ends with it."""
         self.users = 0
         """Requests that wait for a file system and then go on with the host mm."""
+        self.check_room: Callable[[HostMM, int, int], None] = lambda _host, _start, _end: None
+        """Raises OSError if the mount has no room for a mapping there; Regions knows."""
         self._ending = trio.Lock()
 
     @property
@@ -136,6 +138,7 @@ class Region:
             self._check_owner()
             check_room()
             limits.check_space(create, caller, host.ranges)
+            self.check_room(host, create.region_offset, create.end)
 
         check_room()  # before a file is looked at, as mmap(2) does
         limits.check_locked(create, caller)

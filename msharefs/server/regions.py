@@ -29,6 +29,7 @@ from .files import (
 from .hostmm import HostMM
 from .mappings import NativeMappings
 from .parking import Parking
+from .quotas import Quotas, exceeded
 from .region import Region
 from .tree import inode_of
 
@@ -45,6 +46,7 @@ class Regions:
 
     def __init__(self, options: MountOptions, state: Path) -> None:
         self._options = options
+        self.limits = Quotas.of(options)
         self._directory = state / "regions"
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._regions: dict[int, Region] = {}
@@ -78,10 +80,15 @@ class Regions:
                 path.unlink(missing_ok=True)
 
     def create(self, ident: int, ctx_pid: int) -> None:
-        """A region file was made by thread `ctx_pid`."""
+        """A region file was made by thread `ctx_pid`. ENOSPC: there are as many as may be."""
+        if len(self) >= self.limits.regions:
+            raise exceeded(errno.ENOSPC, f"{len(self)} regions", "regions", self.limits.regions)
         owner = owners.Owner.of(ctx_pid, self._options.owner)
         owners.save_unsized(self._directory, ident, owner, frozen=False)
         self._add(Region(ident, owner, self._options))
+
+    def __len__(self) -> int:
+        return len(self._regions)
 
     def check_open(self, ident: int, flags: int) -> None:
         """Whether the file may be opened; v3 has no reason to refuse."""
@@ -205,9 +212,32 @@ class Regions:
         turn = trio.current_time()
         for region in list(self._regions.values()):
             if region.host is not None:
+                await region.host.clients.end_dead()
                 await region.host.clients.reap_dead()
             self.drop_unused(region.ident, hurry=False)
             turn = await give_way(turn)
+
+    def mapped_bytes(self) -> int:
+        """Bytes that are mapped in all regions."""
+        return sum(host.mapped_bytes() for host in self._hosts())
+
+    def most_vmas(self) -> int:
+        """How many mappings the region has that has the most."""
+        return max((host.count() for host in self._hosts()), default=0)
+
+    def _check_room(self, host: HostMM, start: int, end: int) -> None:
+        """ENOMEM: `host` may have no mapping more, or the mount not [start, end) in addition."""
+        if host.count() >= self.limits.vmas:
+            raise exceeded(
+                errno.ENOMEM, f"{host.name}: {host.count()} mappings", "vmas", self.limits.vmas
+            )
+        if not self.limits.memory:
+            return
+        mapped = self.mapped_bytes()
+        more = end - start - host.mapped_bytes(start, end)
+        if mapped + more > self.limits.memory:
+            what = f"{mapped} bytes are mapped, and {more} more are asked for"
+            raise exceeded(errno.ENOMEM, what, "memory", self.limits.memory)
 
     def _hosts(self) -> list[HostMM]:
         return [region.host for region in self._regions.values() if region.host is not None]
@@ -227,6 +257,7 @@ class Regions:
         self.owners.close()
 
     def _add(self, region: Region) -> None:
+        region.check_room = self._check_room
         region.watch = self.owners.watch(region.owner, region.ident, region.end)
         self._regions[region.ident] = region
 

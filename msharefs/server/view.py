@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# A struct mm_vma in words of 64 bits, and in halves of them.
+_WORDS = ffi.sizeof("struct mm_vma") // 8
+_START, _END = (ffi.offsetof("struct mm_vma", field) // 8 for field in ("start", "end"))
+_OBJECT, _FLAGS = (ffi.offsetof("struct mm_vma", field) // 4 for field in ("object", "flags"))
+
 
 class View:
     """The `.mm` of one region, mapped, and its `.mem`. `name` is for messages.
@@ -157,7 +162,16 @@ class View:
 
     def ranges(self) -> list[tuple[int, int]]:
         """The mappings: start and end of each VMA."""
-        return [(vma.start, vma.end) for vma in self.vmas()]
+        vmas = self.vmas()
+        words = memoryview(ffi.buffer(vmas)).cast("Q")  # there may be 65530
+        return list(zip(words[_START::_WORDS], words[_END::_WORDS], strict=True))
+
+    def mapped_objects(self) -> set[tuple[int, int]]:
+        """The objects that VMAs name, with the flags that they have there; 0 is the memory."""
+        vmas = self.vmas()
+        halves = memoryview(ffi.buffer(vmas)).cast("I")
+        step = 2 * _WORDS
+        return set(zip(halves[_OBJECT::step], halves[_FLAGS::step], strict=True))
 
     def executes(self) -> bool:
         """Whether anything executable is mapped."""

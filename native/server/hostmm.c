@@ -310,6 +310,18 @@ bool hostmm_mapped(struct mm *mm, uint64_t start, uint64_t end)
     return any(mm, start, end, is_any);
 }
 
+uint64_t hostmm_mapped_bytes(struct mm *mm, uint64_t start, uint64_t end)
+{
+    uint64_t used, bytes = 0;
+    const struct mm_vma *set = vma_snapshot(mm, atomic_load(&mm->header->epoch), &used);
+
+    for (uint64_t i = 0; set && i < used; i++)
+        if (set[i].start < end && set[i].end > start)
+            bytes += (set[i].end < end ? set[i].end : end) -
+                     (set[i].start > start ? set[i].start : start);
+    return bytes;
+}
+
 bool hostmm_has_objects(struct mm *mm, uint64_t start, uint64_t end)
 {
     return any(mm, start, end, is_object);

@@ -39,6 +39,8 @@ void hostmm_abort(struct mm *mm);
 int hostmm_recover(struct mm *mm, int mem_fd);
 /* Is anything mapped in [start, end)? For MAP_FIXED_NOREPLACE. */
 bool hostmm_mapped(struct mm *mm, uint64_t start, uint64_t end);
+/* How many bytes of [start, end) are mapped. */
+uint64_t hostmm_mapped_bytes(struct mm *mm, uint64_t start, uint64_t end);
 /* Is there an object? Clients may have mapped it, so they are asked to let go (MSG_REVOKE). */
 bool hostmm_has_objects(struct mm *mm, uint64_t start, uint64_t end);
 /* Is anything executable? Windows have to be arranged for it (MSG_ARRANGE). */

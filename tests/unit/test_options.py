@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from msharefs.native import lib
-from msharefs.server.options import BUDGET_MIN, BadOptionError, default_state, parse
+from msharefs.server.options import (
+    BUDGET_MIN,
+    VMAS_MAX,
+    BadOptionError,
+    default_state,
+    parse,
+)
 
 MNT = Path("/mnt/m")
 
@@ -89,3 +95,18 @@ def test_options_of_any_mount(given: str, flags: str) -> None:
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(BadOptionError, match=r"^-o colour=red: there is no such option"):
         parse(["ro,colour=red,noexec"], MNT)
+
+
+def test_limits() -> None:
+    options = parse(["regions=7,vmas=65530,clients=1,connections=4,memory=6M"], MNT)
+    assert (options.regions, options.vmas, options.clients) == (7, 65530, 1)
+    assert (options.connections, options.memory) == (4, 6 << 20)
+    assert VMAS_MAX == lib.MM_VMAS
+
+
+@pytest.mark.parametrize(
+    "given", ["regions=0", "regions=", "vmas=65531", "clients=-1", "connections=x", "memory=much"]
+)
+def test_limits_that_are_none(given: str) -> None:
+    with pytest.raises(BadOptionError, match=given.split("=", maxsplit=1)[0]):
+        parse([given], MNT)

@@ -1,0 +1,60 @@
+"""The limits of a mount, each an option of it: what one user, or one region, can take from others.
+
+Here are the numbers and the words; each is enforced where the thing is made: regions, mappings and
+memory in regions.py and region.py, clients and connections in connections.py. What Linux itself
+limits is in limits.py.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msharefs.native import lib
+
+if TYPE_CHECKING:
+    from .options import MountOptions
+
+REGIONS = 65536
+# However few descriptors there are.
+_FEW = 16
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """How many there may be at once. `memory`: bytes that may be mapped; 0: any number."""
+
+    regions: int
+    vmas: int
+    """Of one region."""
+    clients: int
+    """Attachments of all regions."""
+    memory: int
+    connections: int
+    """Of one user, who is neither root nor the server's own."""
+    descriptors: int
+    """The server's own limit, RLIMIT_NOFILE."""
+
+    @classmethod
+    def of(cls, options: MountOptions) -> Quotas:
+        """Those of a mount; without an option it is what the server's descriptors are enough for.
+
+        A connection takes one, an attachment another.
+        """
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return cls(
+            regions=options.regions or REGIONS,
+            vmas=options.vmas or lib.MM_VMAS,
+            clients=options.clients or max(_FEW, descriptors // 4),
+            memory=options.memory,
+            connections=options.connections or max(_FEW, min(descriptors // 8, int(lib.MM_SLOTS))),
+            descriptors=descriptors,
+        )
+
+
+def exceeded(code: int, what: str, option: str, most: int) -> OSError:
+    """The error of a request for one more than there may be."""
+    return OSError(
+        code, f"{what}: -o {option}={most} is the limit; mount with a larger one, or end some"
+    )
