@@ -8,6 +8,7 @@ child of fork(2) whose hello was not read yet, a client that has not come back t
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import time
@@ -78,6 +79,8 @@ class Clients:
         self.name = view.name
         self.connected: dict[int, Client] = {}
         """Connections, by slot."""
+        self.rejoined = -math.inf
+        """When a client of an earlier server last came back."""
         self._started: dict[int, int] = {}
         """When their processes have started, which their slots may not say."""
         self.looks = 0

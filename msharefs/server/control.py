@@ -233,6 +233,7 @@ class Connection:
         except BaseException:
             self.region, self.flags = before  # who fails to rejoin has shown no right
             raise
+        self._region.sized().clients.rejoined = trio.current_time()
         # Accesses were refused while no server was there; those pages may be mapped by now.
         self._control.start(self.ask, lib.MSG_REARM, 0, self._region.sized().size)
         self._arrange()

@@ -29,6 +29,8 @@ CONNECT_SECONDS = 2.0
 REJOIN_SECONDS = 1.0
 # Unless the server itself is late: the hello of a child may be among the messages it has to read.
 BACKLOG_SECONDS = 10.0
+# Or many come back to it, one after the other: each of them knocks every 200 ms.
+COMING_SECONDS = 0.5
 CONNECT_POLL_SECONDS = 0.002
 # A client answers as soon as its service thread runs; one that is stopped will not.
 ANSWER_SECONDS = 1.0
@@ -224,7 +226,8 @@ async def _client(clients: Clients, slot: int, deadline: float) -> Client | None
         now = trio.current_time()
         if now > deadline and now > looked + BACKLOG_POLL_SECONDS:
             looked, backlog = now, _backlog(clients)
-        if now > deadline + BACKLOG_SECONDS or (now > deadline and not backlog):
+        coming = now < clients.rejoined + COMING_SECONDS
+        if now > deadline + BACKLOG_SECONDS or (now > deadline and not backlog and not coming):
             raise OSError(
                 errno.EBUSY,
                 f"{clients.name}: {named(clients.process_of(slot))} is attached but not "
