@@ -26,6 +26,7 @@ from . import accepting, descriptors, devices
 from .connections import SILENT_SECONDS, Connections
 from .messages import Reply, Request, duplicated, receive, send
 from .tokens import Tokens
+from .turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -86,9 +87,11 @@ class Connection:
         try:
             with self._life:
                 while (request := await self._receive()) is not None:
+                    turn = await self._control.turns.take(self.user)
                     try:
                         await self._handle(request)
                     finally:
+                        self._control.turns.charge(self.user, turn)
                         request.close()
         except OSError as error:
             log.debug("connection of process %d: %s", self.pid, error)
@@ -383,6 +386,7 @@ class Control:
         self.path = state / "control"
         self.connections = Connections(regions.limits)
         self.tokens = Tokens(regions.limits.connections)
+        self.turns = Turns(self.start)
         self.userfaultfd = devices.open_userfaultfd()
         self._nursery: trio.Nursery | None = None
 

@@ -51,6 +51,15 @@ class Ioctls:
         self, ident: int, command: int, data: bytes, flags: int, tid: int, user: int
     ) -> tuple[int, bytes]:
         """The result and the output for thread `tid`, on a descriptor open with `flags`."""
+        turn = await self._control.turns.take(user)
+        try:
+            return await self._answer(ident, command, data, flags, tid, user)
+        finally:
+            self._control.turns.charge(user, turn)
+
+    async def _answer(
+        self, ident: int, command: int, data: bytes, flags: int, tid: int, user: int
+    ) -> tuple[int, bytes]:
         region = self._regions.find(ident)
         await region.settle()
         if command == lib.MSHAREFS_CONNECT:  # our own, also before the region is sized
