@@ -61,14 +61,21 @@ class Stat(NamedTuple):
     threads: int
     start_time: int
     """In clock ticks after boot."""
+    kernel: bool
+    """It is a thread of the kernel."""
+
+
+_PF_KTHREAD = 0x00200000  # sched.h
 
 
 def stat(pid: int) -> Stat:
     """/proc/PID/stat."""
     # The name in field 2 may hold blanks, parentheses and newlines; field 3 follows.
     fields = _read(pid, "stat").rpartition(b") ")[2].split()
-    minor, major, threads, start = (int(fields[number - 3]) for number in (10, 12, 20, 22))
-    return Stat(fields[0].decode(), minor, major, threads, start)
+    flags, minor, major, threads, start = (
+        int(fields[number - 3]) for number in (9, 10, 12, 20, 22)
+    )
+    return Stat(fields[0].decode(), minor, major, threads, start, bool(flags & _PF_KTHREAD))
 
 
 def status(pid: int, field: str) -> str:
@@ -173,7 +180,7 @@ class Mapping(NamedTuple):
     """As it is now, with " (deleted)" if it is gone; or what Linux calls it; or empty."""
 
 
-_FIELDS_BEFORE_DEVICE = 2  # blanks, so three fields
+_BLANKS_BEFORE_OFFSET = 1  # and so two fields
 _MAPPING = rb"^([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) (%s) (%s) *(.*)$"
 
 
@@ -201,20 +208,21 @@ def maps(
     ]  # fmt: skip
 
 
-def maps_file(pid: int, device: int, inode: int) -> bool | None:
-    """Whether a file is in /proc/PID/maps; None: that is empty (see `maps`).
+def maps_file(pid: int, device: int, inode: int) -> int | None:
+    """How many mappings in /proc/PID/maps have a file's beginning; None: it is empty (see `maps`).
 
     Of a process with many mappings it takes a tenth of the time of `maps`.
     """
     text = _read(pid, "maps")
-    fields = b" %02x:%02x %d " % (os.major(device), os.minor(device), inode)
+    fields = b" 00000000 %02x:%02x %d " % (os.major(device), os.minor(device), inode)
+    found = 0
     at = text.find(fields)
     while at >= 0:
         line = text[text.rfind(b"\n", 0, at) + 1 : at]
-        if line.count(b" ") == _FIELDS_BEFORE_DEVICE:  # it is not in a path
-            return True
+        if line.count(b" ") == _BLANKS_BEFORE_OFFSET:  # it is not in a path
+            found += 1
         at = text.find(fields, at + 1)
-    return False if text else None
+    return found if text else None
 
 
 def map_file(pid: int, mapping: Mapping) -> str:

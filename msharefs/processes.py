@@ -59,20 +59,21 @@ class Census:
         self._ours = proc.pid_namespace("self")
         self._by_start: dict[int, list[int]] | None = None
 
-    def is_alive(self, namespace: int, pid: int, started: int) -> bool:
-        """Whether a process that calls itself `pid` in a pid namespace still runs.
+    def find(self, namespace: int, pid: int, started: int) -> list[int]:
+        """The processes, by our numbers, that may be the one which calls itself `pid` there.
 
         The namespace is an inode number; 0 is our own. We know the processes of another one only by
         their numbers in ours. A process that we may not ask counts, if it started at that time.
         """
         if namespace in (0, self._ours):
-            return is_alive(pid, started)
+            return [pid] if is_alive(pid, started) else []
         if self._by_start is None:
             self._by_start = _by_start()
-        return any(
-            is_alive(ours, started) and _may_be(ours, namespace, pid)
+        return [
+            ours
             for ours in self._by_start.get(started, ())
-        )
+            if is_alive(ours, started) and _may_be(ours, namespace, pid)
+        ]
 
 
 def _by_start() -> dict[int, list[int]]:
@@ -95,16 +96,20 @@ def _may_be(ours: int, namespace: int, pid: int) -> bool:
         return False
 
 
-def has_mapped(pid: int, file: os.stat_result) -> bool:
-    """Whether process `pid` has a file mapped; True also if we cannot know.
+def times_mapped(pid: int, file: os.stat_result) -> int | None:
+    """How many mappings of a file's beginning process `pid` has; None: we cannot know.
 
     The maps of a process whose first thread has ended are empty here. It waits for the process's
     address space, which may be large, or locked: only for a thread that answers no requests.
     """
     try:
-        return proc.maps_file(pid, file.st_dev, file.st_ino) is not False
+        if proc.stat(pid).kernel:
+            return 0
+        return proc.maps_file(pid, file.st_dev, file.st_ino)
+    except ProcessLookupError:
+        return 0
     except OSError:
-        return True
+        return None
 
 
 def thread_runs(tid: int) -> bool:
@@ -116,17 +121,11 @@ def thread_runs(tid: int) -> bool:
 
 
 def command(pid: int) -> str:
-    """The name of process `pid`, to be shown; empty if it is gone."""
+    """The name of process `pid`, empty if it is gone."""
     try:
-        # A process chooses its name, and could choose one that a terminal obeys.
-        return "".join(each if each.isprintable() else "?" for each in proc.comm(pid))
+        return proc.comm(pid)
     except ProcessLookupError:
         return ""
-
-
-def named(pid: int) -> str:
-    """A process for a sentence, with number and name."""
-    return f"process {pid} ({command(pid) or 'gone'})" if pid else "an attached process"
 
 
 def listed(pids: Collection[int]) -> str:

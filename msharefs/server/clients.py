@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
 import trio
@@ -63,12 +64,16 @@ class _Holder(NamedTuple):
     claim: int
     process: tuple[int, int, int]
     """Pid namespace, pid, start time."""
+    connected: bool
+    """A connection says who it is, and not the slot."""
 
     @classmethod
-    def of(cls, client: Any) -> Self:
+    def of(cls, client: Any, connection: Client | None) -> Self:
         """From a struct mm_client."""
         process = client.pid_namespace, client.pid, client.start_time
-        return cls(client.slot, client.claim, process)
+        if connection is not None:
+            process = 0, connection.pid, 0
+        return cls(client.slot, client.claim, process, connection is not None)
 
 
 class Clients:
@@ -93,6 +98,8 @@ class Clients:
         """The slot that the next look for dead processes begins with."""
         self._look_again: dict[tuple[int, ...], float] = {}
         """When to look again for the slots of the last `reap_gone`."""
+        self._surplus: set[tuple[int, int]] = set()
+        """Slots, and claims, that the last look found to be one too many for their processes."""
 
     @property
     def mm(self) -> Any:
@@ -204,10 +211,19 @@ class Clients:
         if now < self._look_again.get(tuple(slots), 0):
             return
         await self._reap(
-            lambda: [_Holder.of(it) for it in map(self._view.attachment, slots) if it is not None],
+            lambda: [
+                _Holder.of(it, self.connected.get(it.slot))
+                for it in map(self._view.attachment, slots)
+                if it is not None
+            ],
             LOOK_SECONDS,
         )
         self._look_again = {tuple(slots): trio.current_time() + LOOK_AGAIN_SECONDS}
+
+    async def nudge(self, slot: int) -> None:
+        """Lets the client of a slot do something without any effect, unless it is stopped."""
+        if slot in self.connected:
+            await self.connected[slot].ask(lib.MSG_REARM, 0, 0)
 
     async def look(self, work: Callable[[], T]) -> T:
         """The result of `work`, which looks at the region, in a thread. One at a time."""
@@ -235,10 +251,11 @@ class Clients:
     async def _ask(self, holders: list[_Holder], seconds: float) -> list[_Holder]:
         self._answered = answered = threading.Event()
         file = os.fstat(self._view.fd)
+        connections = Counter(client.pid for client in self.connected.values())
 
         def ask() -> list[_Holder]:
             try:
-                return self._gone(holders, file, seconds)
+                return self._gone(holders, connections, file, seconds)
             finally:
                 answered.set()
 
@@ -247,38 +264,70 @@ class Clients:
     def _all(self, skipped: set[int]) -> list[_Holder]:
         """The attachments, but for some slots; the ones that the last look did not reach first."""
         holders = [
-            _Holder.of(client) for client in self._view.attachments() if client.slot not in skipped
+            _Holder.of(client, self.connected.get(client.slot))
+            for client in self._view.attachments()
+            if client.slot not in skipped
         ]
         return sorted(holders, key=lambda holder: holder.slot < self._next)
 
-    def _gone(self, holders: list[_Holder], file: os.stat_result, seconds: float) -> list[_Holder]:
+    def _gone(
+        self,
+        holders: list[_Holder],
+        connections: Counter[int],
+        file: os.stat_result,
+        seconds: float,
+    ) -> list[_Holder]:
         """Those of these attachments whose processes are gone. For a thread.
 
         A client may have filled the slots with whatever takes the longest: each process is asked
-        once, and not for longer than `seconds`.
+        once, and not for longer than `seconds`. Nor is a slot believed that names a process with
+        nothing to do with the region, or with no attachment more than its connections. The latter
+        may have been about to come or go: two looks have to find it.
         """
         census = processes.Census()  # made after `holders`: it has all of them
-        answers: dict[tuple[int, int, int], bool] = {}
+        answers: dict[tuple[int, int, int], int] = {}
         gone = []
+        surplus = set()
         end = time.monotonic() + seconds
         for holder in holders:
             if holder.process not in answers:
                 if answers and time.monotonic() > end:
                     self._next = holder.slot
                     break
-                answers[holder.process] = _is_attached(census, *holder.process, file)
-            if not answers[holder.process]:
+                answers[holder.process] = _attachments(
+                    census.find(*holder.process), connections, file
+                )
+            found = answers[holder.process]
+            if found == _CONNECTED and not holder.connected:
+                surplus.add((holder.slot, holder.claim))
+                if (holder.slot, holder.claim) in self._surplus:
+                    gone.append(holder)
+            elif found == _NONE:
                 gone.append(holder)
+        self._surplus = surplus
         return gone
 
 
-def _is_attached(
-    census: processes.Census, namespace: int, pid: int, started: int, file: os.stat_result
-) -> bool:
-    """Whether the process lives, and is still the program that attached (execve(2)) `file`."""
-    if not census.is_alive(namespace, pid, started):
-        return False
-    return bool(namespace) or processes.has_mapped(pid, file)
+# What a process has of a region, as far as we can know: the highest is believed.
+_NONE, _CONNECTED, _MORE = range(3)
+
+
+def _attachments(pids: list[int], connections: Counter[int], file: os.stat_result) -> int:
+    """What the best of these processes has. An attachment has the host mm, `file`, mapped once.
+
+    A program that has been replaced (execve(2)) has nothing mapped any more; we have, but are no
+    client.
+    """
+    best = _NONE
+    for pid in pids:
+        if pid == os.getpid():
+            continue
+        mapped = processes.times_mapped(pid, file)
+        if mapped is None or mapped > connections[pid]:
+            return _MORE
+        if mapped:
+            best = _CONNECTED
+    return best
 
 
 async def give_way(since: float) -> float:

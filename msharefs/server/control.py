@@ -165,8 +165,6 @@ class Connection:
             reply = await handler(self, request) or Reply()
         except OSError as error:
             log.debug("process %d, message %d: %s", self.pid, request.op, error)
-            if self.region is not None:
-                self.region.refused(self.pid, error)
             reply = Reply(result=-(error.errno or errno.EIO), text=str(error.strerror).encode())
         try:
             if reply is not _NO_REPLY:
@@ -269,10 +267,7 @@ class Connection:
 
     async def _describe(self, request: Request) -> Reply:
         what = request.text.rstrip(b"\0").decode(errors="replace")
-        if what == "refusal":
-            answer = json.dumps(self._region.refusal(self.pid)).encode()
-        else:
-            answer = await self._region.describe(what)
+        answer = await self._region.describe(what)
         if what == "clients":
             native = await self._control.regions.native_mappings(self._region.ident)
             answer = json.dumps(json.loads(answer) + native).encode()

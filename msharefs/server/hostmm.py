@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from msharefs import processes
 from msharefs.native import check, ffi, lib
 
 from . import descriptors, revocation
@@ -402,13 +401,18 @@ class HostMM(View):
         if not lib.slot_grace(self._mm, self._straggler):
             return  # nobody is inside a fault: the usual case
         deadline = trio.current_time() + GRACE_SECONDS
+        ask = trio.current_time() + GRACE_SECONDS / 4
         while lib.slot_grace(self._mm, self._straggler):
             if trio.current_time() > deadline:
-                who = processes.named(self.clients.process_of(self._straggler[0]))
+                pid = self.clients.process_of(self._straggler[0])
                 raise OSError(
                     errno.EBUSY,
-                    f"{self.name}: {who} does not leave a page fault; let it go on "
+                    f"{self.name}: process {pid} does not leave a page fault; let it go on "
                     "(is it stopped, or in a debugger?) and try again",
                 )
             await self.clients.reap_gone([self._straggler[0]])
+            if trio.current_time() > ask:
+                # Others may have written into its slot. Its own next step clears that.
+                with trio.move_on_after(GRACE_SECONDS / 4):
+                    await self.clients.nudge(self._straggler[0])
             await trio.sleep(GRACE_POLL_SECONDS)

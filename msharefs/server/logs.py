@@ -15,8 +15,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from msharefs import proc
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -108,7 +106,7 @@ class _File(logging.StreamHandler[TextIO]):
     def _empty(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with (
-            open(proc.fd_path(self.stream.fileno()), "rb") as full,
+            open(f"/proc/self/fd/{self.stream.fileno()}", "rb") as full,
             os.fdopen(os.open(self._older, flags, 0o600), "wb") as older,
         ):
             shutil.copyfileobj(full, older)

@@ -27,6 +27,12 @@ unsigned slots_high(const struct mm *mm)
     return high < MM_SLOTS ? (unsigned)high : MM_SLOTS;
 }
 
+/* All but whose slot it is. */
+static void forget(struct mm_slot *slot)
+{
+    memset((char *)slot + sizeof slot->state, 0, sizeof *slot - sizeof slot->state);
+}
+
 int slot_claim(struct mm *mm, uint64_t process, uint64_t start_time)
 {
     for (unsigned i = 0; i < MM_SLOTS; i++) {
@@ -38,6 +44,8 @@ int slot_claim(struct mm *mm, uint64_t process, uint64_t start_time)
         mm_raise(&mm->header->slots_high, i + 1);
         if (!atomic_compare_exchange_strong(&slot->state, &none, process))
             continue;
+        /* Somebody else may have written into it while it was free. */
+        forget(slot);
         slot->start_time = start_time;
         atomic_store(&slot->claim, atomic_fetch_add(&mm->header->claims, 1) + 1);
         return (int)i;
@@ -66,7 +74,8 @@ int slot_grace(struct mm *mm, unsigned *straggler)
     for (unsigned i = 0, high = slots_high(mm); i < high; i++) {
         uint64_t epoch = atomic_load_explicit(&mm->slots[i].epoch, memory_order_acquire);
 
-        if (epoch && epoch < now) {
+        /* A slot is claimed before its first fault, and free only after its last one. */
+        if (epoch && epoch < now && atomic_load(&mm->slots[i].state) != SLOT_FREE) {
             *straggler = i;
             return -EAGAIN;
         }
@@ -135,7 +144,7 @@ int slot_reap(struct mm *mm, unsigned number)
     atomic_fetch_add(&kept->evicted, atomic_load(&slot->counters.evicted));
     atomic_fetch_add(&kept->refaulted, atomic_load(&slot->counters.refaulted));
     touched_clear(mm, number);
-    memset((char *)slot + sizeof slot->state, 0, sizeof *slot - sizeof slot->state);
+    forget(slot);
     atomic_store(&slot->state, SLOT_FREE);
     return 0;
 }

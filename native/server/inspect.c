@@ -268,7 +268,8 @@ int mm_touched(const struct mm *mm, unsigned from, unsigned until, uint64_t star
 int mm_poisoned(const struct mm *mm, unsigned from)
 {
     for (unsigned high = slots_high(mm); from < high; from++)
-        if (atomic_load(&mm->slots[from].poisoned))
+        if (atomic_load(&mm->slots[from].poisoned) &&
+            atomic_load(&mm->slots[from].state) != SLOT_FREE)
             return (int)from;
     return -1;
 }

@@ -77,6 +77,16 @@ class Slots:
         at = self._at + rawmm.SLOT_SIZE * slot + rawmm.SLOT_CLAIM
         struct.pack_into("=Q", self._mm, at, claim)
 
+    def enter(self, slot: int, epoch: int = 1) -> None:
+        """Says that the slot's holder is inside a fault since then."""
+        at = self._at + rawmm.SLOT_SIZE * slot + rawmm.SLOT_EPOCH
+        struct.pack_into("=Q", self._mm, at, epoch)
+
+    def poison(self, slot: int) -> None:
+        """Says that the slot's holder has guard pages."""
+        at = self._at + rawmm.SLOT_SIZE * slot + SLOT_POISONED
+        struct.pack_into("=I", self._mm, at, 1)
+
     def touch(self, slot: int) -> None:
         """Says that the slot has touched the first 2 MiB of the region."""
         struct.pack_into("=Q", self._mm, self._at + rawmm.SLOT_SIZE * slot + SLOT_TOUCHED, 1)
@@ -86,7 +96,7 @@ class Slots:
         return int(struct.unpack_from("=Q", self._mm, at)[0])
 
 
-SLOT_TOUCHED = 32
+SLOT_POISONED, SLOT_TOUCHED = 28, 32
 
 
 @contextlib.contextmanager

@@ -22,7 +22,6 @@ from msharefs import mountpoint, proc, processes
 
 from support import namespace
 from support.calls import refused
-from support.isolated import isolated
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -209,11 +208,13 @@ def test_a_mapping_of_a_file_of_any_name(name: bytes, tmp_path: Path) -> None:
             assert proc.maps(HERE, [status.st_dev]) == [
                 each for each in every if each.device == status.st_dev
             ]
-            assert processes.has_mapped(HERE, status)
+            assert processes.times_mapped(HERE, status) == 0
+            with mmap.mmap(fd, 0), mmap.mmap(fd, mmap.PAGESIZE):
+                assert processes.times_mapped(HERE, status) == 2
             with contextlib.suppress(PermissionError):  # without CAP_CHECKPOINT_RESTORE
                 (again,) = processes.mapped_files(HERE, status.st_ino)
                 assert os.path.samestat(os.stat(again), status)
-        assert not processes.has_mapped(HERE, status)
+        assert processes.times_mapped(HERE, status) == 0
         assert fd in proc.open_files(HERE)
         assert os.fsencode(proc.open_files(HERE)[fd]) == path
         assert os.path.samestat(os.stat(proc.fd_path(fd)), status)
@@ -299,12 +300,3 @@ def test_nothing_else_reads_proc() -> None:
         ]
     assert [place for place in found if not place.startswith("proc.py:")] == []
     assert found
-
-
-def test_a_name_is_shown_and_obeyed_by_no_terminal() -> None:
-    def work(say: Callable[[str], None]) -> None:
-        Path("/proc/self/comm").write_text("\x1b[31mred\n")
-        say(processes.named(os.getpid()))
-        assert processes.named(os.getpid()) == f"process {os.getpid()} (?[31mred?)"
-
-    isolated(work)
