@@ -7,19 +7,27 @@ is mapped and nothing else: the kernel does not count the faults of one mapping.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
+import trio
 
 from msharefs import proc, processes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# A process can keep us waiting for its address space: so many at a time, and so long.
+LOOK_SECONDS = 5.0
+_LOOKERS = 4
 
 # What `describe.clients` counts of an attachment.
 _UNKNOWN = (
@@ -39,6 +47,7 @@ class NativeMappings:
     def __init__(self, state: Path) -> None:
         self._record = state / "devices"
         self._devices: set[int] = set()
+        self._lookers = trio.CapacityLimiter(_LOOKERS)
 
     def mounted(self, device: int) -> None:
         """Files of the mount have this st_dev from now on."""
@@ -46,15 +55,42 @@ class NativeMappings:
             before = set(map(_number, self._record.read_text().split()))
         except FileNotFoundError:
             before = set()
-        self._devices = _in_use(before) | {device}
-        self._record.write_text("\n".join(sorted(map(_text, self._devices))))
+        self._keep(before | {device})
 
-    def of(self, ino: int) -> list[dict[str, Any]]:
+    async def forget_unused(self, device: int) -> None:
+        """Forgets the devices of earlier mounts that no process maps; not `device`, which is ours.
+
+        The kernel reuses their numbers. To be called when requests are answered: a process may wait
+        for us with its address space locked.
+        """
+        if len(self._devices) > 1:
+            used = await self._look(lambda: _in_use(self._devices - {device}))
+            self._keep(used | {device})
+
+    async def of(self, ino: int) -> list[dict[str, Any]]:
         """The mappings of file `ino`, like the attachments of `describe.clients`.
 
-        Waits for the address spaces it reads, and one of them may wait for us: only for a thread
-        that answers no requests.
+        ETIMEDOUT: a process keeps its address space locked.
         """
+        return await self._look(lambda: self._of(ino))
+
+    def _keep(self, devices: set[int]) -> None:
+        self._devices = devices
+        self._record.write_text("\n".join(sorted(map(_text, devices))))
+
+    async def _look(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which reads the address spaces of all processes, in a thread."""
+        with trio.move_on_after(LOOK_SECONDS):
+            return await trio.to_thread.run_sync(
+                work, abandon_on_cancel=True, limiter=self._lookers
+            )
+        raise OSError(
+            errno.ETIMEDOUT,
+            f"the mappings of all processes could not be read in {LOOK_SECONDS:g} s: one of them "
+            "keeps its address space locked (is it in a very large fork, mlock or munmap?)",
+        )
+
+    def _of(self, ino: int) -> list[dict[str, Any]]:
         if not self._devices:
             return []
         return [
@@ -92,8 +128,10 @@ def _all_maps(
 ) -> Iterator[tuple[int, proc.Mapping]]:
     for pid in psutil.pids():
         try:
-            for mapping in proc.maps(pid, devices, inode):
-                yield pid, mapping
+            # To parse the lines of a process with many keeps other threads waiting.
+            if inode is None or any(proc.maps_file(pid, each, inode) for each in devices):
+                for mapping in proc.maps(pid, devices, inode):
+                    yield pid, mapping
         except ProcessLookupError:
             continue
         except PermissionError:

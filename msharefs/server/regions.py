@@ -107,12 +107,16 @@ class Regions:
         """The files of the mount have this st_dev."""
         self._native.mounted(device)
 
+    async def forget_unused_devices(self, device: int) -> None:
+        """As `NativeMappings.forget_unused`; what goes wrong is tried again by the next server."""
+        try:
+            await self._native.forget_unused(device)
+        except OSError as error:
+            log.warning("the devices of earlier mounts are kept: %s", error)
+
     async def native_mappings(self, ident: int) -> list[dict[str, Any]]:
         """The processes that have mapped the region without our library, as `describe.clients`."""
-        # In a thread: a process may hold its address space locked while it waits for our answer.
-        return await trio.to_thread.run_sync(
-            self._native.of, inode_of(ident), abandon_on_cancel=True
-        )
+        return await self._native.of(inode_of(ident))
 
     def find(self, ident: int) -> Region:
         """Region `ident`. ENOENT: there is none."""

@@ -71,6 +71,7 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
             mount = mountpoint.covering(options.directory)
             if mount is not None:
                 regions.mounted(mount.device)
+                nursery.start_soon(regions.forget_unused_devices, mount.device)
             log.info("mounted on %s, state in %s", options.directory, state.path)
             try:
                 await fuse.serve(filesystem, end)

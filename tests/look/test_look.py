@@ -176,7 +176,7 @@ def test_each_verb_has_a_face_for_people(mount: Mount) -> None:
     ("name", "verb", "said"),
     [
         ("mshare_info", "stat", "is not a region"),
-        ("", "stat", "is a directory, not a region"),
+        ("", "maps", "is a directory, not a region"),
         ("unsized", "maps", "has no size yet"),
         ("unsized", "ls", "is not a directory"),
         ("none", "clients", "there is no such file"),
