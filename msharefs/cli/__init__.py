@@ -24,7 +24,7 @@ VERBS = {
     "mount": "Mount msharefs on DIRECTORY.",
     "umount": "Unmount the msharefs on DIRECTORY and wait until its server has ended.",
     "ls": "List the regions of a directory.",
-    "stat": "Show a region's size, page tables, owner and counters.",
+    "stat": "Show a region's size, page tables, owner and counters; or a mount's limits.",
     "maps": "Show a region's mappings, in the shape of /proc/PID/maps.",
     "pagetable": "Show a region's page tables, level by level.",
     "clients": "Show the processes that are attached to a region.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import stat
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,9 @@ def _show_mount(directory: str, *, as_json: bool) -> None:
 @click.argument("region", metavar="REGION|MOUNT")
 @_show.json_option
 def command(region: str, as_json: bool) -> None:
-    """Show a region's size, page tables, owner and counters; or a mount's limits and their use."""
-    if stat.S_ISDIR(_region.look(region).st_mode):
+    """Show a region's size, page tables, owner and counters; or a mount's limits."""
+    if os.path.isdir(region):
+        _region.look(region)
         _show_mount(region, as_json=as_json)
         return
     found = _region.describe(region, "stat")
