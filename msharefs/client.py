@@ -43,6 +43,24 @@ def open(path: str | os.PathLike[str], flags: int = os.O_RDWR) -> Region:  # noq
         raise
 
 
+def describe(fd: int, path: str, what: str) -> Any:
+    """What the server of a region that is open says of it; `path` is for messages."""
+    sock = check(lib.control_connect(fd), f"{path}: asking its server")
+    try:
+        message = ffi.new("struct msg *", {"op": lib.MSG_DESCRIBE})
+        message.text = what.encode()
+        fds = ffi.new(f"int[{lib.MSG_FDS}]", [-1] * lib.MSG_FDS)
+        result = lib.control_call(sock, message, ffi.NULL, 0, fds)
+        if result < 0:
+            said = ffi.string(message.text).decode(errors="replace")
+            raise OSError(-result, f"{path}: {said or os.strerror(-result)}")
+        with os.fdopen(fds[0], "rb") as answer:
+            answer.seek(0)
+            return json.load(answer)
+    finally:
+        os.close(sock)
+
+
 class _Attached(NamedTuple):
     """A view, and the owner of its bytes, which lives as long as anything made from the view."""
 
@@ -239,18 +257,5 @@ class Region:
         return vmas
 
     def describe(self, what: str) -> Any:
-        """One of "stat", "maps", "pagetable", "clients", "audit", as the server has it."""
-        sock = check(lib.control_connect(self.fd), f"{self.path}: asking its server")
-        try:
-            message = ffi.new("struct msg *", {"op": lib.MSG_DESCRIBE})
-            message.text = what.encode()
-            fds = ffi.new(f"int[{lib.MSG_FDS}]", [-1] * lib.MSG_FDS)
-            result = lib.control_call(sock, message, ffi.NULL, 0, fds)
-            if result < 0:
-                said = ffi.string(message.text).decode(errors="replace")
-                raise OSError(-result, f"{self.path}: {said or os.strerror(-result)}")
-            with os.fdopen(fds[0], "rb") as answer:
-                answer.seek(0)
-                return json.load(answer)
-        finally:
-            os.close(sock)
+        """One of "stat", "maps", "pagetable", "clients", "audit", "check", as the server has it."""
+        return describe(self.fd, self.path, what)

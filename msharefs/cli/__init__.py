@@ -28,6 +28,8 @@ VERBS = {
     "maps": "Show a region's mappings, in the shape of /proc/PID/maps.",
     "pagetable": "Show a region's page tables, level by level.",
     "clients": "Show the processes that are attached to a region.",
+    "check": "Check a region, all regions of a mount, or a state directory that no server has.",
+    "reap": "End the attachments of dead processes to a region, or to all regions of a mount.",
     "run": "Run PROGRAM so that its mmap(2) of a region file attaches the region.",
     "demo": "Measure page tables with and without sharing, with real processes.",
     "bench": "Measure msharefs beside what programs use today.",

@@ -125,6 +125,10 @@ class Clients:
         """The slots of the attachments, connected or not."""
         return [client.slot for client in self._view.attachments()]
 
+    def claims(self) -> list[tuple[int, int]]:
+        """Slots and claims of the attachments."""
+        return [(client.slot, client.claim) for client in self._view.attachments()]
+
     def processes(self) -> set[int]:
         """The attached processes."""
         return {client.pid for client in self._view.attachments()}

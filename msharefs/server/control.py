@@ -267,7 +267,13 @@ class Connection:
 
     async def _describe(self, request: Request) -> Reply:
         what = request.text.rstrip(b"\0").decode(errors="replace")
-        answer = await self._region.describe(what)
+        if what == "repair":
+            await self._control.regions.repair(self._region.ident, self.flags)
+            what = "check"
+        if what == "reap":
+            answer = json.dumps(await self._region.reap(self.flags)).encode()
+        else:
+            answer = await self._region.describe(what)
         if what == "clients":
             native = await self._control.regions.native_mappings(self._region.ident)
             answer = json.dumps(json.loads(answer) + native).encode()

@@ -68,8 +68,18 @@ def check_size(directory: Path, ident: int, size: int | None, quantum: int) -> N
 def set_aside(directory: Path, ident: int) -> None:
     """Renames the files of a damaged region; nothing is lost by that."""
     for path in _all_paths(directory, ident):
-        with contextlib.suppress(FileNotFoundError):
+        if path.exists() and not aside(path).exists():
             path.rename(aside(path))
+
+
+def restore(directory: Path, ident: int) -> bool:
+    """Gives the files of a damaged region their names back; whether there were any."""
+    if object_paths(directory, ident)[0].exists():  # it has been sized anew
+        return False
+    found = [path for path in _all_paths(directory, ident) if aside(path).exists()]
+    for path in found:
+        aside(path).replace(path)
+    return bool(found)
 
 
 def aside(path: Path) -> Path:

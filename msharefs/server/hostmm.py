@@ -323,6 +323,12 @@ class HostMM(View):
                     path,
                 )
 
+    async def mend(self) -> None:
+        """Frees the page tables and records that a dead server or client has left."""
+        async with self._lock:
+            check(lib.mm_sweep(self._mm), f"{self.name}: its page tables")
+            await self._sweep()
+
     async def catch_up(self) -> None:
         """Finishes a change that `recover` could not finish, if there is one and it is possible."""
         if self._unfinished:

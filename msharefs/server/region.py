@@ -13,7 +13,7 @@ import trio
 from msharefs import processes, verbs
 from msharefs.native import ffi
 
-from . import describe, descriptors, limits, sources
+from . import checking, describe, descriptors, limits, sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -187,6 +187,7 @@ class Region:
             "pagetable": describe.pagetable,
             "clients": describe.clients,
             "audit": describe.audit,
+            "check": checking.findings,
         }
         if what not in looks:
             raise OSError(
@@ -200,6 +201,21 @@ class Region:
             if what != "clients":
                 await stack.enter_async_context(host.unchanged())
             return await self._look(lambda: describe.as_json(looks[what](host)))
+
+    async def repair(self, flags: int) -> None:
+        """Mends what can be mended: frees what dead processes and servers have left."""
+        self._check_writable(flags)
+        host = self.sized()
+        await host.clients.reap_dead(connected=True)
+        await host.mend()
+
+    async def reap(self, flags: int) -> int:
+        """Ends the attachments of dead processes; how many there were."""
+        self._check_writable(flags)
+        host = self.sized()
+        before = set(host.clients.claims())
+        await host.clients.reap_dead(connected=True)
+        return len(before - set(host.clients.claims()))
 
     async def raw_stat(self) -> Any:
         """The figures, as struct mshare_stat."""

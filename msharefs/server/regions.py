@@ -24,6 +24,7 @@ from .files import (
     remove_objects,
     remove_set_aside,
     reset_objects,
+    restore,
     set_aside,
 )
 from .hostmm import HostMM
@@ -285,6 +286,27 @@ class Regions:
             region.host = host
             region.owner = host.owner()
         self._add(region)
+
+    async def repair(self, ident: int, flags: int) -> None:
+        """Mends a region; one that was set aside is brought back if it is whole."""
+        region = self.find(ident)
+        if region.damaged:
+            if flags & os.O_ACCMODE == os.O_RDONLY:
+                raise OSError(errno.EACCES, f"{region.name}: open it O_RDWR")
+            await self._bring_back(region)
+        await region.repair(flags)
+
+    async def _bring_back(self, region: Region) -> None:
+        if not restore(self._directory, region.ident):
+            return
+        try:
+            # The pages have the size that the region file had.
+            host = await self._open_host(region.name, region.ident, None)
+        except OSError:
+            set_aside(self._directory, region.ident)
+            raise
+        region.host, region.owner, region.damaged = host, host.owner(), False
+        region.watch = self.owners.watch(region.owner, region.ident, region.end)
 
     async def _open_host(self, name: str, ident: int, size: int | None) -> HostMM:
         """The host mm that an earlier server has left, after finishing that server's change.

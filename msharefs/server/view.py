@@ -202,6 +202,15 @@ class View:
             kinds[lib.mm_owner_kind(self._mm)],
         )
 
+    def recorded_objects(self) -> dict[int, Record]:
+        """The records of its objects, by number; without those that are broken."""
+        try:
+            names = os.listdir(self._records)
+        except FileNotFoundError:
+            return {}
+        read = {int(name): Record.read(self._records / name) for name in names if name.isdecimal()}
+        return {number: record for number, record in read.items() if record is not None}
+
     def object_path(self, number: int) -> str:
         """The path of the file of object `number`; "lost" if nobody knows it any more."""
         record = Record.read(self._records / str(number))
