@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 # it waits in its ioctl, so it must not be long.
 GRACE_SECONDS = 2.0
 GRACE_POLL_SECONDS = 0.0002
+GRACE_LOOK_SECONDS = 0.01
 # A new server looks for dead clients so long before it serves a region; then it goes on.
 RECOVER_LOOK_SECONDS = 1.0
 
@@ -408,6 +409,7 @@ class HostMM(View):
             return  # nobody is inside a fault: the usual case
         deadline = trio.current_time() + GRACE_SECONDS
         ask = trio.current_time() + GRACE_SECONDS / 4
+        look = trio.current_time() + GRACE_LOOK_SECONDS
         while lib.slot_grace(self._mm, self._straggler):
             if trio.current_time() > deadline:
                 pid = self.clients.process_of(self._straggler[0])
@@ -416,7 +418,9 @@ class HostMM(View):
                     f"{self.name}: process {pid} does not leave a page fault; let it go on "
                     "(is it stopped, or in a debugger?) and try again",
                 )
-            await self.clients.reap_gone([self._straggler[0]])
+            if trio.current_time() > look:  # a fault that goes on ends sooner than a look
+                await self.clients.reap_gone([self._straggler[0]])
+                look = trio.current_time() + GRACE_LOOK_SECONDS
             if trio.current_time() > ask:
                 # Others may have written into its slot. Its own next step clears that.
                 with trio.move_on_after(GRACE_SECONDS / 4):
