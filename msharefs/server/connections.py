@@ -33,7 +33,7 @@ SILENT_SECONDS = 10.0
 _FEW = 8
 # The last of the server's descriptors are for other work than connections, and the last ones of
 # connections for root and for the server's own user.
-_FOR_ALL, _FOR_OTHERS = 3 / 4, 1 / 2
+_FOR_ALL, _FOR_OTHERS = 1 / 2, 3 / 8
 _WARN_SECONDS = 60.0
 
 

@@ -151,6 +151,7 @@ class Filesystem(pyfuse3.Operations):
 
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         """Make a directory."""
+        self._regions.limits.check_names(self._tree.known())
         return self._attributes(self._tree.mkdir(parent, name, mode, ctx.uid, ctx.gid))
 
     async def symlink(
@@ -344,6 +345,7 @@ class Filesystem(pyfuse3.Operations):
         entry, made = self._tree.create(parent, name, mode, ctx.uid, ctx.gid, exclusive)
         if made:
             try:
+                self._regions.limits.check_names(self._tree.known() - 1)
                 self._regions.create(self._tree.node(entry.ino).ident, ctx.pid)
             except BaseException:
                 self._tree.unlink(parent, name)

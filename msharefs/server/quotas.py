@@ -7,6 +7,7 @@ limits is in limits.py.
 
 from __future__ import annotations
 
+import errno
 import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 REGIONS = 65536
 # However few descriptors there are.
 _FEW = 16
+# The part of the descriptors that files and directories known to the kernel may take, one each.
+_FOR_NAMES = 3 / 8
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,15 @@ class Quotas:
             connections=options.connections or max(_FEW, min(descriptors // 8, int(lib.MM_SLOTS))),
             descriptors=descriptors,
         )
+
+    def check_names(self, known: int) -> None:
+        """ENOSPC: with `known` files and directories in use, no more can be made."""
+        if known >= max(_FEW, int(self.descriptors * _FOR_NAMES)):
+            raise OSError(
+                errno.ENOSPC,
+                f"{known} files and directories are in use, each with a descriptor: the server's "
+                f"RLIMIT_NOFILE is {self.descriptors}; raise it and mount again, or remove some",
+            )
 
 
 def exceeded(code: int, what: str, option: str, most: int) -> OSError:

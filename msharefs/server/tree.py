@@ -243,6 +243,10 @@ class Tree:
         os.close(node.fd)
         return node if unlinked and node.is_region else None
 
+    def known(self) -> int:
+        """How many files and directories the kernel knows; each has a descriptor."""
+        return len(self._nodes)
+
     def region_sizes(self) -> dict[int, int]:
         """The region files below the root by number, each with its size in bytes, 0 if unsized."""
 

@@ -40,13 +40,13 @@ def failing_mkdir(self, parent, name, *rest):
         raise RuntimeError("boom")
     return mkdir(self, parent, name, *rest)
 
-async def slow_ioctl(self, ident, command, data, flags, tid):
+async def slow_ioctl(self, ident, command, data, flags, tid, user):
     if command == 0x40047862:
         await trio.sleep(data[0] / 10)
         return data[1], b""
     if command == 0x40047861:
         raise ExceptionGroup("two", [ValueError("one"), OSError(5, "two")])
-    return await ioctl(self, ident, command, data, flags, tid)
+    return await ioctl(self, ident, command, data, flags, tid, user)
 
 tree.Tree.mkdir = failing_mkdir
 ioctls.Ioctls.answer = slow_ioctl

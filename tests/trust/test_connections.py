@@ -103,6 +103,30 @@ def test_a_stranger_has_a_share_and_no_more(small: Mount) -> None:
         until(lambda: descriptors(small) < before + 5, "the server has let go of his connections")
 
 
+@pytest.mark.parametrize("make", ["touch", "mkdir"])
+def test_files_without_end(small: Mount, make: str) -> None:
+    """Each costs the server a descriptor for as long as the kernel knows it."""
+    with made(small) as region:
+        with refused(errno.ENOSPC):
+            for number in range(512):
+                getattr(small.path / f"f{number}", make)()
+        region.detach(region.attach())
+        region.map(0, PAGE)
+        found = [path for path in small.path.iterdir() if path.name.startswith("f")]
+        for path in found:
+            path.unlink() if make == "touch" else path.rmdir()
+        assert len(found) > 64
+        until(lambda: not _fails((small.path / "again").touch), "there is room again")
+
+
+def _fails(work: Callable[[], object]) -> bool:
+    try:
+        work()
+    except OSError:
+        return True
+    return False
+
+
 def test_no_descriptor_is_left_to_accept_with(mount: Mount) -> None:
     with made(mount):
         limits = resource.prlimit(mount.pid, resource.RLIMIT_NOFILE)
