@@ -151,10 +151,7 @@ class Region:
         code, region_size = ffi.errno, os.fstat(self.fd).st_size
         reason = os.strerror(code)
         if code == errno.EBUSY:
-            reason = (
-                "nothing is changed, for an attached process does not answer or does not leave a "
-                "page fault; let it go on (is it stopped, or in a debugger?) and try again"
-            )
+            reason = f"nothing is changed: {self._refusal()}"
         elif code == errno.EACCES and fcntl(self.fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
             reason = "the region is open for reading only; open it with O_RDWR"
         elif not region_size:
@@ -166,6 +163,17 @@ class Region:
                 reason = str(broken.strerror) if broken.errno == code else reason
         raise OSError(
             code, f"{self.path}: {verb} {size} bytes at {offset:#x} of the region: {reason}"
+        )
+
+    def _refusal(self) -> str:
+        """Whom the server has waited for, with no success, at our last change."""
+        try:
+            said = str(self.describe("refusal"))
+        except OSError:
+            said = ""
+        return said or (
+            "an attached process does not answer or does not leave a page fault; let it go on (is "
+            "it stopped, or in a debugger?) and try again"
         )
 
     def attach(

@@ -121,11 +121,17 @@ def thread_runs(tid: int) -> bool:
 
 
 def command(pid: int) -> str:
-    """The name of process `pid`, empty if it is gone."""
+    """The name of process `pid`, to be shown; empty if it is gone."""
     try:
-        return proc.comm(pid)
+        # A process chooses its name, and could choose one that a terminal obeys.
+        return "".join(each if each.isprintable() else "?" for each in proc.comm(pid))
     except ProcessLookupError:
         return ""
+
+
+def named(pid: int) -> str:
+    """A process for a sentence, with number and name."""
+    return f"process {pid} ({command(pid) or 'gone'})" if pid else "an attached process"
 
 
 def listed(pids: Collection[int]) -> str:

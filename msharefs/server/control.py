@@ -165,6 +165,8 @@ class Connection:
             reply = await handler(self, request) or Reply()
         except OSError as error:
             log.debug("process %d, message %d: %s", self.pid, request.op, error)
+            if self.region is not None:
+                self.region.refused(self.pid, error)
             reply = Reply(result=-(error.errno or errno.EIO), text=str(error.strerror).encode())
         try:
             if reply is not _NO_REPLY:
@@ -272,6 +274,8 @@ class Connection:
             what = "check"
         if what == "reap":
             answer = json.dumps(await self._region.reap(self.flags)).encode()
+        elif what == "refusal":
+            answer = json.dumps(self._region.refusal(self.pid)).encode()
         else:
             answer = await self._region.describe(what)
         if what == "clients":

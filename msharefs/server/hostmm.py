@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from msharefs import processes
 from msharefs.native import check, ffi, lib
 
 from . import descriptors, revocation
@@ -412,10 +413,10 @@ class HostMM(View):
         look = trio.current_time() + GRACE_LOOK_SECONDS
         while lib.slot_grace(self._mm, self._straggler):
             if trio.current_time() > deadline:
-                pid = self.clients.process_of(self._straggler[0])
+                who = processes.named(self.clients.process_of(self._straggler[0]))
                 raise OSError(
                     errno.EBUSY,
-                    f"{self.name}: process {pid} does not leave a page fault; let it go on "
+                    f"{self.name}: {who} does not leave a page fault; let it go on "
                     "(is it stopped, or in a debugger?) and try again",
                 )
             if trio.current_time() > look:  # a fault that goes on ends sooner than a look

@@ -12,6 +12,7 @@ from msharefs.native import ffi, lib
 
 if TYPE_CHECKING:
     from .control import Control
+    from .region import Region
     from .regions import Regions
 
 # All regions are looked at to count what is in use.
@@ -65,6 +66,15 @@ class Ioctls:
             return self._control.connect(region, flags, data, processes.process_of(tid), user)
         if not region.frozen:
             region.sized()
+        try:
+            await self._change(region, command, data, flags, tid)
+        except OSError as error:
+            region.refused(processes.process_of(tid), error)
+            raise
+        return 0, b""
+
+    @staticmethod
+    async def _change(region: Region, command: int, data: bytes, flags: int, tid: int) -> None:
         if command == lib.MSHAREFS_CREATE_MAPPING:
             create = verbs.Create.from_bytes(data)
             # If no descriptor is mapped, we need only the caller's limits: a thread will do.
@@ -78,4 +88,3 @@ class Ioctls:
             await region.protect(raw.region_offset, raw.size, raw.prot, raw.flags, flags)
         else:
             raise OSError(errno.ENOTTY, f"{region.name}: there is no ioctl {command:#x}")
-        return 0, b""

@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
+from msharefs import proc
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -106,7 +108,7 @@ class _File(logging.StreamHandler[TextIO]):
     def _empty(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with (
-            open(f"/proc/self/fd/{self.stream.fileno()}", "rb") as full,
+            open(proc.fd_path(self.stream.fileno()), "rb") as full,
             os.fdopen(os.open(self._older, flags, 0o600), "wb") as older,
         ):
             shutil.copyfileobj(full, older)

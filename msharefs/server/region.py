@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Processes that may ask why they were refused.
+_REFUSALS = 64
+
 
 class Region:
     """One region file: its owner and, once sized, its host mm."""
@@ -49,6 +52,7 @@ class Region:
         self.check_room: Callable[[HostMM, int, int], None] = lambda _host, _start, _end: None
         """Raises OSError if the mount has no room for a mapping there; Regions knows."""
         self._ending = trio.Lock()
+        self._refusals: dict[int, str] = {}
 
     @property
     def name(self) -> str:
@@ -176,6 +180,18 @@ class Region:
         end = verbs.check_protect(offset, size, prot, flags, host.size)
         if offset < end:
             await host.protect(offset, end, prot)
+
+    def refused(self, pid: int, error: OSError) -> None:
+        """Process `pid` may ask why: an ioctl(2) can tell it no more than EBUSY."""
+        if error.errno == errno.EBUSY:
+            self._refusals.pop(pid, None)
+            self._refusals[pid] = str(error.strerror).removeprefix(f"{self.name}: ")
+        while len(self._refusals) > _REFUSALS:
+            del self._refusals[next(iter(self._refusals))]
+
+    def refusal(self, pid: int) -> str:
+        """Why a change that process `pid` last asked for was EBUSY; empty if none was."""
+        return self._refusals.get(pid, "")
 
     async def describe(self, what: str) -> bytes:
         """One of the look verbs' documents, as JSON."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from msharefs.native import check, lib
+from msharefs.processes import named
 
 from .clients import give_way
 
@@ -86,7 +87,7 @@ async def take_all(clients: Clients, start: int, end: int, *, objects: bool = Fa
         if trio.current_time() > deadline + TAKE_SECONDS:
             raise OSError(
                 errno.EBUSY,
-                f"{clients.name}: process {clients.process_of(slots[0])} changes its slot all "
+                f"{clients.name}: {named(clients.process_of(slots[0]))} changes its slot all "
                 "the time; end it and try again",
             )
         await trio.lowlevel.checkpoint()
@@ -144,7 +145,7 @@ async def rearm(clients: Clients, start: int, end: int) -> None:
             await trio.sleep(CONNECT_POLL_SECONDS)
     refused = await _ask(clients, slots, lib.MSG_REARM, start, end)
     refused += [
-        f"process {clients.process_of(slot)} has not come back" for slot in _away(clients, slots)
+        f"{named(clients.process_of(slot))} has not come back" for slot in _away(clients, slots)
     ]
     for refusal in refused:
         log.warning("%s: %s; it may see a stale SIGSEGV", clients.name, refusal)
@@ -178,7 +179,7 @@ async def _ask(clients: Clients, slots: list[int], op: int, *arguments: int) -> 
         answered.set()
         answered = trio.Event()
         if result < 0:
-            refused.append(f"process {client.pid} answers {errno.errorcode.get(-result, result)}")
+            refused.append(f"{named(client.pid)} answers {errno.errorcode.get(-result, result)}")
 
     async def watch() -> None:
         patience = None
@@ -193,7 +194,7 @@ async def _ask(clients: Clients, slots: list[int], op: int, *arguments: int) -> 
             for slot in slots:
                 asking.start_soon(ask, slot)
         watching.cancel_scope.cancel()
-    return refused + [f"process {client.pid} does not answer" for client in waiting]
+    return refused + [f"{named(client.pid)} does not answer" for client in waiting]
 
 
 async def _change(clients: Clients, start: int, end: int, change: int) -> None:
@@ -229,7 +230,7 @@ async def _client(clients: Clients, slot: int, deadline: float) -> Client | None
         if now > deadline + BACKLOG_SECONDS or (now > deadline and not backlog and not coming):
             raise OSError(
                 errno.EBUSY,
-                f"{clients.name}: process {clients.process_of(slot)} is attached but not "
+                f"{clients.name}: {named(clients.process_of(slot))} is attached but not "
                 "connected; it is stopped, or has closed our socket: let it go on and try again",
             )
         await trio.sleep(CONNECT_POLL_SECONDS)

@@ -159,3 +159,18 @@ def test_many_calls_that_wait_leave_room_for_others(
         go_on(stopped)
     assert {call.result() for call in calls} <= {0, errno.EBUSY}
     assert calls[-1].result() == 0
+
+
+def test_who_is_refused_learns_whom_the_server_waited_for(
+    actors: Actors, make_region: Regions
+) -> None:
+    region = make_region(QUANTUM)
+    stopped = actors()
+    stopped.call("fill", stopped.attach(stopped.give(region.fd)), QUANTUM, 1, 0)
+    name = Path(f"/proc/{stopped.pid}/comm").read_text().strip()
+    stop(stopped)
+    who = rf"process {stopped.pid} \({name}\) does not answer"
+    with pytest.raises(OSError, match=rf"{region.path}: .* nothing is changed: {who}"):
+        region.protect(0, QUANTUM, 0)
+    go_on(stopped)
+    region.protect(0, QUANTUM, 0)

@@ -22,6 +22,7 @@ from msharefs import mountpoint, proc, processes
 
 from support import namespace
 from support.calls import refused
+from support.isolated import isolated
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -300,3 +301,12 @@ def test_nothing_else_reads_proc() -> None:
         ]
     assert [place for place in found if not place.startswith("proc.py:")] == []
     assert found
+
+
+def test_a_name_is_shown_and_obeyed_by_no_terminal() -> None:
+    def work(say: Callable[[str], None]) -> None:
+        Path("/proc/self/comm").write_text("\x1b[31mred\n")
+        say(processes.named(os.getpid()))
+        assert processes.named(os.getpid()) == f"process {os.getpid()} (?[31mred?)"
+
+    isolated(work)
