@@ -158,6 +158,18 @@ def fd_path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
+def mount_of(fd: int) -> int:
+    """The number of the mount that a descriptor of our own leads to. Its file system is not asked.
+
+    0: it cannot be told.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(b"mnt_id:"))
+    except (OSError, StopIteration):
+        return 0
+
+
 def open_pagemap(pid: int) -> BinaryIO:
     """/proc/PID/pagemap, for PAGEMAP_SCAN."""
     try:

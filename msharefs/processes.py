@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 from typing import TYPE_CHECKING
 
 import psutil
@@ -94,6 +95,20 @@ def _may_be(ours: int, namespace: int, pid: int) -> bool:
         return True
     except ProcessLookupError:
         return False
+
+
+def runs(pid: int) -> bool:
+    """Whether there is a process `pid` that has not ended; nothing is read of its memory."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return not poll.poll(0)
+    finally:
+        os.close(pidfd)
 
 
 def times_mapped(pid: int, file: os.stat_result) -> int | None:

@@ -56,6 +56,9 @@ class Client(Protocol):
     def has_news(self) -> bool:
         """Whether it has sent a message that has not been read yet."""
 
+    def has_ended(self) -> bool:
+        """Whether the client has closed its end."""
+
 
 class _Holder(NamedTuple):
     """Who holds a slot, as the slot says: anybody who is attached may have written that."""
@@ -202,10 +205,13 @@ class Clients:
     async def reap_dead(self, *, connected: bool = False, seconds: float = LOOK_SECONDS) -> None:
         """Frees the slots of processes that are gone without a word.
 
-        The slot of a process with a connection is freed when that ends; `connected`: here, too.
-        What is not done in `seconds` is left for the next time, which goes on from there.
+        The slot of a process with a connection is freed when we have read the end of that;
+        `connected`: here, too. What is not done in `seconds` is left for the next time, which goes
+        on from there.
         """
-        skipped = set() if connected else set(self.connected)
+        skipped = set()
+        if not connected:
+            skipped = {slot for slot, known in self.connected.items() if not known.has_ended()}
         if len(skipped) < self._view.attached():
             await self._reap(lambda: self._all(skipped), seconds)
 

@@ -8,23 +8,23 @@ attached when an earlier server died shows its host mm there instead. Messages: 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import os
-import select
 import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from msharefs import processes, verbs
+from msharefs import proc, processes, verbs
 from msharefs.native import ffi, lib
 
 from . import accepting, descriptors, devices
 from .connections import SILENT_SECONDS, Connections
-from .messages import Reply, Request, duplicated, receive, send
+from .inboxes import Inboxes
+from .messages import Reply, Request, client_socket, duplicated, peer, send
 from .tokens import Tokens
 from .turns import Turns
 
@@ -60,18 +60,18 @@ class Connection:
         self._control = control
         self.region = region
         self.flags = flags
-        self.pid, self.user, _ = struct.unpack(
-            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        )
+        self.pid, self.user = peer(sock)
         """The process that made it, and the user who pays for what it makes us do."""
         if user is not None:
             self.user = user
+        self._sock = sock
+        sock.setblocking(False)
+        self._inbox = control.inboxes.open(sock, self.user, f"process {self.pid}")
         try:
             self._member = control.connections.admit(sock, self.user, self.end)
         except BaseException:
-            descriptors.close_later(sock.detach())
+            self._inbox.close()
             raise
-        self._sock = trio.socket.from_stdlib_socket(sock)
         self._life = trio.CancelScope()
         self.slot: int | None = None
         self._claim = 0
@@ -100,15 +100,17 @@ class Connection:
         finally:
             self.close()
         try:
-            self._leave()
+            await self._leave()
         except Exception:
             log.exception("letting go of process %d failed", self.pid)
         for answer in self._answers.values():
             answer.set(0)
 
     def close(self) -> None:
-        """Closes the socket."""
-        self._sock.close()
+        """Closes the socket, and also ends what others have of it."""
+        self._hang_up()
+        trio.lowlevel.notify_closing(self._sock)
+        self._inbox.close()
         self._control.connections.dismiss(self._member)
 
     def end(self) -> None:
@@ -120,7 +122,7 @@ class Connection:
         if self.slot is None:
             self._life.deadline = trio.current_time() + SILENT_SECONDS
         try:
-            return await receive(self._sock, f"process {self.pid}")
+            return await self._inbox.get()
         finally:
             self._life.deadline = float("inf")
 
@@ -130,21 +132,27 @@ class Connection:
         seq = self._last_seq
         answer = self._answers[seq] = _Answer()
         try:
-            await send(self._sock, op, seq, Reply(arguments=arguments))
+            await send(self._sock, op, seq, Reply(arguments=arguments), self.user)
             return await answer.get()
         except OSError as error:
             log.debug("process %d went away: %s", self.pid, error)
+            self._hang_up()
             return 0
         finally:
             del self._answers[seq]
 
+    def _hang_up(self) -> None:
+        """Lets the client see that the connection has ended; so does `run`."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def has_news(self) -> bool:
         """Whether a message of the client has not been read yet."""
-        if self._sock.fileno() < 0:
-            return False
-        poll = select.poll()
-        poll.register(self._sock.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+        return self._inbox.has_news()
+
+    def has_ended(self) -> bool:
+        """Whether the client has closed its end, whether we have read all before that or not."""
+        return self._inbox.has_ended()
 
     async def _handle(self, request: Request) -> None:
         if request.op == lib.MSG_REPLY:
@@ -170,7 +178,7 @@ class Connection:
             reply = Reply(result=-(error.errno or errno.EIO), text=str(error.strerror).encode())
         try:
             if reply is not _NO_REPLY:
-                await send(self._sock, lib.MSG_REPLY, request.seq, reply)
+                await send(self._sock, lib.MSG_REPLY, request.seq, reply, self.user)
         finally:
             reply.close()
 
@@ -207,7 +215,7 @@ class Connection:
         self._arrange()
 
     async def _forked(self, request: Request) -> Reply:
-        sock = _socket(request.take_fd())
+        sock = client_socket(request.take_fd(), self.user)
         # Whoever made that socket, this client pays: it may be any process's.
         child = Connection(self._control, sock, self.region, self.flags, self.user)
         try:
@@ -223,9 +231,12 @@ class Connection:
         self._check_unsettled()
         shown = request.take_fd()
         try:
-            found = await descriptors.elsewhere(lambda: os.fstat(shown), f"process {self.pid}")
+            mount = proc.mount_of(shown)
+            found = await descriptors.elsewhere(
+                lambda: os.fstat(shown), f"process {self.pid}", user=self.user, mount=mount
+            )
         finally:
-            descriptors.close_later(shown)
+            descriptors.close_later(shown, user=self.user)
         region = self._control.regions.by_host(found.st_dev, found.st_ino)
         if region is None:
             raise OSError(errno.ESTALE, f"process {self.pid} shows a host mm that is not ours")
@@ -243,13 +254,13 @@ class Connection:
 
     async def _detach(self, request: Request) -> None:
         del request
-        self._leave(detached=True)
+        await self._leave(detached=True)
 
     async def _map(self, request: Request) -> None:
         offset, size, prot, flags, object_offset = request.arguments
         create = verbs.Create(offset, size, object_offset, prot & 0xFFFFFFFF, flags & 0xFFFFFFFF)
         given = None if create.flags & verbs.MAP_ANONYMOUS else request.take_fd(errno.EBADF)
-        await self._region.create_mapping(create, self.flags, self.pid, given)
+        await self._region.create_mapping(create, self.flags, self.pid, self.user, given)
 
     async def _unmap(self, request: Request) -> None:
         offset, size, *_ = request.arguments
@@ -319,7 +330,7 @@ class Connection:
             host.clients.connect(slot, claim, self)
         except BaseException:
             self._control.connections.let_go(self._member)
-            descriptors.close_later(uffd)
+            descriptors.close_later(uffd, user=self.user)
             raise
         self.slot, self.uffd, self._claim = slot, uffd, claim
 
@@ -329,20 +340,38 @@ class Connection:
         if host.executes() and not lib.mm_adopted(host.mm, self.slot):
             self._control.start(self.ask, lib.MSG_ARRANGE, 0, host.size)
 
-    def _leave(self, *, detached: bool = False) -> None:
+    async def _leave(self, *, detached: bool = False) -> None:
         """The attachment ends, unless only the connection has: then the client will rejoin."""
         if self.slot is None:
             return
         slot, self.slot = self.slot, None
         self._control.connections.let_go(self._member)
-        lost = not detached and lib.uffd_alive(self.uffd)
-        os.close(self.uffd)
+        uffd, self.uffd = self.uffd, -1
         region = self._region
         if region.host is not None:
             region.host.clients.disconnect(slot, self)
-            if not lost:
-                region.host.clients.reap(slot, self._claim)
+        try:
+            lost = not detached and await self._is_alive(uffd)
+        finally:
+            # In a thread, as all that takes a lock of the client's memory: it may hold that.
+            if detached:  # it is told when that is done
+                await descriptors.close(uffd, user=self.user)
+            else:
+                descriptors.close_later(uffd, user=self.user)
+        if region.host is not None and not lost:
+            region.host.clients.reap(slot, self._claim)
         self._control.regions.drop_unused(region.ident)
+
+    async def _is_alive(self, uffd: int) -> bool:
+        """Whether the memory of a userfaultfd lives; True also if that cannot be told in time."""
+        if not processes.runs(self.pid):
+            return False
+        try:
+            return await descriptors.elsewhere(
+                lambda: bool(lib.uffd_alive(uffd)), f"process {self.pid}", user=self.user
+            )
+        except OSError:
+            return True
 
 
 class _Answer:
@@ -390,6 +419,7 @@ class Control:
         self.regions = regions
         self.path = state / "control"
         self.connections = Connections(regions.limits)
+        self.inboxes = Inboxes()
         self.tokens = Tokens(regions.limits.connections)
         self.turns = Turns(self.start)
         self.userfaultfd = devices.open_userfaultfd()
@@ -403,6 +433,7 @@ class Control:
             os.chmod(self.path, 0o666)  # noqa: S103  a descriptor or token is the permission, not the path
             listener.listen(4096)
             async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self.inboxes.run)
                 self._nursery.start_soon(self._reap)
                 self._nursery.start_soon(self._catch_up)
                 task_status.started()
@@ -414,8 +445,12 @@ class Control:
     def connect(
         self, region: Region, flags: int, data: bytes, caller: int, user: int
     ) -> tuple[int, bytes]:
-        """ioctl(MSHAREFS_CONNECT): takes the caller's socket, or tells it how to reach ours."""
+        """ioctl(MSHAREFS_CONNECT): takes the caller's socket, or tells it how to reach ours.
+
+        EPERM: another process has made that socket, and would be taken for the client.
+        """
         self.connections.check_share(user)
+        descriptors.check_unclosed(user)
         answer = ffi.new("struct mshare_connect *")
         ffi.buffer(answer)[:] = data
         try:
@@ -425,7 +460,14 @@ class Control:
             answer.flags = lib.MSHARE_CONNECT_TOKEN
             answer.path = os.fsencode(self.path)
         else:
-            self.serve(Connection(self, _socket(fd), region, flags, user))
+            sock = client_socket(fd, user)
+            maker, _ = peer(sock)
+            if maker != caller:
+                descriptors.close_later(sock.detach(), user=user)
+                raise OSError(
+                    errno.EPERM, f"process {caller} shows a socket that process {maker} made"
+                )
+            self.serve(Connection(self, sock, region, flags, user))
         return 0, bytes(ffi.buffer(answer))
 
     def serve(self, connection: Connection) -> None:
@@ -454,12 +496,3 @@ class Control:
                 await self.regions.reap_dead()
             except Exception:
                 log.exception("looking for processes that have ended failed; it goes on")
-
-
-def _socket(fd: int) -> socket.socket:
-    """The socket of a descriptor that we got. ENOTSOCK: it is no socket, and was closed."""
-    try:
-        return socket.socket(fileno=fd)
-    except OSError:
-        descriptors.close_later(fd)
-        raise

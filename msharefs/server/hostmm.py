@@ -18,7 +18,7 @@ import trio
 from msharefs import processes
 from msharefs.native import check, ffi, lib
 
-from . import descriptors, revocation
+from . import revocation
 from .clients import Clients
 from .files import object_paths, open_memory, records_path, reset_objects
 from .objects import Objects, Part, ranges
@@ -44,6 +44,8 @@ GRACE_POLL_SECONDS = 0.0002
 GRACE_LOOK_SECONDS = 0.01
 # A new server looks for dead clients so long before it serves a region; then it goes on.
 RECOVER_LOOK_SECONDS = 1.0
+# Lines of the log for the lost objects of a region.
+_LOST_SHOWN = 8
 
 
 class HostMM(View):
@@ -236,9 +238,7 @@ class HostMM(View):
     async def _sweep(self) -> None:
         """Lets go of the objects that no VMA names any more."""
         if len(self.objects) and not self._unfinished:  # the previous set may name others
-            await descriptors.close(
-                *self.objects.keep({number for number, _ in self.mapped_objects()})
-            )
+            await self.objects.keep({number for number, _ in self.mapped_objects()})
 
     def end(self) -> None:
         """Records that the owner is gone."""
@@ -317,13 +317,19 @@ class HostMM(View):
                     "%s: what the server before was changing is finished when its processes answer",
                     self.name,
                 )
-            for path in await self.objects.find(self.clients.processes()):
-                log.warning(
-                    "%s: object %s is lost, no attached process has it mapped: to touch it is "
-                    "SIGBUS; UNMAP it and map it again",
-                    self.name,
-                    path,
-                )
+
+    async def find_objects(self) -> None:
+        """Opens the objects that an earlier server had open. Their file systems may not answer."""
+        lost = await self.objects.find(self.clients.processes())
+        if len(lost) > _LOST_SHOWN:
+            log.warning("%s: %d objects are lost, such as these:", self.name, len(lost))
+        for path in lost[:_LOST_SHOWN]:
+            log.warning(
+                "%s: object %s is lost, no attached process has it mapped: to touch it is "
+                "SIGBUS; UNMAP it and map it again",
+                self.name,
+                path,
+            )
 
     async def mend(self) -> None:
         """Frees the page tables and records that a dead server or client has left."""

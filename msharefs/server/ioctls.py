@@ -79,7 +79,7 @@ class Ioctls:
             create = verbs.Create.from_bytes(data)
             # If no descriptor is mapped, we need only the caller's limits: a thread will do.
             caller = tid if create.flags & verbs.MAP_ANONYMOUS else processes.process_of(tid)
-            await region.create_mapping(create, flags, caller)
+            await region.create_mapping(create, flags, caller, user)
         elif command == lib.MSHAREFS_UNMAP:
             raw = ffi.from_buffer("struct mshare_unmap *", data)
             await region.unmap(raw.region_offset, raw.size, flags)

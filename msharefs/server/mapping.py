@@ -5,9 +5,25 @@ Sources: mmap(2), mprotect(2), fallocate(2).
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import mmap
+import os
+
+from msharefs import proc
 from msharefs.native import check_errno, ffi, lib
 
 _FAILED = ffi.cast("void *", -1)
+# linux/magic.h: file systems that a process serves, or another machine; overlayfs may be on one.
+_MAY_WAIT = {
+    0x65735546,  # FUSE
+    0x794C7630,  # overlayfs
+    0x6969,  # NFS
+    0xFF534D42,  # CIFS
+    0xFE534D42,  # SMB2
+    0x01021997,  # 9p
+    0x00C36400,  # Ceph
+}
 _PUNCH_HOLE = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
@@ -38,6 +54,30 @@ class Mapping:
     def close(self) -> None:
         """munmap(2)."""
         lib.munmap(self._address, self._size)
+
+
+def map_file(fd: int, size: int, prot: int, flags: int, offset: int) -> Mapping:
+    """Maps a file, or memory in its place that is open with the same rights, where that may wait.
+
+    Linux writes back a file of FUSE when it is mapped or unmapped, and holds the lock of our
+    memory meanwhile: whoever serves that file could stop all our threads. For a thread, since the
+    file system is asked what it is.
+    """
+    magic, _ = file_system(fd)
+    if magic not in _MAY_WAIT:
+        return Mapping(fd, size, prot, flags, offset)
+    if prot & mmap.PROT_EXEC and os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
+        raise PermissionError(errno.EPERM, "its file system is mounted noexec")
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    memory = os.memfd_create("msharefs-stand-in", os.MFD_CLOEXEC)
+    try:
+        same = os.open(proc.fd_path(memory), mode | os.O_CLOEXEC)
+        try:
+            return Mapping(same, size, prot, flags, offset)
+        finally:
+            os.close(same)
+    finally:
+        os.close(memory)
 
 
 def punch(fd: int, offset: int, size: int) -> None:

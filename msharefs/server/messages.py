@@ -7,28 +7,34 @@ import errno
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
 
-from msharefs.native import ffi, lib
+import trio
+
+from msharefs.native import check_errno, ffi, lib
 
 from . import descriptors
-
-if TYPE_CHECKING:
-    import trio
 
 MESSAGE = struct.Struct(f"=IiQ5Q{lib.MSG_TEXT}s")
 assert MESSAGE.size == ffi.sizeof("struct msg")
 _ARGUMENTS = 5
 _INT = struct.Struct("i")
+_CREDENTIALS = struct.Struct("iII")
+_RIGHTS_SIZE = socket.CMSG_SPACE(lib.MSG_FDS * _INT.size)
+# Whatever the client makes of O_NONBLOCK on the socket that it shares with us.
+_RECEIVE_FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+_SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+SEND_SECONDS = 10.0
+"""A client that has not read for so long is cut off. One that is stopped comes back by itself."""
 
 
 class Request:
     """One message of a client, with the descriptors that came with it."""
 
-    def __init__(self, data: bytes, fds: list[int]) -> None:
+    def __init__(self, data: bytes, fds: list[int], user: int) -> None:
         self.op, self.result, self.seq, *arguments, self.text = MESSAGE.unpack(data)
         self.arguments: list[int] = arguments
         self._fds = fds
+        self._user = user
 
     def take_fd(self, missing: int = errno.EPROTO) -> int:
         """The next descriptor, which is the caller's now. Error `missing` if there is none."""
@@ -38,7 +44,7 @@ class Request:
 
     def close(self) -> None:
         """Closes the descriptors that nobody took."""
-        descriptors.close_later(*self._fds)
+        descriptors.close_later(*self._fds, user=self._user)
         self._fds = []
 
 
@@ -79,50 +85,85 @@ def duplicated(*fds: int) -> list[int]:
     return made
 
 
-async def receive(sock: trio.socket.SocketType, sender: str) -> Request | None:
-    """The next message; None: the connection has ended. EPROTO: it is too short."""
-    size = socket.CMSG_SPACE(lib.MSG_FDS * _INT.size)
-    data, ancillary, _, _ = await sock.recvmsg(MESSAGE.size, size, socket.MSG_CMSG_CLOEXEC)
+def take(sock: socket.socket, sender: str, user: int) -> Request | None:
+    """The message that is there; None: the connection has ended. EPROTO: it is no message.
+
+    BlockingIOError: there is none. For a thread: see inboxes.py.
+    """
+    data, ancillary, _, _ = sock.recvmsg(MESSAGE.size, _RIGHTS_SIZE, _RECEIVE_FLAGS)
     fds = array.array("i")
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) // _INT.size * _INT.size])
     if len(data) == MESSAGE.size:
-        return Request(data, fds.tolist())
-    descriptors.close_later(*fds)
+        return Request(data, fds.tolist(), user)
+    descriptors.close_later(*fds, user=user)
     if data:
         raise OSError(errno.EPROTO, f"{sender} sent {len(data)} bytes")
     return None
 
 
-async def send(sock: trio.socket.SocketType, op: int, seq: int, content: Reply) -> None:
-    """Sends message `op` with the number `seq`."""
+async def send(sock: socket.socket, op: int, seq: int, content: Reply, user: int) -> None:
+    """Sends message `op` with the number `seq` to a process of user `user`.
+
+    ETIMEDOUT: the client does not read what it was sent before. EPIPE: the connection has ended.
+    """
     arguments = (*content.arguments, *(0,) * (_ARGUMENTS - len(content.arguments)))
     data = MESSAGE.pack(op, content.result, seq, *arguments, content.text[: lib.MSG_TEXT])
-    if _send_at_once(sock.fileno(), data, content.fds):
+    if _send_now(sock, data, content.fds):
         return
-    # The peer does not read. Until it does, the files may be closed and their numbers be others'.
-    own = [os.dup(fd) for fd in content.fds]
+    # Until the client reads, the files may be closed and their numbers be others'.
+    own = duplicated(*content.fds)
     try:
-        await sock.sendmsg([data], _rights(own))
+        with trio.move_on_after(SEND_SECONDS) as patience:
+            while not _send_now(sock, data, own):
+                await trio.lowlevel.wait_writable(sock)
+    except trio.ClosedResourceError:
+        raise OSError(errno.EPIPE, "the connection has ended") from None
     finally:
-        descriptors.close_later(*own)
+        descriptors.close_later(*own, user=user)
+    if patience.cancelled_caught:
+        raise OSError(errno.ETIMEDOUT, f"it has not read for {SEND_SECONDS:g} seconds")
 
 
-def _send_at_once(fd: int, data: bytes, fds: list[int]) -> bool:
-    """Sends a message on socket `fd`, unless that would have to wait."""
-    if fd < 0:
-        raise OSError(errno.EBADF, "the connection is closed")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fd)
+def _send_now(sock: socket.socket, data: bytes, fds: list[int]) -> bool:
+    """Sends a message with descriptors, unless that would have to wait."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
-        sock.sendmsg([data], _rights(fds), socket.MSG_DONTWAIT)
+        sock.sendmsg([data], rights, _SEND_FLAGS)
     except BlockingIOError:
         return False
-    finally:
-        sock.detach()
     return True
 
 
-def _rights(fds: list[int]) -> list[tuple[int, int, array.array[int]]]:
-    """What passes descriptors beside a message."""
-    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+def client_socket(fd: int, user: int) -> socket.socket:
+    """The socket of a descriptor that a client of user `user` gave us, which is ours now.
+
+    ENOTSOCK, EPROTOTYPE: it is something else, which may not behave as one of ours, and was closed.
+    """
+    try:
+        # Of other kinds even getsockname(2), which Python calls, may wait; this does not.
+        kind = [_socket_option(fd, option) for option in (lib.SO_DOMAIN, lib.SO_TYPE)]
+        if kind != [socket.AF_UNIX, socket.SOCK_SEQPACKET]:
+            raise OSError(errno.EPROTOTYPE, "a connection must be a SOCK_SEQPACKET of AF_UNIX")
+        if _socket_option(fd, lib.SO_ACCEPTCONN):
+            raise OSError(errno.EPROTOTYPE, "a connection must be connected, not listen")
+        return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
+    except BaseException:
+        descriptors.close_later(fd, user=user)
+        raise
+
+
+def peer(sock: socket.socket) -> tuple[int, int]:
+    """The process and the user that made the other end of a socket."""
+    found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, user, _ = _CREDENTIALS.unpack(found)
+    return pid, user
+
+
+def _socket_option(fd: int, option: int) -> int:
+    value = ffi.new("int *")
+    size = ffi.new("unsigned *", _INT.size)
+    failed = lib.getsockopt(fd, socket.SOL_SOCKET, option, value, size) < 0
+    check_errno(failed, "a client's socket")
+    return int(value[0])

@@ -5,8 +5,10 @@ keeps a descriptor of each, which it passes to clients, and one page of it mappe
 is as busy as the kernel would have it. An object goes with the last VMA that names it.
 
 Descriptors die with a server. Their files are recorded beside the region, in one small file for
-each; the next server opens a file again by its name, if it is still the same file, or takes it from
-a process that has it mapped.
+each; the next server opens a file again by its name, or by way of a process that has it mapped.
+Anything may lie at that name by then, and the server may open it all: so it first looks at what is
+there, without opening it, and opens only the very file (identity.py), with the rights that the
+first descriptor had.
 """
 
 from __future__ import annotations
@@ -17,22 +19,30 @@ import json
 import logging
 import mmap
 import os
+import stat
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from msharefs import proc, processes, verbs
+import trio
 
-from .descriptors import close_all, close_later, elsewhere
-from .mapping import Mapping, punch
+from msharefs import proc, processes, verbs
+from msharefs.native import check, lib
+
+from .descriptors import close, close_all, close_later, elsewhere
+from .identity import Identity, look
+from .mapping import Mapping, map_file, punch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from .sources import Source
 
 log = logging.getLogger(__name__)
+
+# Some may be on a file system that does not answer.
+_FOUND_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,24 @@ class Record:
     """Bytes of its pages."""
     anonymous: bool
     """It has no name and no other use: memory that is unmapped is given back."""
+    user: int = -1
+    """Who mapped it. -1: an older version of ours has recorded it, and nothing of what follows."""
+    handle: str = ""
+    born: int = 0
+    mount: int = 0
+    unique: bool = False
+
+    @classmethod
+    def of(cls, source: Source) -> Record:
+        """What is to be known of a source."""
+        return cls(
+            path=source.path,
+            writable=source.writable,
+            page=source.page,
+            anonymous=source.anonymous,
+            user=source.user,
+            **asdict(source.identity),
+        )
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
@@ -55,6 +83,11 @@ class Record:
             return cls(**json.loads(path.read_text()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+
+    @property
+    def identity(self) -> Identity:
+        """Which file it is."""
+        return Identity(self.device, self.inode, self.handle, self.born, self.mount, self.unique)
 
 
 @dataclass
@@ -122,13 +155,10 @@ class Objects:
         `kept` is ours. The same open file is the same object, however often it is mapped.
         """
         for known in self._objects.values():
-            if known.record.inode == source.inode and _same(known.fd, source.fd):
+            if known.record.inode == source.identity.inode and _same(known.fd, source.fd):
                 kept.close()
                 return known
-        record = Record(
-            source.path, source.device, source.inode, source.writable, source.page,
-            source.anonymous,
-        )  # fmt: skip
+        record = Record.of(source)
         added = Object(number, record, kept=kept)
         try:
             self._path.mkdir(mode=0o700, exist_ok=True)
@@ -147,13 +177,13 @@ class Objects:
         known = self._objects.get(number)
         return known.record.path if known is not None else "lost"
 
-    def keep(self, numbers: Iterable[int]) -> list[int]:
-        """Forgets all but these; returns the descriptors to be closed."""
-        fds = []
-        for number in self._objects.keys() - set(numbers):
-            fds += self._objects.pop(number).release()
-            (self._path / str(number)).unlink(missing_ok=True)
-        return fds
+    async def keep(self, numbers: Iterable[int]) -> None:
+        """Forgets all but these, and closes them."""
+        gone = [self._objects.pop(number) for number in self._objects.keys() - set(numbers)]
+        for known in gone:
+            (self._path / str(known.number)).unlink(missing_ok=True)
+        for known in gone:
+            await close(*known.release(), user=known.record.user, mount=known.record.device)
 
     def check_protect(self, number: int, prot: int) -> None:
         """OSError as from mprotect(2) of the object. EACCES: it was not opened for that."""
@@ -178,7 +208,7 @@ class Objects:
         """
         known = self._objects.get(number)
         if known is not None and known.fd < 0:
-            await self.find(clients)
+            await self._find(known, list(clients))
         if known is not None and known.fd >= 0 and known.record.writable and not write:
             await self._open_read_only(known)
         if known is None or known.fd < 0:
@@ -195,6 +225,8 @@ class Objects:
                 lambda: os.open(proc.fd_path(fd), os.O_RDONLY | os.O_CLOEXEC),
                 f"{self._name}: opening {known.record.path}",
                 close_all,
+                user=known.record.user,
+                mount=known.record.device,
             )
         except OSError as error:
             log.info("%s: clients get it as it is: %s", self._name, error)
@@ -202,14 +234,16 @@ class Objects:
         if known.fd == fd and known.read_only < 0:
             known.read_only = found
         else:  # another request was faster, or it is gone
-            close_later(found)
+            close_later(found, user=known.record.user)
 
     def load(self) -> None:
         """Reads what an earlier server recorded."""
         with contextlib.suppress(FileNotFoundError):
             for path in self._path.iterdir():
                 record = Record.read(path)
-                if record is not None and path.name.isdecimal():
+                if record is None:
+                    log.warning("%s: %s is no record of an object", self._name, path)
+                elif path.name.isdecimal():
                     self._objects[int(path.name)] = Object(int(path.name), record)
 
     async def find(self, clients: Iterable[int]) -> list[str]:
@@ -218,28 +252,41 @@ class Objects:
         Returns the paths of objects that are still lost.
         """
         pids = list(clients)
-        for lost in [known for known in self._objects.values() if known.fd < 0]:
-            record = lost.record
-            try:
-                found = await elsewhere(
-                    partial(_find, record, pids),
-                    f"{self._name}: opening {record.path}",
-                    _drop,
-                )
-            except OSError as error:
-                log.info("%s", error)
-                continue
-            if lost.fd < 0 and self._objects.get(lost.number) is lost:
-                lost.fd, lost.kept = found
-            else:
-                _drop(found)
+        lost = iter([known for known in self._objects.values() if known.fd < 0])
+
+        async def work() -> None:
+            for each in lost:
+                await self._find(each, pids)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_FOUND_AT_ONCE):
+                nursery.start_soon(work)
         return [known.record.path for known in self._objects.values() if known.fd < 0]
+
+    async def _find(self, lost: Object, pids: list[int]) -> None:
+        record = lost.record
+        drop = partial(_drop, record.user)
+        try:
+            found = await elsewhere(
+                partial(_find, record, pids),
+                f"{self._name}: opening {record.path}",
+                drop,
+                user=record.user,
+                mount=record.device,
+            )
+        except OSError as error:
+            log.info("%s: %s", self._name, error)
+            return
+        if lost.fd < 0 and self._objects.get(lost.number) is lost:
+            lost.fd, lost.kept = found
+        else:
+            drop(found)
 
     def close(self) -> None:
         """Lets go of all objects; the records stay."""
-        fds = [fd for known in self._objects.values() for fd in known.release()]
+        for known in self._objects.values():
+            close_later(*known.release(), user=known.record.user, mount=known.record.device)
         self._objects.clear()
-        close_later(*fds)
 
 
 def _same(one: int, other: int) -> bool:
@@ -247,40 +294,62 @@ def _same(one: int, other: int) -> bool:
     return one >= 0 and processes.same_file(one, other)
 
 
-def _drop(found: tuple[int, Mapping | None]) -> None:
+def _drop(user: int, found: tuple[int, Mapping | None]) -> None:
     fd, kept = found
     if kept is not None:
         kept.close()
-    close_later(fd)
+    close_later(fd, user=user)
 
 
 def _find(record: Record, pids: list[int]) -> tuple[int, Mapping | None]:
-    """Opens the file of a record again. ENOENT: it cannot be found."""
-    flags = (os.O_RDWR if record.writable else os.O_RDONLY) | os.O_CLOEXEC
-    candidates = [record.path] if record.path.startswith("/") else []
-    for pid in pids:
-        candidates += processes.mapped_files(pid, record.inode)
-    for path in candidates:
+    """Opens the file of a record again. ENOENT: it cannot be found. ESTALE: nor be recognized."""
+    if record.user < 0:
+        raise OSError(
+            errno.ESTALE,
+            f"{record.path} was recorded by an older version, without what tells it from a file "
+            "that has the same number today",
+        )
+    for reach in _looks(record, pids):
         with contextlib.suppress(OSError):
-            fd = os.open(path, flags | os.O_NONBLOCK)
+            seen = reach()
             try:
-                if _is_file_of(record, fd):
-                    os.set_blocking(fd, True)
+                if _is_file_of(record, seen):
+                    fd = os.open(proc.fd_path(seen), _flags(record))
                     return fd, _keep(fd, record)
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)
+            finally:
+                os.close(seen)
     raise OSError(errno.ENOENT, f"{record.path} is no more, and no attached process has it mapped")
 
 
+def _looks(record: Record, pids: list[int]) -> Iterator[Callable[[], int]]:
+    """Where the file may be: functions that open what is there as a path only (O_PATH)."""
+    if record.path.startswith("/"):
+        yield lambda: check(lib.identity_find(os.fsencode(record.path)), record.path)
+    for pid in pids:
+        for path in processes.mapped_files(pid, record.inode):
+            yield partial(os.open, path, os.O_PATH | os.O_CLOEXEC)
+
+
+def _flags(record: Record) -> int:
+    return (os.O_RDWR if record.writable else os.O_RDONLY) | os.O_NOCTTY | os.O_CLOEXEC
+
+
 def _is_file_of(record: Record, fd: int) -> bool:
-    found = os.fstat(fd)
-    return (found.st_dev, found.st_ino) == (record.device, record.inode)
+    """Whether `fd` leads to the file of a record, and may be opened for who mapped that."""
+    found = look(fd)
+    if not stat.S_ISREG(found.mode) or not found.identity.is_same(record.identity):
+        return False
+    if record.identity.unique:
+        return True
+    # It may be another file after all. Then let it be one that this user may open anyway.
+    if record.anonymous:
+        name = os.readlink(proc.fd_path(fd))
+        return found.owner == os.geteuid() and name == f"/memfd:{record.path} (deleted)"
+    return record.user in (0, found.owner)
 
 
 def _keep(fd: int, record: Record) -> Mapping | None:
     with contextlib.suppress(OSError):
         flags = mmap.MAP_SHARED | verbs.MAP_NORESERVE
-        return Mapping(fd, record.page, mmap.PROT_READ, flags, 0)
+        return map_file(fd, record.page, mmap.PROT_READ, flags, 0)
     return None

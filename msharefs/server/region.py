@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from msharefs import processes, verbs
+from msharefs import proc, processes, verbs
 from msharefs.native import ffi
 
 from . import checking, describe, descriptors, limits, sources
@@ -98,15 +98,28 @@ class Region:
             self.watch = None
 
     async def create_mapping(
-        self, create: verbs.Create, flags: int, caller: int, given: int | None = None
+        self,
+        create: verbs.Create,
+        flags: int,
+        caller: int,
+        user: int,
+        given: int | None = None,
     ) -> None:
         """MSHAREFS_CREATE_MAPPING, by a descriptor open with `flags`, for process `caller`.
 
+        `user` is the caller's: to whom the server owes no more than a share of its threads.
         `given` is the object's descriptor if the caller has sent it; it is closed.
         """
         async with contextlib.AsyncExitStack() as stack:
+            mount = 0
+
+            def closes(fd: int) -> None:
+                nonlocal mount
+                mount = proc.mount_of(fd)
+                stack.push_async_callback(descriptors.close, fd, user=user, mount=mount)
+
             if given is not None:
-                stack.push_async_callback(descriptors.close, given)
+                closes(given)
             host = self.sized()
             self.users += 1
             stack.callback(self._leave)
@@ -114,14 +127,15 @@ class Region:
             self._check_owner()
             verbs.check_create(create, host.size)
             if create.flags & verbs.MAP_ANONYMOUS:
-                source = sources.anonymous(create, executes=host.anonymous_executes)
+                source = sources.anonymous(create, user, executes=host.anonymous_executes)
                 if source is not None:
-                    stack.push_async_callback(descriptors.close, source.fd)
+                    closes(source.fd)
             else:
                 if given is None:
+                    descriptors.check_unclosed(user)
                     given = processes.fetch_descriptor(caller, create.fd)
-                    stack.push_async_callback(descriptors.close, given)
-                source = await sources.look(given, caller, create.flags)
+                    closes(given)
+                source = await sources.look(given, caller, create.flags, user, mount)
             if source is not None:
                 create = source.rounded(create)
             verbs.check_create_range(create, host.size, source.page if source else verbs.PAGE)

@@ -247,6 +247,16 @@ class Regions:
     def _hosts(self) -> list[HostMM]:
         return [region.host for region in self._regions.values() if region.host is not None]
 
+    async def find_objects(self) -> None:
+        """Opens the files that are mapped in regions of an earlier server; nobody waits for it.
+
+        A client that needs one meanwhile has it opened at once.
+        """
+        async with trio.open_nursery() as nursery:
+            for region in self._regions.values():
+                if region.host is not None:
+                    nursery.start_soon(region.host.find_objects)
+
     async def catch_up(self) -> None:
         """Finishes changes that an earlier server had begun and that could not be finished yet."""
         for region in list(self._regions.values()):

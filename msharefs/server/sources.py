@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from msharefs import mountpoint, proc, verbs
 
 from .descriptors import elsewhere
-from .mapping import Mapping, file_system
+from .identity import Identity
+from .identity import look as identify
+from .mapping import Mapping, file_system, map_file
 from .tree import INFO_INO
 
 if TYPE_CHECKING:
@@ -52,14 +54,19 @@ class Source:
 
     fd: int
     path: str
-    device: int
-    inode: int
+    identity: Identity
+    user: int
+    """Who gave it: a later server opens it for that user only."""
     writable: bool
     """The descriptor is open for writing."""
     page: int
     """Bytes of its pages."""
     kind: int
     """S_IFMT of its mode."""
+    mount: int = 0
+    """The mount it is on, as the limits of threads have it."""
+    info: bool = False
+    """It is the mshare_info of a mount."""
     zero: bool = False
     """/dev/zero: mapping it gives anonymous memory."""
     anonymous: bool = False
@@ -79,18 +86,24 @@ class Source:
 
         OSError as of mmap(2), and for files that Linux can map but a region cannot.
         """
-        return await elsewhere(lambda: self._map(create), f"mapping {self.path}", Mapping.close)
+        return await elsewhere(
+            lambda: self._map(create),
+            f"mapping {self.path}",
+            Mapping.close,
+            user=self.user,
+            mount=self.mount,
+        )
 
     def _map(self, create: Create) -> Mapping:
         if create.flags & verbs.MAP_FIXED_NOREPLACE and (
             create.flags & verbs.MAP_TYPE != verbs.MAP_SHARED
         ):
             raise OSError(errno.EOPNOTSUPP, "MAP_SHARED_VALIDATE knows no MAP_FIXED_NOREPLACE")
-        if self.kind == stat.S_IFCHR and not self.zero:
+        if self.info or (self.kind == stat.S_IFCHR and not self.zero):
             # Mapping a device has side effects, and a region cannot be made of one anyway.
             self._check_mode(create.prot)
             raise OSError(errno.ENODEV, f"{self.path}: a device is no object of a region")
-        mapping = Mapping(
+        mapping = map_file(
             self.fd,
             create.size,
             create.prot & verbs.PROT_ALL,
@@ -116,44 +129,55 @@ class Source:
             raise OSError(errno.EACCES, f"{self.path} is not open for that")
 
 
-async def look(fd: int, caller: int, flags: int) -> Source:
-    """The file behind descriptor `fd`, which process `caller` has open too.
+async def look(fd: int, caller: int, flags: int, user: int, mount: int) -> Source:
+    """The file behind descriptor `fd`, which process `caller` of user `user` has open too.
+
+    It is on mount `mount`.
 
     EBADF: it is open for no access (O_PATH). EINVAL: it is a region, or `flags` has MAP_HUGETLB and
     its pages are not huge. ETIMEDOUT: its file system does not answer.
     """
-    return await elsewhere(lambda: _look(fd, caller, flags), f"a file of process {caller}")
+    return await elsewhere(
+        lambda: _look(fd, caller, flags, user, mount),
+        f"a file of process {caller}",
+        user=user,
+        mount=mount,
+    )
 
 
-def anonymous(create: Create, *, executes: bool) -> Source | None:
+def anonymous(create: Create, user: int, *, executes: bool) -> Source | None:
     """The file to be made for anonymous memory that is huge or executable; None: none is needed.
 
     `executes`: code can run in ordinary memory of the region. EINVAL: there are no such huge pages.
     """
     if create.flags & verbs.MAP_HUGETLB:
-        return _memfd(HUGE_NAME, _MFD_HUGETLB | create.flags & _HUGE_CODES, create.size)
+        return _memfd(HUGE_NAME, _MFD_HUGETLB | create.flags & _HUGE_CODES, create.size, user)
     if create.prot & verbs.PROT_EXEC and not executes:
-        return _memfd(_EXECUTABLE_NAME, 0, create.size)
+        return _memfd(_EXECUTABLE_NAME, 0, create.size, user)
     return None
 
 
-def _look(fd: int, caller: int, flags: int) -> Source:
+def _look(fd: int, caller: int, flags: int, user: int, mount: int) -> Source:
     path = os.readlink(proc.fd_path(fd))
     mode = fcntl.fcntl(fd, fcntl.F_GETFL)
     if mode & os.O_PATH:
         raise OSError(errno.EBADF, f"{path} is open as a path only (O_PATH)")
     status = os.fstat(fd)
-    if _is_region(status, caller):
+    ours = _is_ours(status, caller)
+    info = ours and status.st_ino == INFO_INO
+    if ours and not info:
         raise OSError(errno.EINVAL, f"{path} is a region: regions do not nest")
     magic, block = file_system(fd)
     source = Source(
         fd,
         path,
-        status.st_dev,
-        status.st_ino,
+        identify(fd).identity,
+        user,
         writable=mode & os.O_ACCMODE == os.O_RDWR,
         page=block if magic == _HUGETLBFS_MAGIC else verbs.PAGE,
         kind=stat.S_IFMT(status.st_mode),
+        mount=mount,
+        info=info,
         zero=stat.S_ISCHR(status.st_mode) and status.st_rdev == _ZERO,
     )
     if flags & verbs.MAP_HUGETLB and not source.huge:
@@ -161,9 +185,9 @@ def _look(fd: int, caller: int, flags: int) -> Source:
     return source
 
 
-def _is_region(status: os.stat_result, caller: int) -> bool:
-    """Whether a file that process `caller` has open is a region, of this mount or another."""
-    if not stat.S_ISREG(status.st_mode) or status.st_ino == INFO_INO:
+def _is_ours(status: os.stat_result, caller: int) -> bool:
+    """Whether a file that process `caller` has open is of this mount or another one of ours."""
+    if not stat.S_ISREG(status.st_mode):
         return False
     types = set()
     who: proc.Process
@@ -173,7 +197,7 @@ def _is_region(status: os.stat_result, caller: int) -> bool:
     return mountpoint.FSTYPE in types
 
 
-def _memfd(name: str, flags: int, size: int) -> Source:
+def _memfd(name: str, flags: int, size: int, user: int) -> Source:
     """Anonymous memory that is a file of its own. EINVAL: there are no huge pages of that size."""
     try:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | flags)
@@ -185,13 +209,12 @@ def _memfd(name: str, flags: int, size: int) -> Source:
     try:
         _, block = file_system(fd)
         whole = verbs.round_up(size, block)
-        status = os.fstat(fd)
+        known = identify(fd).identity
         with contextlib.suppress(OSError):  # too large: the range is checked next
             os.ftruncate(fd, min(whole, (1 << 63) - block))
     except BaseException:
         os.close(fd)
         raise
     return Source(
-        fd, name, status.st_dev, status.st_ino, writable=True, page=block, kind=stat.S_IFREG,
-        anonymous=True,
+        fd, name, known, user, writable=True, page=block, kind=stat.S_IFREG, anonymous=True,
     )  # fmt: skip

@@ -5,6 +5,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/shm.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -22,5 +23,6 @@
 #include "msharefs.h"
 #include "server/guard.h"
 #include "server/hostmm.h"
+#include "server/identity.h"
 #include "server/inspect.h"
 #include "server/prefill.h"

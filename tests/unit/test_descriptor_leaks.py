@@ -74,7 +74,7 @@ def test_a_file_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "file"
     path.touch()
     status = path.stat()
-    record = objects.Record(str(path), status.st_dev, status.st_ino, True, 4096, False)
+    record = objects.Record(str(path), status.st_dev, status.st_ino, True, 4096, False, user=0)
 
     def fail(_record: objects.Record, _fd: int) -> bool:
         raise OSError(errno.EIO, "no answer")

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     import pytest
 
 
+ME = os.getuid()
+
+
 def test_an_answer_and_a_refusal() -> None:
     async def ask() -> None:
-        assert await descriptors.elsewhere(lambda: 7, "this") == 7
+        assert await descriptors.elsewhere(lambda: 7, "this", user=ME) == 7
         with refused(errno.EBADF):
-            await descriptors.elsewhere(lambda: os.fstat(-1), "this")
+            await descriptors.elsewhere(lambda: os.fstat(-1), "this", user=ME)
 
     trio.run(ask)
 
@@ -40,7 +43,7 @@ def test_what_comes_too_late_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None
 
     async def ask() -> None:
         with refused(errno.ETIMEDOUT):
-            await descriptors.elsewhere(work, "this", drop)
+            await descriptors.elsewhere(work, "this", drop, user=ME)
         assert not dropped.is_set()
 
     trio.run(ask)
@@ -52,7 +55,7 @@ def test_all_are_closed_even_if_one_is_not_open() -> None:
     first, second = os.pipe()
 
     async def close() -> None:
-        await descriptors.close(first, 1 << 20, second)
+        await descriptors.close(first, 1 << 20, second, user=ME)
 
     trio.run(close)
     for fd in (first, second):

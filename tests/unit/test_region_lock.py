@@ -54,7 +54,7 @@ def region(owner: subprocess.Popen[bytes], public_tmp: Path) -> Iterator[Region]
 def create(region: Region, caller: int, at: int, flags: int = FLAGS) -> Request:
     """A CREATE_MAPPING of a quantum at the quantum number `at`."""
     wanted = verbs.Create(at * QUANTUM, QUANTUM, 0, 3, flags)
-    return lambda: region.create_mapping(wanted, READ_WRITE, caller)
+    return lambda: region.create_mapping(wanted, READ_WRITE, caller, 0)
 
 
 async def in_turn(region: Region, *requests: Request) -> list[int]:
