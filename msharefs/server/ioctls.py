@@ -67,14 +67,16 @@ class Ioctls:
         if not region.frozen:
             region.sized()
         try:
-            await self._change(region, command, data, flags, tid)
+            await self._change(region, command, data, flags, tid, user)
         except OSError as error:
             region.refused(processes.process_of(tid), error)
             raise
         return 0, b""
 
     @staticmethod
-    async def _change(region: Region, command: int, data: bytes, flags: int, tid: int) -> None:
+    async def _change(
+        region: Region, command: int, data: bytes, flags: int, tid: int, user: int
+    ) -> None:
         if command == lib.MSHAREFS_CREATE_MAPPING:
             create = verbs.Create.from_bytes(data)
             # If no descriptor is mapped, we need only the caller's limits: a thread will do.
