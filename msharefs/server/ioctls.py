@@ -51,7 +51,7 @@ class Ioctls:
         self, ident: int, command: int, data: bytes, flags: int, tid: int, user: int
     ) -> tuple[int, bytes]:
         """The result and the output for thread `tid`, on a descriptor open with `flags`."""
-        turn = await self._control.turns.take(user)
+        turn = await self._control.turns.take(user, tid)
         try:
             return await self._answer(ident, command, data, flags, tid, user)
         finally:

@@ -23,6 +23,8 @@ _TURN_SECONDS = 0.004
 # A request that waited for something did not keep the thread all the time.
 _CHARGE_MAX_SECONDS = 0.002
 _CHARGE_MIN_SECONDS = 0.00005
+# So many callers at once are no flood, however busy they are.
+_FEW = 8
 # How many users are remembered who do not wait.
 _KNOWN_MAX = 1024
 
@@ -30,13 +32,17 @@ _KNOWN_MAX = 1024
 class _Share:
     """What a user has had of the thread."""
 
-    __slots__ = ("lot", "mean", "since", "spent")
+    __slots__ = ("begun", "callers", "lot", "mean", "since", "spent")
 
     def __init__(self) -> None:
         self.since = 0.0
         """When the window began."""
         self.spent = 0.0
         """Of the thread's time in the window."""
+        self.callers: set[int] = set()
+        """Threads that have asked in the window: each waits for its answer."""
+        self.begun = 0
+        """Requests that are neither done nor waiting for a turn."""
         self.mean = _CHARGE_MIN_SECONDS
         """Of the last requests."""
         self.lot = trio.lowlevel.ParkingLot()
@@ -51,21 +57,29 @@ class Turns:
         self._waiting: deque[_Share] = deque()
         """The shares of users with requests that wait; each once."""
 
-    async def take(self, user: int) -> float:
-        """Called before a request of `user` is looked at; the result is for `charge`."""
+    async def take(self, user: int, thread: int = 0) -> float:
+        """Called before a request of `user` is looked at; the result is for `charge`.
+
+        `thread`: who waits for the answer of a request that is done at once.
+        """
         now = time.perf_counter()
         share = self._shares.get(user)
         if share is None:
             share = self._share(user)
         if now - share.since > _WINDOW_SECONDS:
             share.since, share.spent = now, 0.0
-        if share.spent < _SHARE_SECONDS and not share.lot:
+            share.callers.clear()
+        share.callers.add(thread)
+        few = len(share.callers) <= _FEW and share.begun < _FEW
+        if (few or share.spent < _SHARE_SECONDS) and not share.lot:
+            share.begun += 1
             return now
         if not self._waiting:
             self._start(self._go_on)
         if not share.lot:
             self._waiting.append(share)
         await share.lot.park()
+        share.begun += 1
         return time.perf_counter()
 
     def charge(self, user: int, since: float) -> None:
@@ -75,12 +89,15 @@ class Turns:
             return
         spent = time.perf_counter() - since
         spent = min(max(spent, _CHARGE_MIN_SECONDS), _CHARGE_MAX_SECONDS)
+        share.begun -= 1
         share.spent += spent
         share.mean += (spent - share.mean) / 8
 
     def _share(self, user: int) -> _Share:
         if len(self._shares) >= _KNOWN_MAX:
-            self._shares = {user: each for user, each in self._shares.items() if each.lot}
+            self._shares = {
+                user: each for user, each in self._shares.items() if each.begun or each.lot
+            }
         share = self._shares[user] = _Share()
         return share
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import count
 
 import trio
 import trio.testing
@@ -20,8 +21,11 @@ def work() -> None:
         pass
 
 
+CALLERS = count(1)
+
+
 async def ask(turns: Turns, user: int) -> None:
-    turn = await turns.take(user)
+    turn = await turns.take(user, next(CALLERS))
     try:
         work()
     finally:
