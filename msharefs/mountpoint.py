@@ -7,6 +7,7 @@ for a bounded time.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -17,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from . import proc
 from .native import ffi, lib
-from .processes import listed, start_time, users_of
+from .processes import listed, named, start_time, users_of
 
 FSTYPE = "fuse.msharefs"
 
@@ -72,8 +75,30 @@ def resolve(given: Path) -> Path:
     return resolved
 
 
-def probe(directory: Path) -> Literal["alive", "dead", "silent"]:
-    """Whether the FUSE server behind `directory` answers."""
+def above(path: Path) -> proc.Mount | None:
+    """The mount that a file or directory is on, told by names alone: nobody is asked."""
+    absolute = Path(os.path.abspath(path))
+    found = None
+    for mount in proc.mounts():
+        if absolute.is_relative_to(mount.directory) and (
+            found is None or mount.directory.is_relative_to(found.directory)
+        ):
+            found = mount
+    return found
+
+
+def server_of(mount: proc.Mount) -> str:
+    """Its server for a sentence, as far as this user may see it, and whether it is stopped."""
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):  # it may be gone, or another user's
+            if os.minor(mount.device) in proc.fuse_connections(pid):
+                stopped = proc.stat(pid).state in "Tt"
+                return f"its server, {named(pid)}" + (", which is stopped" if stopped else "")
+    return "its server"
+
+
+def probe(directory: Path, seconds: float = _PROBE_SECONDS) -> Literal["alive", "dead", "silent"]:
+    """Whether the FUSE server behind `directory` answers, in that time."""
     # stat(1) reports the errno in words of the locale; those of C are the ones we look for.
     child = subprocess.Popen(
         ["stat", "--format=%i", str(directory)],
@@ -83,7 +108,7 @@ def probe(directory: Path) -> Literal["alive", "dead", "silent"]:
         text=True,
     )
     try:
-        _, errors = child.communicate(timeout=_PROBE_SECONDS)
+        _, errors = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         child.kill()  # it ends at once, or when the server answers or dies
         return "silent"

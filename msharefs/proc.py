@@ -153,6 +153,18 @@ def open_count() -> int:
     return os.stat("/proc/self/fd").st_size
 
 
+def fuse_connections(pid: int) -> set[int]:
+    """The FUSE connections that a process serves: the minor numbers of their mounts' st_dev."""
+    found = set()
+    for fd, path in open_files(pid).items():
+        if path == "/dev/fuse":
+            text = _read(pid, f"fdinfo/{fd}")
+            match = re.search(rb"^fuse_connection:\t(\d+)$", text, re.MULTILINE)
+            if match is not None:
+                found.add(int(match[1]))
+    return found
+
+
 def fd_path(fd: int) -> str:
     """A path to what a descriptor of our own is of, also where it has no name."""
     return f"/proc/self/fd/{fd}"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from msharefs import mountpoint
 
+from . import _patience
+
 if TYPE_CHECKING:
     from msharefs.client import Region
 
@@ -18,6 +20,7 @@ INFO_NAME = "mshare_info"  # the one regular file of a mount that is no region
 
 def look(path: str) -> os.stat_result:
     """`os.stat` of a file or directory that must be on an msharefs mount."""
+    _patience.watch(Path(path))
     try:
         status = os.stat(path)
     except FileNotFoundError:

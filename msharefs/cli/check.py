@@ -14,7 +14,7 @@ import click
 
 from msharefs import mountpoint
 
-from . import _region, _show, sentence
+from . import _patience, _region, _show, sentence
 from .ls import regions
 
 CLEAN, REPAIRED, BROKEN = range(3)
@@ -122,6 +122,7 @@ def command(path: str, repair: bool, as_json: bool) -> None:
     a server has set aside as damaged, if they are whole. Exit status: 0 nothing is wrong, 1 all is
     mended, 2 something is wrong or could not be checked.
     """
+    _patience.watch(Path(path))
     try:
         result = check_all(path, repair=repair)
     except OSError as error:

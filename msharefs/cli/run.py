@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ import click
 
 from msharefs.launch import running
 
+from . import _patience
 from ._types import Size
 
 
@@ -46,8 +49,10 @@ def command(
     Programs that it starts do so too. $MSHAREFS_MOUNT tells it where the mount is. The exit status
     is the program's, 128+N if signal N ended it; 126 or 127 if it cannot be started.
     """
+    named = directory or os.environ.get(running.MOUNT)
     try:
-        chosen = running.choose_mount(directory, adopts=adopt is not None, tell=_tell)
+        with _patience.watching(Path(named)) if named else contextlib.nullcontext():
+            chosen = running.choose_mount(directory, adopts=adopt is not None, tell=_tell)
     except running.SeveralMountsError as error:
         raise click.UsageError(str(error)) from None
     watcher = None

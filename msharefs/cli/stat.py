@@ -10,7 +10,7 @@ import click
 
 from msharefs import mountpoint, units
 
-from . import _region, _show
+from . import _patience, _region, _show
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -99,6 +99,7 @@ def _show_mount(directory: str, *, as_json: bool) -> None:
 @_show.json_option
 def command(region: str, as_json: bool) -> None:
     """Show a region's size, page tables, owner and counters; or a mount's limits."""
+    _patience.watch(Path(region))
     if os.path.isdir(region):
         _region.look(region)
         _show_mount(region, as_json=as_json)

@@ -83,12 +83,20 @@ def choose_mount(
                 "to get one for the time of the program",
                 str(named),
             )
-        if mountpoint.probe(directory) != "alive":
-            raise OSError(
-                errno.ENOTCONN,
-                f"its server does not answer; `msharefs mount {directory}` brings it back",
-                str(named),
-            )
+        match mountpoint.probe(directory):
+            case "dead":
+                raise OSError(
+                    errno.ENOTCONN,
+                    f"its server does not answer; `msharefs mount {directory}` brings it back",
+                    str(named),
+                )
+            case "silent":
+                raise OSError(
+                    errno.ETIMEDOUT,
+                    f"{mountpoint.server_of(mount)}, does not answer: let it go on (kill -CONT), "
+                    "or end it and mount again",
+                    str(named),
+                )
         if adopts and (kind := _owner_kind(directory)) != "file":
             raise OSError(
                 errno.EINVAL,

@@ -36,14 +36,17 @@ void detach_drop(struct attachment *att, bool claimed)
     att->live = false;
 }
 
-/* The server takes the slot back and keeps its counts; without a server we do it. */
+/* The server takes the slot back and keeps its counts; without one that answers we do it. The
+ * program waits that long for one that is stopped. */
+#define GOODBYE_MS 1000
+
 static void say_goodbye(struct attachment *att)
 {
     /* Replies carry the number of their request; a reply to the service thread, with number
      * 0, may still be on its way. */
     struct msg msg = {.op = MSG_DETACH, .seq = 1}, reply;
     int fds[MSG_FDS];
-    const int64_t deadline = control_deadline(CONTROL_TIMEOUT_MS);
+    const int64_t deadline = control_deadline(GOODBYE_MS);
     int err = att->ctl < 0 ? -EPIPE : control_send(att->ctl, &msg, NULL, 0, deadline);
 
     do {
