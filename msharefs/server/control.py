@@ -87,7 +87,7 @@ class Connection:
         try:
             with self._life:
                 while (request := await self._receive()) is not None:
-                    turn = await self._control.turns.take(self.user)
+                    turn = await self._control.turns.take(self.user, self._member.inode)
                     try:
                         await self._handle(request)
                     finally:

@@ -60,7 +60,7 @@ class Turns:
     async def take(self, user: int, thread: int = 0) -> float:
         """Called before a request of `user` is looked at; the result is for `charge`.
 
-        `thread`: who waits for the answer of a request that is done at once.
+        `thread`: a number of who waits for the answer, a thread or a connection.
         """
         now = time.perf_counter()
         share = self._shares.get(user)
