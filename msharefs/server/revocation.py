@@ -221,7 +221,7 @@ async def _client(clients: Clients, slot: int, deadline: float) -> Client | None
         await clients.reap_gone([slot])
         if slot in clients.connected:
             break
-        if clients.claim(slot) != claim:
+        if not claim or clients.claim(slot) != claim:  # it is free already, or another's
             return None
         now = trio.current_time()
         if now > deadline and now > looked + BACKLOG_POLL_SECONDS:
