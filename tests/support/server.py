@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msharefs.cli import check
+
 from . import fusectl, namespace
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class Mount:
         self.limit = limit
         self.wrapper: tuple[str, ...] = ()
         """A command that runs the server."""
+        self.damaged = False
+        """The test damages regions itself, and says here that nobody needs to look."""
         self.process: subprocess.Popen[bytes] | None = None
         self._minor = -1
         self._crashed = False
@@ -120,6 +124,18 @@ class Mount:
         while namespace.at(self.path):
             namespace.detach(self.path)
         shutil.rmtree(self.base, ignore_errors=True)
+
+    def check(self) -> list[str]:
+        """What `msharefs check` finds wrong with the regions, while the server runs."""
+        if self.damaged or not namespace.at(self.path):
+            return []
+        try:
+            result = check.check_all(str(self.path), repair=False)
+        except OSError as error:
+            return [f"check: {error}"]
+        return [
+            f"{name}: {each['sentence']}" for name, (_, left) in result.items() for each in left
+        ]
 
     def problems(self) -> list[str]:
         """Everything wrong that this mount left behind or logged, after the last stop."""
@@ -215,6 +231,7 @@ def mounting(base: Path) -> Iterator[Callable[..., Mount]]:
     for mount in made:
         try:
             if mount.process is not None:
+                problems += mount.check()
                 mount.stop()
             problems += mount.problems()
         except AssertionError as error:

@@ -133,6 +133,7 @@ def test_a_server_mends_what_it_has(mount: Mount, mm: Path) -> None:
 
 def test_what_cannot_be_mended(mount: Mount, mm: Path) -> None:
     bend_a_mapping(mm)
+    mount.damaged = True
     for arguments in ((), ("--repair",)):
         code, said = run("check", *arguments, mount.path)
         assert code == BROKEN

@@ -66,6 +66,7 @@ def test_only_that_region_is_lost(
 ) -> None:
     victim, other = regions
     shorten(victim, to)
+    mount.damaged = True
     # The first question finds it out; from then on every answer is the same.
     for look in (LOOKS[first], *LOOKS.values()):
         with pytest.raises(OSError, match=r"\[Errno 117\]"):
@@ -84,6 +85,7 @@ def test_the_others_live_through_a_restart_too(
 ) -> None:
     victim, other = regions
     shorten(victim, 0)
+    mount.damaged = True
     with pytest.raises(OSError, match="needs cleaning"):
         victim.unmap(0, PAGE)
     memory = other.attach()
