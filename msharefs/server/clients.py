@@ -245,18 +245,22 @@ class Clients:
             self.looks -= 1
 
     async def _reap(self, some: Callable[[], list[_Holder]], seconds: float) -> None:
-        holders = await self.look(some)
-        gone: list[_Holder] = []
-        # A process can keep us waiting for its address space. The thread is given up then, and
-        # until it comes back nobody waits here again.
-        if holders and self._answered.is_set():
-            with trio.move_on_after(seconds + LATE_SECONDS):
-                async with self._asking:
-                    gone = await self._ask(holders, seconds)
-        turn = trio.current_time()
-        for holder in gone:
-            self.reap(holder.slot, holder.claim)
-            turn = await give_way(turn)
+        self.looks += 1  # the region stays open between the looks, too
+        try:
+            holders = await self.look(some)
+            gone: list[_Holder] = []
+            # A process can keep us waiting for its address space. The thread is given up then, and
+            # until it comes back nobody waits here again.
+            if holders and self._answered.is_set():
+                with trio.move_on_after(seconds + LATE_SECONDS):
+                    async with self._asking:
+                        gone = await self._ask(holders, seconds)
+            turn = trio.current_time()
+            for holder in gone:
+                self.reap(holder.slot, holder.claim)
+                turn = await give_way(turn)
+        finally:
+            self.looks -= 1
 
     async def _ask(self, holders: list[_Holder], seconds: float) -> list[_Holder]:
         self._answered = answered = threading.Event()
