@@ -124,7 +124,7 @@ class Inboxes:
         reader = self._readers.get(user)
         if reader is None:
             reader = self._readers[user] = _Reader(user)
-        return Inbox(sock, sender, reader)
+        return reader.open(sock, sender)
 
     async def run(self) -> None:
         """Looks after the threads, until cancelled."""
@@ -160,11 +160,18 @@ class _Reader:
         self._epoll = select.epoll()
         # Protects what follows, and the flags of inboxes. Nobody waits with it held.
         self._lock = threading.Lock()
+        self._open = 0  # inboxes, also those that nobody has asked for a message yet
         self._inboxes: dict[int, Inbox] = {}
         self._thread: _Receiver | None = None
         self._stuck = 0
         self._seen = -1
         self._looks = 0
+
+    def open(self, sock: socket.socket, sender: str) -> Inbox:
+        """An inbox, for which this reader stays until it is removed."""
+        with self._lock:
+            self._open += 1
+        return Inbox(sock, sender, self)
 
     def arm(self, inbox: Inbox) -> None:
         """Lets a thread receive the next message."""
@@ -183,6 +190,7 @@ class _Reader:
             if inbox.closed:
                 return
             inbox.closed = True
+            self._open -= 1
             if inbox.registered:
                 # The client has the socket, too: to close ours would not take it out.
                 self._epoll.unregister(inbox.sock)
@@ -239,11 +247,13 @@ class _Reader:
                 self._stuck += 1
                 self._looks = 0
                 self._thread = None
-            needed = bool(self._inboxes or self._stuck)
+            at_work = self._thread is not None and self._thread.at is not None
+            needed = bool(self._open or self._stuck or at_work)
             if self._inboxes:
                 self._go_on()
             elif not needed and self._thread is not None:
                 self._thread.retired = True
+                self._thread = None
         if held_up is not None:
             log.warning("%s keeps its socket from being read: it is cut off", held_up.sender)
             held_up.hold_up()
