@@ -163,6 +163,7 @@ class _Reader:
         self._open = 0  # inboxes, also those that nobody has asked for a message yet
         self._inboxes: dict[int, Inbox] = {}
         self._thread: _Receiver | None = None
+        self._ended = False
         self._stuck = 0
         self._seen = -1
         self._looks = 0
@@ -203,6 +204,8 @@ class _Reader:
         events = self._epoll.poll(_IDLE_SECONDS, 1)
         with self._lock:
             if thread.retired:
+                if self._ended:
+                    self._epoll.close()
                 return False
             inbox = self._inboxes.get(events[0][0]) if events else None
             if inbox is None or not inbox.wanted:  # another one, by the number of an old one
@@ -251,9 +254,13 @@ class _Reader:
             needed = bool(self._open or self._stuck or at_work)
             if self._inboxes:
                 self._go_on()
-            elif not needed and self._thread is not None:
-                self._thread.retired = True
-                self._thread = None
+            elif not needed:
+                self._ended = True
+                if self._thread is None:
+                    self._epoll.close()
+                else:
+                    self._thread.retired = True  # and closes it
+                    self._thread = None
         if held_up is not None:
             log.warning("%s keeps its socket from being read: it is cut off", held_up.sender)
             held_up.hold_up()

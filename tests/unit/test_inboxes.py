@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import closing
+from typing import Any
 
 import trio
 
 from msharefs.server.inboxes import Inboxes
 
+from support.wait import until
+
 
 def test_a_look_before_the_first_wish_takes_no_thread_away() -> None:
     """A connection is made, the reader is found idle, and only then a message is asked for."""
 
-    async def scenario() -> None:
+    async def scenario() -> Any:
         inboxes = Inboxes()
         ours, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with closing(client):
@@ -31,7 +34,9 @@ def test_a_look_before_the_first_wish_takes_no_thread_away() -> None:
             with trio.fail_after(5):
                 assert await inbox.get() is None
             inbox.close()
-            for reader in inboxes._readers.values():
-                assert not reader.look()
+            (reader,) = inboxes._readers.values()
+            assert not reader.look()
+            return reader
 
-    trio.run(scenario)
+    reader = trio.run(scenario)
+    until(lambda: reader._epoll.closed, "its descriptor goes with its thread")
