@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from itertools import count
 
+import pytest
 import trio
 import trio.testing
 
@@ -68,6 +69,7 @@ def test_many_requests_of_one_user_and_one_of_another() -> None:
     trio.run(main)
 
 
+@pytest.mark.unsanitized("it is of Python alone, and measures shares of time")
 def test_users_that_all_ask_for_much_get_alike() -> None:
     async def main() -> None:
         order: list[int] = []
