@@ -78,6 +78,15 @@ def stat(pid: int) -> Stat:
     return Stat(fields[0].decode(), minor, major, threads, start, bool(flags & _PF_KTHREAD))
 
 
+def birth(pid: int) -> tuple[int, ...]:
+    """Where execve(2) put a program's code, data, stack and arguments; zeros if we may not know.
+
+    Addresses are random, so processes have these in common only if one forked the other.
+    """
+    fields = _read(pid, "stat").rpartition(b") ")[2].split()
+    return tuple(int(fields[number - 3]) for number in (26, 28, 45, 47, 48, 50))
+
+
 def status(pid: int, field: str) -> str:
     """A field of /proc/PID/status; empty where the process has none (VmPTE of a kernel thread).
 
@@ -123,8 +132,17 @@ def threads(pid: int) -> list[int]:
 
 def pid_namespace(pid: Process) -> int:
     """The inode number of /proc/PID/ns/pid."""
+    return _namespace(pid, "pid")
+
+
+def ipc_namespace(pid: Process) -> int:
+    """The inode number of /proc/PID/ns/ipc."""
+    return _namespace(pid, "ipc")
+
+
+def _namespace(pid: Process, name: str) -> int:
     try:
-        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+        return os.stat(f"/proc/{pid}/ns/{name}").st_ino
     except (FileNotFoundError, ProcessLookupError):
         raise _gone(pid) from None
 

@@ -33,6 +33,7 @@ VERBS = {
     "run": "Run PROGRAM so that its mmap(2) of a region file attaches the region.",
     "demo": "Measure page tables with and without sharing, with real processes.",
     "bench": "Measure msharefs beside what programs use today.",
+    "survey": "Measure what sharing page tables would save, for programs as they run now.",
     "plan": "Compute what page tables cost, shared and unshared.",
 }
 

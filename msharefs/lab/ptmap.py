@@ -8,14 +8,13 @@ How full it is comes from the host mm. Who has it is looked up in the clients' o
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 from typing import TYPE_CHECKING, Any
 
-from msharefs import proc
-from msharefs.native import ffi, lib
+from msharefs.native import lib
 from msharefs.server import describe
+
+from .pagemap import PRESENT, Pagemap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
 
 CELL_BYTES = 1 << 21
 ENTRIES = 512
-
-# linux/fs.h: struct pm_scan_arg, struct page_region, PAGE_IS_PRESENT.
-_SCAN = struct.Struct("=12Q")
-_REGION = struct.Struct("=3Q")
-_PAGEMAP_SCAN = 3 << 30 | _SCAN.size << 16 | ord("f") << 8 | 16
-_PRESENT = 1 << 3
-_REGIONS = 1024
 
 
 def look(region: Region) -> dict[str, Any]:
@@ -119,24 +111,14 @@ def held_cells(pid: int, base: int, size: int, offset: int = 0) -> Iterator[int]
 
     OSError: EPERM for another user's process, ESRCH if it is gone; ENOTTY: old kernel.
     """
-    with proc.open_pagemap(pid) as pagemap:
-        vector = bytearray(_REGION.size * _REGIONS)
-        where = _address(vector)
-        at, end, last = base, min(base + size, lib.HOST_END), -1
-        while at < end:
-            argument = bytearray(
-                _SCAN.pack(_SCAN.size, 0, at, end, 0, where, _REGIONS, 0, 0, _PRESENT, 0, _PRESENT)
-            )
-            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
-            for start, stop, _ in _REGION.iter_unpack(vector[: count * _REGION.size]):
-                first = max(last + 1, (start - base + offset) // CELL_BYTES)
-                last = max(last, (stop - 1 - base + offset) // CELL_BYTES)
-                yield from range(first, last + 1)
-            at = _SCAN.unpack(argument)[4]  # walk_end
-
-
-def _address(buffer: bytearray) -> int:
-    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))
+    last = -1
+    with Pagemap(pid) as table:
+        for runs in table.runs(base, min(base + size, lib.HOST_END)):
+            for start, stop, what in runs.tolist():
+                if what & PRESENT:
+                    first = max(last + 1, (start - base + offset) // CELL_BYTES)
+                    last = max(last, (stop - 1 - base + offset) // CELL_BYTES)
+                    yield from range(first, last + 1)
 
 
 def holder(group: list[int], clients: int) -> str:

@@ -22,8 +22,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -119,6 +121,24 @@ static void plain_unmap(const uint64_t *arg) /* address, size */
 static void plain_protect(const uint64_t *arg) /* address, size, prot */
 {
     reply_result(mprotect((void *)arg[0], arg[1], (int)arg[2]));
+}
+
+static void plain_advise(const uint64_t *arg) /* address, size, advice */
+{
+    reply_result(madvise((void *)arg[0], arg[1], (int)arg[2]));
+}
+
+/* A System V segment of this size, which is gone when nobody has it any more. */
+static void segment(const uint64_t *arg) /* address, size, id or 0 for a new one */
+{
+    int id = arg[2] ? (int)arg[2] - 1 : shmget(IPC_PRIVATE, arg[1], 0600);
+
+    if (id < 0 || shmat(id, (void *)arg[0], 0) == (void *)-1) {
+        reply_errno();
+        return;
+    }
+    shmctl(id, IPC_RMID, NULL);
+    reply(-1, "ok %d", id + 1);
 }
 
 static void load(const uint64_t *arg) /* address */
@@ -423,6 +443,8 @@ static const struct {
     {"plain-map", plain_map},
     {"plain-unmap", plain_unmap},
     {"plain-protect", plain_protect},
+    {"plain-advise", plain_advise},
+    {"segment", segment},
     {"load", load},
     {"store", store},
     {"run", run},

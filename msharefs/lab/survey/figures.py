@@ -1,0 +1,194 @@
+"""The document of a survey: what ``msharefs survey --json`` writes. Sizes in bytes."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from msharefs import __version__
+from msharefs.lab.plan import TABLE_BYTES
+
+from .objects import CLASSES, HUGETLB, resident
+from .spans import LEVELS
+from .survey import Survey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .survey import Notify
+
+KIND = "msharefs survey"
+VERSION = 1
+_PGD = 1  # table of a host mm that no process has counted in VmPTE
+
+
+def survey(pids: list[int], step: Callable[[str, int], Notify]) -> dict[str, Any]:
+    """Look at these processes; `step` begins a bar of progress."""
+    started, cpu = time.monotonic(), time.process_time()
+    found = Survey(pids, step("mappings", len(pids)))
+    found.look(step("page tables", len(found.census.seen)))
+    made = document(found)
+    made["seconds"] = time.monotonic() - started
+    made["cpu_seconds"] = time.process_time() - cpu
+    return made
+
+
+def document(found: Survey) -> dict[str, Any]:
+    """All that was counted."""
+    census = found.census
+    count = len(found.objects.all)
+    moved = _Moved(found)
+    rest = found.inplace.by_object(found.inplace.rest.spare(found.inplace.codes()))
+    objects = [_object(found, moved, rest, number) for number in range(count)]
+    objects = [one for one in objects if one["own_tables_bytes"] or one["saved_bytes"] > 0]
+    objects.sort(key=lambda one: -one["saved_bytes"])
+    linked = float(moved.linked.sum()) * TABLE_BYTES
+    return {
+        "kind": KIND,
+        "version": VERSION,
+        "made_by": __version__,
+        "date": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "host": os.uname().nodename,
+        "kernel": os.uname().release,
+        "processes": len(census.seen) + sum(map(len, census.unseen.values())),
+        "looked_at": found.looked,
+        "ended": census.ended,
+        "unseen": [
+            {"user": user, "processes": len(sizes), "vmpte_bytes": sum(sizes)}
+            for user, sizes in sorted(census.unseen.items())
+        ],
+        "sees": {"frames": found.frames, "scans": found.scans},
+        "vmpte_bytes": census.vmpte_bytes,
+        "looked_vmpte_bytes": sum(process.vmpte_bytes for process in census.seen),
+        "linked_bytes": linked,
+        "counted_bytes": found.moved.counted * TABLE_BYTES,
+        "saved_bytes": sum(max(0.0, one["saved_bytes"]) for one in objects),
+        "classes": [_class(objects, kind) for kind in CLASSES],
+        "unwritten_bytes": _unshared(found) * TABLE_BYTES,
+        "schemes": list(schemes(found, moved)),
+        "objects": objects,
+        "programs": [
+            {
+                "program": name,
+                "processes": program.processes,
+                "vmpte_bytes": program.vmpte_bytes,
+                "gone_bytes": program.gone * TABLE_BYTES,
+            }
+            for name, program in sorted(
+                found.programs.items(), key=lambda pair: -pair[1].vmpte_bytes
+            )
+        ],
+    }
+
+
+class _Moved:
+    """What the series would save, by level and object, in tables."""
+
+    def __init__(self, found: Survey) -> None:
+        count = len(found.objects.all)
+        self.linked = found.moved.linked()
+        self.gone = found.moved.gone
+        self.host = np.array([tally.different(count) for tally in found.moved.host])
+        self.used = self.host.sum(axis=0) > 0
+
+    def saved(self, levels: Sequence[int]) -> np.ndarray:
+        """By object, when tables of these levels are shared: negative where it does not pay."""
+        saved = (self.gone - self.host)[list(levels)].sum(axis=0)
+        if 1 in levels:
+            saved -= self.linked
+        if 2 in levels:
+            saved -= _PGD * self.used
+        found: np.ndarray = saved
+        return found
+
+
+def _object(found: Survey, moved: _Moved, rest: np.ndarray, number: int) -> dict[str, Any]:
+    what = found.objects.all[number]
+    host = moved.host[:, number].sum() + _PGD * moved.used[number]
+    by_series = max(0.0, float(moved.saved(LEVELS)[number]))
+    in_place = {
+        kind: float(rest[number, place]) * TABLE_BYTES for place, kind in enumerate(CLASSES)
+    }
+    return {
+        "name": what.name,
+        "class": what.kind,
+        "path": what.path,
+        "bytes": what.end,
+        "resident_bytes": resident(what),
+        "processes": what.processes,
+        "programs": dict(what.programs.most_common(5)),
+        "own_tables_bytes": float(found.moved.own[:, number].sum()) * TABLE_BYTES,
+        "own_pte_tables_bytes": float(found.moved.own[0, number]) * TABLE_BYTES,
+        "gone_bytes": float(moved.gone[:, number].sum() - moved.linked[number]) * TABLE_BYTES,
+        "linked_bytes": float(moved.linked[number]) * TABLE_BYTES,
+        "page_table_bytes": float(host) * TABLE_BYTES,
+        "saved_bytes": by_series * TABLE_BYTES + sum(in_place.values()),
+        "by_class": {
+            kind: size + (by_series * TABLE_BYTES if kind == what.kind else 0.0)
+            for kind, size in in_place.items()
+        },
+    }
+
+
+def _class(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    own = [one for one in objects if one["class"] == kind]
+    return {
+        "class": kind,
+        "what": CLASSES[kind],
+        "objects": len(own),
+        "own_tables_bytes": sum(one["own_tables_bytes"] for one in own),
+        "page_table_bytes": sum(one["page_table_bytes"] for one in own),
+        "saved_bytes": sum(one["by_class"][kind] for one in objects),
+    }
+
+
+def _unshared(found: Survey) -> float:
+    """PTE tables that would be the same, had nothing been written since fork."""
+    codes = found.inplace.codes()
+    made = found.inplace
+    return float(made.unwritten.spare(codes).sum() - made.rest.spare(codes).sum())
+
+
+SCHEMES = {
+    "series": "512 GiB, a linked PUD page: the series; memory moved into regions, any address",
+    "moved 1G": "1 GiB, a linked PMD page; memory moved into regions, any address",
+    "moved 2M": "2 MiB, a linked PTE page; memory moved into regions, any address",
+    "in place 512G": "512 GiB, in place, same address",
+    "in place 1G": "1 GiB, in place, same address",
+    "in place 2M": "2 MiB, in place, same address, as Android's ptshare",
+    "any address 512G": "512 GiB, in place, any address",
+    "any address 1G": "1 GiB, in place, any address",
+    "any address 2M": "2 MiB, in place, any address that starts at the same place of a table",
+    "hugetlb": "PMD tables of hugetlbfs that Linux shares now: saved already",
+}
+
+
+def schemes(found: Survey, moved: _Moved) -> list[dict[str, Any]]:
+    """What each way to share tables would save, by class."""
+    made, codes = found.inplace, found.inplace.codes()
+    kinds = [what.kind for what in found.objects.all]
+    named: dict[str, dict[str, float]] = {}
+    for name, levels in (("series", (0, 1, 2)), ("moved 1G", (0, 1)), ("moved 2M", (0,))):
+        named[name] = dict.fromkeys(CLASSES, 0.0)
+        for kind, saved in zip(kinds, np.maximum(0, moved.saved(levels)), strict=True):
+            named[name][kind] += saved
+    for name, tallies in (("in place", made.same), ("any address", made.any)):
+        for size, level in (("512G", 2), ("1G", 1), ("2M", 0)):
+            saved = made.by_kind(tallies[level].spare(codes))
+            if level:
+                saved[HUGETLB] = max(0.0, saved[HUGETLB] - float(moved.linked.sum()))
+            named[f"{name} {size}"] = saved
+    named["hugetlb"] = {HUGETLB: float(moved.linked.sum())}
+    return [
+        {
+            "scheme": name,
+            "what": what,
+            "saved_bytes": sum(named[name].values()) * TABLE_BYTES,
+            "by_class": {kind: size * TABLE_BYTES for kind, size in named[name].items() if size},
+        }
+        for name, what in SCHEMES.items()
+    ]
