@@ -128,10 +128,8 @@ def _all_maps(
 ) -> Iterator[tuple[int, proc.Mapping]]:
     for pid in psutil.pids():
         try:
-            # To parse the lines of a process with many keeps other threads waiting.
-            if inode is None or any(proc.maps_file(pid, each, inode) for each in devices):
-                for mapping in proc.maps(pid, devices, inode):
-                    yield pid, mapping
+            for mapping in proc.maps(pid, devices, inode):
+                yield pid, mapping
         except ProcessLookupError:
             continue
         except PermissionError:
