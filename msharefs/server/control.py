@@ -185,6 +185,7 @@ class Connection:
     # The messages
 
     async def _token(self, request: Request) -> None:
+        self._check_unsettled()  # its attachment is one of the region that it has
         self.region, self.flags = self._control.tokens.redeem(request.text[:16])
 
     async def _attach(self, request: Request) -> Reply:

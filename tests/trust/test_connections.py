@@ -18,6 +18,7 @@ import trio
 import trio.testing
 
 import msharefs
+from msharefs import processes
 from msharefs.native import lib
 from msharefs.server.tokens import TOKEN_SECONDS, Tokens
 
@@ -218,6 +219,33 @@ def test_who_fails_to_rejoin_has_shown_no_right(mount: Mount) -> None:
         for fd in fds:
             os.close(fd)
         assert region.stat()["vmas"] == 1
+
+
+def test_a_token_for_another_region(mounts: Callable[..., Mount]) -> None:
+    """Whoever is attached to one region does not turn to another, and leave the first behind."""
+    mount = mounts("quantum=2M", start=False)
+    # So it cannot fetch a socket, and gives tokens.
+    mount.wrapper = ("setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace", "--")
+    mount.start()
+    with made(mount) as region, made(mount, "other") as other, wire.connected(region) as sock:
+        wire.send(sock, lib.MSG_ATTACH)
+        _, fds = wire.answer(sock)
+        with wire.slots(region) as slots:
+            slots.write(0, os.getpid(), processes.start_time(os.getpid()), 4711)
+        uffd = fcntl.ioctl(fds[2], 0xAA00, os.O_CLOEXEC)
+        wire.send(sock, lib.MSG_READY, 0, 4711, fds=(uffd,))
+        assert wire.answer(sock)[0] == 0
+        given = struct.pack("=iI16s108s", sock.fileno(), 0, b"", b"")
+        token = struct.unpack("=iI16s108s", fcntl.ioctl(other.fd, CONNECT, given))[2]
+        wire.send(sock, lib.MSG_TOKEN, text=token)
+        assert wire.answer(sock)[0] == -errno.EISCONN
+        wire.send(sock, lib.MSG_DETACH)
+        assert wire.answer(sock)[0] == 0
+        assert region.stat()["clients"] == 0
+        wire.send(sock, lib.MSG_TOKEN, text=token)
+        assert wire.answer(sock)[0] == 0
+        for fd in (*fds, uffd):
+            os.close(fd)
 
 
 def test_tokens_that_nobody_shows() -> None:
