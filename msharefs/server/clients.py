@@ -10,15 +10,17 @@ from __future__ import annotations
 import errno
 import math
 import os
-import threading
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
 import trio
 
 from msharefs import processes
 from msharefs.native import check, lib
+
+from .limiters import Limiters
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterator
@@ -71,12 +73,12 @@ class _Holder(NamedTuple):
     """A connection says who it is, and not the slot."""
 
     @classmethod
-    def of(cls, client: Any, connection: Client | None) -> Self:
-        """From a struct mm_client."""
+    def of(cls, client: Any, known: tuple[int, int] | None) -> Self:
+        """From a struct mm_client, and the pid and start time of a process that is connected."""
         process = client.pid_namespace, client.pid, client.start_time
-        if connection is not None:
-            process = 0, connection.pid, 0
-        return cls(client.slot, client.claim, process, connection is not None)
+        if known is not None:
+            process = 0, *known
+        return cls(client.slot, client.claim, process, known is not None)
 
 
 class Clients:
@@ -94,9 +96,7 @@ class Clients:
         self.looks = 0
         """Threads that look at the region, which must stay open, or are about to."""
         self._thread = trio.CapacityLimiter(1)
-        self._asking = trio.Lock()
-        self._answered = threading.Event()
-        self._answered.set()
+        self._asking = trio.CapacityLimiter(1)
         self._next = 0
         """The slot that the next look for dead processes begins with."""
         self._look_again: dict[tuple[int, ...], float] = {}
@@ -222,7 +222,7 @@ class Clients:
             return
         await self._reap(
             lambda: [
-                _Holder.of(it, self.connected.get(it.slot))
+                _Holder.of(it, self._known(it.slot))
                 for it in map(self._view.attachment, slots)
                 if it is not None
             ],
@@ -251,10 +251,9 @@ class Clients:
             gone: list[_Holder] = []
             # A process can keep us waiting for its address space. The thread is given up then, and
             # until it comes back nobody waits here again.
-            if holders and self._answered.is_set():
+            if holders and not self._asking.borrowed_tokens:
                 with trio.move_on_after(seconds + LATE_SECONDS):
-                    async with self._asking:
-                        gone = await self._ask(holders, seconds)
+                    gone = await self._ask(holders, seconds)
             turn = trio.current_time()
             for holder in gone:
                 self.reap(holder.slot, holder.claim)
@@ -263,26 +262,27 @@ class Clients:
             self.looks -= 1
 
     async def _ask(self, holders: list[_Holder], seconds: float) -> list[_Holder]:
-        self._answered = answered = threading.Event()
         file = os.fstat(self._view.fd)
         connections = Counter(client.pid for client in self.connected.values())
-
-        def ask() -> list[_Holder]:
-            try:
-                return self._gone(holders, connections, file, seconds)
-            finally:
-                answered.set()
-
-        return await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=_askers)
+        return await trio.to_thread.run_sync(
+            partial(self._gone, holders, connections, file, seconds),
+            abandon_on_cancel=True,
+            limiter=Limiters(self._asking, _askers),  # type: ignore[arg-type]  # as trio's
+        )
 
     def _all(self, skipped: set[int]) -> list[_Holder]:
         """The attachments, but for some slots; the ones that the last look did not reach first."""
         holders = [
-            _Holder.of(client, self.connected.get(client.slot))
+            _Holder.of(client, self._known(client.slot))
             for client in self._view.attachments()
             if client.slot not in skipped
         ]
         return sorted(holders, key=lambda holder: holder.slot < self._next)
+
+    def _known(self, slot: int) -> tuple[int, int] | None:
+        """Pid and start time of the process whose connection a slot has. Threads ask, too."""
+        client, started = self.connected.get(slot), self._started.get(slot)
+        return None if client is None or started is None else (client.pid, started)
 
     def _gone(
         self,
@@ -299,6 +299,7 @@ class Clients:
         may have been about to come or go: two looks have to find it.
         """
         census = processes.Census()  # made after `holders`: it has all of them
+        made = int(self.mm.header.owner_start_time)
         answers: dict[tuple[int, int, int], int] = {}
         gone = []
         surplus = set()
@@ -308,8 +309,9 @@ class Clients:
                 if answers and time.monotonic() > end:
                     self._next = holder.slot
                     break
+                pids = census.find(*holder.process)
                 answers[holder.process] = _attachments(
-                    census.find(*holder.process), connections, file
+                    pids, connections, file, _believed(holder, made)
                 )
             found = answers[holder.process]
             if found == _CONNECTED and not holder.connected:
@@ -326,7 +328,18 @@ class Clients:
 _NONE, _CONNECTED, _MORE = range(3)
 
 
-def _attachments(pids: list[int], connections: Counter[int], file: os.stat_result) -> int:
+def _believed(holder: _Holder, made: int) -> int:
+    """From when on a process must have started to be believed though we may not look at it.
+
+    Who attaches says when it has started. Only a child of fork(2) does not at first, and that has
+    started after the region was made, by a process that started at `made`.
+    """
+    return 0 if holder.process[2] else made
+
+
+def _attachments(
+    pids: list[int], connections: Counter[int], file: os.stat_result, believed: int
+) -> int:
     """What the best of these processes has. An attachment has the host mm, `file`, mapped once.
 
     A program that has been replaced (execve(2)) has nothing mapped any more; we have, but are no
@@ -337,7 +350,11 @@ def _attachments(pids: list[int], connections: Counter[int], file: os.stat_resul
         if pid == os.getpid():
             continue
         mapped = processes.times_mapped(pid, file)
-        if mapped is None or mapped > connections[pid]:
+        if mapped is None:
+            if processes.start_time(pid) >= believed:
+                return _MORE
+            continue
+        if mapped > connections[pid]:
             return _MORE
         if mapped:
             best = _CONNECTED

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from .limiters import Limiters
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -45,28 +47,9 @@ _limiters: weakref.WeakValueDictionary[tuple[int, ...], trio.CapacityLimiter] = 
 )
 
 
-class _Share:
-    """A place among the threads, for one file system of one user: a limiter as trio has it."""
-
-    def __init__(self, user: int, mount: int) -> None:
-        self._limiters = (
-            _limiter((user, mount), _MOUNT_THREADS),
-            _limiter((user,), _USER_THREADS),
-            _all,
-        )
-
-    async def acquire_on_behalf_of(self, borrower: object) -> None:
-        """Waits for a place; on the way it takes none from other file systems, or other users."""
-        with contextlib.ExitStack() as got:
-            for limiter in self._limiters:
-                await limiter.acquire_on_behalf_of(borrower)
-                got.callback(limiter.release_on_behalf_of, borrower)
-            got.pop_all()
-
-    def release_on_behalf_of(self, borrower: object) -> None:
-        """The thread has ended, whether somebody still waited for it or not."""
-        for limiter in self._limiters:
-            limiter.release_on_behalf_of(borrower)
+def _share(user: int, mount: int) -> Limiters:
+    """A place among the threads, for one file system of one user; it takes none from others."""
+    return Limiters(_limiter((user, mount), _MOUNT_THREADS), _limiter((user,), _USER_THREADS), _all)
 
 
 def _limiter(key: tuple[int, ...], tokens: int) -> trio.CapacityLimiter:
@@ -86,8 +69,8 @@ async def elsewhere(
 ) -> T:
     """The result of `work`, done in a thread. ETIMEDOUT: its file system does not answer.
 
-    A result that comes later is given to `drop`. It is the work of user `user`, on file system
-    `mount`: any number that tells a user's file systems apart.
+    A result that comes when nobody waits any more is given to `drop`, in a thread. It is the work
+    of user `user`, on file system `mount`: any number that tells a user's file systems apart.
     """
     lock = threading.Lock()
     results: list[T] = []
@@ -101,12 +84,19 @@ async def elsewhere(
                 return
         drop(result)
 
-    with trio.move_on_after(ANSWER_SECONDS):
-        await trio.to_thread.run_sync(
-            run,
-            abandon_on_cancel=True,
-            limiter=_Share(user, mount),  # type: ignore[arg-type]  # it has what trio calls
-        )
+    try:
+        with trio.move_on_after(ANSWER_SECONDS):
+            await trio.to_thread.run_sync(
+                run,
+                abandon_on_cancel=True,
+                limiter=_share(user, mount),  # type: ignore[arg-type]  # it has what trio calls
+            )
+    except trio.Cancelled:  # whoever asked has gone
+        with lock:
+            late = True
+        for result in results:
+            threading.Thread(target=drop, args=(result,), daemon=True).start()
+        raise
     with lock:
         late = True
     if not results:

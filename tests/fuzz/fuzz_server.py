@@ -29,7 +29,7 @@ sys.path.insert(0, os.fspath(Path(__file__).parents[1]))
 import msharefs
 from msharefs.native import ffi, lib
 
-from support import namespace
+from support import namespace, rawmm
 from support.server import TROUBLE, Mount
 
 if TYPE_CHECKING:
@@ -221,6 +221,19 @@ def descriptors(pid: int) -> dict[str, str]:
     return found
 
 
+def slots(mm: Path) -> dict[int, str]:
+    """The slots of a host mm that are not free: process and start time, which keep it open."""
+    with mm.open("r+b") as file:
+        raw = rawmm.RawMM(file.fileno())
+    found = {}
+    for slot in range(min(raw.header("slots_high"), lib.MM_SLOTS)):
+        at = raw.slot_at(slot)
+        if raw.read(at):
+            found[slot] = f"{raw.read(at):#x} {raw.read(at + 8)}"
+    raw.close()
+    return found
+
+
 class Server:
     """A mount, and its state before it was treated badly."""
 
@@ -251,7 +264,11 @@ class Server:
         while len(now := descriptors(self.mount.pid)) > len(self._before):
             if time.monotonic() > end:
                 more = set(now.items()) - set(self._before.items())
-                raise ServerError(f"the server has descriptors more than before: {sorted(more)}")
+                held = [f"{path}: {slots(Path(path))}" for _, path in more if path.endswith(".mm")]
+                raise ServerError(
+                    f"the server has descriptors more than before: {sorted(more)}; slots that are "
+                    f"not free there: {held}"
+                )
             time.sleep(0.05)
 
     def check_log(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import subprocess
 import time
@@ -13,7 +15,8 @@ import msharefs
 from msharefs import proc, processes
 from msharefs.server.hostmm import GRACE_SECONDS
 
-from support import wire
+from support import libc, wire
+from support.calls import refused
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -51,6 +54,20 @@ def check_free(region: msharefs.Region) -> None:
     region.map(0, PAGE)
     region.protect(PAGE, PAGE, 1)
     assert time.monotonic() - start < GRACE_SECONDS
+
+
+@contextlib.contextmanager
+def hidden(pid: int) -> Iterator[None]:
+    """Nobody may see what a process has mapped: not even root may open a device where none work."""
+    maps = f"/proc/{pid}/maps"
+    libc.bind("/dev/null", maps)
+    try:
+        libc.bind("none", maps, libc.MS_REMOUNT | libc.MS_NODEV)
+        with refused(errno.EACCES):
+            os.open(maps, os.O_RDONLY)
+        yield
+    finally:
+        libc.umount(maps, libc.MNT_DETACH)
 
 
 def check_goes(mount: Mount, region: msharefs.Region) -> None:
@@ -97,10 +114,15 @@ def test_a_slot_that_names_somebody_else(
     sleeper: int,
     who: Callable[[Mount, int], tuple[int, int]],
 ) -> None:
+    check_is_nobody(mount, region, *who(mount, sleeper))
+
+
+def check_is_nobody(mount: Mount, region: msharefs.Region, process: int, start_time: int) -> None:
+    """The server finds out, of a slot with these two, that nobody has it."""
     memory = region.attach()
     memory[-4:] = b"here"
     with wire.slots(region) as slots:
-        slots.write(SLOT, *who(mount, sleeper), 4711)
+        slots.write(SLOT, process, start_time, 4711)
         slots.enter(SLOT)
         slots.poison(SLOT)
         slots.touch(SLOT)
@@ -109,6 +131,33 @@ def test_a_slot_that_names_somebody_else(
     assert bytes(memory[-4:]) == b"here"
     memory.release()
     check_goes(mount, region)
+
+
+def test_a_process_that_cannot_be_looked_at_and_is_older_than_the_region(
+    mount: Mount, region: msharefs.Region
+) -> None:
+    with hidden(1):
+        check_is_nobody(mount, region, *first(mount, 0))
+
+
+def forked(_mount: Mount, sleeper: int) -> tuple[int, int]:
+    """A child of fork(2) that has not said hello: it does not know yet when it has started."""
+    return sleeper, 0
+
+
+@pytest.mark.parametrize("who", [other, forked])
+def test_a_process_that_cannot_be_looked_at_and_may_be_a_client(
+    mount: Mount,
+    region: msharefs.Region,
+    sleeper: int,
+    who: Callable[[Mount, int], tuple[int, int]],
+) -> None:
+    with hidden(sleeper):
+        with wire.slots(region) as slots:
+            slots.write(SLOT, *who(mount, sleeper), 4711)
+        for _ in range(3):
+            assert [client["pid"] for client in region.describe("clients")] == [sleeper]
+    assert region.describe("clients") == []
 
 
 def test_the_slot_of_another_client(mount: Mount, region: msharefs.Region) -> None:

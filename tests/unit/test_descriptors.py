@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
+import trio.testing
 
 from msharefs.server import descriptors
 
@@ -47,6 +49,26 @@ def test_what_comes_too_late_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None
         assert not dropped.is_set()
 
     trio.run(ask)
+    go_on.set()
+    assert dropped.wait(10)
+
+
+def test_what_comes_when_nobody_waits_any_more_is_dropped() -> None:
+    go_on, dropped = threading.Event(), threading.Event()
+
+    async def ask() -> None:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    partial(
+                        descriptors.elsewhere, go_on.wait, "this", lambda _: dropped.set(), user=ME
+                    )
+                )
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+
+    trio.run(ask)
+    assert not dropped.is_set()
     go_on.set()
     assert dropped.wait(10)
 

@@ -1,0 +1,98 @@
+"""Looking for clients that are gone, in the server's own process."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from msharefs import proc, processes
+from msharefs.native import lib
+from msharefs.server.hostmm import HostMM
+from msharefs.server.owners import Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+QUANTUM = 2 << 20
+GONE = 0xFFFFFFFF
+ELSEWHERE = (1 << 64) - 1
+"""A process of some pid namespace."""
+STEPS = 40
+"""More than a look has."""
+
+
+@pytest.fixture
+def make(public_tmp: Path) -> Iterator[Callable[[int], HostMM]]:
+    """Makes a region without a client, by an owner that started then."""
+    made = []
+
+    def make(started: int) -> HostMM:
+        made.append(HostMM.make("r", public_tmp, 5, QUANTUM, QUANTUM, Owner(1, started, "")))
+        return made[-1]
+
+    yield make
+    for host in made:
+        host.close()
+
+
+class CalledOff(trio.abc.Instrument):
+    """Cancels a scope at the n-th step of its task."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+        self.scope = trio.CancelScope()
+        self._task = trio.lowlevel.current_task()
+
+    def before_task_step(self, task: Any) -> None:
+        self.left -= task is self._task
+        if not self.left:
+            self.scope.cancel()
+
+
+def test_a_look_that_is_called_off(make: Callable[[int], HostMM]) -> None:
+    """The next one finds what it would have found, whatever the step."""
+    host = make(1)
+
+    async def main() -> None:
+        for step in range(1, STEPS):
+            assert lib.slot_claim(host.mm, GONE, 1) == 0
+            called_off = CalledOff(step)
+            trio.lowlevel.add_instrument(called_off)
+            with called_off.scope:
+                await host.clients.reap_dead()
+            trio.lowlevel.remove_instrument(called_off)
+            if called_off.left > 0:
+                return
+            with trio.fail_after(20):
+                while host.attached():
+                    await host.clients.reap_dead()
+        pytest.fail("a look has more steps than the test has")
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(("started", "believed"), [(1, True), (1 << 62, False)])
+def test_a_process_of_which_nothing_is_known(
+    make: Callable[[int], HostMM], monkeypatch: pytest.MonkeyPatch, *, started: int, believed: bool
+) -> None:
+    """Neither its namespace nor its mappings are ours to see: it has to be as young as the region.
+
+    The slot does not say when it started.
+    """
+    ours = proc.pid_namespace("self")
+
+    def pid_namespace(pid: proc.Process) -> int:
+        if pid != "self":
+            raise PermissionError(errno.EACCES, f"process {pid}")
+        return ours
+
+    monkeypatch.setattr(proc, "pid_namespace", pid_namespace)
+    monkeypatch.setattr(processes, "times_mapped", lambda _pid, _file: None)
+    host = make(started)
+    assert lib.slot_claim(host.mm, ELSEWHERE, 0) == 0
+    trio.run(host.clients.reap_dead)
+    assert host.attached() == believed
