@@ -183,9 +183,9 @@ def fuse_connections(pid: int) -> set[int]:
     return found
 
 
-def fd_path(fd: int) -> str:
-    """A path to what a descriptor of our own is of, also where it has no name."""
-    return f"/proc/self/fd/{fd}"
+def fd_path(fd: int, pid: Process = "self") -> str:
+    """A path to what a descriptor, by default of our own, is of, also where it has no name."""
+    return f"/proc/{pid}/fd/{fd}"
 
 
 def mount_of(fd: int) -> int:

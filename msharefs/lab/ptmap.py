@@ -95,9 +95,14 @@ def _holders(
     unseen = []
     for number, client in enumerate(clients):
         try:
-            for cell in held_cells(client["pid"], client["base"], client["size"], client["offset"]):
-                if cell in tables:
-                    holders.setdefault(cell, []).append(number)
+            whole = (client["base"], client["size"], client["offset"])
+            cells = {
+                cell
+                for part in client.get("parts", [whole])
+                for cell in held_cells(client["pid"], *part)
+            }
+            for cell in cells & tables:
+                holders.setdefault(cell, []).append(number)
         except (PermissionError, ProcessLookupError):
             unseen.append(number)
     return holders, unseen

@@ -1,18 +1,21 @@
 """Watching the page tables of running programs: their own, and those of the regions they attach.
 
-A region's figures are read from its objects in the state directory, without asking the server. So
-unlinked regions are seen too, and nobody is disturbed.
+A region's figures are read from its objects in the state directory. So unlinked regions are seen
+too, and nobody is disturbed. The server is asked only to bring the entries of adopted memory up to
+date, which nobody else does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from msharefs import proc
+from msharefs.native import ffi, lib
 from msharefs.processes import start_time
 from msharefs.server import describe
 from msharefs.server.view import View
@@ -32,6 +35,8 @@ SAMPLES_MAX = 2000
 # A new map is drawn when the page tables have grown by this since the last one.
 MAP_GROWTH = 1.1
 MAPS_MAX = 4
+# A server answers in so many milliseconds, or is not asked.
+_ANSWER_MS = 1000
 
 
 def vmpte(pid: int) -> int:
@@ -57,17 +62,37 @@ def own_tables(pid: int, base: int, size: int, quantum: int) -> Own | None:
 
     None if they cannot be seen: another user's process, or a kernel before 6.7.
     """
+    return _own_tables(pid, [(base, size, 0)], quantum)
+
+
+def _own_tables(pid: int, parts: Iterable[tuple[int, int, int]], quantum: int) -> Own | None:
+    """The same for parts of a region: address, size, offset."""
+    cells: set[int] = set()
     try:
-        cells = list(ptmap.held_cells(pid, base, size))
+        for base, size, _ in parts:
+            first, inside = divmod(base, ptmap.CELL_BYTES)
+            cells.update(first + cell for cell in ptmap.held_cells(pid, base, size, inside))
     except ProcessLookupError:  # it has ended
         return Own(0, 0)
     except OSError:
         return None
     found = {True: 0, False: 0}
     for span in (ptmap.CELL_BYTES, 1 << 30, PGD_SPAN):
-        tables = {(base + cell * ptmap.CELL_BYTES) // span for cell in cells}
+        tables = {cell * ptmap.CELL_BYTES // span for cell in cells}
         found[span <= quantum] += len(tables) * TABLE_BYTES
     return Own(found[True], found[False])
+
+
+def _linked_quanta(pid: int, parts: Iterable[tuple[int, int, int]], quantum: int) -> set[int]:
+    """The quanta of a region of which a process has pages in its own tables."""
+    try:
+        return {
+            cell * ptmap.CELL_BYTES // quantum
+            for part in parts
+            for cell in ptmap.held_cells(pid, *part)
+        }
+    except OSError:
+        return set()
 
 
 @dataclass
@@ -134,6 +159,10 @@ class Sampler:
     ) -> None:
         self._processes = processes
         self._objects = state / "regions"
+        self._control = state / "control"
+        self._pids: list[int] = []
+        self._linked: dict[int, set[tuple[int, int, int]]] = {}
+        """Of adopted memory: process, start time and quantum of each link that was seen."""
         self._interval = interval
         self._started = time.monotonic()
         self._stop = threading.Event()
@@ -151,6 +180,7 @@ class Sampler:
     def __enter__(self) -> Self:
         self._started = time.monotonic()
         if self._others:
+            self._bring_up_to_date()
             self._before = dict(self._counters())
         self._thread.start()
         return self
@@ -182,11 +212,12 @@ class Sampler:
 
     def look(self) -> None:
         """Take a sample."""
-        pids = list(self._processes())
+        pids = self._pids = list(self._processes())
         if self._others:
             self._seen |= {(pid, start_time(pid)) for pid in pids}
         sample = Sample(self.seconds, len(pids), sum(map(vmpte, pids)), *[0] * 6)
         attached: set[int] = set()
+        self._bring_up_to_date()
         for path in sorted(self._objects.glob("*.mm")):
             attached |= self._look_at(int(path.stem), sample)
         sample.clients = len(attached)
@@ -199,7 +230,7 @@ class Sampler:
         except OSError:  # it went since we saw its name, or is not ready yet
             return set()
         try:
-            raw, clients = view.stat(), self._ours(describe.clients(view))
+            raw, clients = view.stat(), self._clients(view)
             if self._others and not clients:
                 return set()
             before = self._before.get(ident, {})
@@ -217,9 +248,12 @@ class Sampler:
                 "rss_bytes": raw.rss,
                 **{key: getattr(raw, key) - before.get(key, 0) for key in _COUNTERS},
             })  # fmt: skip
+            if view.adopted:
+                self.regions[ident].links = self._links(ident, view, clients)
             own_before = sample.own_tables_bytes
             for client in clients:
-                own = own_tables(client["pid"], client["base"], view.size, view.quantum)
+                parts = client.get("parts", [(client["base"], view.size, 0)])
+                own = _own_tables(client["pid"], parts, view.quantum)
                 sample.own_tables_bytes += own.shareable if own else 0
                 sample.upper_tables_bytes += own.upper if own else 0
                 sample.unseen += own is None
@@ -228,6 +262,31 @@ class Sampler:
             return {client["pid"] for client in clients}
         finally:
             view.close()
+
+    def _bring_up_to_date(self) -> None:
+        """The entries of adopted memory. Without a server that answers they stay as they were."""
+        if not any(self._objects.glob("*.adopted")):
+            return
+        deadline = lib.control_deadline(_ANSWER_MS)
+        sock = lib.control_connect_path(os.fsencode(self._control), deadline)
+        if sock >= 0:
+            message = ffi.new("struct msg *", {"op": lib.MSG_LOOK})
+            lib.control_call(sock, message, ffi.NULL, 0, ffi.NULL)
+            os.close(sock)
+
+    def _clients(self, view: View) -> list[dict[str, Any]]:
+        if view.adopted:
+            return describe.adopted(view, self._pids)
+        return self._ours(describe.clients(view))
+
+    def _links(self, ident: int, view: View, clients: list[dict[str, Any]]) -> int:
+        """Links of adopted memory so far: quanta of which a process has had pages."""
+        seen = self._linked.setdefault(ident, set())
+        for client in clients:
+            who = client["pid"], client["start_time"]
+            linked = _linked_quanta(client["pid"], client["parts"], view.quantum)
+            seen |= {(*who, quantum) for quantum in linked}
+        return len(seen)
 
     def _ours(self, clients: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those clients that are processes of ours."""

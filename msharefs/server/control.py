@@ -163,7 +163,7 @@ class Connection:
         try:
             if handler is None:
                 raise OSError(errno.EPROTO, f"process {self.pid} sent message {request.op}")
-            if self.region is None and request.op not in (lib.MSG_TOKEN, lib.MSG_REJOIN):
+            if self.region is None and request.op not in _WITHOUT_REGION:
                 raise OSError(
                     errno.EPERM, f"process {self.pid} has not shown a right to any region"
                 )
@@ -191,6 +191,7 @@ class Connection:
     async def _attach(self, request: Request) -> Reply:
         self._control.connections.check_clients()
         host = self._region.sized()
+        self._region.check_unadopted()
         if self._region.ended:
             raise OSError(
                 errno.EINVAL, f"{self._region.name} has ended with its owner; make a new one"
@@ -210,6 +211,16 @@ class Connection:
             fds=duplicated(host.fd, host.mem_fd, self._control.userfaultfd),
             own=True,  # the region may close its files while we wait to send
         )
+
+    async def _adopt(self, request: Request) -> Reply:
+        del request
+        return Reply(fds=[self._control.regions.adopt_memory(self._region.ident)], own=True)
+
+    async def _look(self, request: Request) -> None:
+        del request
+        if self.user not in (0, os.geteuid()):
+            raise OSError(errno.EPERM, f"user {self.user} may not look at all regions")
+        await self._control.regions.look_at_adopted()
 
     async def _ready(self, request: Request) -> None:
         self._settle(request)
@@ -392,6 +403,7 @@ class _Answer:
 
 
 _NO_REPLY = Reply()
+_WITHOUT_REGION = lib.MSG_TOKEN, lib.MSG_REJOIN, lib.MSG_LOOK
 
 _HANDLERS: dict[int, Any] = {
     lib.MSG_TOKEN: Connection._token,  # noqa: SLF001
@@ -406,6 +418,8 @@ _HANDLERS: dict[int, Any] = {
     lib.MSG_OBJECT: Connection._object,  # noqa: SLF001
     lib.MSG_STAT: Connection._stat,  # noqa: SLF001
     lib.MSG_DESCRIBE: Connection._describe,  # noqa: SLF001
+    lib.MSG_ADOPT: Connection._adopt,  # noqa: SLF001
+    lib.MSG_LOOK: Connection._look,  # noqa: SLF001
 }
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from msharefs import processes
+from msharefs import proc, processes
 from msharefs.native import LEVELS, check, ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from .owners import Owner
     from .view import View
@@ -140,6 +140,13 @@ _KINDS = {
 }
 
 
+UNCOUNTED = (
+    "links", "faults", "materialised_pages", "segv",
+    "budget_bytes", "budget_asked_bytes", "budget_grown", "evicted_spans", "refaulted_spans",
+)  # fmt: skip
+"""What is not known of a process that maps memory without us."""
+
+
 def clients(view: View) -> list[dict[str, Any]]:
     """The attachments that we serve, by slot; `mappings` has the others."""
     return [
@@ -164,6 +171,38 @@ def clients(view: View) -> list[dict[str, Any]]:
         }
         for client in view.attachments()
     ]
+
+
+def adopted(view: View, pids: Iterable[int]) -> list[dict[str, Any]]:
+    """Those of these processes that map adopted memory, like `clients`; it has no others.
+
+    `parts` are the mappings of each: address, bytes, offset.
+    """
+    found = []
+    device, inode = view.memory_identity
+    for pid in pids:
+        try:
+            mappings = proc.maps(pid, {device}, inode)
+            started = processes.start_time(pid)
+        except (ProcessLookupError, PermissionError):
+            continue
+        if mappings:
+            first = mappings[0]
+            found.append(
+                {
+                    "pid": pid,
+                    "start_time": started,
+                    "comm": processes.command(pid),
+                    "kind": "adopted",
+                    "base": first.start,
+                    "size": first.end - first.start,
+                    "offset": first.offset,
+                    "prot": first.prot,
+                    "parts": [(one.start, one.end - one.start, one.offset) for one in mappings],
+                    **dict.fromkeys(UNCOUNTED),
+                }
+            )
+    return found
 
 
 def audit(view: View) -> dict[str, Any]:

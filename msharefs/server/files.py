@@ -19,6 +19,11 @@ def object_paths(directory: Path, ident: int) -> tuple[Path, Path]:
     return directory / f"{ident}.mm", directory / f"{ident}.mem"
 
 
+def adopted_path(directory: Path, ident: int) -> Path:
+    """Where adopted memory has its handle, for the next server; see adopted.py."""
+    return directory / f"{ident}.adopted"
+
+
 def open_memory(directory: Path, ident: int) -> int:
     """Opens a region's pages, which exist from its first open(2) on: native mappings map them."""
     return os.open(object_paths(directory, ident)[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -40,7 +45,7 @@ def records_path(directory: Path, ident: int) -> Path:
 
 def remove_objects(directory: Path, ident: int) -> None:
     """Removes both files; attached processes keep their mappings."""
-    for path in object_paths(directory, ident):
+    for path in (*object_paths(directory, ident), adopted_path(directory, ident)):
         path.unlink(missing_ok=True)
     shutil.rmtree(records_path(directory, ident), ignore_errors=True)
     remove_set_aside(directory, ident)
@@ -52,10 +57,13 @@ def check_size(directory: Path, ident: int, size: int | None, quantum: int) -> N
     It is checked before any of it is mapped: a client may have made it as long as it likes. Without
     a `size`, for a region without a name, that of the pages counts.
     """
+    paths = object_paths(directory, ident)
     try:
-        mm, mem = (os.stat(path).st_size for path in object_paths(directory, ident))
+        mm, mem = (os.stat(path).st_size for path in paths)
     except FileNotFoundError as error:
         raise OSError(errno.EUCLEAN, f"region {ident}: {error.filename} is missing") from None
+    if paths[1].is_symlink():  # adopted memory need not fill its region
+        mem = -(-mem // quantum) * quantum
     expected = lib.mm_file_size(mem if size is None else size, quantum)
     if mm != expected:
         raise OSError(

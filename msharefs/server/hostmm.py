@@ -231,6 +231,13 @@ class HostMM(View):
 
         return take
 
+    def catch_up_entries(self) -> None:
+        """Gives the pages of adopted memory entries, which nobody else does. For a thread."""
+        check(
+            lib.entries_catch_up(self._mm, self._mem_fd, 0, self.size, True),
+            f"{self.name}: looking at its pages",
+        )
+
     def _next_object(self) -> int:
         """A number that no object of the region has had: that of the next mapping."""
         return int(self._mm.header.serial + 1) & 0xFFFFFFFF

@@ -17,6 +17,8 @@ import trio
 
 from msharefs import proc, processes
 
+from . import describe
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
@@ -28,12 +30,6 @@ T = TypeVar("T")
 # A process can keep us waiting for its address space: so many at a time, and so long.
 LOOK_SECONDS = 5.0
 _LOOKERS = 4
-
-# What `describe.clients` counts of an attachment.
-_UNKNOWN = (
-    "links", "faults", "materialised_pages", "segv",
-    "budget_bytes", "budget_asked_bytes", "budget_grown", "evicted_spans", "refaulted_spans",
-)  # fmt: skip
 
 
 class NativeMappings:
@@ -74,6 +70,10 @@ class NativeMappings:
         """
         return await self._look(lambda: self._of(ino))
 
+    async def processes_of(self, device: int, inode: int) -> set[int]:
+        """The processes that map a file, of whichever device. ETIMEDOUT: as `of`."""
+        return await self._look(lambda: {pid for pid, _ in _all_maps({device}, inode)})
+
     def _keep(self, devices: set[int]) -> None:
         self._devices = devices
         self._record.write_text("\n".join(sorted(map(_text, devices))))
@@ -103,7 +103,7 @@ class NativeMappings:
                 "size": mapping.end - mapping.start,
                 "offset": mapping.offset,
                 "prot": mapping.prot,
-                **dict.fromkeys(_UNKNOWN),
+                **dict.fromkeys(describe.UNCOUNTED),
             }
             for pid, mapping in _all_maps(self._devices, ino)
         ]

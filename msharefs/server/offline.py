@@ -79,7 +79,9 @@ def names(path: Path) -> dict[int, tuple[str, int]]:
 def check(path: Path, ident: int, size: int, quantum: int) -> list[dict[str, Any]]:
     """What is wrong with region `ident` of `size` bytes; 0: it is unsized, or has no name."""
     regions = path / "regions"
-    mm, _ = object_paths(regions, ident)
+    mm, memory = object_paths(regions, ident)
+    if memory.is_symlink():  # of programs, which need nobody; the next server finds it or lets go
+        return []
     if not mm.exists():
         if aside(mm).exists():
             sentence = "its files are set aside as damaged (.broken)"
@@ -98,6 +100,8 @@ def check(path: Path, ident: int, size: int, quantum: int) -> list[dict[str, Any
 def repair(path: Path, ident: int, size: int, quantum: int) -> None:
     """Brings back what was set aside, if it is whole, and does what a new server would do."""
     regions = path / "regions"
+    if object_paths(regions, ident)[1].is_symlink():
+        return
     restored = restore(regions, ident)
     try:
         check_size(regions, ident, size or None, quantum)

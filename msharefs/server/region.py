@@ -43,6 +43,8 @@ class Region:
         """Sized 0 for ever: a quirk of v3."""
         self.damaged = False
         """An earlier server's files of it are set aside, until it is sized anew or repaired."""
+        self.adopted = False
+        """Its memory is mapped by processes without us; it has no other attachments."""
         self.evicted = False
         """No name and no descriptor is left; only attachments keep it."""
         self.watch: owners.Watch | None = None
@@ -272,3 +274,13 @@ class Region:
     def _check_writable(self, flags: int) -> None:
         if flags & os.O_ACCMODE == os.O_RDONLY and not self.quirks:
             raise OSError(errno.EACCES, f"{self.name}: the descriptor is read-only; open it O_RDWR")
+        self.check_unadopted()
+
+    def check_unadopted(self) -> None:
+        """EPERM: its memory is a program's own."""
+        if self.adopted:
+            raise OSError(
+                errno.EPERM,
+                f"{self.name} is memory that a program has made for itself and its children: it "
+                "can be neither changed nor attached by others",
+            )

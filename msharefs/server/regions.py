@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from msharefs import proc
 from msharefs.native import lib
 
 from . import owners
+from .adopted import Adopted
 from .clients import give_way
 from .files import (
     check_size,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PROMISED = "2"  # vm.overcommit_memory: all that is mapped must fit
+
 
 class Regions:
     """All regions of a mount, by number (the inode number of the name in the state directory)."""
@@ -53,6 +57,7 @@ class Regions:
         self._regions: dict[int, Region] = {}
         self.owners = owners.Owners()
         self._native = NativeMappings(state)
+        self._adopted = Adopted(self._directory)
         self.hurry = trio.Event()
         """Set when `reap_dead` should not wait for its time."""
         self._parking = Parking()
@@ -67,6 +72,7 @@ class Regions:
                 await self._adopt_host(ident, size)
             else:
                 self._adopt_unsized(ident)
+        self._adopted.find()
         # Not glob(), which takes a directory that it may not or cannot read for an empty one.
         left = [self._directory / name for name in os.listdir(self._directory)]
         for path in left:
@@ -169,7 +175,7 @@ class Regions:
         If processes that have ended may be all that keeps it, `hurry` has `reap_dead` called soon.
         """
         region = self._regions.get(ident)
-        if region is None or not region.evicted:
+        if region is None or not region.evicted or self._adopted.in_use(ident):
             return
         if region.host is not None:
             clients = region.host.clients
@@ -181,6 +187,7 @@ class Regions:
                 return
             region.host.close()
             region.host = None
+        self._adopted.forget(ident)
         remove_objects(self._directory, ident)
         owners.forget_unsized(self._directory, ident)
         if region.watch is not None:
@@ -194,12 +201,58 @@ class Regions:
                 return region
         return None
 
+    async def watch_adopted(self) -> None:
+        """Gives adopted memory back when the last process has let go of it."""
+        await self._adopted.run(self.drop_unused)
+
+    def adopt_memory(self, ident: int) -> int:
+        """A region without attachments becomes a program's own memory: a descriptor to map it by.
+
+        It is the caller's. EOPNOTSUPP: the mount has a budget, which takes attachments. ENOMEM:
+        Linux would have promised the memory when it was mapped, and we cannot.
+        """
+        region = self.find(ident)
+        host = region.sized()
+        region.check_unadopted()
+        if self._options.budget:
+            raise OSError(errno.EOPNOTSUPP, f"{region.name}: the mount has a budget")
+        if proc.sysctl("vm/overcommit_memory") == _PROMISED:
+            raise OSError(
+                errno.ENOMEM,
+                "Linux promises memory here when it is mapped (vm.overcommit_memory=2)",
+            )
+        if (
+            host.attached()
+            or host.changing()
+            or host.ranges() != [(0, end := host.ranges()[-1][1])]
+        ):
+            raise OSError(errno.EBUSY, f"{region.name} is in use already")
+        fd = self._adopted.make(ident, end)
+        try:
+            host.memory_exchanged()
+        except BaseException:
+            os.close(fd)
+            raise
+        region.adopted = True
+        return fd
+
+    async def look_at_adopted(self) -> None:
+        """Brings the entries of adopted memory up to date with its pages."""
+        for region in list(self._regions.values()):
+            host = region.host
+            if region.adopted and host is not None:
+                async with host.unchanged():
+                    await host.clients.look(host.catch_up_entries)
+
     async def attached(self) -> int:
-        """Attachments of all regions, after connections have ended; without dead processes."""
+        """Attachments of all regions, after connections have ended; without dead processes.
+
+        Adopted memory counts as one.
+        """
         for host in self._hosts():
             if host.attached():
                 await host.clients.reap_dead(connected=True)
-        return sum(host.attached() for host in self._hosts())
+        return sum(host.attached() for host in self._hosts()) + len(self._adopted.used())
 
     async def attached_processes(self) -> list[int]:
         """The processes that are attached to any region, by pid, in order."""
@@ -207,6 +260,8 @@ class Regions:
         for host in self._hosts():
             if host.attached():
                 found |= await host.clients.look(host.clients.processes)
+        for ident in self._adopted.used():
+            found |= await self._native.processes_of(*self._adopted.identity(ident))
         return sorted(found)
 
     async def reap_dead(self) -> None:
@@ -269,6 +324,7 @@ class Regions:
             if region.host is not None:
                 region.host.close()
         self._regions.clear()
+        self._adopted.close()
         self.owners.close()
 
     def _add(self, region: Region) -> None:
@@ -295,6 +351,7 @@ class Regions:
         else:
             region.host = host
             region.owner = host.owner()
+            region.adopted = self._adopted.has(ident)
         self._add(region)
 
     async def repair(self, ident: int, flags: int) -> None:

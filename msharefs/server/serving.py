@@ -60,6 +60,7 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
             # Clients that an earlier server left come back as soon as there is a socket.
             await nursery.start(control.run)
             nursery.start_soon(regions.find_objects)
+            nursery.start_soon(regions.watch_adopted)
             await nursery.start(regions.owners.run)
             end = await nursery.start(_end_on_signal)
             filesystem = Filesystem(tree, regions, Ioctls(regions, control), options, ready)

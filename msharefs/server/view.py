@@ -116,6 +116,22 @@ class View:
         """st_dev and st_ino of the `.mm` object."""
         return self._files[0]
 
+    @property
+    def adopted(self) -> bool:
+        """Whether processes map its memory without us (adopted.py)."""
+        return self._paths[1].is_symlink()
+
+    @property
+    def memory_identity(self) -> tuple[int, int]:
+        """st_dev and st_ino of the `.mem` object, as in /proc/PID/maps."""
+        return self._files[1]
+
+    def memory_exchanged(self) -> None:
+        """`.mem` is another file now."""
+        self.close_files()
+        self._files = ()
+        self._reopen()
+
     def _reopen(self) -> None:
         self._mm.fd, self._mem_fd = self._open_files()
 
@@ -123,7 +139,14 @@ class View:
         """Opens both files. ESTALE: they are others than those we opened first."""
         fds: list[int] = []
         try:
-            fds.extend(os.open(path, self._ACCESS | os.O_CLOEXEC) for path in self._paths)
+            mm, mem = self._paths
+            fds.append(os.open(mm, self._ACCESS | os.O_CLOEXEC))
+            access = self._ACCESS
+            if self.adopted:
+                access = os.O_RDONLY  # who has it open for writing maps it
+                if os.readlink(os.readlink(mem)) != f"/memfd:{mem.name} (deleted)":
+                    raise OSError(errno.ESTALE, f"{self.name}: its server has ended")
+            fds.append(os.open(mem, access | os.O_CLOEXEC))
             found = tuple((status.st_dev, status.st_ino) for status in map(os.fstat, fds))
             if found != (self._files or found):
                 raise OSError(errno.ESTALE, f"{self.name}: its files {self._paths[0]} are others")

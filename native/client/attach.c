@@ -20,7 +20,6 @@
 #include "client/budget_set.h"
 #include "client/check.h"
 #include "client/detach.h"
-#include "client/handover.h"
 #include "client/proc.h"
 #include "client/service.h"
 #include "client/view.h"
@@ -31,6 +30,19 @@
 #include "core/slots.h"
 #include "core/uffd.h"
 
+/* The program may have unmapped parts of adopted memory. */
+static int watch_pieces(const struct attachment *att)
+{
+    int err = 0;
+
+    for (unsigned i = 0; i < att->pieces.count && !err; i++) {
+        const struct piece *piece = &att->pieces.list[i];
+
+        err = uffd_watch(att->uffd, piece->start, piece->end - piece->start);
+    }
+    return err;
+}
+
 int attach_watch(struct attachment *att)
 {
     int err = view_uffd(att, 0);
@@ -38,7 +50,7 @@ int attach_watch(struct attachment *att)
     if (err < 0)
         return err;
     att->uffd = err;
-    return is_adopted(att) ? handover_inherit(att)
+    return is_adopted(att) ? watch_pieces(att)
                            : uffd_watch(att->uffd, (uintptr_t)att->base, att->length);
 }
 

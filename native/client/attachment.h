@@ -134,7 +134,6 @@ struct handed {
         uint64_t start, end;
     } runs[HANDED_MAX];
     unsigned count;
-    uint64_t searched; /* how far handover_search() has come */
 };
 
 struct attachment {

@@ -21,7 +21,6 @@
 #include "client/attachments.h"
 #include "client/budget_set.h"
 #include "client/detach.h"
-#include "client/handover.h"
 #include "client/objects.h"
 #include "client/proc.h"
 #include "client/service.h"
@@ -65,8 +64,7 @@ static int attach_child(struct attachment *att, bool *claimed)
     *claimed = !err;
     if (!err)
         budget_forked(att);
-    if (!is_adopted(att))
-        att->handed.count = 0;
+    att->handed.count = 0;
     if (!err && !is_adopted(att))
         err = view_map(att);
     if (!err)
@@ -129,13 +127,8 @@ static void announce(void) { announced = true; }
 static void freeze(void)
 {
     attachments_lock();
-    for (unsigned i = 0; i < attachments_used; i++) {
-        struct attachment *att = &attachments[i];
-
-        pthread_mutex_lock(&att->lock);
-        if (att->live)
-            handover_search(att);
-    }
+    for (unsigned i = 0; i < attachments_used; i++)
+        pthread_mutex_lock(&attachments[i].lock);
 }
 
 static void thaw(void)

@@ -3,17 +3,15 @@
  *
  * A fault comes to us because a page may have no entry in the host mm yet. Where all pages
  * have one, nothing is left to decide: the run of such pages is taken out of userfaultfd, and
- * Linux maps them out of .mem itself, 16 at a time and without a switch of threads, in
- * children of fork() too.
+ * Linux maps them out of .mem itself, 16 at a time and without a switch of threads.
  *
  *   entries    .ppp.pppppppppppppppp.p      a fault here:  ^
  *   window     wwwwww----------------ww     w: watched, -: handed over, not watched
  *
  * Before the server takes pages or rights away there, it makes them watched again, through its
  * own duplicate of our userfaultfd, even while we are stopped. So all memory stays watched
- * where a duplicate would not be enough. That concerns adopted memory, whose window the program
- * changes at will, unless it lives as long as its processes, because then nothing is ever
- * taken away; and a window once arrange.c has put it together from two userfaultfds.
+ * where a duplicate would not be enough: in a window once arrange.c has put it together from two
+ * userfaultfds. Nothing is ever taken away from adopted memory.
  *
  * A budget of page tables counts faults: with a budget, a run ends with the 2 MiB span of the
  * fault, and a span that is given back is watched again.
@@ -21,8 +19,7 @@
  * Each run splits a mapping, so there must not be many, and they must not be short.
  *
  * A page that is mapped when its run is handed over loses the right to write for a moment: the
- * next write to it is a fault. So spans in which we have mapped pages stay watched, except
- * before fork(2), for the children.
+ * next write to it is a fault. So spans in which we have mapped pages stay watched.
  *
  * Around a read Linux maps other pages too, but for a write only its page. So sequential writes
  * stay ours: mapping the following pages costs us a quarter of Linux's faults (resolve.c).
@@ -35,8 +32,6 @@
 
 #include "client/counts.h"
 #include "client/present.h"
-#include "core/pagetable.h"
-#include "core/slots.h"
 #include "core/touched.h"
 #include "core/uffd.h"
 
@@ -46,8 +41,6 @@
 #define LOOK_BYTES PUD_SIZE
 /* Under a budget each span is a run of its own. */
 #define HANDED_SPANS_MAX 4096u
-/* Entries that a search before fork(2) looks at: about 20 us. */
-#define SEARCHED_MAX 16384u
 
 static struct handed_run cut(struct handed_run run, uint64_t start, uint64_t end)
 {
@@ -154,11 +147,6 @@ static bool sequential_write(const struct attachment *att, const struct fault *f
     return fault->access == ACCESS_WRITE && (att->around.pages > 1 || !att->around.next);
 }
 
-static bool may_hand_over(const struct attachment *att)
-{
-    return att->moved_uffd < 0 && (!is_adopted(att) || att->mm.header->owner_kind == OWNER_FILE);
-}
-
 /* Shows the run in the slot and in the counters. */
 static void publish_run(struct attachment *att, struct handed_run run, uint64_t fresh)
 {
@@ -196,56 +184,6 @@ void handover_clip(const struct attachment *att, struct fault *fault)
         leave_out(att->handed.runs[i], fault);
     if (att->budget.handed && att->budget.spans[number].handed_to)
         leave_out(of_span(att, number), fault);
-}
-
-/* The first run that ends after `from`; [end, end) if there is none. */
-static struct handed_run next_run(const struct handed *handed, uint64_t from, uint64_t end)
-{
-    struct handed_run next = {end, end};
-
-    for (unsigned i = 0; i < handed->count; i++)
-        if (handed->runs[i].end > from && handed->runs[i].start < next.start)
-            next = handed->runs[i];
-    return next;
-}
-
-/* Calls `use` for each part of the window that is watched and not unmapped, until it returns
- * something other than 0. It may hand over the part that it is called for. */
-static int each_watched(struct attachment *att,
-                        int (*use)(struct attachment *, struct handed_run, void *), void *arg)
-{
-    const uint64_t base = (uintptr_t)att->base;
-    int err = 0;
-
-    for (unsigned i = 0; i < att->pieces.count; i++) {
-        const uint64_t end = att->pieces.list[i].end - base;
-
-        for (uint64_t at = att->pieces.list[i].start - base; at < end && !err;) {
-            const struct handed_run next = next_run(&att->handed, at, end);
-
-            if (at < next.start)
-                err = use(att, (struct handed_run){at, next.start}, arg);
-            at = next.end;
-        }
-    }
-    return err;
-}
-
-static int watch_run(struct attachment *att, struct handed_run run, void *unused)
-{
-    (void)unused;
-    return uffd_watch(att->uffd, (uintptr_t)att->base + run.start, run.end - run.start);
-}
-
-int handover_inherit(struct attachment *att)
-{
-    if (att->handed.count) { /* otherwise there may be no slot yet */
-        slot_enter(&att->mm, att->slot);
-        for (unsigned i = 0; i < att->handed.count; i++)
-            publish_run(att, att->handed.runs[i], pages(att->handed.runs[i]));
-        slot_leave(&att->mm, att->slot);
-    }
-    return each_watched(att, watch_run, NULL);
 }
 
 static int watch_again(struct attachment *att, struct handed_run run)
@@ -320,73 +258,11 @@ bool handover(struct attachment *att, const struct fault *fault)
     const bool before = taken_away(att, fault->offset);
     struct handed_run run;
 
-    if (!may_hand_over(att) || fault->filled || fault->protect || sequential_write(att, fault) ||
+    if (att->moved_uffd >= 0 || fault->filled || fault->protect || sequential_write(att, fault) ||
         (!before && touched_has(&att->mm, att->slot, fault->offset)))
         return false;
     const struct handed_run bounds = bounds_of(att, fault);
     run.end = present_end(&att->mm, fault->offset, bounds.end);
     run.start = present_begin(&att->mm, fault->offset, bounds.start);
     return run.end - run.start >= RUN_MIN && hand_over(att, run);
-}
-
-/* A search of the tables for runs. */
-struct search {
-    struct attachment *att;
-    struct handed_run run; /* the one that is growing */
-    uint64_t left;         /* entries still to look at */
-};
-
-static void end_run(struct search *search)
-{
-    if (search->run.end - search->run.start >= RUN_MIN)
-        hand_over(search->att, search->run);
-    search->run.start = search->run.end;
-}
-
-static int search_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
-{
-    struct search *search = walk->arg;
-    const uint64_t at = addr - HOST_BASE;
-
-    if (!search->left--) {
-        search->att->handed.searched = at;
-        return 1;
-    }
-    if (level || !(atomic_load_explicit(entry, memory_order_relaxed) & ENTRY_PRESENT))
-        return 0;
-    if (at != search->run.end) {
-        end_run(search);
-        search->run.start = at;
-    }
-    search->run.end = at + PAGE_SIZE;
-    return 0;
-}
-
-static int search_part(struct attachment *att, struct handed_run part, void *arg)
-{
-    struct search *search = arg;
-    struct walk walk = {.mm = &att->mm, .leaf = search_leaf, .arg = search};
-    int err;
-
-    part = cut(part, 0, att->mm.host_end - HOST_BASE); /* a window may be longer than its region */
-    if (part.start >= part.end || part.end <= att->handed.searched)
-        return 0;
-    if (part.start < att->handed.searched)
-        part.start = att->handed.searched;
-    search->run = (struct handed_run){part.start, part.start};
-    err = walk_range(&walk, HOST_BASE + part.start, HOST_BASE + part.end);
-    end_run(search);
-    return err;
-}
-
-void handover_search(struct attachment *att)
-{
-    struct search search = {.att = att, .left = SEARCHED_MAX};
-
-    if (!is_adopted(att) || att->budget.spans || !may_hand_over(att))
-        return;
-    slot_enter(&att->mm, att->slot);
-    if (!each_watched(att, search_part, &search))
-        att->handed.searched = 0; /* from the beginning again, next time */
-    slot_leave(&att->mm, att->slot);
 }

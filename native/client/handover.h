@@ -14,14 +14,6 @@
 bool handover(struct attachment *att, const struct fault *fault);
 /* Cuts unwatched pages off the range that a fault looks at. Precondition: att->lock held. */
 void handover_clip(const struct attachment *att, struct fault *fault);
-/* Before fork(2): hands over runs of adopted memory without waiting for a fault in them, so
- * that a child has them from the beginning. Looks at a part of the tables each time.
- * Precondition: att->lock held, outside of epochs. */
-void handover_search(struct attachment *att);
-/* In a forked child: watches adopted memory, except the runs that its parent had handed over,
- * which count as the child's own. 0 or -errno.
- * Precondition: att->lock held, or nobody knows of `att` yet; outside of epochs. */
-int handover_inherit(struct attachment *att);
 /* Watches everything again; mapped pages stay mapped. 0 or -errno.
  * Precondition: att->lock held. */
 int handover_end(struct attachment *att);

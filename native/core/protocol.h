@@ -23,6 +23,13 @@
  *   OBJECT      client  number                                         result; its file. Answered at
  *                                                                      once: the client may be asked
  *                                                                      something meanwhile
+ *   ADOPT       client                                                 the region's memory: an object of
+ *                                                                      its own, for plain mappings. From
+ *                                                                      then on the region has no other
+ *                                                                      attachments, and lives with those.
+ *                                                                      text: why not
+ *   LOOK        user                                                   result, when the entries of memory
+ *                                                                      that Linux fills are up to date
  *   REARM       server  start, end (region offsets)                    result: guard pages there are
  *                                                                      removed
  *   REVOKE      server  start, end (region offsets),                   result: every page there is let
@@ -57,6 +64,8 @@ enum msg_op {
     MSG_REVOKE,
     MSG_OBJECT,
     MSG_ARRANGE,
+    MSG_ADOPT,
+    MSG_LOOK,
 };
 
 /* Flags in the reply to ATTACH. */

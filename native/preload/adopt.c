@@ -1,14 +1,20 @@
 /*
  * preload/adopt.c - shared memory that the program makes for itself, as a region.
  *
- * `msharefs run --adopt-anon SIZE` asks for it: an anonymous shared mapping of at least
- * that size becomes a region without a name, which children of fork() share as they
- * would share the memory. For the program it is plain memory: it unmaps, protects and
- * advises parts of it, which the kernel does, in that process only; the region has one
- * mapping from end to end, with all rights.
+ * `msharefs run --adopt-anon SIZE` asks for it: an anonymous shared mapping of at least that
+ * size becomes a region without a name. For the program it is plain memory, and it is: a plain
+ * shared mapping of the region's memory, an object without a name like Linux's own. Nothing of
+ * ours is in the process after that, nor in its children, and what there is to know of the
+ * region is seen from outside (msharefs/server/adopted.py).
  *
- * Memory that cannot be a region is left alone: huge pages, locked, executable or 32-bit
- * memory, and a fixed address that is no multiple of the quantum.
+ *   Linux's own memory   ssssssss   says whether it may be, and where
+ *   over it              rrrrrrrr   the region's memory, if one can be had
+ *
+ * With a budget of page tables somebody has to count the faults: then it is an attachment, which
+ * the program may unmap, protect and advise in parts; the region has one mapping from end to
+ * end, with all rights.
+ *
+ * Huge pages, locked, executable and 32-bit memory are left alone.
  */
 #define _GNU_SOURCE
 #include "preload/adopt.h"
@@ -23,14 +29,16 @@
 #include <unistd.h>
 
 #include "client/api.h"
-#include "client/attachments.h"
+#include "core/control.h"
 #include "msharefs.h"
+#include "preload/filter.h"
 #include "preload/sys.h"
 
 /* Another process may be using a name at the moment. */
 #define NAMES_TRIED 100u
 
 static uint64_t least = UINT64_MAX; /* the fewest bytes to be adopted */
+static bool budget;                 /* the program has one */
 static char mount[PATH_MAX / 2];
 
 /* The strings are copied: a program that shows its state in ps(1) writes over its environment. */
@@ -41,6 +49,7 @@ __attribute__((constructor)) static void read_environment(void)
     if (!size || !where || strlen(where) >= sizeof mount)
         return;
     strcpy(mount, where);
+    budget = getenv("MSHAREFS_PT_BUDGET") && *getenv("MSHAREFS_PT_BUDGET");
     least = strtoull(size, NULL, 10);
 }
 
@@ -83,65 +92,191 @@ static bool may_size(uint64_t size)
     return getrlimit(RLIMIT_FSIZE, &limit) || size <= limit.rlim_cur;
 }
 
-static int make_region(const struct attach_request *request, void **got)
+static uint64_t align_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
+
+/* A new region without a name, mapped from end to end. `promise`: MAP_NORESERVE or 0. Returns a descriptor of it or -errno. */
+static int make_region(uint64_t length, int promise)
 {
+    const int flags = MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS | promise;
     const int rights = PROT_READ | PROT_WRITE | PROT_EXEC;
     const uint64_t step = quantum();
-    const uint64_t length = (request->length + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
-    const uint64_t size = step ? (length + step - 1) / step * step : 0;
+    const uint64_t pages = align_up(length, PAGE_SIZE), size = step ? align_up(length, step) : 0;
     char path[PATH_MAX];
-    int fd, err;
+    int fd, err = 0;
 
     if (!step)
         return errno ? -errno : -EINVAL;
     if (!may_size(size))
         return -EFBIG;
-    if (request->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) && (uintptr_t)request->addr % step)
-        return -EINVAL;
     fd = make_file(path);
     if (fd < 0)
         return -errno;
-    if (ftruncate(fd, (off_t)size) ||
-        mshare_map(fd, 0, length, rights, MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS, -1, 0))
+    if (ftruncate(fd, (off_t)size) || mshare_map(fd, 0, pages, rights, flags, -1, 0))
         err = -errno;
-    else
-        err = api_attach(fd, request, got);
     unlink(path);
-    sys_close(fd);
-    return err;
+    if (err)
+        sys_close(fd);
+    return err ? err : fd;
+}
+
+/* The memory of a region, as a descriptor, or -errno; `why` is a sentence then, or empty. */
+static int take_memory(int region, char why[MSG_TEXT])
+{
+    struct msg msg = {.op = MSG_ADOPT};
+    int fds[MSG_FDS] = {-1, -1, -1};
+    int sock = control_connect(region);
+    int err = sock < 0 ? sock : control_call(sock, &msg, NULL, 0, fds);
+
+    if (sock >= 0)
+        sys_close(sock);
+    if (err)
+        memcpy(why, msg.text, MSG_TEXT);
+    why[MSG_TEXT - 1] = 0;
+    return err ? err : fds[0] < 0 ? -EPROTO : fds[0];
+}
+
+static int attach(int region, const struct mmap_call *call, void **got)
+{
+    const struct attach_request request = {
+        .addr = call->addr,
+        .length = call->length,
+        .prot = call->prot,
+        .flags = call->flags & ~MAP_ANONYMOUS,
+        .way = ATTACH_ADOPTED,
+    };
+
+    return api_attach(region, &request, got);
 }
 
 /* The program works without it, but that is not what was asked for: say so. */
-static void complain(uint64_t length, int err)
+static void complain(uint64_t length, int err, const char *why)
 {
-    char text[256];
+    char text[512];
     int size = snprintf(text, sizeof text,
                         "msharefs: process %d: %llu bytes of shared memory stay plain: %s\n",
-                        (int)getpid(), (unsigned long long)length, strerror(-err));
+                        (int)getpid(), (unsigned long long)length, *why ? why : strerror(-err));
 
     if (write(STDERR_FILENO, text, (size_t)size) < 0)
         return;
 }
 
-bool preload_adopt(void *addr, size_t length, int prot, int flags, void **got)
+static bool replaces(const struct mmap_call *call)
+{
+    return call->flags & MAP_FIXED && !(call->flags & MAP_FIXED_NOREPLACE);
+}
+
+/* Linux's own memory. Where the place is ours to choose, page tables could be shared there. */
+static void *map_aligned(struct mmap_call call)
+{
+    const uint64_t more = PMD_SIZE - PAGE_SIZE, length = align_up(call.length, PAGE_SIZE);
+    const struct mmap_call larger = {NULL, length + more, call.prot, call.flags, -1, 0};
+    uint8_t *got = MAP_FAILED;
+
+    if (!call.addr && !(call.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) && length >= PMD_SIZE)
+        got = preload_map_plain(&larger);
+    if (got == MAP_FAILED)
+        return preload_map_plain(&call);
+    const uint64_t before = align_up((uintptr_t)got, PMD_SIZE) - (uintptr_t)got;
+    if (before)
+        sys_munmap(got, before);
+    if (more - before)
+        sys_munmap(got + before + length, more - before);
+    return got + before;
+}
+
+/* Puts the object over Linux's memory at `place`. Nobody has used that yet. */
+static int map_over(void *place, const struct mmap_call *call, int memory)
+{
+    struct mmap_call over = *call;
+
+    over.addr = place;
+    over.flags = (call->flags & ~(MAP_ANONYMOUS | MAP_FIXED_NOREPLACE)) | MAP_FIXED;
+    over.fd = memory;
+    return preload_map_plain(&over) == MAP_FAILED ? -errno : 0;
+}
+
+/* Memory that stays plain was mapped without MAP_POPULATE. */
+static void populate(void *place, const struct mmap_call *call)
+{
+    if (call->flags & MAP_POPULATE)
+        sys_madvise(place, call->length, MADV_POPULATE_READ);
+}
+
+bool adopt_wanted(const struct mmap_call *call)
 {
     const int other = MAP_HUGETLB | MAP_LOCKED | MAP_GROWSDOWN | MAP_32BIT;
-    const struct attach_request request = {
-        .addr = addr,
-        .length = length,
-        .prot = prot,
-        .flags = flags & ~MAP_ANONYMOUS,
-        .way = ATTACH_ADOPTED,
-    };
-    int err;
 
-    if (length < least || (flags & MAP_TYPE) != MAP_SHARED || flags & other || prot & PROT_EXEC ||
-        length > HOST_END)
-        return false;
-    attachments_lock();
-    err = make_region(&request, got);
-    if (err && err != -EEXIST) /* that is the kernel's answer too */
-        complain(length, err);
-    attachments_unlock();
-    return !err;
+    return call->length >= least && call->length <= HOST_END &&
+           (call->flags & MAP_TYPE) == MAP_SHARED && !(call->flags & other) &&
+           !(call->prot & PROT_EXEC);
+}
+
+/* With a budget. */
+static void *map_watched(const struct mmap_call *call, int region)
+{
+    void *got = MAP_FAILED;
+    const int err = region < 0 ? region : attach(region, call, &got);
+
+    if (!err)
+        return got;
+    if (err != -EEXIST) /* that is Linux's answer too */
+        complain(call->length, err, "");
+    return preload_map_plain(call);
+}
+
+/* Puts a region's memory where `place` is, or where the call says. */
+static void *map_memory(const struct mmap_call *call, void *place, int memory, const char *why)
+{
+    int err = memory < 0 ? memory : 0;
+
+    if (replaces(call)) {
+        sys_munmap(place, call->length);
+        place = call->addr;
+    }
+    if (!err)
+        err = map_over(place, call, memory);
+    if (!err)
+        return place;
+    complain(call->length, err, why);
+    if (replaces(call))
+        return preload_map_plain(call);
+    populate(place, call);
+    return place;
+}
+
+void *adopt_map(const struct mmap_call *call)
+{
+    struct mmap_call plain = *call;
+    char why[MSG_TEXT] = "";
+    void *place = MAP_FAILED, *got;
+    int region, memory;
+
+    if (filter_given()) {
+        complain(call->length, 0, "the program has a seccomp filter");
+        return preload_map_plain(call);
+    }
+
+    /* What is replaced may be in use until it is: Linux is asked elsewhere. */
+    if (replaces(call)) {
+        plain.addr = NULL;
+        plain.flags &= ~MAP_FIXED;
+    }
+    plain.flags &= ~MAP_POPULATE;
+    if (!budget && (place = map_aligned(plain)) == MAP_FAILED)
+        return replaces(call) ? preload_map_plain(call) : MAP_FAILED;
+    /* Linux has said that there may be as much. */
+    region = make_region(call->length, budget ? call->flags & MAP_NORESERVE : MAP_NORESERVE);
+    memory = region < 0 || budget ? region : take_memory(region, why);
+    if (budget || memory == -EOPNOTSUPP) { /* the mount has one */
+        if (place != MAP_FAILED)
+            sys_munmap(place, call->length);
+        got = map_watched(call, region);
+    } else {
+        got = map_memory(call, place, memory, why);
+        if (memory >= 0)
+            sys_close(memory);
+    }
+    if (region >= 0)
+        sys_close(region);
+    return got;
 }

@@ -7,7 +7,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Whether mmap(2) with these arguments gave adopted memory; *got is its result. */
-bool preload_adopt(void *addr, size_t length, int prot, int flags, void **got);
+#include "preload/mapping.h"
+
+/* Whether memory that mmap(2) is asked for is to be adopted. */
+bool adopt_wanted(const struct mmap_call *call);
+/* mmap(2) of such memory. What Linux refuses is refused, and where no region can be, it is
+ * Linux's own memory. */
+void *adopt_map(const struct mmap_call *call);
 
 #endif

@@ -10,39 +10,42 @@
 #include "client/detach.h"
 #include "msharefs.h"
 #include "preload/adopt.h"
+#include "preload/mapping.h"
 #include "preload/mounts.h"
 #include "preload/range.h"
 #include "preload/sys.h"
 
-struct mmap_call {
-    void *addr;
-    size_t length;
-    int prot, flags, fd;
-    off_t offset;
+struct replacement {
+    const struct mmap_call *call;
     void *got;
 };
 
-static int map(void *arg)
+static void *map_as_asked(const struct mmap_call *call)
 {
-    struct mmap_call *call = arg;
-
-    call->got = sys_mmap(call->addr, call->length, call->prot, call->flags, call->fd, call->offset);
-    return call->got == MAP_FAILED ? -errno : 0;
+    return sys_mmap(call->addr, call->length, call->prot, call->flags, call->fd, call->offset);
 }
 
-/* A mapping that has nothing to do with regions, except that it may replace one. */
-static void *map_plain(struct mmap_call *call)
+static int replace(void *arg)
+{
+    struct replacement *replacement = arg;
+
+    replacement->got = map_as_asked(replacement->call);
+    return replacement->got == MAP_FAILED ? -errno : 0;
+}
+
+void *preload_map_plain(const struct mmap_call *call)
 {
     const bool replaces = call->flags & MAP_FIXED && !(call->flags & MAP_FIXED_NOREPLACE);
+    struct replacement replacement = {call, MAP_FAILED};
     struct range range;
     int err;
 
     if (!replaces || !preload_concerns(call->addr, call->length, &range))
-        return sys_mmap(call->addr, call->length, call->prot, call->flags, call->fd, call->offset);
+        return map_as_asked(call);
     attachments_lock();
-    err = detach_replace(range.start, range.end, map, call);
+    err = detach_replace(range.start, range.end, replace, &replacement);
     attachments_unlock();
-    return preload_answer(err) ? MAP_FAILED : call->got;
+    return preload_answer(err) ? MAP_FAILED : replacement.got;
 }
 
 /* The checks that Linux makes before it asks the file; if they fail, the call is the kernel's. */
@@ -52,7 +55,7 @@ static bool kernel_refuses(const struct mmap_call *call)
            call->length > HOST_END;
 }
 
-static void *map_region(struct mmap_call *call)
+static void *map_region(const struct mmap_call *call)
 {
     const struct attach_request request = {
         .addr = call->addr,
@@ -66,21 +69,21 @@ static void *map_region(struct mmap_call *call)
     int err = api_attach(call->fd, &request, &base);
 
     if (err == -ENOTTY) /* some other file */
-        return map_plain(call);
+        return preload_map_plain(call);
     return preload_answer(err) ? MAP_FAILED : base;
 }
 
 MSHARE_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
-    struct mmap_call call = {addr, length, prot, flags, fd, offset, MAP_FAILED};
+    const struct mmap_call call = {addr, length, prot, flags, fd, offset};
 
     if (flags & MAP_ANONYMOUS) {
-        if (preload_adopt(addr, length, prot, flags, &call.got))
-            return call.got;
+        if (adopt_wanted(&call))
+            return adopt_map(&call);
     } else if (fd >= 0 && !kernel_refuses(&call) && preload_may_be_region(fd)) {
         return map_region(&call);
     }
-    return map_plain(&call);
+    return preload_map_plain(&call);
 }
 
 /* With a 64-bit off_t both functions are one. */

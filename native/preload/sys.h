@@ -16,6 +16,7 @@
  *   lock.c     mlock, mlockall
  *   seek.c     lseek: ESPIPE on a region
  *   syscall.c  syscall(2) with the number of one of these
+ *   filter.c   prctl, seccomp: has the program a filter?
  *   fd.c       close, dup2: our descriptors are not the program's
  *   statfs.c   statfs: the series' type of file system
  *

@@ -9,6 +9,7 @@
 
 #include "client/attachments.h"
 #include "msharefs.h"
+#include "preload/filter.h"
 #include "preload/range.h"
 #include "preload/sys.h"
 #include "preload/unmap.h"
@@ -88,6 +89,7 @@ MSHARE_API long preload_syscall(long number, long a, long b, long c, long d, lon
 
 long preload_syscall(long number, long a, long b, long c, long d, long e, long f)
 {
+    filter_see(number, a);
     switch (number) {
     case SYS_mmap:
         return (long)our_mmap((void *)a, (size_t)b, (int)c, (int)d, (int)e, (off_t)f);

@@ -1,6 +1,7 @@
 /* The headers that the Python extension is compiled with; see core.cdef.txt. */
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -21,6 +22,7 @@
 #include "core/touched.h"
 #include "core/vma.h"
 #include "msharefs.h"
+#include "server/entries.h"
 #include "server/guard.h"
 #include "server/hostmm.h"
 #include "server/identity.h"

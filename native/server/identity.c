@@ -72,3 +72,18 @@ int identity_find(const char *path)
 
     return fd < 0 ? -errno : (int)fd;
 }
+
+int identity_open(int fd, int type, const unsigned char *bytes, uint32_t count)
+{
+    struct {
+        struct file_handle head;
+        unsigned char bytes[IDENTITY_HANDLE];
+    } handle = {.head.handle_bytes = count, .head.handle_type = type};
+    int found;
+
+    if (count > IDENTITY_HANDLE)
+        return -EINVAL;
+    memcpy(handle.head.f_handle, bytes, count);
+    found = open_by_handle_at(fd, &handle.head, O_RDONLY | O_CLOEXEC);
+    return found < 0 ? -errno : found;
+}

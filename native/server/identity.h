@@ -28,4 +28,8 @@ int identity_read(int fd, struct identity *found);
  * symbolic link. Returns a descriptor or -errno. */
 int identity_find(const char *path);
 
+/* Opens a file for reading by its handle, on the file system of `fd`: by root only. Returns a
+ * descriptor or -errno. ESTALE: it is gone. */
+int identity_open(int fd, int type, const unsigned char *bytes, uint32_t count);
+
 #endif

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from msharefs import mountpoint
+from msharefs.lab import sampling
 from msharefs.launch import running
 from msharefs.server import describe
 from msharefs.server.view import View
@@ -26,7 +28,6 @@ from .conftest import (
     SHARED,
     WRITE,
 )
-from support.hostview import attachments
 from support.proc import maps
 from support.wait import until
 from support.watched import watched
@@ -59,9 +60,16 @@ def shared(
     return agent.call("mmap", at, size, prot, SHARED | ANONYMOUS | flags, -1, 0)
 
 
+def the_region(mount: Mount) -> View:
+    """A look at the only region of a mount; it has no name."""
+    objects = mount.state / "regions"
+    (path,) = objects.glob("*.mm")
+    return View("the region", objects, int(path.stem))
+
+
 def regions(agent: Agent) -> int:
     """The number of regions in which the agent has adopted memory."""
-    return len({each.inode for each in maps(agent.pid) if each.path.endswith(".mem")})
+    return len({each.inode for each in maps(agent.pid) if ".mem" in each.path})
 
 
 class TestWhatIsAdopted:
@@ -75,14 +83,24 @@ class TestWhatIsAdopted:
         assert regions(adopting) == 0
 
     def test_who_has_it_has_adopted_it(self, adopting: Agent, shared_mount: Mount) -> None:
-        shared(adopting)
+        """And is seen from outside, with the parts that it has."""
+        base = shared(adopting)
         child = adopting.fork()
-        objects = shared_mount.state / "regions"
-        (path,) = objects.glob("*.mm")
-        host = View("the region", objects, int(path.stem))
-        found = {client["pid"]: client["kind"] for client in describe.clients(host)}
-        host.close()
-        assert found == {adopting.pid: "adopted", child.pid: "adopted"}
+        assert child.call("munmap", base + MIDDLE, PAGE) == 0
+        with the_region(shared_mount) as view:
+            found = {
+                client["pid"]: (client["kind"], client["parts"])
+                for client in describe.adopted(view, [1, adopting.pid, child.pid])
+            }
+        after = MIDDLE + PAGE
+        assert found == {
+            adopting.pid: ("adopted", [(base, SIZE, 0)]),
+            child.pid: (
+                "adopted",
+                [(base, MIDDLE, 0), (base + after, SIZE - after, after)],
+            ),
+        }
+        assert mountpoint.attached_processes(shared_mount.path) == [adopting.pid, child.pid]
 
     @pytest.mark.parametrize(
         ("size", "prot", "flags"),
@@ -99,11 +117,31 @@ class TestWhatIsAdopted:
         assert regions(adopting) == 0
         assert adopting.store(base, 1) == "ok"
 
-    def test_not_where_no_region_can_be(self, adopting: Agent) -> None:
+    def test_at_any_address(self, adopting: Agent) -> None:
         at = PLACE + PAGE
         assert shared(adopting, at=at, flags=FIXED) == at
-        assert regions(adopting) == 0
+        assert shared(adopting, at=at + 8 * QUANTUM) == at + 8 * QUANTUM
+        assert regions(adopting) == 2
         assert adopting.store(at, 1) == "ok"
+
+    def test_its_pages_are_its_entries(self, adopting: Agent, shared_mount: Mount) -> None:
+        base = shared(adopting)
+        adopting.call("memset", base, 1, 3 * PAGE)
+        adopting.fork().store(base + QUANTUM, 1)
+        sampler = sampling.Sampler(lambda: [adopting.pid], shared_mount.state)
+        sampler.look()
+        found = sampler.document()
+        assert (found["region_faults"], found["prefaulted"], found["links"]) == (4, 0, 1)
+        assert adopting.call("madvise", base, 2 * PAGE, REMOVE) == 0
+        adopting.store(base + 2 * QUANTUM, 1)
+        sampler.look()
+        assert sampler.document()["region_faults"] == 5
+        with the_region(shared_mount) as view:
+            tables = describe.pagetable(view)["levels"][-1]["tables"]
+            assert [table["present"] for table in tables] == [1, 1, 1]
+            audit = describe.audit(view)
+        assert audit["leaves"] == 3
+        assert not audit["bad"] + audit["stray"] + audit["lost"] + audit["held"]
 
     def test_memory_goes_back_with_the_last_process(
         self, adopting: Agent, shared_mount: Mount
@@ -114,7 +152,7 @@ class TestWhatIsAdopted:
         child = adopting.fork()
         adopting.exit()
         assert child.load(base) == "1"
-        assert len(list(objects.iterdir())) == 2
+        assert list(objects.glob("*.mm"))
         child.exit()
         until(lambda: not list(objects.iterdir()), "the region gone")
 
@@ -136,7 +174,7 @@ class TestWhatIsAdopted:
 
 
 class TestHandover:
-    """Fully populated memory is left to Linux, for children of fork() from the beginning."""
+    """With a budget the memory is watched, and left to Linux where it is fully populated."""
 
     RUN = 64 * PAGE
 
@@ -144,56 +182,6 @@ class TestHandover:
         """From the end backwards: a forward sequence would fill more pages ahead."""
         for at in range(start + self.RUN - PAGE, start - PAGE, -PAGE):
             agent.call("memset", at, value, PAGE)
-
-    @staticmethod
-    def links(mount: Mount) -> dict[int, int]:
-        """The number of quanta that each of the region's processes has linked."""
-        (path,) = (mount.state / "regions").glob("*.mm")
-        return {client.pid: client.links for client in attachments(mount, int(path.stem))}
-
-    @staticmethod
-    def faults(mount: Mount) -> int:
-        """The number of first touches by the region's processes."""
-        (path,) = (mount.state / "regions").glob("*.mm")
-        return sum(client.faults for client in attachments(mount, int(path.stem)))
-
-    def test_children_begin_with_what_is_there(self, adopting: Agent, shared_mount: Mount) -> None:
-        base = shared(adopting)
-        self.fill(adopting, base + PAGE, 7)
-        assert watched(adopting.pid, base, SIZE) == [(0, SIZE)]
-        child = adopting.fork()
-        rest = [(0, PAGE), (PAGE + self.RUN, SIZE)]
-        assert watched(child.pid, base, SIZE) == rest
-        assert {child.load(base + at) for at in range(PAGE, PAGE + self.RUN, PAGE)} == {"7"}
-        assert self.links(shared_mount) == {adopting.pid: 1, child.pid: 1}
-        # Absent pages are still ours to count.
-        before = self.faults(shared_mount)
-        assert child.store(base, 1) == "ok"
-        assert child.store(base + SIZE - 1, 2) == "ok"
-        assert self.faults(shared_mount) == before + 2
-        assert (adopting.load(base), adopting.load(base + SIZE - 1)) == ("1", "2")
-        child.store(base + PAGE, 8)
-        assert adopting.load(base + PAGE) == "8"
-
-    def test_more_is_found_at_each_fork(self, adopting: Agent) -> None:
-        base = shared(adopting)
-        for number in range(1, 4):
-            self.fill(adopting, base + (number - 1) * self.RUN, 7)
-            child = adopting.fork()
-            assert watched(child.pid, base, SIZE) == [(number * self.RUN, SIZE)]
-            child.exit()
-
-    def test_a_search_goes_on_where_it_stopped(self, adopting: Agent) -> None:
-        """It looks at a part of the tables at each fork."""
-        size = 100 << 20
-        base = shared(adopting, size)
-        adopting.call("memset", base, 1, size)
-        left = []
-        for _ in range(3):
-            child = adopting.fork()
-            left.append(sum(end - start for start, end in watched(child.pid, base, size)))
-            child.exit()
-        assert left == [size - (64 << 20), 0, 0]
 
     def test_with_a_budget_not_before_a_fault(
         self, agents: Agents, agent_program: Path, shared_mount: Mount
@@ -209,14 +197,6 @@ class TestHandover:
         grandchild = child.fork()
         assert watched(grandchild.pid, base, SIZE) == [(0, SIZE)]
         assert grandchild.load(base + PAGE) == "7"
-
-    def test_of_memory_that_was_made_longer_than_its_region(self, adopting: Agent) -> None:
-        base = shared(adopting, at=PLACE)
-        self.fill(adopting, base, 7)
-        assert adopting.call("mremap", base, SIZE, 5 * QUANTUM, 0, 0) == base
-        child = adopting.fork()
-        assert watched(child.pid, base, 5 * QUANTUM) == [(self.RUN, 5 * QUANTUM)]
-        assert child.load(base + 5 * QUANTUM - PAGE) == "SIGBUS ADRERR"
 
     def test_it_can_be_remapped_and_unmapped(self, agent: Agent) -> None:
         """As one mapping, as the program sees it."""

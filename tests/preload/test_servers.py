@@ -46,10 +46,10 @@ def need(program: str | None, package: str) -> str:
 
 
 def adopted(pid: int) -> list[int]:
-    """Sizes of the windows of regions in a process; parts may be unwatched (handover.c)."""
+    """Sizes of the memory of regions in a process."""
     found: dict[str, int] = {}
     for each in proc.maps(pid):
-        if each.path.endswith(".mem"):
+        if ".mem" in each.path:
             found[each.path] = found.get(each.path, 0) + each.end - each.start
     return list(found.values())
 

@@ -1,0 +1,174 @@
+"""Adopted memory: what programs under ``msharefs run --adopt-anon`` share with their children.
+
+It is a memfd, which they have mapped as they would have mapped Linux's own shared memory, and for
+which they need nobody: no userfaultfd, no slot, no connection. So all that we know of it is seen
+from outside. A page that it has is an entry of its region; a process that maps it is a client.
+
+We keep one descriptor of each, to look at its pages. Linux says when the last mapping is gone
+(inotify(7): a file that was open for writing is closed with its last mapping), and a lease
+(F_SETLEASE) says whether that is so. `.mem` in the region's directory leads to the descriptor.
+For the next server a file beside it has the memory's handle, by which root finds it as long as it
+is mapped. Another user's server cannot find it again: the memory lives on, and is no region.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import trio
+
+from msharefs import proc
+from msharefs.native import check, ffi, lib
+
+from .files import adopted_path, object_paths, remove_objects
+from .identity import look
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_MFD_NOEXEC_SEAL = 8  # linux/memfd.h, since Linux 6.3; the mode of the file, not of its memory
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_EVENTS = 4096  # bytes
+
+
+class Adopted:
+    """The adopted memory of a mount, by the numbers of its regions."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._fds: dict[int, int] = {}
+        self._watches: dict[int, int] = {}
+        """The regions by the numbers of their inotify watches."""
+        self._inotify = lib.inotify_init1(lib.IN_CLOEXEC | lib.IN_NONBLOCK)
+        if self._inotify < 0:  # fs.inotify.max_user_instances
+            log.warning("the end of adopted memory is noticed late: %s", os.strerror(ffi.errno))
+
+    def close(self) -> None:
+        """Lets go of all; the memory lives on with the processes that map it."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+        if self._inotify >= 0:
+            os.close(self._inotify)
+
+    async def run(self, unused: Callable[[int], None]) -> None:
+        """Calls `unused` when the last mapping of a region's memory may have gone."""
+        while self._inotify >= 0:
+            await trio.lowlevel.wait_readable(self._inotify)
+            for watch in _watches(os.read(self._inotify, _EVENTS)):
+                if watch in self._watches:
+                    unused(self._watches[watch])
+
+    def make(self, ident: int, size: int) -> int:
+        """Memory for a region: a descriptor to map it by, for the caller to close."""
+        made = os.memfd_create(f"{ident}.mem", os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
+        try:
+            os.ftruncate(made, size)
+            # A process that was given it could otherwise make it shorter.
+            fcntl.fcntl(made, fcntl.F_ADD_SEALS, _SEALS)
+            # Others than this one: what they open for writing counts, and is watched.
+            self._keep(ident, os.open(proc.fd_path(made), os.O_RDONLY | os.O_CLOEXEC))
+            return os.open(proc.fd_path(made), os.O_RDWR | os.O_CLOEXEC)
+        finally:
+            os.close(made)
+
+    def find(self) -> None:
+        """Finds the memory of an earlier server's regions; removes those whose memory is gone.
+
+        All of them where this server may not: only root may open a file by its handle.
+        """
+        lost = 0
+        for name in os.listdir(self._directory):
+            number, _, kind = name.partition(".")
+            if kind != "adopted":
+                continue
+            ident = int(number)
+            try:
+                self._keep(ident, _by_handle(adopted_path(self._directory, ident).read_text()))
+            except OSError as error:
+                lost += error.errno != errno.ESTALE
+                remove_objects(self._directory, ident)
+        if lost:
+            log.warning(
+                "%d regions of adopted memory cannot be found again, and are not shown any more: "
+                "only root's server can do that; the programs keep their memory",
+                lost,
+            )
+
+    def _keep(self, ident: int, fd: int) -> None:
+        """`fd` is the memory of a region from now on, and ours."""
+        self._fds[ident] = fd
+        path = proc.fd_path(fd)
+        watch = lib.inotify_add_watch(self._inotify, os.fsencode(path), lib.IN_CLOSE_WRITE)
+        self._watches[watch] = ident  # if there is none, a look every few seconds tells
+        adopted_path(self._directory, ident).write_text(look(fd).identity.handle)
+        _, memory = object_paths(self._directory, ident)
+        beside = memory.with_suffix(".new")
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(proc.fd_path(fd, os.getpid()))
+        beside.replace(memory)
+
+    def has(self, ident: int) -> bool:
+        """Whether that region's memory is adopted."""
+        return ident in self._fds
+
+    def in_use(self, ident: int) -> bool:
+        """Whether a process has a region's memory mapped, or is about to map it."""
+        fd = self._fds.get(ident)
+        if fd is None:
+            return False
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)  # EAGAIN: it is open for writing
+        except BlockingIOError:
+            return True
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        return False
+
+    def used(self) -> list[int]:
+        """The regions whose memory is in use."""
+        return [ident for ident in self._fds if self.in_use(ident)]
+
+    def identity(self, ident: int) -> tuple[int, int]:
+        """st_dev and st_ino of a region's memory."""
+        status = os.fstat(self._fds[ident])
+        return status.st_dev, status.st_ino
+
+    def forget(self, ident: int) -> None:
+        """The region is gone: its memory goes back."""
+        fd = self._fds.pop(ident, None)
+        if fd is None:
+            return
+        for watch in [each for each, other in self._watches.items() if other == ident]:
+            del self._watches[watch]
+            lib.inotify_rm_watch(self._inotify, watch)
+        os.close(fd)
+
+
+def _watches(events: bytes) -> Iterator[int]:
+    """The numbers of the watches in a read(2) of an inotify descriptor."""
+    size = ffi.sizeof("struct inotify_event")
+    for at in range(0, len(events), size):  # files have no names in their own events
+        yield int(ffi.from_buffer("struct inotify_event *", events[at : at + size]).wd)
+
+
+def _by_handle(text: str) -> int:
+    """Opens a memfd for reading by its handle. ESTALE: it is gone. EPERM: this user may not."""
+    kind, _, content = text.partition(":")
+    if not content:
+        raise OSError(errno.ESTALE, "it has no handle")
+    anywhere = os.memfd_create("handle", os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
+    try:
+        handle = bytes.fromhex(content)
+        return check(
+            lib.identity_open(anywhere, int(kind, 16), handle, len(handle)),
+            "opening adopted memory by its handle",
+        )
+    finally:
+        os.close(anywhere)

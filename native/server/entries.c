@@ -1,0 +1,115 @@
+/*
+ * entries.c - entries of memory that Linux fills by itself; see entries.h.
+ *
+ * Which pages the object has is which entries there are, so an entry is made when somebody
+ * looks. Who touched the page first, and whether by a load or a store, is not known then.
+ */
+#define _GNU_SOURCE
+#include "server/entries.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "core/pagetable.h"
+#include "core/vma.h"
+
+/* A frame in our hands is held by no client's slot. */
+#define SERVER_SLOT MM_SLOTS
+
+struct catch_up {
+    const struct mm_vma *vma;
+    int64_t added;
+};
+
+static int add_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    struct catch_up *work = walk->arg;
+    uint64_t none = 0, leaf = (DATA_BASE + addr - HOST_BASE) | ENTRY_USER;
+
+    if (level)
+        return -EUCLEAN;
+    leaf |= work->vma->flags & VMA_PROT ? ENTRY_PRESENT | ENTRY_ACCESSED : ENTRY_PROTNONE;
+    if (work->vma->flags & VMA_WRITE)
+        leaf |= ENTRY_RW;
+    if (!(work->vma->flags & VMA_EXEC))
+        leaf |= ENTRY_NX;
+    work->added += atomic_compare_exchange_strong(entry, &none, leaf);
+    return 0;
+}
+
+static int clear_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    (void)walk, (void)level, (void)addr;
+    if (atomic_load_explicit(entry, memory_order_relaxed))
+        atomic_store_explicit(entry, 0, memory_order_relaxed);
+    return 0;
+}
+
+static int clear(struct mm *mm, uint64_t start, uint64_t end)
+{
+    struct walk walk = {.mm = mm, .leaf = clear_leaf};
+
+    return start < end ? walk_range(&walk, HOST_BASE + start, HOST_BASE + end) : 0;
+}
+
+/* The next pages that the object has from `at` on; [end, end) if there are none before `end`. */
+static int next_pages(int mem_fd, uint64_t at, uint64_t end, uint64_t *start, uint64_t *stop)
+{
+    const off_t data = lseek(mem_fd, (off_t)at, SEEK_DATA);
+    off_t hole;
+
+    *start = *stop = end;
+    if (data < 0)
+        return errno == ENXIO ? 0 : -errno;
+    if ((uint64_t)data >= end)
+        return 0;
+    hole = lseek(mem_fd, data, SEEK_HOLE);
+    if (hole < 0) /* it has gone since */
+        return errno == ENXIO ? 0 : -errno;
+    *start = (uint64_t)data & ~(PAGE_SIZE - 1);
+    *stop = ((uint64_t)hole + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
+    if (*stop > end)
+        *stop = end;
+    return 0;
+}
+
+static int catch_up_vma(struct mm *mm, int mem_fd, struct mm_vma vma, bool exact,
+                        struct catch_up *work)
+{
+    struct walk walk = {
+        .mm = mm, .leaf = add_leaf, .alloc = true, .slot = SERVER_SLOT, .arg = work};
+    uint64_t start, stop;
+    int err = 0;
+
+    work->vma = &vma;
+    for (uint64_t at = vma.start; at < vma.end && !err; at = stop) {
+        err = next_pages(mem_fd, at, vma.end, &start, &stop);
+        if (!err && exact)
+            err = clear(mm, at, start);
+        if (!err && start < stop)
+            err = walk_range(&walk, HOST_BASE + start, HOST_BASE + stop);
+    }
+    return err;
+}
+
+int64_t entries_catch_up(struct mm *mm, int mem_fd, uint64_t start, uint64_t end, bool exact)
+{
+    const uint64_t limit = mm->host_end - HOST_BASE;
+    struct catch_up work = {0};
+    uint64_t used;
+    const struct mm_vma *set = vma_snapshot(mm, atomic_load(&mm->header->epoch), &used);
+    int err = set ? 0 : -EUCLEAN;
+
+    end = end < limit ? end : limit;
+    for (uint64_t i = 0; i < used && !err; i++) {
+        struct mm_vma vma = set[i];
+
+        if (vma.object || vma.start >= end || vma.end <= start)
+            continue;
+        vma.start = vma.start > start ? vma.start : start;
+        vma.end = vma.end < end ? vma.end : end;
+        err = catch_up_vma(mm, mem_fd, vma, exact, &work);
+    }
+    atomic_fetch_add(&mm->header->retired.faults, (uint64_t)work.added);
+    return err ? err : work.added;
+}
