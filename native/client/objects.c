@@ -151,18 +151,6 @@ int object_find(struct attachment *att, struct fault *fault)
     return 0;
 }
 
-/* x86 has no pages that can be written but not read. */
-static int readable(int prot) { return prot & PROT_WRITE ? prot | PROT_READ : prot; }
-
-/* The rights that both the mapping in the region and the attachment permit; execution
- * depends on the mapping alone. */
-static int block_prot(const struct attachment *att, uint32_t flags)
-{
-    int prot = flags & VMA_PROT ? PROT_READ | (flags & VMA_WRITE ? PROT_WRITE : 0) : PROT_NONE;
-
-    return (prot & readable(att->prot)) | (flags & VMA_EXEC ? PROT_EXEC : 0);
-}
-
 /* mmap(2) of a hugetlbfs file for writing makes the file as long as the mapping. CREATE_MAPPING
  * has done that; if somebody has made it shorter since, it must stay so. */
 static int map_huge_block(uint8_t *at, uint64_t bytes, int prot, int fd, off_t offset)
@@ -198,7 +186,7 @@ int64_t object_map(struct attachment *att, const struct fault *fault)
     if (!object || object->state != OBJECT_HELD)
         return -EUCLEAN;
     touched_mark(&att->mm, att->slot, fault->start, bytes);
-    int err = map_block(at, bytes, block_prot(att, fault->vma.flags), object->fd,
+    int err = map_block(at, bytes, view_block_prot(att, fault->vma.flags), object->fd,
                         (off_t)(fault->vma.offset + (fault->start - fault->vma.start)),
                         fault->vma.flags & VMA_HUGE);
     if (err)

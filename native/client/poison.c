@@ -5,8 +5,8 @@
  * A hole gets a guard marker (madvise(2), Linux 6.15): SEGV_MAPERR, and no gap in the
  * window that an mmap(2) of the program could fall into. When something is mapped
  * there, the server asks us to remove the guard pages (REARM). If there are too many,
- * the oldest is removed, which is harmless: its next fault comes to us. Pages of mapped
- * objects have none, because there the kernel refuses by itself.
+ * the oldest is removed, which is harmless: its next fault comes to us. Blocks of mapped
+ * objects need none, because there the kernel refuses by itself.
  *
  * Runs on the service thread: no malloc, no stdio, no region memory.
  */
@@ -21,17 +21,31 @@
 #include "client/counts.h"
 #include "client/view.h"
 #include "core/slots.h"
+#include "core/touched.h"
 #include "core/uffd.h"
+#include "core/vma.h"
 
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
 #define MADV_GUARD_REMOVE 103
 #endif
 
+/* The rights of a page that is a guard page no more. A block of an object may have been mapped
+ * between the fault that was refused and its answer. It is to keep its rights, and then so may
+ * the window: in a span that was touched the server has it arranged anew before they change. */
+static int prot_at(const struct attachment *att, uint64_t offset)
+{
+    struct mm_vma vma;
+
+    if (!vma_find(&att->mm, offset, &vma) && vma.object && touched_has(&att->mm, att->slot, offset))
+        return view_block_prot(att, vma.flags);
+    return view_prot_at(att, offset);
+}
+
 static void unpoison(struct attachment *att, struct poison poison)
 {
     uint8_t *page = att->base + poison.offset;
-    const int prot = view_prot_at(att, poison.offset);
+    const int prot = prot_at(att, poison.offset);
 
     switch (poison.kind) {
     case POISON_GUARD:

@@ -66,6 +66,16 @@ int view_prot(const struct attachment *att, uint32_t flags)
     return att->prot | (flags & VMA_EXEC ? PROT_EXEC : 0);
 }
 
+/* x86 has no pages that can be written but not read. */
+static int readable(int prot) { return prot & PROT_WRITE ? prot | PROT_READ : prot; }
+
+int view_block_prot(const struct attachment *att, uint32_t flags)
+{
+    int prot = flags & VMA_PROT ? PROT_READ | (flags & VMA_WRITE ? PROT_WRITE : 0) : PROT_NONE;
+
+    return (prot & readable(att->prot)) | (flags & VMA_EXEC ? PROT_EXEC : 0);
+}
+
 int view_prot_at(const struct attachment *att, uint64_t offset)
 {
     struct mm_vma vma;

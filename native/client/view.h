@@ -19,6 +19,9 @@ void view_wake(const struct attachment *att, uint64_t start, uint64_t end);
 /* PROT_* of the window over a mapping with `flags` (enum vma_flags): the attachment's, and
  * execution where the mapping permits it. Precondition: none. */
 int view_prot(const struct attachment *att, uint32_t flags);
+/* PROT_* of a block of an object over the window: the rights that both the mapping with `flags`
+ * and the attachment permit; execution depends on the mapping alone. Precondition: none. */
+int view_block_prot(const struct attachment *att, uint32_t flags);
 /* PROT_* of the window at region offset `offset`, where no object is mapped.
  * Precondition: inside an epoch. */
 int view_prot_at(const struct attachment *att, uint64_t offset);

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from support import namespace, proc
-from support.actor import PAGE, READ_WRITE, Board, accerr, adrerr, maperr
+from support import cc, namespace, proc
+from support.actor import MAP_FIXED, PAGE, READ_WRITE, SOURCES, Board, accerr, adrerr, maperr
 from support.memory import RegionMemory
 
 if TYPE_CHECKING:
@@ -318,6 +319,21 @@ def test_a_large_file_does_not_split_the_window_endlessly(
         assert 1 <= len(mapped) <= 4096
     finally:
         os.close(fd)
+
+
+def test_stores_that_are_refused_while_their_block_is_mapped(
+    make_region: Callable[..., msharefs.Region], tmp_path: Path
+) -> None:
+    """A guard page on a block of the file must not give it the rights of the window."""
+    program = cc.build(SOURCES / "refused.c", tmp_path / "refused", str(SOURCES / "trap.c"))
+    size = 64 << 20
+    region = make_region(size)
+    fd = os.memfd_create("read-only", os.MFD_CLOEXEC)
+    os.ftruncate(fd, size)
+    region.map(0, size, READ, mmap.MAP_SHARED | MAP_FIXED, fd)
+    region.map(0, 64 << 10, READ_WRITE, mmap.MAP_SHARED | MAP_FIXED, fd)
+    os.close(fd)
+    subprocess.run([program, region.path], check=True, timeout=60)
 
 
 def test_an_object_that_is_unmapped_is_held_by_nobody(
