@@ -184,8 +184,10 @@ class HostMM(View):
         """
         async with self._lock:
             if lib.hostmm_mapped(self._mm, start, end):  # nothing to do in a hole
-                await self._exchange(start, end, lambda: lib.hostmm_unmap(self._mm, start, end))
-                await self._sweep()
+                try:
+                    await self._exchange(start, end, lambda: lib.hostmm_unmap(self._mm, start, end))
+                finally:
+                    await self._sweep()
             lib.mm_count_unmap(self._mm)
 
     async def _exchange(self, start: int, end: int, publish: Callable[[], int]) -> None:
@@ -397,10 +399,13 @@ class HostMM(View):
     ) -> None:
         """Publishes, waits for the grace period, calls `take`, finishes."""
         self._mapped = -1
+        unfinished = self._unfinished
         try:
             await self._change_now(publish, take)
         finally:
             self._mapped = -1
+            if unfinished:  # by now the earlier server's change is, and may have replaced objects
+                await self._sweep()
 
     async def _change_now(
         self, publish: Callable[[], int], take: Callable[[], Awaitable[None]]

@@ -179,3 +179,24 @@ def test_killed_while_objects_are_taken(
         assert actor.call("load", where + PAGE) == [2]
     with open(tmp_path / "file", "rb") as file:
         assert file.read(1) == b"\x09"
+
+
+def test_what_a_dead_server_has_replaced_is_forgotten(
+    mount: Mount, path: Path, actors: Actors, tmp_path: Path
+) -> None:
+    """Also if nobody comes back to the next one, and the next change replaces nothing."""
+    with msharefs.open(path) as region:
+        region.map(4 * PAGE, PAGE)
+    put(path, os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT))
+    stopped = actors()
+    base = attach(stopped, path)
+    assert stopped.call("load", base) == [1]
+    os.kill(stopped.pid, signal.SIGSTOP)
+    kill_in_a_change(mount, path, "map", 0, 2 * PAGE)
+    stopped.kill()
+    mount.expect(r"(?m)^.* WARNING .*: region \d+: what the server before was changing .*\n")
+    mount.start()
+    with msharefs.open(path) as region:
+        region.protect(4 * PAGE, PAGE, mmap.PROT_READ)
+    assert names(path) == ["anon", "anon"]
+    assert not list((mount.state / "regions").glob("*.objects/*"))
