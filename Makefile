@@ -4,10 +4,11 @@
 # make lint    setup, then the gates that come before the tests; one alone: make lint ARGS=types
 # make sanitize  setup, then the tests of the core and of clients, built with AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz    setup, then the fuzz targets of tests/fuzz; for longer: make fuzz SECONDS=600
+# make soak    setup, then kills of clients and servers for half an hour; for another time: make soak SECONDS=120
 # make format  lays out C and Python as the gates want it
 # make conformance  setup, then every case of the kernel series asked of a real mount; writes CONFORMANCE.md and the table in README.md
 
-.PHONY: setup demo test lint sanitize fuzz format conformance clean
+.PHONY: setup demo test lint sanitize fuzz soak format conformance clean
 
 setup:
 	@scripts/setup
@@ -31,6 +32,11 @@ SECONDS = 60
 fuzz:
 	@scripts/setup fuzz
 	@scripts/fuzz $(SECONDS)
+
+soak: SECONDS = 1800
+soak:
+	@scripts/setup pytest
+	@scripts/soak $(SECONDS)
 
 format:
 	@scripts/setup lint

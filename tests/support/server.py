@@ -169,6 +169,7 @@ class Mount:
                     return mount.minor
                 events = poll.poll(START_LIMIT * 1000)
                 if not events:
+                    self._write_stacks()
                     raise self._failed(f"no mount after {START_LIMIT:g} s")
                 if any(fd == pidfd for fd, _ in events):
                     raise self._failed("the server ended before it had mounted")
@@ -191,9 +192,7 @@ class Mount:
         try:
             status = process.wait(STOP_LIMIT)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGUSR1)  # stacks into the log
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STACKS_WAIT)
+            self._write_stacks()
             ignored = number.name if number is not None else "that its mount is gone"
             failure = self._failed(f"the server ignores {ignored}")
             self.clean_up()
@@ -204,6 +203,13 @@ class Mount:
         expected = -number if number == signal.SIGKILL else 0
         if status != expected:
             raise self._failed(f"the server ended with status {status}")
+
+    def _write_stacks(self) -> None:
+        """Into the log."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGUSR1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(STACKS_WAIT)
 
     def _failed(self, what: str) -> AssertionError:
         return AssertionError(f"{what}; its log:\n{self.text()}")
