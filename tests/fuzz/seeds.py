@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-SHAPES = 3
+SHAPES = (0, 120, 248)
 MM_STEPS = 20
 CLIENT_STEPS = 8
 ARGUMENTS = (
@@ -24,7 +24,7 @@ def mm() -> list[bytes]:
     """fuzz_mm.c: a shape, then steps, each with its arguments."""
     every = b"".join(bytes([step]) + ARGUMENTS[1] for step in range(MM_STEPS))
     steps = [bytes([step]) + arguments for step in range(MM_STEPS) for arguments in ARGUMENTS]
-    return [bytes([shape]) + step for shape in range(SHAPES) for step in (*steps, every)]
+    return [bytes([shape]) + step for shape in SHAPES for step in (*steps, every)]
 
 
 def client() -> list[bytes]:
