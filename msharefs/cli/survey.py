@@ -27,7 +27,7 @@ Examples:
   msharefs survey                             all processes; as root
   msharefs survey --tree $(pgrep -o postgres) a server and all it has started
   msharefs survey --cgroup system.slice/apache2.service
-  msharefs survey --pid 812,813 --json
+  msharefs survey --pid 812,813 --exact --json
 """
 
 
@@ -154,12 +154,19 @@ def choose(
     help="The processes of a cgroup and of those below it: its directory, or its path.",
 )
 @click.option("--system", is_flag=True, help="All processes; that is what is done without these.")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Look at every page. Otherwise a sample is, where tables are very many, and an error is "
+    "told that holds 19 times in 20.",
+)
 @_show.json_option
 def command(
     pids: list[int] | None,
     tree: int | None,
     cgroup: Path | None,
     system: bool,
+    exact: bool,
     as_json: bool,
 ) -> None:
     """Measure what sharing page tables would save, for programs as they run now.
@@ -169,7 +176,7 @@ def command(
     """
     chosen = choose(pids, tree, cgroup, system)
     with Bars() as bars:
-        found = figures.survey(chosen, bars.step)
+        found = figures.survey(chosen, bars.step, exact=exact)
     if as_json:
         _show.print_json(found)
     else:

@@ -37,7 +37,9 @@ _SCAN = struct.Struct("=12Q")
 _PAGEMAP_SCAN = 3 << 30 | _SCAN.size << 16 | ord("f") << 8 | 16
 _WALK_END = 4
 _RUNS = 4096
-RUN = np.dtype([("start", "u8"), ("end", "u8"), ("what", "u8")])
+_COLUMNS = 3
+START, END, WHAT = range(_COLUMNS)
+"""The columns of an array of runs: addresses, and what their pages are."""
 # The kernel holds the mmap_lock of the process for one call: a millisecond at most, then.
 _CALL_BYTES = 1 << 30
 # proc_pid_pagemap(5), one entry.
@@ -55,7 +57,7 @@ class Pagemap:
 
     def __init__(self, pid: int) -> None:
         self._file: BinaryIO = proc.open_pagemap(pid)
-        self._vector = bytearray(RUN.itemsize * _RUNS)
+        self._vector = bytearray(_ENTRY_BYTES * _COLUMNS * _RUNS)
         self._where = int(ffi.cast("uintptr_t", ffi.from_buffer(self._vector)))
 
     def __enter__(self) -> Self:
@@ -64,8 +66,8 @@ class Pagemap:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def runs(self, start: int, end: int) -> Iterator[NDArray[np.void]]:
-        """Runs of pages that have an entry in [start, end), in bytes, as arrays of `RUN`.
+    def runs(self, start: int, end: int) -> Iterator[Numbers]:
+        """Runs of pages that have an entry in [start, end), in bytes; a line for each.
 
         OSError: ENOTTY before Linux 6.7.
         """
@@ -74,31 +76,31 @@ class Pagemap:
             if len(found):
                 yield found
 
-    def first(self, start: int, end: int) -> int | None:
-        """The address of the first page with an entry in [start, end)."""
+    def first(self, start: int, end: int) -> Numbers | None:
+        """The first page with an entry in [start, end)."""
         found, _ = self._scan(start, end, 1)
-        return int(found["start"][0]) if len(found) else None
+        return found[0] if len(found) else None
 
-    def span(self, start: int, end: int) -> NDArray[np.void]:
+    def span(self, start: int, end: int) -> Numbers:
         """As `runs`, for so few pages that one call is enough."""
         return self._scan(start, end, 0)[0]
 
-    def _scan(self, start: int, end: int, most: int) -> tuple[NDArray[np.void], int]:
+    def _scan(self, start: int, end: int, most: int) -> tuple[Numbers, int]:
         """Up to `most` pages (0: all), and the address where the walk ended."""
         wanted, told = PRESENT | SWAPPED, PRESENT | SWAPPED | FILE | HUGE
         argument = bytearray(
             _SCAN.pack(_SCAN.size, 0, start, end, 0, self._where, _RUNS, most, 0, 0, wanted, told)
         )
         count = fcntl.ioctl(self._file, _PAGEMAP_SCAN, argument)
-        found = np.frombuffer(self._vector, RUN, count).copy()
-        return found, _SCAN.unpack(argument)[_WALK_END]
+        found = np.frombuffer(self._vector, np.uint64, count * _COLUMNS).copy()
+        return found.reshape(-1, _COLUMNS), _SCAN.unpack(argument)[_WALK_END]
 
     def entries(self, first: int, count: int) -> Numbers:
         """The entries of `count` pages from page number `first`: fewer if the memory is gone."""
         data = os.pread(self._file.fileno(), count * _ENTRY_BYTES, first * _ENTRY_BYTES)
         return np.frombuffer(data, np.uint64)
 
-    def runs_by_entries(self, start: int, end: int) -> Iterator[NDArray[np.void]]:
+    def runs_by_entries(self, start: int, end: int) -> Iterator[Numbers]:
         """As `runs`, on any kernel: each page is asked. Huge pages are not told from small ones."""
         page, last = start >> PAGE_SHIFT, end >> PAGE_SHIFT
         while page < last:
@@ -109,17 +111,18 @@ class Pagemap:
             page += len(entries)
 
 
-def _runs_of(entries: Numbers, page: int) -> NDArray[np.void]:
+def _runs_of(entries: Numbers, page: int) -> Numbers:
     what = np.zeros(len(entries), np.uint64)
     for bit, meaning in ((_ENTRY_PRESENT, PRESENT), (_ENTRY_SWAPPED, SWAPPED), (_ENTRY_FILE, FILE)):
         what[entries & np.uint64(bit) != 0] |= np.uint64(meaning)
     edges = np.flatnonzero(np.diff(what)) + 1
     starts = np.concatenate(([0], edges))
-    found = np.zeros(len(starts), RUN)
-    found["start"] = (starts + page) << PAGE_SHIFT
-    found["end"] = (np.concatenate((edges, [len(what)])) + page) << PAGE_SHIFT
-    found["what"] = what[starts]
-    held: NDArray[np.void] = found[found["what"] & np.uint64(PRESENT | SWAPPED) != 0]
+    ends = np.concatenate((edges, [len(what)]))
+    found = np.empty((len(starts), _COLUMNS), np.uint64)
+    found[:, START] = (starts + page) << PAGE_SHIFT
+    found[:, END] = (ends + page) << PAGE_SHIFT
+    found[:, WHAT] = what[starts]
+    held: Numbers = found[found[:, WHAT] & np.uint64(PRESENT | SWAPPED) != 0]
     return held
 
 

@@ -25,6 +25,7 @@ BASE = 0x2000_0000_0000
 SLOT = 512 << 30
 TABLES = 3
 SIZE = TABLES * SPAN
+NAME = f"survey-{os.getpid()}"
 SHARED, PRIVATE, ANONYMOUS = mmap.MAP_SHARED, mmap.MAP_PRIVATE, mmap.MAP_ANONYMOUS
 
 
@@ -103,6 +104,6 @@ def family(actors: Callable[[], Actor]) -> Callable[[int], list[Actor]]:
 
 def memfd(size: int = SIZE) -> int:
     """A memfd that is not inherited."""
-    fd = os.memfd_create("survey")
+    fd = os.memfd_create(NAME)
     os.ftruncate(fd, size)
     return fd

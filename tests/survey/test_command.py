@@ -12,7 +12,7 @@ import pytest
 
 from msharefs import proc
 
-from .conftest import SIZE, TABLE, TABLES, memfd, memory, touch
+from .conftest import NAME, SIZE, TABLE, TABLES, memfd, memory, touch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,12 +45,12 @@ def test_the_answer_comes_first(shared: str) -> None:
     first, second, *rest = done.stdout.splitlines()
     assert first.startswith("3 processes: page tables ")
     assert "; sharing would take away " in first
-    assert f"{(3 * (TABLES + 2) - (TABLES + 3)) * TABLE >> 10} KiB memfd:survey of 3 actor" in first
+    assert f"{(3 * (TABLES + 2) - (TABLES + 3)) * TABLE >> 10} KiB memfd:{NAME} of 3 actor" in first
     assert second == ""
     assert rest[0].split() == [
         "object", "class", "processes", "size", "own", "tables", "shared", "would", "go",
     ]  # fmt: skip
-    assert any(line.startswith("memfd:survey ") for line in rest)
+    assert any(line.startswith(f"memfd:{NAME} ") for line in rest)
 
 
 def test_json_says_what_and_where(shared: str) -> None:
@@ -94,7 +94,7 @@ def test_the_system_is_everybody_but_the_survey(shared: str) -> None:
     found = json.loads(run("--json").stdout)
     assert found["processes"] >= 4  # with us
     assert json.loads(run("--json", "--system").stdout)["processes"] == found["processes"]
-    (one,) = (one for one in found["objects"] if one["name"] == "memfd:survey")
+    (one,) = (one for one in found["objects"] if one["name"] == f"memfd:{NAME}")
     assert one["processes"] == len(shared.split(","))
 
 

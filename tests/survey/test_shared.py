@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from msharefs.lab.survey import figures
 from msharefs.lab.survey.survey import Survey
 
 from .conftest import (
@@ -264,6 +265,8 @@ def test_processes_that_end_meanwhile(three: list[Actor]) -> None:
     made.look(silent("", 0))
     assert (made.looked, made.census.ended, len(made.census.seen)) == (2, 1, 2)
     assert made.moved.own.sum() == 2 * (TABLES + 2)
+    one = the(figures.document(made), "shm")
+    assert (one["processes"], one["programs"]) == (2, {"actor": 2})
 
 
 def test_processes_that_had_ended_before(three: list[Actor]) -> None:

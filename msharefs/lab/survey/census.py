@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msharefs import proc
 
+from . import sample
 from .look import Process, meet, vmpte
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ class Census:
     """Who was there, and who could be looked at."""
 
     seen: list[Process] = field(default_factory=list)
+    """Those that are looked at."""
+    passed: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """Bytes of page tables of processes that are not in the sample, by program."""
     unseen: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Bytes of page tables of processes that we may not look at, by user."""
     ended: int = 0
@@ -32,22 +36,40 @@ class Census:
     @property
     def vmpte_bytes(self) -> int:
         """The page tables of all."""
-        hidden = sum(sum(sizes) for sizes in self.unseen.values())
-        return hidden + sum(process.vmpte_bytes for process in self.seen)
+        others = [*self.unseen.values(), *self.passed.values()]
+        return sum(map(sum, others)) + sum(process.vmpte_bytes for process in self.seen)
+
+    @property
+    def processes(self) -> int:
+        """How many they are."""
+        others = [*self.unseen.values(), *self.passed.values()]
+        return sum(map(len, others)) + len(self.seen)
+
+    def scale(self, program: str) -> float:
+        """How many processes of a program there are for each that is looked at, by page tables."""
+        if program not in self.passed:
+            return 1.0
+        looked = sum(one.vmpte_bytes for one in self.seen if one.program == program)
+        return 1.0 + sum(self.passed[program]) / looked if looked else 1.0
 
 
-def census(pids: Iterable[int], objects: Objects, notify: Notify) -> Census:
-    """Meet all these processes; threads of the kernel have no page tables and do not count."""
+def census(pids: Iterable[int], objects: Objects, notify: Notify, *, exact: bool) -> Census:
+    """Meet all these processes; threads of the kernel have no page tables and do not count.
+
+    Unless `exact`, a sample of them is looked at if they are many.
+    """
     found = Census()
+    sizes: dict[int, tuple[int, str]] = {}
     for pid in pids:
-        notify(1)
         try:
-            size = vmpte(pid)
+            sizes[pid] = vmpte(pid), proc.comm(pid)
         except ProcessLookupError:
             found.ended += 1
-            continue
-        if not size:  # a thread of the kernel, or a zombie
-            continue
+    # Threads of the kernel have none, nor zombies.
+    there = [(pid, program, size) for pid, (size, program) in sizes.items() if size]
+    chosen = {pid for pid, _, _ in there} if exact else sample.processes(there)
+    for pid, program, size in there:
+        notify(1)
         try:
             process = meet(pid, objects)
         except PermissionError:
@@ -57,8 +79,10 @@ def census(pids: Iterable[int], objects: Objects, notify: Notify) -> Census:
         else:
             if process is None:
                 found.ended += 1
-            else:
+            elif pid in chosen:
                 found.seen.append(process)
+            else:
+                found.passed[program].append(size)
     return found
 
 

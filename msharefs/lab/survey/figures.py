@@ -12,6 +12,7 @@ import numpy as np
 from msharefs import __version__
 from msharefs.lab.plan import TABLE_BYTES
 
+from . import errors
 from .objects import CLASSES, HUGETLB, resident
 from .spans import LEVELS
 from .survey import Survey
@@ -26,10 +27,12 @@ VERSION = 1
 _PGD = 1  # table of a host mm that no process has counted in VmPTE
 
 
-def survey(pids: list[int], step: Callable[[str, int], Notify]) -> dict[str, Any]:
-    """Look at these processes; `step` begins a bar of progress."""
+def survey(
+    pids: list[int], step: Callable[[str, int], Notify], *, exact: bool = False
+) -> dict[str, Any]:
+    """Look at these processes; `step` begins a bar of progress. `exact`: at every page."""
     started, cpu = time.monotonic(), time.process_time()
-    found = Survey(pids, step("mappings", len(pids)))
+    found = Survey(pids, step("mappings", len(pids)), exact=exact)
     found.look(step("page tables", len(found.census.seen)))
     made = document(found)
     made["seconds"] = time.monotonic() - started
@@ -43,10 +46,11 @@ def document(found: Survey) -> dict[str, Any]:
     count = len(found.objects.all)
     moved = _Moved(found)
     rest = found.inplace.by_object(found.inplace.rest.spare(found.inplace.codes()))
-    objects = [_object(found, moved, rest, number) for number in range(count)]
+    spread = errors.of_spans(found)
+    objects = [_object(found, moved, rest, number, spread[number]) for number in range(count)]
     objects = [one for one in objects if one["own_tables_bytes"] or one["saved_bytes"] > 0]
     objects.sort(key=lambda one: -one["saved_bytes"])
-    linked = float(moved.linked.sum()) * TABLE_BYTES
+    linked = _bytes(moved.linked.sum())
     return {
         "kind": KIND,
         "version": VERSION,
@@ -54,7 +58,7 @@ def document(found: Survey) -> dict[str, Any]:
         "date": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
         "host": os.uname().nodename,
         "kernel": os.uname().release,
-        "processes": len(census.seen) + sum(map(len, census.unseen.values())),
+        "processes": census.processes,
         "looked_at": found.looked,
         "ended": census.ended,
         "unseen": [
@@ -65,10 +69,15 @@ def document(found: Survey) -> dict[str, Any]:
         "vmpte_bytes": census.vmpte_bytes,
         "looked_vmpte_bytes": sum(process.vmpte_bytes for process in census.seen),
         "linked_bytes": linked,
-        "counted_bytes": found.moved.counted * TABLE_BYTES,
-        "saved_bytes": sum(max(0.0, one["saved_bytes"]) for one in objects),
+        "counted_bytes": _bytes(found.moved.counted),
+        "saved_bytes": sum(max(0, one["saved_bytes"]) for one in objects),
+        "error_bytes": _bytes(errors.bar(float(spread.sum()) + errors.of_processes(found))),
+        "sampled": {
+            "processes": found.looked < census.processes - sum(map(len, census.unseen.values())),
+            "spans": bool(found.drawn and found.drawn.sizes),
+        },
         "classes": [_class(objects, kind) for kind in CLASSES],
-        "unwritten_bytes": _unshared(found) * TABLE_BYTES,
+        "unwritten_bytes": _bytes(_unshared(found)),
         "schemes": list(schemes(found, moved)),
         "objects": objects,
         "programs": [
@@ -76,13 +85,17 @@ def document(found: Survey) -> dict[str, Any]:
                 "program": name,
                 "processes": program.processes,
                 "vmpte_bytes": program.vmpte_bytes,
-                "gone_bytes": program.gone * TABLE_BYTES,
+                "gone_bytes": _bytes(program.estimate()[0]),
             }
             for name, program in sorted(
                 found.programs.items(), key=lambda pair: -pair[1].vmpte_bytes
             )
         ],
     }
+
+
+def _bytes(tables: float) -> int:
+    return round(float(tables) * TABLE_BYTES)
 
 
 class _Moved:
@@ -106,13 +119,13 @@ class _Moved:
         return found
 
 
-def _object(found: Survey, moved: _Moved, rest: np.ndarray, number: int) -> dict[str, Any]:
+def _object(
+    found: Survey, moved: _Moved, rest: np.ndarray, number: int, variance: float
+) -> dict[str, Any]:
     what = found.objects.all[number]
     host = moved.host[:, number].sum() + _PGD * moved.used[number]
     by_series = max(0.0, float(moved.saved(LEVELS)[number]))
-    in_place = {
-        kind: float(rest[number, place]) * TABLE_BYTES for place, kind in enumerate(CLASSES)
-    }
+    in_place = {kind: _bytes(rest[number, place]) for place, kind in enumerate(CLASSES)}
     return {
         "name": what.name,
         "class": what.kind,
@@ -120,15 +133,16 @@ def _object(found: Survey, moved: _Moved, rest: np.ndarray, number: int) -> dict
         "bytes": what.end,
         "resident_bytes": resident(what),
         "processes": what.processes,
-        "programs": dict(what.programs.most_common(5)),
-        "own_tables_bytes": float(found.moved.own[:, number].sum()) * TABLE_BYTES,
-        "own_pte_tables_bytes": float(found.moved.own[0, number]) * TABLE_BYTES,
-        "gone_bytes": float(moved.gone[:, number].sum() - moved.linked[number]) * TABLE_BYTES,
-        "linked_bytes": float(moved.linked[number]) * TABLE_BYTES,
-        "page_table_bytes": float(host) * TABLE_BYTES,
-        "saved_bytes": by_series * TABLE_BYTES + sum(in_place.values()),
+        "programs": dict((+what.programs).most_common(5)),
+        "own_tables_bytes": _bytes(found.moved.own[:, number].sum()),
+        "own_pte_tables_bytes": _bytes(found.moved.own[0, number]),
+        "gone_bytes": _bytes(moved.gone[:, number].sum() - moved.linked[number]),
+        "linked_bytes": _bytes(moved.linked[number]),
+        "page_table_bytes": _bytes(host),
+        "saved_bytes": _bytes(by_series) + sum(in_place.values()),
+        "error_bytes": _bytes(errors.bar(variance)),
         "by_class": {
-            kind: size + (by_series * TABLE_BYTES if kind == what.kind else 0.0)
+            kind: size + (_bytes(by_series) if kind == what.kind else 0)
             for kind, size in in_place.items()
         },
     }
@@ -187,8 +201,8 @@ def schemes(found: Survey, moved: _Moved) -> list[dict[str, Any]]:
         {
             "scheme": name,
             "what": what,
-            "saved_bytes": sum(named[name].values()) * TABLE_BYTES,
-            "by_class": {kind: size * TABLE_BYTES for kind, size in named[name].items() if size},
+            "saved_bytes": _bytes(sum(named[name].values())),
+            "by_class": {kind: _bytes(size) for kind, size in named[name].items() if size},
         }
         for name, what in SCHEMES.items()
     ]

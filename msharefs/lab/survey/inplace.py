@@ -69,9 +69,19 @@ class InPlace:
         return counts.reshape(-1, len(KINDS))
 
     def add(
-        self, process: Process, table: Pagemap, base: Rows, upper: Rows, movable: np.ndarray
+        self,
+        process: Process,
+        table: Pagemap,
+        looks: tuple[Rows, Rows],
+        movable: np.ndarray,
+        scale: float = 1.0,
     ) -> None:
-        """Count a process. `movable`: which of its mappings the series would move away."""
+        """Count a process: `looks` for PTE tables, and for those above.
+
+        `movable`: which of its mappings the series would move away. `scale`: as many processes are
+        there for each that is looked at.
+        """
+        base, upper = looks
         levels = leaf(process, base)
         low = Rows(*(column[levels == 0] for column in base))
         private = _Private(self, process, table, base)
@@ -83,16 +93,23 @@ class InPlace:
             found = _Tables(self._objects, process, rows, level)
             content = found.layout(np.ones(len(movable), bool)) + private.hashes(found)
             counts = np.ones(len(found.spans)) if sizes is None else sizes.into(found)
-            self.any[level].add(spans.mix(content, level), found.codes, found.weights, counts)
+            self.any[level].add(
+                spans.mix(content, level), found.codes, found.weights, counts, scale
+            )
             self.same[level].add(
-                spans.mix(content, found.spans), found.codes, found.weights, counts
+                spans.mix(content, found.spans), found.codes, found.weights, counts, scale
             )
             if level == 0:
-                self._without(process, rows, private, movable)
+                self._without(process, rows, private, movable, scale)
             sizes = _Sizes(found, counts)
 
     def _without(
-        self, process: Process, rows: Rows, private: _Private, movable: np.ndarray
+        self,
+        process: Process,
+        rows: Rows,
+        private: _Private,
+        movable: np.ndarray,
+        scale: float,
     ) -> None:
         rows = Rows(*(column[~movable[rows.vma]] for column in rows))
         if not len(rows.vma):
@@ -100,9 +117,10 @@ class InPlace:
         found = _Tables(self._objects, process, rows, 0)
         layout = found.layout(~movable)
         own = private.hashes(found)
-        self.rest.add(spans.mix(layout + own, found.spans), found.codes, found.weights)
+        codes, weights = found.codes, found.weights
+        self.rest.add(spans.mix(layout + own, found.spans), codes, weights, scale=scale)
         family = np.where(own != 0, private.family, np.uint64(0))
-        self.unwritten.add(spans.mix(layout + family, found.spans), found.codes, found.weights)
+        self.unwritten.add(spans.mix(layout + family, found.spans), codes, weights, scale=scale)
 
 
 def _below(rows: Rows, levels: Ints, level: int) -> Rows:

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from msharefs import proc
-from msharefs.lab.pagemap import PAGE_SHIFT, Pagemap
+from msharefs.lab.pagemap import END, PAGE_SHIFT, START, WHAT, Pagemap
 
 from . import spans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from .objects import Objects
     from .spans import Ints
 
 # Mappings with less than this between them are walked in one go: the kernel leaps over holes.
 _GAP_PAGES = 1 << 18
+_RUNS, _PIECES = 1 << 16, 1 << 12
 _ADDRESSES_END = 1 << 56  # of programs, with five levels; [vsyscall] is above
 
 
@@ -92,35 +93,47 @@ def meet(pid: int, objects: Objects) -> Process | None:
     return Process(pid, program, size, birth, Vmas(*np.array(lines, np.int64).T.copy()))
 
 
-def _windows(vmas: Vmas) -> Iterator[tuple[int, int]]:
-    """Addresses to walk: the mappings, with the small holes between them."""
-    breaks = np.flatnonzero(vmas.start[1:] - vmas.end[:-1] >= _GAP_PAGES) + 1
-    firsts, lasts = np.append(0, breaks), np.append(breaks, len(vmas.start))
+def windows(start: Ints, end: Ints) -> Iterator[tuple[int, int]]:
+    """Addresses to walk, from mappings in pages: with the small holes between them."""
+    breaks = np.flatnonzero(start[1:] - end[:-1] >= _GAP_PAGES) + 1
+    firsts, lasts = np.append(0, breaks), np.append(breaks, len(start))
     for first, last in zip(firsts, lasts, strict=True):
-        yield int(vmas.start[first]) << PAGE_SHIFT, int(vmas.end[last - 1]) << PAGE_SHIFT
+        yield int(start[first]) << PAGE_SHIFT, int(end[last - 1]) << PAGE_SHIFT
 
 
 def everything(process: Process, table: Pagemap, *, scans: bool = True) -> Iterator[Rows]:
     """All ranges that have entries. `scans`: there is PAGEMAP_SCAN."""
-    walk = table.runs if scans else table.runs_by_entries
-    windows = _windows(process.vmas) if scans else _each(process.vmas)
-    for start, end in windows:
-        for found in walk(start, end):
+    start, end = process.vmas.start, process.vmas.end
+    if scans:
+        yield from walked(process.vmas, table, windows(start, end))
+        return
+    for low, high in zip(start.tolist(), end.tolist(), strict=True):
+        for found in table.runs_by_entries(low << PAGE_SHIFT, high << PAGE_SHIFT):
             yield rows(process.vmas, found)
 
 
-def _each(vmas: Vmas) -> Iterator[tuple[int, int]]:
-    for start, end in zip(vmas.start, vmas.end, strict=True):
-        yield int(start) << PAGE_SHIFT, int(end) << PAGE_SHIFT
+def walked(vmas: Vmas, table: Pagemap, places: Iterable[tuple[int, int]]) -> Iterator[Rows]:
+    """The ranges that have entries in these places; many runs at a time."""
+    found: list[np.ndarray] = []
+    count = 0
+    for low, high in places:
+        for runs in table.runs(low, high):
+            found.append(runs)
+            count += len(runs)
+            if count > _RUNS or len(found) > _PIECES:
+                yield rows(vmas, np.concatenate(found))
+                found, count = [], 0
+    if found:
+        yield rows(vmas, np.concatenate(found))
 
 
 def rows(vmas: Vmas, runs: np.ndarray, weight: float = 1.0) -> Rows:
     """Runs of PAGEMAP_SCAN, cut at the ends of mappings and at each 2 MiB."""
-    first = (runs["start"] >> np.uint64(PAGE_SHIFT)).astype(np.int64)
-    last = (runs["end"] >> np.uint64(PAGE_SHIFT)).astype(np.int64)
+    first = (runs[:, START] >> np.uint64(PAGE_SHIFT)).astype(np.int64)
+    last = (runs[:, END] >> np.uint64(PAGE_SHIFT)).astype(np.int64)
     inside, vma = spans.meet(first, last, vmas.start, vmas.end)
     parts = spans.cut(inside.first, inside.last, spans.BITS)
-    what = runs["what"].astype(np.int64)[inside.row][parts.row]
+    what = runs[:, WHAT].astype(np.int64)[inside.row][parts.row]
     return Rows(vma[parts.row], parts.first, parts.last, what, np.full(len(what), weight))
 
 

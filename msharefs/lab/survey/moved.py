@@ -51,7 +51,7 @@ class Moved:
         self.host = tuple(Tally() for _ in LEVELS)
         self._linked = Tally()
         self.counted = 0.0
-        """All tables of all processes in which there is an entry."""
+        """All tables of the processes that were looked at in which there is an entry."""
 
     def movable(self, process: Process) -> np.ndarray:
         """Which mappings are MAP_SHARED of an object that several processes map."""
@@ -59,34 +59,43 @@ class Moved:
         found: np.ndarray = (vmas.shared == 1) & (vmas.number >= 0) & self.common[vmas.number]
         return found
 
-    def add(self, process: Process, base: Rows, upper: Rows) -> float:
-        """Count a process, `base` for PTE tables, `upper` for those above: its tables that go."""
+    def add(
+        self, process: Process, base: Rows, upper: Rows, factor: float = 1.0, scale: float = 1.0
+    ) -> float:
+        """Count a process, `base` for PTE tables, `upper` for those above: its tables that go.
+
+        `factor` is what the counts of a sample are multiplied with, `scale` those of all: as many
+        processes are there for each that is looked at.
+        """
         gone = 0.0
         for level in LEVELS:
             rows = upper if level else base
             mask = leaf(process, rows) <= level
             rows = Rows(*(column[mask] for column in rows))
-            gone += self._level(process, rows, level)
-        self._link(process, upper)
+            gone += self._level(process, rows, level, factor, scale)
+        self._link(process, upper, scale)
         return gone
 
-    def _level(self, process: Process, rows: Rows, level: int) -> float:
+    def _level(
+        self, process: Process, rows: Rows, level: int, factor: float, scale: float
+    ) -> float:
         vmas, count = process.vmas, len(self._objects.all)
         table = rows.first >> spans.shift(level)
         moves = self.movable(process)[rows.vma] & (rows.what & FILE != 0)
         number = vmas.number[rows.vma]
         different, first, inverse = np.unique(table, return_index=True, return_inverse=True)
-        weight = rows.weight[first]
+        weights = rows.weight * np.where(rows.weight > 1, factor, 1.0) * scale
+        weight = weights[first]
         stays = np.bincount(inverse.reshape(-1), ~moves, len(different)) > 0
         # A table with two objects in it is put down to the first.
         self.gone[level] += np.bincount(number[first[~stays]], weight[~stays], count)[:count]
         pairs, at = np.unique(table[moves] * count + number[moves], return_index=True)
-        self.own[level] += np.bincount(pairs % count, rows.weight[moves][at], count)
-        self._host(process, Rows(*(column[moves] for column in rows)), level)
-        self.counted += float(weight.sum())
+        self.own[level] += np.bincount(pairs % count, weights[moves][at], count)
+        self._host(process, Rows(*(column[moves] for column in rows)), level, scale)
+        self.counted += float(weight.sum()) / scale
         return float(weight[~stays].sum())
 
-    def _host(self, process: Process, rows: Rows, level: int) -> None:
+    def _host(self, process: Process, rows: Rows, level: int, scale: float) -> None:
         vmas, bits = process.vmas, spans.shift(level)
         start = vmas.offset[rows.vma] + rows.first - vmas.start[rows.vma]
         # A span in a sample stands for that in which it starts: each was chosen by its offset.
@@ -96,9 +105,9 @@ class Moved:
         number = vmas.number[vma]
         keys = spans.mix(number, vmas.rights[vma], parts.first >> bits)
         keys, first = np.unique(keys, return_index=True)
-        self.host[level].add(keys, number[first], rows.weight[parts.row][first])
+        self.host[level].add(keys, number[first], rows.weight[parts.row][first], scale=scale)
 
-    def _link(self, process: Process, rows: Rows) -> None:
+    def _link(self, process: Process, rows: Rows, scale: float) -> None:
         """PMD tables that Linux itself shares, as huge_pmd_share() does: of whole gigabytes."""
         vmas = process.vmas
         bits = spans.shift(1)
@@ -110,7 +119,7 @@ class Moved:
         vma = vma[shared][first]
         offset = vmas.offset[vma] + (table << bits) - vmas.start[vma]
         keys = spans.mix(vmas.number[vma], vmas.rights[vma], offset)
-        self._linked.add(keys, vmas.number[vma])
+        self._linked.add(keys, vmas.number[vma], scale=scale)
 
     def linked(self) -> np.ndarray:
         """Tables that VmPTE counts in each process, though they are there once; by object."""

@@ -9,9 +9,12 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from msharefs import proc, units
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # The classes. MAP_SHARED memory:
 ANON = "anon"
@@ -175,6 +178,12 @@ class Objects:
             found.last = pid
             found.processes += 1
             found.programs[program] += 1
+
+    def forget(self, numbers: Iterable[int], program: str) -> None:
+        """A process has ended, which had these."""
+        for number in numbers:
+            self.all[number].processes -= 1
+            self.all[number].programs[program] -= 1
 
     def _add(self, key: Key, kind: str, path: str) -> int:
         self._numbers[key] = len(self.all)
