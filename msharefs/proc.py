@@ -334,6 +334,11 @@ def meminfo() -> dict[str, int]:
     return found
 
 
+def runnable() -> int:
+    """How many threads of the machine run or wait for a processor: /proc/loadavg."""
+    return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+
+
 def cpuinfo(field: str) -> list[str]:
     """The different values that a field of /proc/cpuinfo has, sorted."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -18,7 +18,7 @@ import trio
 from msharefs import processes
 from msharefs.native import check, ffi, lib
 
-from . import revocation
+from . import lateness, revocation
 from .clients import Clients
 from .files import object_paths, open_memory, records_path, reset_objects
 from .objects import Objects, Part, ranges
@@ -427,10 +427,16 @@ class HostMM(View):
         if not lib.slot_grace(self._mm, self._straggler):
             return  # nobody is inside a fault: the usual case
         deadline = trio.current_time() + GRACE_SECONDS
+        last = deadline + lateness.EXCUSED_SECONDS
         ask = trio.current_time() + GRACE_SECONDS / 4
         look = trio.current_time() + GRACE_LOOK_SECONDS
         while lib.slot_grace(self._mm, self._straggler):
             if trio.current_time() > deadline:
+                deadline += lateness.LOOK_SECONDS
+                client = self.clients.connected.get(self._straggler[0])
+                late = client is not None and lateness.excused([client.pid])
+                if late and trio.current_time() < last:
+                    continue
                 who = processes.named(self.clients.process_of(self._straggler[0]))
                 raise OSError(
                     errno.EBUSY,

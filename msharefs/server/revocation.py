@@ -17,6 +17,7 @@ import trio
 from msharefs.native import check, lib
 from msharefs.processes import named
 
+from . import lateness
 from .clients import give_way
 
 if TYPE_CHECKING:
@@ -182,10 +183,13 @@ async def _ask(clients: Clients, slots: list[int], op: int, *arguments: int) -> 
             refused.append(f"{named(client.pid)} answers {errno.errorcode.get(-result, result)}")
 
     async def watch() -> None:
-        patience = None
-        while patience is None or not patience.cancelled_caught:
+        silent = 0.0
+        while not silent or (
+            silent < lateness.EXCUSED_SECONDS and lateness.excused(each.pid for each in waiting)
+        ):
             with trio.move_on_after(ANSWER_SECONDS) as patience:
                 await answered.wait()
+            silent = silent + ANSWER_SECONDS if patience.cancelled_caught else 0
         asking.cancel_scope.cancel()
 
     async with trio.open_nursery() as watching:
@@ -225,7 +229,8 @@ async def _client(clients: Clients, slot: int, deadline: float) -> Client | None
             return None
         now = trio.current_time()
         if now > deadline and now > looked + BACKLOG_POLL_SECONDS:
-            looked, backlog = now, _backlog(clients)
+            looked = now
+            backlog = _backlog(clients) or lateness.excused([clients.process_of(slot)])
         coming = now < clients.rejoined + COMING_SECONDS
         if now > deadline + BACKLOG_SECONDS or (now > deadline and not backlog and not coming):
             raise OSError(
