@@ -271,9 +271,9 @@ def _of_file(text: bytes, device: int, inode: int) -> Iterator[bytes]:
         at = text.find(fields, at + 1)
 
 
-def map_file(pid: int, mapping: Mapping) -> str:
+def map_file(pid: int, start: int, end: int) -> str:
     """A path that opens what is mapped, for whoever has CAP_CHECKPOINT_RESTORE."""
-    return f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+    return f"/proc/{pid}/map_files/{start:x}-{end:x}"
 
 
 # Mounts

@@ -257,6 +257,6 @@ def mapped_files(pid: int, inode: int) -> list[str]:
     They work for files without a name too, for a process with CAP_CHECKPOINT_RESTORE.
     """
     try:
-        return [proc.map_file(pid, each) for each in proc.maps(pid, inode=inode)]
+        return [proc.map_file(pid, each.start, each.end) for each in proc.maps(pid, inode=inode)]
     except OSError:
         return []

@@ -214,8 +214,7 @@ def resident(found: Object) -> int | None:
     """Bytes of memory that an object has, if its kind and our rights let us ask."""
     if found.kind not in SHARED or found.kind == FILE or found.sample is None:
         return None
-    pid, start, end = found.sample
     try:
-        return os.stat(f"/proc/{pid}/map_files/{start:x}-{end:x}").st_blocks * 512  # stat(2)
+        return os.stat(proc.map_file(*found.sample)).st_blocks * 512  # stat(2)
     except OSError:
         return None
