@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import json
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from msharefs import units
-from msharefs.lab.survey import figures, selection, words
+from msharefs.lab.survey import figures, page, selection, words
 
 from . import _show
 from ._progress import Bars
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rich.table import Table
 
 LINES = 12
 """Of each table for people; --json has all."""
 
+KEPT = 1000
+"""Looks of --watch that a page has."""
+
 EXAMPLES = """
 \b
 Examples:
   msharefs survey                             all processes; as root
   msharefs survey --tree $(pgrep -o postgres) a server and all it has started
-  msharefs survey --cgroup system.slice/apache2.service
+  msharefs survey --cgroup system.slice/apache2.service --html apache.html
   msharefs survey --pid 812,813 --exact --json
+  msharefs survey --tree 812 --watch 10       again every ten seconds
 """
 
 
@@ -103,6 +110,15 @@ def schemes(found: dict[str, Any]) -> Table:
     return lines
 
 
+def advice(found: dict[str, Any]) -> Iterator[str]:
+    """What would help today: too many words for a table."""
+    yield "What would help on this kernel today:"
+    for one in found["advice"][:LINES]:
+        saved = units.size(one["saved_bytes"])
+        yield f"{saved:>10}  {one['way']} for {one['for']}: {one['price']}"
+        yield f"{'':10}  {one['how']}"
+
+
 def sections(found: dict[str, Any]) -> Iterator[Table]:
     """All tables for people, the most wanted first."""
     if found["objects"]:
@@ -119,24 +135,24 @@ def show(found: dict[str, Any]) -> None:
     for table in sections(found):
         print()
         _show.show(table)
-    notes = list(words.remarks(found))
-    if notes:
-        print()
-    for note in notes:
-        print(_show.printable(note))
+    for notes in (list(advice(found)) if found["advice"] else [], list(words.remarks(found))):
+        if notes:
+            print()
+        for note in notes:
+            print(_show.printable(note))
 
 
 def choose(
-    pids: list[int] | None, tree: int | None, cgroup: Path | None, system: bool
+    pids: list[int] | None, tree: int | None, cgroup: Path | None, system: bool, *, strict: bool
 ) -> list[int]:
-    """The processes that the options name; all of them without one."""
+    """The processes that the options name; all of them without one. `strict`: all are there."""
     given = [option for option in (pids, tree, cgroup) if option is not None]
     if len(given) + system > 1:
         raise click.UsageError("give one of --pid, --tree, --cgroup and --system")
     if pids is not None:
-        return selection.chosen(pids)
+        return selection.chosen(pids, strict=strict)
     if tree is not None:
-        return selection.tree(tree)
+        return selection.tree(tree, strict=strict)
     if cgroup is not None:
         return selection.cgroup(cgroup)
     return selection.system()
@@ -160,6 +176,18 @@ def choose(
     help="Look at every page. Otherwise a sample is, where tables are very many, and an error is "
     "told that holds 19 times in 20.",
 )
+@click.option(
+    "--watch",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Look again and again, with so much time between, until interrupted or nobody is left.",
+)
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write it as a page, with pictures (those need the extra `plot`).",
+)
 @_show.json_option
 def command(
     pids: list[int] | None,
@@ -167,6 +195,8 @@ def command(
     cgroup: Path | None,
     system: bool,
     exact: bool,
+    watch: float | None,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Measure what sharing page tables would save, for programs as they run now.
@@ -174,10 +204,40 @@ def command(
     Nothing is changed, started or stopped: /proc is read. As root everything is seen; otherwise the
     processes of other users are counted, but not looked at.
     """
-    chosen = choose(pids, tree, cgroup, system)
-    with Bars() as bars:
-        found = figures.survey(chosen, bars.step, exact=exact)
-    if as_json:
-        _show.print_json(found)
-    else:
-        show(found)
+    choice = partial(choose, pids, tree, cgroup, system)
+    if html is not None:
+        html.touch()  # so that an error comes now
+    looks: list[dict[str, Any]] = []
+    for found in _looks(choice, watch, exact=exact):
+        looks = [*looks[-KEPT + 1 :], found]
+        if html is not None:
+            html.write_text(page.page(looks))
+        if as_json and watch is not None:
+            click.echo(json.dumps(found))  # a line for each look
+        elif as_json:
+            _show.print_json(found)
+        else:
+            if len(looks) > 1:
+                print(f"\n{'-' * 78}\n")
+            if watch is not None:
+                print(page.head(found))
+            show(found)
+
+
+def _looks(
+    choice: Callable[..., list[int]], watch: float | None, *, exact: bool
+) -> Iterator[dict[str, Any]]:
+    """One look, or one after the other."""
+    started = time.monotonic()
+    chosen = choice(strict=True)
+    while True:
+        since = time.monotonic() - started
+        with Bars() as bars:
+            found = figures.survey(chosen, bars.step, exact=exact)
+        yield {**found, "since_seconds": since}
+        if watch is None or not found["processes"]:
+            return
+        time.sleep(max(0.0, started + since + watch - time.monotonic()))
+        chosen = choice(strict=False)
+        if not chosen:
+            return

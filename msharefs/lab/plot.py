@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
@@ -81,7 +82,7 @@ def has_figures(scenario: dict[str, Any]) -> bool:
 
 def draw_pagetables(scenario: dict[str, Any], path: str) -> None:
     """Page-table memory over processes, a line for each kind of memory, both axes logarithmic."""
-    figure, axes = _figure(10.2, 5.2)
+    figure, axes = new_figure(10.2, 5.2)
     labels: list[tuple[float, float, str, str]] = []
     for name, counts, sizes in _lines(scenario):
         row = name.removesuffix(", own tables today")
@@ -210,7 +211,7 @@ def draw_map(found: dict[str, Any], path: str) -> None:
 def map_figure(found: dict[str, Any]) -> Figure:
     """The page-table map: a cell for each 2 MiB, darker the fuller it is, its colour says whose."""
     picture, marks, squares = _cells(found)
-    figure, axes = _figure(9.6, 1.55 + 0.128 * len(picture))
+    figure, axes = new_figure(9.6, 1.55 + 0.128 * len(picture))
     axes.pcolormesh(picture, edgecolors="white", linewidth=0.8)
     for hatch, corners in squares.items():
         cells = [
@@ -250,7 +251,7 @@ def map_figure(found: dict[str, Any]) -> Figure:
 
 def timeline(found: dict[str, Any]) -> bytes:
     """Page tables of a program while it ran (`sampling.Sampler.document`), as PNG."""
-    figure, axes = _figure(9.6, 4.2)
+    figure, axes = new_figure(9.6, 4.2)
     samples = found["samples"]
     seconds = [sample["seconds"] for sample in samples]
     labels = []
@@ -285,6 +286,14 @@ def png(figure: Figure) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return data.getvalue()
+
+
+def svg(figure: Figure) -> str:
+    """A picture as an element of HTML. Its letters are letters."""
+    text = io.StringIO()
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue().partition("<svg")[2].join(("<svg", ""))
 
 
 def _cells(
@@ -362,7 +371,8 @@ def _canvas(width: float, height: float) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one plot, in the style of all others."""
     figure = _canvas(width, height)
     axes = figure.subplots()
     for side in ("top", "right"):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KIND = "msharefs run"
 VERSION = 1
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em;
        color: #222; }
 h1 { font-size: 1.3em; } h2 { font-size: 1.05em; margin-top: 2em; }
@@ -129,7 +129,7 @@ def page(found: dict[str, Any]) -> str:
     body += pictures(found)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title(found))}</title><style>{_STYLE}</style></head>\n<body>\n"
+        f"<title>{html.escape(title(found))}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
     )

@@ -13,6 +13,7 @@ from msharefs import __version__
 from msharefs.lab.plan import TABLE_BYTES
 
 from . import errors
+from .advice import advice
 from .objects import CLASSES, HUGETLB, resident
 from .spans import LEVELS
 from .survey import Survey
@@ -51,7 +52,7 @@ def document(found: Survey) -> dict[str, Any]:
     objects = [one for one in objects if one["own_tables_bytes"] or one["saved_bytes"] > 0]
     objects.sort(key=lambda one: -one["saved_bytes"])
     linked = _bytes(moved.linked.sum())
-    return {
+    made = {
         "kind": KIND,
         "version": VERSION,
         "made_by": __version__,
@@ -92,6 +93,7 @@ def document(found: Survey) -> dict[str, Any]:
             )
         ],
     }
+    return {**made, "advice": advice(made)}
 
 
 def _bytes(tables: float) -> int:
@@ -135,6 +137,7 @@ def _object(
         "processes": what.processes,
         "programs": dict((+what.programs).most_common(5)),
         "own_tables_bytes": _bytes(found.moved.own[:, number].sum()),
+        "pte_tables": round(float(moved.host[0, number])),
         "own_pte_tables_bytes": _bytes(found.moved.own[0, number]),
         "gone_bytes": _bytes(moved.gone[:, number].sum() - moved.linked[number]),
         "linked_bytes": _bytes(moved.linked[number]),

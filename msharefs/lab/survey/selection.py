@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -16,24 +17,24 @@ if TYPE_CHECKING:
 _FILE_SYSTEMS = ("cgroup2", "cgroup")
 
 
-def chosen(pids: list[int]) -> list[int]:
-    """These processes. ProcessLookupError: one of them is not there."""
+def chosen(pids: list[int], *, strict: bool = True) -> list[int]:
+    """Those of these processes that are there. `strict`: ProcessLookupError if one is not."""
+    there = {pid for pid in pids if psutil.pid_exists(pid)}
     for pid in pids:
-        if not psutil.pid_exists(pid):
+        if strict and pid not in there:
             raise ProcessLookupError(
                 errno.ESRCH, f"there is no process {pid}: name one that runs (ps -e)"
             )
-    return sorted(set(pids))
+    return sorted(there)
 
 
-def tree(pid: int) -> list[int]:
+def tree(pid: int, *, strict: bool = True) -> list[int]:
     """A process and all its descendants."""
-    (root,) = chosen([pid])
-    try:
-        found = psutil.Process(root).children(recursive=True)
-    except psutil.NoSuchProcess:
-        found = []
-    return [root, *(process.pid for process in found)]
+    found = chosen([pid], strict=strict)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(pid).children(recursive=True)
+        found += [process.pid for process in children]
+    return found
 
 
 def cgroup(directory: Path) -> list[int]:
