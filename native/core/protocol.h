@@ -8,10 +8,10 @@
  *   op          from    arg                             descriptors    reply
  *   TOKEN       client  (token in `text`)                              result
  *   ATTACH      client  prot                                           size, quantum, attach_flags;
- *                                                                      text: socket path; .mm, .mem,
- *                                                                      userfaultfd device
+ *                                                                      text: socket path; .mm,
+ *                                                                      .mem, userfaultfd device
  *   READY       client  slot, claim                     uffd           result
- *   FORKED      child   slot, claim                     socket, uffd   none: the socket is in use already
+ *   FORKED      child   slot, claim                     socket, uffd   none: the socket is in use
  *   REJOIN      client  slot, claim                     .mm, uffd      result
  *   DETACH      client                                                 result
  *   MAP         client  offset, size, prot, flags,      object         result
@@ -20,22 +20,25 @@
  *   PROTECT     client  offset, size, prot, flags                      result
  *   STAT        client                                                 struct mshare_stat in `text`
  *   DESCRIBE    client  (what in `text`)                               memfd with JSON
- *   OBJECT      client  number                                         result; its file. Answered at
- *                                                                      once: the client may be asked
- *                                                                      something meanwhile
- *   ADOPT       client                                                 the region's memory: an object of
- *                                                                      its own, for plain mappings. From
- *                                                                      then on the region has no other
- *                                                                      attachments, and lives with those.
- *                                                                      text: why not
- *   LOOK        user                                                   result, when the entries of memory
- *                                                                      that Linux fills are up to date
- *   REARM       server  start, end (region offsets)                    result: guard pages there are
- *                                                                      removed
- *   REVOKE      server  start, end (region offsets),                   result: every page there is let
- *                       revoke_flags                                   go; faults bring them back
- *   ARRANGE     server  start, end (region offsets)                    result: execution is permitted
- *                                                                      there as the mappings say now
+ *   OBJECT      client  number                                         result; its file. Answered
+ *                                                                      at once: the client may be
+ *                                                                      asked something meanwhile
+ *   ADOPT       client                                                 the region's memory: an
+ *                                                                      object of its own, for plain
+ *                                                                      mappings. From then on the
+ *                                                                      region has no other
+ *                                                                      attachments, and lives with
+ *                                                                      those. text: why not
+ *   LOOK        user                                                   result, when the entries of
+ *                                                                      memory that Linux fills are
+ *                                                                      up to date
+ *   REARM       server  start, end (region offsets)                    result: guard pages there
+ *                                                                      are removed
+ *   REVOKE      server  start, end (region offsets),                   result: every page there is
+ *                       revoke_flags                                   let go; faults bring it back
+ *   ARRANGE     server  start, end (region offsets)                    result: execution is
+ *                                                                      permitted there as the
+ *                                                                      mappings say now
  *
  * REARM goes to the clients that have guard pages, REVOKE to those that touched the range,
  * ARRANGE to all that are attached, since we do not see an instruction fetch that is not

@@ -22,9 +22,9 @@
 static struct fuse_session *session;
 static int sessions;
 
-/* pyfuse3 awaits the coroutine of its own handlers in the task that has read the request, which costs nothing; a task
- * for each request would cost more than most requests do. So a request of ours borrows the handler of fsync, with a
- * dummy request whose answer goes nowhere. */
+/* pyfuse3 awaits the coroutine of its own handlers in the task that has read the request, which
+ * costs nothing; a task for each request would cost more than most requests do. So a request of
+ * ours borrows the handler of fsync, with a dummy request whose answer goes nowhere. */
 static void (*borrowed)(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 static char nobody;
 #define NOBODY ((fuse_req_t)&nobody)
@@ -42,10 +42,11 @@ static bool more(void)
 /* Whether the last request was answered while it was read. */
 static bool done;
 
-/* Requests come in bursts: most callers make the next one when they have the answer. Going through pyfuse3's loop for
- * each takes longer than serving it, and so does waking up on another processor. So when a request is done that came
- * soon after the one before, we take the following ones right here, for a moment. A request that is not done at once
- * is the last one we take: pyfuse3 has to await it. */
+/* Requests come in bursts: most callers make the next one when they have the answer. Going through
+ * pyfuse3's loop for each takes longer than serving it, and so does waking up on another processor.
+ * So when a request is done that came soon after the one before, we take the following ones right
+ * here, for a moment. A request that is not done at once is the last one we take: pyfuse3 has to
+ * await it. */
 static void take_more(void)
 {
     static bool taking;
@@ -109,8 +110,8 @@ static void on_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int command, void 
 {
     struct hook_request request = describe(req, ino, fi);
 
-    /* The caller's pointer is of no use: the kernel has copied as many bytes as the command's encoding says, or has
-     * answered EFAULT. */
+    /* The caller's pointer is of no use: the kernel has copied as many bytes as the command's
+     * encoding says, or has answered EFAULT. */
     (void)argument;
     await_if(hook_on_ioctl(&request, command, flags, in, in_size, out_size), ino);
 }
@@ -131,7 +132,8 @@ static void on_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence,
     await_if(hook_on_lseek(&request, offset, whence), ino);
 }
 
-/* libfuse copies the table too, so one static copy is enough. The caller was compiled with a table of `size` bytes. */
+/* libfuse copies the table too, so one static copy is enough. The caller was compiled with a table
+ * of `size` bytes. */
 static const struct fuse_lowlevel_ops *complete(const struct fuse_lowlevel_ops *given, size_t size)
 {
     static struct fuse_lowlevel_ops ops;
@@ -158,8 +160,8 @@ static struct fuse_session *remember(struct fuse_session *made)
     return made;
 }
 
-/* The asm labels give our functions libfuse's names without clashing with the prototypes and macros that differ from
- * one version of its header to the next. */
+/* The asm labels give our functions libfuse's names without clashing with the prototypes and macros
+ * that differ from one version of its header to the next. */
 typedef struct fuse_session *new_fn(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
                                     void *);
 HOOK_INTERPOSED new_fn hook_session_new __asm__("fuse_session_new");

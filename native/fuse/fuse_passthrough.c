@@ -31,7 +31,8 @@ struct fuse_backing_map {
 #define FUSE_DEV_IOC_MAGIC 229
 #endif
 
-/* Field names differ with the header's age: `unused` and `padding` became max_stack_depth and backing_id. */
+/* Field names differ with the header's age: `unused` and `padding` became max_stack_depth and
+ * backing_id. */
 #define MAX_STACK_DEPTH (offsetof(struct fuse_init_out, flags2) + sizeof(uint32_t))
 #define BACKING_ID (offsetof(struct fuse_open_out, open_flags) + sizeof(uint32_t))
 _Static_assert(MAX_STACK_DEPTH == 36 && sizeof(struct fuse_init_out) == 64,

@@ -94,7 +94,8 @@ static bool may_size(uint64_t size)
 
 static uint64_t align_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
-/* A new region without a name, mapped from end to end. `promise`: MAP_NORESERVE or 0. Returns a descriptor of it or -errno. */
+/* A new region without a name, mapped from end to end. `promise`: MAP_NORESERVE or 0. Returns a
+ * descriptor of it or -errno. */
 static int make_region(uint64_t length, int promise)
 {
     const int flags = MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS | promise;

@@ -2,9 +2,9 @@
  * guard.h - a host mm that a client makes shorter does not end the server.
  *
  * A client has the `.mm` open for writing, as it must to fill entries, so it can ftruncate(2) it;
- * and where the state directory's file system is full, a hole in it cannot be filled. Either way the
- * next access is SIGBUS. Here the mapping is replaced by zeros before the access goes on: what was
- * being done ends with nothing found, and guard_cut() tells that no more is to be done.
+ * and where the state directory's file system is full, a hole in it cannot be filled. Either way
+ * the next access is SIGBUS. Here the mapping is replaced by zeros before the access goes on: what
+ * was being done ends with nothing found, and guard_cut() tells that no more is to be done.
  */
 #ifndef MSHARE_GUARD_H
 #define MSHARE_GUARD_H

@@ -1,4 +1,5 @@
-/* A user's program: compiled with what the wheel holds, it calls every function of the library once. */
+/* A user's program: compiled with what the wheel holds, it calls every function of the library
+ * once. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

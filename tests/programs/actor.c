@@ -315,8 +315,8 @@ static void write_from(const uint64_t *arg) /* address, bytes; ok: bytes written
 
 /* The process */
 
-/* The child's own socket goes to the test. First of all the child loads from an address or detaches,
- * and that is its first answer. */
+/* The child's own socket goes to the test. First of all the child loads from an address or
+ * detaches, and that is its first answer. */
 static void fork_child(const uint64_t *arg) /* address or 0, detach; ok: pid, and a socket */
 {
     int pair[2];
@@ -376,7 +376,7 @@ static void kill_child(const uint64_t *arg) /* pid; ok: status */
         wait_child(arg);
 }
 
-/* Nobody will wait for a descendant: those without a parent become ours, and vanish when they end. */
+/* Nobody will wait for a descendant: one without a parent becomes ours, and vanishes at its end. */
 static void disown(const uint64_t *arg)
 {
     (void)arg;

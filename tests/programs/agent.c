@@ -6,8 +6,9 @@
  * A request is one packet of words, separated by 0x1f; so is the answer. POOL is the address of a
  * MiB of memory for arguments of system calls.
  *
- *   call FUNCTION ARG...   a function of any library of the program: result and errno. An argument is a number, or 's'
- *                          and a string, or 'x' and bytes in hexadecimal that the call may change
+ *   call FUNCTION ARG...   a function of any library of the program: result and errno. An argument
+ *                          is a number, or 's' and a string, or 'x' and bytes in hexadecimal that
+ *                          the call may change
  *   load ADDRESS           one byte, or the signal that came: "SIGSEGV MAPERR 7f0000000000"
  *   store ADDRESS BYTE     "ok", or the signal that came
  *   run ADDRESS            calls the code there
@@ -119,8 +120,8 @@ static void to_hex(const uint8_t *bytes, size_t count, char *text)
         sprintf(text + 2 * i, "%02x", bytes[i]);
 }
 
-/* On x86-64 integers and pointers are passed alike, varargs functions take them too, and a function does not see
- * arguments that it has no parameters for. */
+/* On x86-64 integers and pointers are passed alike, varargs functions take them too, and a function
+ * does not see arguments that it has no parameters for. */
 static void call(char **words, unsigned count, char *answer)
 {
     static const char *const missing = "-1\x1f"

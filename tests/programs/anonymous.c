@@ -1,6 +1,7 @@
 /*
- * anonymous.c ROW: what a program may do with shared memory that it makes for itself and its children. Exits with 0
- * if all is as Linux's manual pages say. With no ROW: the names of all, one a line.
+ * anonymous.c ROW: what a program may do with shared memory that it makes for itself and its
+ * children. Exits with 0 if all is as Linux's manual pages say. With no ROW: the names of all, one
+ * a line.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,6 +1,6 @@
 /*
- * bare_clone.c - a child that fork(3) does not know of: it has its parent's memory and copies of its
- * descriptors, but no fork handler has run. Its actions must not reach its parent, nor wait for
+ * bare_clone.c - a child that fork(3) does not know of: it has its parent's memory and copies of
+ * its descriptors, but no fork handler has run. Its actions must not reach its parent, nor wait for
  * threads that it does not have: another thread of the parent takes every lock all the time.
  *
  *   bare_clone FILE    FILE: a region of two pages at least, mapped

@@ -51,8 +51,8 @@ void churn_visit(const uint64_t *arg) /* address, first page, count, step, passe
     trap_current = NULL;
 }
 
-/* Loads from stamped pages in the order that the uint32_t in a file give; repeats each group of them
- * some times before the next; ok: how many are wrong. */
+/* Loads from stamped pages in the order that the uint32_t in a file give; repeats each group of
+ * them some times before the next; ok: how many are wrong. */
 void churn_play(const uint64_t *arg) /* address, fd, count, group, times */
 {
     const uint32_t *order = mmap(NULL, arg[2] * sizeof *order, PROT_READ, MAP_SHARED | MAP_POPULATE,

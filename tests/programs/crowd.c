@@ -2,8 +2,8 @@
  * crowd.c - the actor's threads that touch memory all the time.
  *
  * They share a page of plain memory with the test, struct board of crowd.h: the test writes the
- * present phase there, and each actor what it has seen. A store that began and ended within one phase
- * must have had that phase's outcome, whatever the scheduler did.
+ * present phase there, and each actor what it has seen. A store that began and ended within one
+ * phase must have had that phase's outcome, whatever the scheduler did.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -100,7 +100,7 @@ static void *flood(void *arg)
         uintptr_t page = job->start + next_random(&state) % job->pages * job->stride;
 
         *(volatile uint64_t *)page = state;
-        /* Take it out of this process's own tables again, so that each access is a fault, for ever. */
+        /* Take it out of this process's own tables again: each access is a fault, for ever. */
         madvise((void *)page, PAGE, MADV_DONTNEED);
         atomic_fetch_add_explicit(&job->seen->stored, 1, memory_order_relaxed);
     }
@@ -139,8 +139,8 @@ static void *holes(void *arg)
     return NULL;
 }
 
-/* Each thread stores to holes of its own, all at the same time; ok: how many signals came to the thread
- * that had made the access, with its exact address. */
+/* Each thread stores to holes of its own, all at the same time; ok: how many signals came to the
+ * thread that had made the access, with its exact address. */
 void crowd_holes(const uint64_t *arg) /* address, holes a thread, stride, threads */
 {
     struct job job = {.start = arg[0], .pages = arg[1], .stride = arg[2]};

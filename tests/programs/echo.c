@@ -8,8 +8,8 @@
 #include "actor.h"
 #include "crowd.h"
 
-/* A word in a page of the thread's own counts up, one by one. Whatever happens to the mapping, no other
- * value may ever be there. Phase GONE: stores are refused. */
+/* A word in a page of the thread's own counts up, one by one. Whatever happens to the mapping, no
+ * other value may ever be there. Phase GONE: stores are refused. */
 static void *echo(void *arg)
 {
     struct job *job = arg;

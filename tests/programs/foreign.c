@@ -1,6 +1,6 @@
 /*
- * foreign.c DIRECTORY: another file system, with one file, whose server answers no ioctl and no statfs, and
- * reports on standard output that it was asked.
+ * foreign.c DIRECTORY: another file system, with one file, whose server answers no ioctl and no
+ * statfs, and reports on standard output that it was asked.
  */
 #define FUSE_USE_VERSION 35
 #include <errno.h>

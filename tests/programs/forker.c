@@ -1,9 +1,10 @@
 /*
- * forker.c REGION OTHER: a program whose own lock guards its data in a region, and is held over fork(2).
+ * forker.c REGION OTHER: a program whose own lock guards its data in a region, and is held over
+ * fork(2).
  *
  *   main                            thread
  *   attach                          takes the lock
- *   fork: waits for the lock        touches the region, ends another attachment, lets go of the lock
+ *   fork: waits for the lock        touches the region, ends another attachment, unlocks
  *   the child does the same
  */
 #include <assert.h>

@@ -1,6 +1,6 @@
 /*
- * locker.c - a call that takes the lock of the attachments, for a tracer that sends a signal at each of
- * its instructions. A library, built with libmsharefs.
+ * locker.c - a call that takes the lock of the attachments, for a tracer that sends a signal at
+ * each of its instructions. A library, built with libmsharefs.
  */
 #define _GNU_SOURCE
 #include <poll.h>

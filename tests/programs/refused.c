@@ -1,7 +1,8 @@
 /*
- * refused.c REGION: a file is mapped in the whole region, to be read only, but for its first block. In each other block
- * one thread loads, and then another stores, before the load is answered: so the block is mapped between the fault of
- * the store and its answer. Afterwards all stores are made again. Exit status 0 if every store was refused.
+ * refused.c REGION: a file is mapped in the whole region, to be read only, but for its first block.
+ * In each other block one thread loads, and then another stores, before the load is answered: so
+ * the block is mapped between the fault of the store and its answer. Afterwards all stores are made
+ * again. Exit status 0 if every store was refused.
  */
 #define _GNU_SOURCE
 #include <assert.h>

@@ -1,6 +1,6 @@
 /*
- * series.c - a program for the kernel series, as in its documentation: open, ftruncate, ioctl, mmap,
- * munmap, unlink. It uses only the numbers of our header.
+ * series.c - a program for the kernel series, as in its documentation: open, ftruncate, ioctl,
+ * mmap, munmap, unlink. It uses only the numbers of our header.
  *
  *   series region FILE    the creator and an attacher share FILE
  *   series memory         the same with memory of Linux's own, with the same result

@@ -1,22 +1,25 @@
 /*
- * soaker.c REGION BOARD FILE HUGE INDEX SEED: a process that uses a region in every way, all the time, and knows what it
- * may find there. tests/soak/soak.py starts some, and kills them.
+ * soaker.c REGION BOARD FILE HUGE INDEX SEED: a process that uses a region in every way, all the
+ * time, and knows what it may find there. tests/soak/soak.py starts some, and kills them.
  *
- * The region has cells, each mapped as a whole: to zeroed memory, to the file FILE, to the file of huge pages HUGE ("-":
- * none), or not at all. The board, an object that all of them share with the test (descriptor BOARD), says what is
- * mapped in each:
+ * The region has cells, each mapped as a whole: to zeroed memory, to the file FILE, to the file of
+ * huge pages HUGE ("-": none), or not at all. The board, an object that all of them share with the
+ * test (descriptor BOARD), says what is mapped in each:
  *
  *   version | generation | known | kind | prot
  *
- * Whoever changes a cell holds a lock on it (of the kind that ends with its holder), says that the state is not known,
- * makes the change, and says what it is now. An access between two looks that found one and the same known state must
- * have that state's outcome. A stamp says which page of which kind it belongs to, and the generation of the mapping.
+ * Whoever changes a cell holds a lock on it (of the kind that ends with its holder), says that the
+ * state is not known, makes the change, and says what it is now. An access between two looks that
+ * found one and the same known state must have that state's outcome. A stamp says which page of
+ * which kind it belongs to, and the generation of the mapping.
  *
- *   3 of 4 pages   stamped only under a shared lock on the cell: there is no stamp of another generation, and a stamp
- *                  that is there stays (`stored` says which are)
- *   1 of 4 pages   stamped at any time, also while the cell changes: a late stamp may come into a later mapping
+ *   3 of 4 pages   stamped only under a shared lock on the cell: there is no stamp of another
+ *                  generation, and a stamp that is there stays (`stored` says which are)
+ *   1 of 4 pages   stamped at any time, also while the cell changes: a late stamp may come into a
+ *                  later mapping
  *
- * Every line of it may be the last: processes are killed, stopped and forked at any time, and so is the server.
+ * Every line of it may be the last: processes are killed, stopped and forked at any time, and so is
+ * the server.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -128,7 +131,8 @@ static int prot_of(uint64_t state) { return (int)(state & 7); }
 
 static uint64_t generation_of(uint64_t state) { return state >> 8 & 0xffffff; }
 
-/* Some lie on the border of two page tables, some in two of them, huge ones where huge pages can be. */
+/* Some lie on the border of two page tables, some in two of them, huge ones where huge pages can
+ * be. */
 static uint64_t cell_start(unsigned cell)
 {
     return cell * STRIDE + (cell < HUGE_CELLS ? 0 : cell % 2 ? MIB : 2 * MIB - 32 * PAGE);
@@ -260,7 +264,8 @@ static void store(unsigned cell, uint64_t page, bool locked)
         atomic_store(&board->stored[page], generation_of(before));
 }
 
-/* Some accesses to one cell; then it is taken out of this process's own tables, so that the next are faults again. */
+/* Some accesses to one cell; then it is taken out of this process's own tables, so that the next
+ * are faults again. */
 static void visit(uint64_t *state, int lock_fd)
 {
     const unsigned cell = (unsigned)draw(state, CELLS);
@@ -336,7 +341,8 @@ static void forget_region(void)
     region = -1;
 }
 
-/* What the end of a server looks like from here; also that of the one before, whose file is still open. */
+/* What the end of a server looks like from here; also that of the one before, whose file is still
+ * open. */
 static bool is_absence(int error)
 {
     switch (error) {

@@ -1,6 +1,6 @@
 /*
- * storm.c - threads that change their address space at will, all at the same time, in a process that
- * also maps regions. Uses only the kernel's calls.
+ * storm.c - threads that change their address space at will, all at the same time, in a process
+ * that also maps regions. Uses only the kernel's calls.
  *
  *   storm FILE ROUNDS    FILE: a region, sized and mapped from end to end, or any other file
  *
