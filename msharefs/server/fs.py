@@ -360,11 +360,16 @@ class Filesystem(pyfuse3.Operations):
         if node.is_region:
             await self._regions.settle(node.ident)
             self._regions.check_open(node.ident, flags)
-        if flags & os.O_TRUNC:
-            await self._resize(node, 0)
         backing = 0
         if node.is_region:
             backing = self._backing.open(node.ident, lambda: self._regions.open_memory(node.ident))
+        if flags & os.O_TRUNC:  # last, as in Linux: nothing can fail afterwards
+            try:
+                await self._resize(node, 0)
+            except BaseException:
+                if backing:
+                    self._backing.close(node.ident)
+                raise
         handle = backed_handle(next(self._next_handle) & _NUMBERS, backing)
         self._handles[handle] = Handle(node, flags, backing)
         # direct_io: there is no page cache in between, so read and write reach us, and a shared

@@ -116,6 +116,20 @@ def test_zero_is_for_ever_in_v3(mount: Mount) -> None:
         assert path.stat().st_size == 0
 
 
+@pytest.mark.mount("quirks=v3", "owner=file")
+def test_an_open_that_fails_truncates_nothing(mount: Mount) -> None:
+    path = mount.path / "a"
+    path.touch()
+    (memory,) = (mount.state / "regions").glob("*.mem")
+    memory.unlink()
+    memory.mkdir()  # which no open for writing can open
+    with refused(errno.EISDIR):
+        os.open(path, os.O_RDWR | os.O_TRUNC)
+    memory.rmdir()
+    os.truncate(path, Q)
+    assert path.stat().st_size == Q
+
+
 def test_o_trunc_of_a_sized_region(path: Path, fd: int) -> None:
     os.ftruncate(fd, Q)
     for flags in (os.O_RDWR, os.O_WRONLY, os.O_RDONLY, os.O_RDWR | os.O_CREAT):
