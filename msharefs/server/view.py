@@ -43,9 +43,14 @@ class View:
         mm_fd, self._mem_fd = self._open_files()
         try:
             check(lib.mm_open(self._mm, mm_fd), f"{name}: its host mm {self._paths[0]}")
-            check(lib.guard_add(self._mm), f"{name}: guarding its host mm")
         except BaseException:
             os.close(mm_fd)
+            os.close(self._mem_fd)
+            raise
+        try:
+            check(lib.guard_add(self._mm), f"{name}: guarding its host mm")
+        except BaseException:
+            lib.mm_close(self._mm)
             os.close(self._mem_fd)
             raise
 

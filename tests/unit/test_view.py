@@ -9,17 +9,20 @@ import os
 import signal
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 from msharefs.native import lib
 from msharefs.server import describe
+from msharefs.server import view as view_module
 from msharefs.server.hostmm import HostMM
 from msharefs.server.objects import Record
 from msharefs.server.owners import Owner
 from msharefs.server.view import View
+
+from support.calls import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +55,25 @@ def test_it_tells_what_is_there(host: HostMM, public_tmp: Path) -> None:
         for look in (describe.maps, describe.pagetable, describe.clients, describe.audit):
             assert look(view) == look(host)
         assert describe.stat(view.stat(), OWNER) == describe.stat(host.stat(), OWNER)
+
+
+class Unguarded:
+    """The core, where nothing can be guarded."""
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda _: -errno.ENOMEM) if name == "guard_add" else getattr(lib, name)
+
+
+@pytest.mark.usefixtures("host")
+def test_it_leaves_nothing_if_it_cannot_be_guarded(
+    public_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = public_tmp / f"{IDENT}.mm"
+    before = rights(path), os.listdir("/proc/self/fd")
+    monkeypatch.setattr(view_module, "lib", Unguarded())
+    with refused(errno.ENOMEM):
+        View("r", public_tmp, IDENT)
+    assert (rights(path), os.listdir("/proc/self/fd")) == before
 
 
 def test_it_cannot_write(host: HostMM, public_tmp: Path) -> None:
