@@ -8,6 +8,8 @@ from array import array
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import pytest
+
 from support.actor import PAGE
 from support.spans import BUDGET, SLACK, SPAN, SPANS, STEP, TOUCHED, Client
 from support.wait import until
@@ -32,6 +34,7 @@ def play(client: Client, pages: Iterable[int], group: int = 1, times: int = 1) -
         os.close(fd)
 
 
+@pytest.mark.timeout(400)
 def test_spans_in_use_stay_while_a_scan_goes_by(client: Callable[..., Client]) -> None:
     hot = [span * SPAN_PAGES for span in range(0, SPANS, SPANS // 24)]
     scanned = [span * SPAN_PAGES for span in range(SPANS) if span * SPAN_PAGES not in hot]
@@ -40,6 +43,7 @@ def test_spans_in_use_stay_while_a_scan_goes_by(client: Callable[..., Client]) -
     for _ in range(4):
         made = client()
         made.stamp()
+        made.actor.patient(300)
         before = made.seen
         # Each is in use for a while, so that the spans that come back cost little in comparison.
         play(made, order, len(hot) + 8, 400_000)

@@ -118,6 +118,10 @@ class Actor:
         assert kind == "ok", data
         return numbers
 
+    def patient(self, seconds: float) -> None:
+        """From now on it may take so long to answer: it has much to do, and perhaps little time."""
+        self._channel.settimeout(seconds)
+
     def call(self, command: str, *numbers: int, fd: int = -1) -> list[int] | Fault:
         """Give a command and wait for its answer."""
         self.start(command, *numbers, fd=fd)

@@ -13,7 +13,6 @@ import select
 import signal
 import socket
 import subprocess
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -24,7 +23,6 @@ SOURCE = Path(__file__).parent.parent / "programs" / "agent.c"
 ANSWER_SECONDS = 20.0
 _SEPARATOR = "\x1f"
 _PACKET = 1 << 18
-_numbers = count()
 
 Argument = int | str | bytes
 
@@ -142,9 +140,9 @@ class Agents:
     """Where agents connect; a context manager that ends them all."""
 
     def __init__(self) -> None:
-        self.address = f"msharefs-agents-{os.getpid()}-{next(_numbers)}"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(f"\0{self.address}")
+        self._listener.bind("")  # Linux finds a name that nobody has, in any pid namespace
+        self.address = self._listener.getsockname()[1:].decode()
         self._listener.listen(256)
         self._listener.settimeout(ANSWER_SECONDS)
         self._made: list[Agent] = []
