@@ -127,8 +127,8 @@ def show(found: dict[str, Any]) -> None:
     "--from-run",
     "run",
     type=_types.Input(),
-    help="Take what is touched from a measured run (bench -o, run --report) instead; also size "
-    "and clients where they are not given.",
+    help="Take what is touched from a measured run instead (bench -o, run --report, "
+    "survey --json); also size and clients where they are not given.",
 )
 @_show.json_option
 @_show.output_option

@@ -96,16 +96,18 @@ class Measured:
 
 
 def measured(document: Any) -> Measured:
-    """From the JSON of ``bench pagetables`` or of ``run --report``. ValueError: it is neither."""
+    """From the JSON of `bench pagetables`, `run --report`, `survey`. ValueError: it is neither."""
     kind = document.get("kind") if isinstance(document, dict) else None
     try:
         if kind == "msharefs bench":
             return _from_bench(document)
         if kind == "msharefs run":
             return _from_report(document)
+        if kind == "msharefs survey":
+            return _from_survey(document)
     except (KeyError, TypeError, StopIteration, ZeroDivisionError) as error:
         raise ValueError(f"this {kind} has no figures of page tables: {error!r}") from None
-    raise ValueError("this is no JSON of `msharefs bench` or `msharefs run --report`")
+    raise ValueError("this is no JSON of `msharefs bench`, `run --report` or `survey`")
 
 
 def _from_bench(document: dict[str, Any]) -> Measured:
@@ -129,6 +131,22 @@ def _from_report(document: dict[str, Any]) -> Measured:
         client_share(document["own_tables_bytes"] / clients, size),
         host_share(document["page_table_bytes"], size),
         f"measured, {clients} processes",
+    )
+    return Measured(size, clients, touched)
+
+
+def _from_survey(document: dict[str, Any]) -> Measured:
+    """Of the shared object with which most would be saved."""
+    found = next(
+        one for one in document["objects"] if one["own_tables_bytes"] and one["processes"] > 1
+    )
+    size, clients = found["bytes"], found["processes"]
+    tables_each = found["own_pte_tables_bytes"] / TABLE_BYTES / clients
+    most = tables(size, PAGE_SIZES["4K"])["pte"]
+    touched = Touched(
+        min(1.0, tables_each / most),
+        min(1.0, found["pte_tables"] / most),
+        f"surveyed, {clients} processes with {found['name']}",
     )
     return Measured(size, clients, touched)
 

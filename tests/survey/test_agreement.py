@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from msharefs.lab import plan
 from msharefs.lab.survey import figures, selection
 
-from .conftest import silent
+from .conftest import SPAN, TABLE, memory, silent, survey, touch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from support.actor import Actor
 
 NEAR = 0.02
 """Adopted memory starts with a PTE table; other memory may need one more in each process."""
@@ -85,3 +89,23 @@ def test_survey_and_report_agree(tmp_path: Path, arguments: tuple[int, ...]) -> 
     assert adopted["clients"] == plain["processes"]
     assert own == pytest.approx(plain["own_tables_bytes"], rel=NEAR)
     assert adopted["page_table_bytes"] == pytest.approx(plain["page_table_bytes"], rel=NEAR)
+
+
+def test_a_plan_from_a_survey(family: Callable[[int], list[Actor]]) -> None:
+    """Twice as many processes of what is there: the plan starts from what each has touched."""
+    parent = family.parent  # type: ignore[attr-defined]
+    memory(parent, size=64 * SPAN)
+    actors = family(3)
+    for actor in actors:
+        touch(actor, size=16 * SPAN)
+    found = survey(actors)
+    measured = plan.measured(json.loads(json.dumps(found)))
+    assert (measured.size, measured.clients) == (64 * SPAN, 4)
+    assert measured.touched.client == measured.touched.anybody == 0.25
+    made = plan.plan(measured.size, 8, 4096, measured.touched)
+    assert made["unshared"]["bytes"] == 8 * 18 * TABLE
+
+
+def test_a_plan_needs_shared_memory(three: list[Actor]) -> None:
+    with pytest.raises(ValueError, match="has no figures"):
+        plan.measured(survey(three))
