@@ -25,6 +25,8 @@ import trio
 
 from msharefs import proc
 
+from . import reading
+
 if "pyfuse3" in sys.modules:
     raise ImportError(
         "pyfuse3 was imported before msharefs.server.fuse, so ioctl() would not reach the server: "
@@ -227,6 +229,7 @@ def _stderr_into(fd: int) -> Iterator[None]:
 
 async def serve(operations: ExtraOperations, end: trio.Event) -> None:
     """Answer requests until the file system is unmounted or `end` is set."""
+    pyfuse3.trio = reading.Trio()  # type: ignore[attr-defined]
     operations.fsync = _or_ours(operations.fsync)  # type: ignore[assignment, method-assign]
     async with trio.open_nursery() as nursery:
         _Server.operations, _Server.nursery = operations, nursery
