@@ -49,6 +49,8 @@ CROWD = 5
 ROUND_SECONDS = 8.0
 ROUNDS_TO_EBB = 3
 CALM_LIMIT = 60.0
+START_LIMIT = 120.0
+"""Seconds: processes that cannot wait for it keep the processors busy."""
 HOUR = 3600.0
 GROWTH = 2 << 20
 """Bytes an hour that the server may grow by."""
@@ -221,7 +223,7 @@ class Soak:
             until(lambda: not self.crowd.not_calm(), "all stand still", limit=CALM_LIMIT)
         except AssertionError as error:
             pids = set(self.crowd.not_calm())
-            where = "\n".join(f"process {pid}:\n{soakers.stacks(pid)}" for pid in pids)
+            where = "\n".join(f"process {pid}:\n{proc.stacks(pid)}" for pid in pids)
             raise SoakError(f"{error}: {pids}\n{where}") from None
         self._look()
         problems: list[str] = []
@@ -316,6 +318,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, base, ignore_errors=True)
         stack.callback(mount.clean_up)
+        mount.start_limit = START_LIMIT
         huge = stack.enter_context(huge_file(base))
         try:
             mount.start()

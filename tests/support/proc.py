@@ -5,6 +5,7 @@ Sources: proc(5). It imports none of our code: the watchdog uses it alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -111,6 +112,16 @@ def state(task: Path) -> str:
 def wchan(task: Path) -> str:
     """The kernel's function in which a thread sleeps."""
     return _text(task / "wchan")
+
+
+def stacks(pid: int) -> str:
+    """Where the threads of a process are in the kernel; empty if it is gone. For root."""
+    lines = []
+    with contextlib.suppress(OSError):
+        for task in tasks(pid):
+            where = " ".join(_text(task / "stack").split("\n")[:6])
+            lines.append(f"thread {task.name} {comm(task)} {state(task)}: {where}")
+    return "\n".join(lines)
 
 
 def service_thread(pid: int) -> Path:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from msharefs.cli import check
 
-from . import fusectl, namespace
+from . import fusectl, namespace, proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +47,7 @@ class Mount:
         self.log = base / "server.log"
         self.options = (f"state={self.state}", *options)
         self.limit = limit
+        self.start_limit = START_LIMIT
         self.wrapper: tuple[str, ...] = ()
         """A command that runs the server."""
         self.damaged = False
@@ -167,10 +168,10 @@ class Mount:
                 # Minor and mount id of a stale mount may be given again to the one in its place.
                 if mount and (before is None or self._answers()):
                     return mount.minor
-                events = poll.poll(START_LIMIT * 1000)
+                events = poll.poll(self.start_limit * 1000)
                 if not events:
                     self._write_stacks()
-                    raise self._failed(f"no mount after {START_LIMIT:g} s")
+                    raise self._failed(f"no mount after {self.start_limit:g} s")
                 if any(fd == pidfd for fd, _ in events):
                     raise self._failed("the server ended before it had mounted")
 
@@ -205,8 +206,10 @@ class Mount:
             raise self._failed(f"the server ended with status {status}")
 
     def _write_stacks(self) -> None:
-        """Into the log."""
+        """Into the log: where it is in the kernel, and in Python if it has come so far."""
         assert self.process is not None
+        with self.log.open("a") as out:
+            print(f"server {self.pid}:\n{proc.stacks(self.pid)}", file=out)
         self.process.send_signal(signal.SIGUSR1)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STACKS_WAIT)

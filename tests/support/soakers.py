@@ -228,13 +228,3 @@ class Soakers:
 def build(directory: Path) -> Path:
     """Compile the program into `directory`."""
     return cc.build(SOURCES / "soaker.c", directory / "soaker", str(SOURCES / "trap.c"))
-
-
-def stacks(pid: int) -> str:
-    """Where the threads of a process are in the kernel."""
-    lines = []
-    with contextlib.suppress(OSError):
-        for task in proc.tasks(pid):
-            name, where = proc.comm(task), (task / "stack").read_text().split("\n")[:4]
-            lines.append(f"{task.name} {name} {proc.state(task)}: {' '.join(where)}")
-    return "\n".join(lines)
