@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "mount(*options, limit=60): -o options of the fixture mount, and its time limit"
     )
     leftovers.mark()
+    # Programs inherit what is ignored: by nohup(1), or by a shell for its background jobs.
+    for number, usual in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     try:
         namespace.enter()
     except PermissionError as error:
