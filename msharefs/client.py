@@ -21,6 +21,10 @@ from .native import check, check_errno, ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_SILENT = (
+    "an attached process does not answer or does not leave a page fault; let it go on (is it "
+    "stopped, or in a debugger?) and try again"
+)
 _UNSIZED = "it has no size yet; truncate it first, to a multiple of the mount's quantum"
 _NO_USERFAULTFD = (
     "this process may make no userfaultfd: its server cannot open /dev/userfaultfd, so the sysctl "
@@ -151,7 +155,9 @@ class Region:
         code, region_size = ffi.errno, os.fstat(self.fd).st_size
         reason = os.strerror(code)
         if code == errno.EBUSY:
-            reason = f"nothing is changed: {self._refusal()}"
+            reason = f"nothing is changed: {self._refusal(_SILENT)}"
+        elif code == errno.ENOSPC:
+            reason = self._refusal(reason)
         elif code == errno.EACCES and fcntl(self.fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
             reason = "the region is open for reading only; open it with O_RDWR"
         elif not region_size:
@@ -165,16 +171,13 @@ class Region:
             code, f"{self.path}: {verb} {size} bytes at {offset:#x} of the region: {reason}"
         )
 
-    def _refusal(self) -> str:
-        """Whom the server has waited for, with no success, at our last change."""
+    def _refusal(self, otherwise: str) -> str:
+        """Why the server has refused our last change, in its words; or `otherwise`."""
         try:
             said = str(self.describe("refusal"))
         except OSError:
             said = ""
-        return said or (
-            "an attached process does not answer or does not leave a page fault; let it go on (is "
-            "it stopped, or in a debugger?) and try again"
-        )
+        return said or otherwise
 
     def attach(
         self,

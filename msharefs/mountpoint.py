@@ -39,6 +39,12 @@ LIMITS = ("regions", "vmas", "clients", "connections", "memory", "descriptors")
 LIMITS_STRUCT = struct.Struct(f"={2 * len(LIMITS)}Q")
 LIMITS_COMMAND = 2 << 30 | LIMITS_STRUCT.size << 16 | ord("x") << 8 | 0x1D
 
+# Likewise: where the regions are, and how much room there is. Bytes that may be used (0: no limit),
+# bytes in use, PLACE_* flags, the state directory.
+PLACE_STRUCT = struct.Struct("=QQQ4064s")
+PLACE_COMMAND = 2 << 30 | PLACE_STRUCT.size << 16 | ord("x") << 8 | 0x1C
+PLACE_OWN, PLACE_NOEXEC, PLACE_GONE = 1, 2, 4
+
 # A live server answers in well under a millisecond; the limit is for a machine that swaps.
 _PROBE_SECONDS = 5.0
 
@@ -229,12 +235,12 @@ def attached_processes(directory: Path) -> list[int]:
     return [pid for pid in ATTACHED_STRUCT.unpack(answer) if pid]
 
 
-def limits(directory: Path) -> dict[str, dict[str, int]]:
-    """Ask the live mount on `directory` for its limits: "limit" (0: none) and "used" of each."""
+def _ask(directory: Path, command: int, size: int) -> bytearray:
+    """The answer of a live mount to an ioctl on its root. ENOTTY: `directory` is something else."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        answer = bytearray(LIMITS_STRUCT.size)
-        fcntl.ioctl(fd, LIMITS_COMMAND, answer)
+        answer = bytearray(size)
+        fcntl.ioctl(fd, command, answer)
     except OSError as error:
         if error.errno != errno.ENOTTY:
             raise
@@ -243,7 +249,27 @@ def limits(directory: Path) -> dict[str, dict[str, int]]:
         ) from None
     finally:
         os.close(fd)
-    numbers = LIMITS_STRUCT.unpack(answer)
+    return answer
+
+
+def place(directory: Path) -> dict[str, str | int | bool | None]:
+    """Ask the live mount on `directory` where its regions are, and how much room there is."""
+    limit, used, flags, path = PLACE_STRUCT.unpack(
+        _ask(directory, PLACE_COMMAND, PLACE_STRUCT.size)
+    )
+    return {
+        "state": os.fsdecode(path.rstrip(b"\0")),
+        "limit_bytes": limit or None,
+        "used_bytes": used,
+        "own_tmpfs": bool(flags & PLACE_OWN),
+        "executes": not flags & PLACE_NOEXEC,
+        "gone": bool(flags & PLACE_GONE),
+    }
+
+
+def limits(directory: Path) -> dict[str, dict[str, int]]:
+    """Ask the live mount on `directory` for its limits: "limit" (0: none) and "used" of each."""
+    numbers = LIMITS_STRUCT.unpack(_ask(directory, LIMITS_COMMAND, LIMITS_STRUCT.size))
     pairs = zip(numbers[::2], numbers[1::2], strict=True)
     return {
         name: {"limit": limit, "used": used}

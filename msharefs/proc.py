@@ -289,6 +289,8 @@ class Mount:
     """st_dev of the files on it."""
     uid: int
     """Who mounted it, for FUSE; 0 otherwise."""
+    shared: bool
+    """What is mounted below it appears in other mount namespaces, too."""
 
 
 def mounts(pid: Process = "self") -> list[Mount]:
@@ -301,13 +303,15 @@ def _mount(line: bytes) -> Mount:
     # Blanks, newlines and backslashes inside them are escaped; a source may be empty.
     fields = line.split(b" ")
     major, minor = fields[2].split(b":")
-    fstype, _, options = fields[fields.index(b"-", 6) + 1 :]
+    end = fields.index(b"-", 6)
+    fstype, _, options = fields[end + 1 :]
     user = re.search(rb"(?:^|,)user_id=(\d+)", options) if fstype.startswith(b"fuse") else None
     return Mount(
         directory=Path(os.fsdecode(_unescape(fields[4]))),
         fstype=os.fsdecode(_unescape(fstype)),
         device=os.makedev(int(major), int(minor)),
         uid=int(user[1]) if user else 0,
+        shared=any(field.startswith(b"shared:") for field in fields[6:end]),
     )
 
 

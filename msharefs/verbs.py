@@ -33,6 +33,8 @@ MAP_NORESERVE = 0x4000
 MAP_POPULATE = 0x8000
 MAP_NONBLOCK = 0x10000
 MAP_HUGETLB = 0x40000
+MAP_MUST_FIT = 0x20000
+"""MAP_STACK, which means nothing to Linux: adopted memory asks so (preload/adopt.c)."""
 MAP_FIXED_NOREPLACE = 0x100000
 
 

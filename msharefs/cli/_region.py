@@ -35,6 +35,8 @@ def look(path: str) -> os.stat_result:
             "the user alone who made it (FUSE without allow_other), is not open to you",
         ) from None
     except OSError as error:
+        if error.errno == errno.ESTALE:
+            raise gone(path) from None
         if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
             raise
         raise OSError(
@@ -50,6 +52,15 @@ def look(path: str) -> os.stat_result:
             "mount one with `msharefs mount DIR` and name a file in it",
         )
     return status
+
+
+def gone(path: str) -> OSError:
+    """What is to be said where names are ESTALE."""
+    return OSError(
+        errno.ESTALE,
+        f"{path}: its state directory is gone: somebody has removed it. Attached processes go on; "
+        "no name can be found or made until you unmount, and mount again",
+    )
 
 
 def check_region(path: str) -> os.stat_result:

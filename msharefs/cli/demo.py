@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 import psutil
 
-from msharefs import units, verbs
+from msharefs import home, units, verbs
 
 from . import _progress, _show, _types
 
@@ -30,11 +29,14 @@ def check_memory(processes: int, size: int) -> None:
             f"{processes} processes over {units.size(size)} need {units.size(need)} of memory "
             f"and {units.size(available)} is available: give a smaller --size or fewer --processes"
         )
-    free = shutil.disk_usage("/dev/shm").free  # noqa: S108  # where regions are, not a file of ours
-    if size > free:
+    if home.may_mount():
+        return
+    place = home.shared_place()
+    free = home.room(place)
+    if free is not None and size > free:
         raise click.UsageError(
-            f"--size {units.size(size)} is more than the {units.size(free)} free in /dev/shm: "
-            "give a smaller --size or a larger /dev/shm (mount -o remount,size=)"
+            f"--size {units.size(size)} is more than the {units.size(free)} free in {place}: "
+            f"give a smaller --size or a larger {place} (mount -o remount,size=)"
         )
 
 

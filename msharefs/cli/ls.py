@@ -24,7 +24,13 @@ NUMBERS = ("size", "mappings", "resident", "page tables", "clients")
 
 def regions(directory: str, recursive: bool) -> Iterator[tuple[str, os.stat_result]]:
     """Path and status of each region in a directory, sorted by name; with those below if asked."""
-    for entry in sorted(os.scandir(directory), key=lambda found: found.name):
+    try:
+        entries = sorted(os.scandir(directory), key=lambda found: found.name)
+    except OSError as error:
+        if error.errno == errno.ESTALE:
+            raise _region.gone(directory) from None
+        raise
+    for entry in entries:
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:

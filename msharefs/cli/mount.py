@@ -18,7 +18,9 @@ from msharefs.server.options import BadOptionError, parse
     "options",
     metavar="OPTS",
     multiple=True,
-    help="quantum=512G|1G|2M, state=DIR (on tmpfs), owner=file|process|thread, quirks=v3, "
+    help="quantum=512G|1G|2M, size=SIZE and huge=always|advise|within_size|never (of the tmpfs of "
+    "root's own), "
+    "state=DIR (another place, on tmpfs), owner=file|process|thread, quirks=v3, "
     "fault_around=PAGES, passthrough=no, budget=SIZE (of its own page tables, for each client), "
     "the limits regions=COUNT, vmas=COUNT (of a region), clients=COUNT, connections=COUNT (of a "
     "user), memory=SIZE (mapped in all regions; `msharefs stat DIRECTORY` shows them), "

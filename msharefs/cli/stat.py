@@ -83,11 +83,25 @@ def mount_rows(limits: dict[str, dict[str, int]]) -> list[tuple[str, str, str, s
     ]
 
 
+def place_row(place: dict[str, Any]) -> str:
+    """The line for people of where the regions are."""
+    kind = "a tmpfs of the server's own" if place["own_tmpfs"] else "a tmpfs that is shared"
+    most = f"of {units.size(place['limit_bytes'])}" if place["limit_bytes"] else "without a limit"
+    notes = "" if place["executes"] else ", noexec"
+    notes += ", and it is GONE: unmount, and mount again" if place["gone"] else ""
+    return (
+        f"regions are in {_show.printable(place['state'])}: {kind}, "
+        f"{units.size(place['used_bytes'])} used {most}{notes}"
+    )
+
+
 def _show_mount(directory: str, *, as_json: bool) -> None:
     limits = mountpoint.limits(Path(directory))
+    place = mountpoint.place(Path(directory))
     if as_json:
-        _show.print_json({"mount": directory, "limits": limits})
+        _show.print_json({"mount": directory, "place": place, "limits": limits})
         return
+    click.echo(place_row(place))
     lines = _show.table("limit (-o)", "used", "most", "", right=("used", "most"))
     for row in mount_rows(limits):
         lines.add_row(*row)

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from msharefs import proc
+from msharefs import home, proc
 from msharefs.native import ffi, lib
 from msharefs.processes import start_time
 from msharefs.server import describe
@@ -158,7 +158,7 @@ class Sampler:
         others: bool = False,
     ) -> None:
         self._processes = processes
-        self._objects = state / "regions"
+        self._objects = home.store(state) / "regions"
         self._control = state / "control"
         self._pids: list[int] = []
         self._linked: dict[int, set[tuple[int, int, int]]] = {}

@@ -23,13 +23,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from msharefs import mountpoint, proc
+from msharefs import home, mountpoint, proc
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-# A server's state must be on tmpfs; the mount point may as well be beside it.
-PARENT = "/dev/shm"  # noqa: S108  # mkdtemp makes a name of our own
 PREFIX = "msharefs-private-"
 
 # `python -m msharefs mount`, with a SIGTERM when we die: the mount must not outlive us, however we
@@ -45,12 +43,25 @@ _LEAVE_SECONDS = 5.0
 _LEAVE_POLL_SECONDS = 0.05
 
 
+def parent() -> Path:
+    """Where private mounts are; the regions of a user who has no tmpfs of their own, too."""
+    if home.may_mount() and not os.access(home.SHM, os.W_OK):
+        return Path(tempfile.gettempdir())
+    return home.SHM if home.may_mount() else home.shared_place()
+
+
+def is_private(directory: Path) -> bool:
+    """Whether a mount point is that of somebody's private mount."""
+    return directory.parent.name.startswith(PREFIX)
+
+
 def sweep() -> None:
     """Take away what is left of this user's private mounts whose makers were killed."""
-    for name in os.listdir(PARENT):
+    place = parent()
+    for name in os.listdir(place):
         if name.startswith(PREFIX):
             with contextlib.suppress(OSError):  # gone meanwhile, or still served: the next time
-                _sweep(Path(PARENT, name))
+                _sweep(place / name)
 
 
 def _sweep(base: Path) -> None:
@@ -61,15 +72,31 @@ def _sweep(base: Path) -> None:
     if held < 0:
         return
     try:
-        _wait_for_server(base / "state" / "lock")
+        state = _state(base)
+        _wait_for_server(state / "lock")
         mount = mountpoint.covering(base / "mount")
         while mount is not None and mount.fstype == mountpoint.FSTYPE:
             mountpoint.take_away(base / "mount", mount, lazy=True)
             mount = mountpoint.covering(base / "mount")
         if mount is None:
+            _discard(state)
             shutil.rmtree(base)
     finally:
         os.close(held)
+
+
+def _state(base: Path) -> Path:
+    """The state directory of a private mount: with a tmpfs of its own, if that may be."""
+    return home.own(base / "mount") if home.may_mount() else base / "state"
+
+
+def _discard(state: Path) -> None:
+    """Remove what a server that was killed has left of its state directory."""
+    if home.is_own(state):
+        with home.entered():
+            if state.exists():
+                home.discard(state)
+            home.leave()
 
 
 def _lock(directory: Path) -> int:
@@ -122,7 +149,7 @@ class PrivateMount:
         self._log = self._base / "log"
         self._server: subprocess.Popen[bytes] | None = None
         self.directory = self._base / "mount"
-        self.state = self._base / "state"
+        self.state = _state(self._base)
         try:
             self.directory.mkdir()
             if self._shared:  # others may pass through; mount and state have modes of their own
@@ -161,15 +188,16 @@ class PrivateMount:
 
     def host_mm_bytes(self) -> int:
         """Memory that the host mms of all its regions take: page tables, slots, mappings."""
-        objects = (self.state / "regions").glob("*.mm")
+        objects = (home.store(self.state) / "regions").glob("*.mm")
         return sum(path.stat().st_blocks * 512 for path in objects)  # st_blocks: stat(2)
 
     def _start(self) -> None:
-        options = ",".join((f"state={self.state}", *self._options))
+        place = () if home.is_own(self.state) else (f"state={self.state}",)
+        options = ",".join((*place, *self._options))
         with self._log.open("wb") as log:
             self._server = subprocess.Popen(
-                [sys.executable, "-c", _SERVER, str(os.getpid()), "mount", "-f", "-o", options,
-                 self.directory],
+                [sys.executable, "-c", _SERVER, str(os.getpid()), "mount", "-f",
+                 *(["-o", options] if options else []), self.directory],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 process_group=0,  # a Ctrl-C is meant for us: we end the server when we are done
             )  # fmt: skip
@@ -208,6 +236,8 @@ class PrivateMount:
             self._said = self._last_words()
         while (mount := mountpoint.covering(self.directory)) is not None:
             mountpoint.take_away(self.directory, mount, lazy=True)
+        if self.state.exists():
+            _discard(self.state)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._base)
         os.close(self._lock)
@@ -215,8 +245,9 @@ class PrivateMount:
 
 def _make() -> tuple[Path, int]:
     """A new directory for all of a mount, and the descriptor that locks it."""
+    place = parent()
     while True:
-        base = Path(tempfile.mkdtemp(dir=PARENT, prefix=PREFIX)).resolve()
+        base = Path(tempfile.mkdtemp(dir=place, prefix=PREFIX)).resolve()
         with contextlib.suppress(FileNotFoundError):
             lock = _lock(base)
             if lock >= 0 and base.exists():

@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 import psutil
 
-from msharefs import mountpoint, native, proc
+from msharefs import home, mountpoint, native, proc
 
 from . import installed
-from .private_mount import PARENT, PREFIX, PrivateMount, sweep
+from .private_mount import PrivateMount, is_private, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,12 +135,11 @@ def _usable() -> tuple[list[Path], set[int]]:
     Who serves a mount sees and changes all that is in it: only root may, and we ourselves. The
     first are those that answer and that this user may enter, but private ones.
     """
-    own = f"{PARENT}/{PREFIX}"
     tops = {mount.directory: mount for mount in proc.mounts()}  # the later covers the earlier
     ours = [
         tops[directory]
         for directory in sorted(tops)
-        if tops[directory].fstype == mountpoint.FSTYPE and not str(directory).startswith(own)
+        if tops[directory].fstype == mountpoint.FSTYPE and not is_private(directory)
     ]
     trusted = {0, os.geteuid()}
     usable = [mount.directory for mount in ours if mount.uid in trusted and _answers(mount)]
@@ -227,7 +226,7 @@ def _state_of(directory: Path) -> Path:
         with contextlib.suppress(PermissionError, ProcessLookupError):
             for target in map(Path, proc.open_files(server.pid).values()):
                 if target.name == "lock" and os.access(
-                    target.parent / "regions", os.R_OK | os.X_OK
+                    home.store(target.parent) / "regions", os.R_OK | os.X_OK
                 ):
                     return target.parent
     raise OSError(

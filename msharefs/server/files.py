@@ -61,7 +61,8 @@ def check_size(directory: Path, ident: int, size: int | None, quantum: int) -> N
     try:
         mm, mem = (os.stat(path).st_size for path in paths)
     except FileNotFoundError as error:
-        raise OSError(errno.EUCLEAN, f"region {ident}: {error.filename} is missing") from None
+        missing = os.path.basename(error.filename)
+        raise OSError(errno.EUCLEAN, f"region {ident}: {missing} is missing") from None
     if paths[1].is_symlink():  # adopted memory need not fill its region
         mem = -(-mem // quantum) * quantum
     expected = lib.mm_file_size(mem if size is None else size, quantum)

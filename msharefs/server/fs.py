@@ -22,6 +22,7 @@ from msharefs.mountpoint import (
     ATTACHED_STRUCT,
     LIMITS_COMMAND,
     LIMITS_STRUCT,
+    PLACE_COMMAND,
     SERVER_COMMAND,
     SERVER_STRUCT,
 )
@@ -102,6 +103,10 @@ class Filesystem(pyfuse3.Operations):
     def init(self) -> None:
         """The kernel has shaken hands: requests will come."""
         self._ready()
+
+    def gone(self) -> bool:
+        """Whether somebody has removed the state directory."""
+        return self._tree.gone()
 
     async def shut_down(self) -> None:
         """No more requests will come: let go of regions without a name that were only open."""
@@ -294,6 +299,8 @@ class Filesystem(pyfuse3.Operations):
             return 0, ATTACHED_STRUCT.pack(*pids[:ATTACHED_MAX])
         if ino == ROOT_INO and command == LIMITS_COMMAND:
             return 0, LIMITS_STRUCT.pack(*self._ioctls.limits())
+        if ino == ROOT_INO and command == PLACE_COMMAND:
+            return 0, self._regions.room.describe(gone=self.gone())
         node = self._tree.node(ino)
         if not node.is_region or flags & _IOCTL_COMPAT:
             raise OSError(

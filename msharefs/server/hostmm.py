@@ -63,6 +63,8 @@ class HostMM(View):
         self._unfinished = False
         self._mapped = -1
         """Bytes that are mapped; -1: to be counted."""
+        self.promised = 0
+        """Bytes that are mapped, and were asked for without MAP_NORESERVE; kept by room.py."""
         self.anonymous_executes = not os.fstatvfs(self.mem_fd).f_flag & os.ST_NOEXEC
         """Code can run in the region's own memory, as far as its file system lets it."""
         self.objects = Objects(name, records_path(directory, ident))
@@ -134,6 +136,10 @@ class HostMM(View):
         if self._mapped < 0:
             self._mapped = int(lib.hostmm_mapped_bytes(self._mm, 0, self.size))
         return self._mapped
+
+    def used_bytes(self) -> int:
+        """Bytes of memory that its pages and its host mm take."""
+        return sum(os.stat(path).st_blocks * 512 for path in self._paths)  # of 512: stat(2)
 
     def changing(self) -> bool:
         """A change of its VMAs is under way."""

@@ -71,14 +71,19 @@ def check_space(create: Create, caller: int, mapped: Callable[[], list[tuple[int
         )
 
 
+def promises_all() -> bool:
+    """Whether Linux promises memory without a look at how much there is."""
+    return proc.sysctl("vm/overcommit_memory") == _OVERCOMMIT_ALWAYS
+
+
 def check_commit(create: Create) -> None:
     """ENOMEM: anonymous memory of that size is not promised (vm.overcommit_memory).
 
     MAP_NORESERVE asks for no promise, except where Linux gives no memory without one.
     """
-    policy = proc.sysctl("vm/overcommit_memory")
-    if policy == _OVERCOMMIT_ALWAYS:
+    if promises_all():
         return
+    policy = proc.sysctl("vm/overcommit_memory")
     size = verbs.page_up(create.size)
     if policy != _OVERCOMMIT_NEVER and (
         create.flags & verbs.MAP_NORESERVE or size <= os.sysconf("SC_PHYS_PAGES") * verbs.PAGE

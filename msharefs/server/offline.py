@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from msharefs import home
+
 from . import checking
 from .files import aside, check_size, object_paths, restore, set_aside
 from .hostmm import HostMM
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 def is_state(path: Path) -> bool:
     """Whether that is a state directory."""
-    return (path / "tree" / "root").is_dir() and (path / "regions").is_dir()
+    store = home.store(path)
+    return (store / "tree" / "root").is_dir() and (store / "regions").is_dir()
 
 
 @contextlib.contextmanager
@@ -60,16 +63,18 @@ def taken(path: Path) -> Iterator[int]:
 
 def names(path: Path) -> dict[int, tuple[str, int]]:
     """The regions of a state directory by number: a name and the size. "": it has none."""
-    with contextlib.closing(Tree(path / "tree" / "root")) as tree:
+    store = home.store(path)
+    root = store / "tree" / "root"
+    with contextlib.closing(Tree(root)) as tree:
         sizes = tree.region_sizes()
     found = {ident: ("", size) for ident, size in sizes.items()}
-    for directory, _, files in os.walk(path / "tree" / "root"):
+    for directory, _, files in os.walk(root):
         for name in files:
             full = os.path.join(directory, name)
             ident = os.lstat(full).st_ino
             if ident in found:
-                found[ident] = os.path.relpath(full, path / "tree" / "root"), sizes[ident]
-    for name in os.listdir(path / "regions"):
+                found[ident] = os.path.relpath(full, root), sizes[ident]
+    for name in os.listdir(store / "regions"):
         number, _, kind = name.partition(".")
         if kind in ("mm", "mm.broken"):
             found.setdefault(int(number), ("", 0))
@@ -78,7 +83,7 @@ def names(path: Path) -> dict[int, tuple[str, int]]:
 
 def check(path: Path, ident: int, size: int, quantum: int) -> list[dict[str, Any]]:
     """What is wrong with region `ident` of `size` bytes; 0: it is unsized, or has no name."""
-    regions = path / "regions"
+    regions = home.store(path) / "regions"
     mm, memory = object_paths(regions, ident)
     if memory.is_symlink():  # of programs, which need nobody; the next server finds it or lets go
         return []
@@ -99,7 +104,7 @@ def check(path: Path, ident: int, size: int, quantum: int) -> list[dict[str, Any
 
 def repair(path: Path, ident: int, size: int, quantum: int) -> None:
     """Brings back what was set aside, if it is whole, and does what a new server would do."""
-    regions = path / "regions"
+    regions = home.store(path) / "regions"
     if object_paths(regions, ident)[1].is_symlink():
         return
     restored = restore(regions, ident)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from msharefs import units
+from msharefs import home, units
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +19,8 @@ QUANTA = {"512G": 512 << 30, "1G": 1 << 30, "2M": 2 << 20}
 KEYS = {
     "quantum": "/".join(QUANTA),
     "state": "DIR",
+    "size": "SIZE",
+    "huge": "/".join(home.HUGE),
     "owner": "/".join(get_args(Owner)),
     "quirks": "v3",
     "fault_around": "PAGES",
@@ -67,6 +67,10 @@ class MountOptions:
     directory: Path
     state: Path
     quantum: int = QUANTA["512G"]
+    size: int = 0
+    """Bytes that the server's own tmpfs may have; 0: any number."""
+    huge: str = ""
+    """When that tmpfs uses transparent huge pages, of home.HUGE; empty: as the kernel does."""
     owner: Owner = "file"
     """Whose end is the region's end: the file's, or that of the process or thread that made it."""
     quirks: Quirks = ""
@@ -89,13 +93,6 @@ class MountOptions:
     """Asked for; where it is possible other users may use the mount in any case."""
     foreground: bool = False
     debug: bool = False
-
-
-def default_state(directory: Path) -> Path:
-    """Where the state of a mount on `directory` lives by default; each user has their own."""
-    ident = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-    # A guessable name is no danger: StateDirectory does not take somebody else's directory.
-    return Path(f"/dev/shm/msharefs-{os.geteuid()}-{ident}")  # noqa: S108
 
 
 def parse(
@@ -130,10 +127,13 @@ def parse(
     # The series knows no owner but the creating thread.
     owner = _choice(values, "owner", get_args(Owner), "thread" if quirks else "file")
     quantum = QUANTA[_choice(values, "quantum", tuple(QUANTA), "512G")]
+    state = _state(values, directory)
     return MountOptions(
         directory=directory,
-        state=_state(values, directory),
+        state=state,
         quantum=quantum,
+        size=_size(_own(values, "size", state), "size"),
+        huge=_choice(_own(values, "huge", state), "huge", home.HUGE, ""),
         owner=owner,  # type: ignore[arg-type]  # _choice has checked it
         quirks=quirks,  # type: ignore[arg-type]
         fault_around=_pages(values),
@@ -188,6 +188,16 @@ def _size(values: dict[str, str], key: str) -> int:
         raise BadOptionError(f"-o {key}={value}: {error}") from None
 
 
+def _own(values: dict[str, str], key: str, state: Path) -> dict[str, str]:
+    """The values, after a look whether `key` means anything there."""
+    if key in values and not home.is_own(state):
+        raise BadOptionError(
+            f"-o {key}={values[key]}: is for the tmpfs that a root server mounts for itself; here "
+            f"regions are in {state}, whose file system decides"
+        )
+    return values
+
+
 def _budget(values: dict[str, str]) -> int:
     budget, value = _size(values, "budget"), values.get("budget", "0")
     if 0 < budget < BUDGET_MIN:
@@ -197,7 +207,7 @@ def _budget(values: dict[str, str]) -> int:
 
 def _state(values: dict[str, str], directory: Path) -> Path:
     if "state" not in values:
-        return default_state(directory)
+        return home.default_state(directory)
     if not values["state"]:
         raise BadOptionError(
             "-o state=: name a directory on tmpfs, for example state=/dev/shm/msharefs"

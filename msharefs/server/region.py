@@ -13,7 +13,7 @@ import trio
 from msharefs import proc, processes, verbs
 from msharefs.native import ffi
 
-from . import checking, describe, descriptors, limits, sources
+from . import checking, describe, descriptors, limits, room, sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +51,13 @@ class Region:
         """The watch over its owner, if the region ends with it."""
         self.users = 0
         """Requests that wait for a file system and then go on with the host mm."""
-        self.check_room: Callable[[HostMM, int, int], None] = lambda _host, _start, _end: None
-        """Raises OSError if the mount has no room for a mapping there; Regions knows."""
+        self.check_room: Callable[[HostMM, int, int, int], None] = lambda *_: None
+        """Raises OSError if the mount has no room for a mapping there; Regions knows.
+
+        The last argument are the bytes that are to be promised.
+        """
+        self.promise: Callable[[HostMM, int], None] = lambda *_: None
+        """They are mapped now."""
         self._ending = trio.Lock()
         self._refusals: dict[int, str] = {}
 
@@ -158,7 +163,7 @@ class Region:
             self._check_owner()
             check_room()
             limits.check_space(create, caller, host.ranges)
-            self.check_room(host, create.region_offset, create.end)
+            self.check_room(host, create.region_offset, create.end, promised)
 
         check_room()  # before a file is looked at, as mmap(2) does
         limits.check_locked(create, caller)
@@ -173,6 +178,7 @@ class Region:
             if kept is not None:
                 kept.close()
             raise
+        promised = room.asks(create) if source is None else 0
         await host.map(
             create.region_offset,
             create.end,
@@ -182,6 +188,7 @@ class Region:
             kept=kept,
             offset=create.file_offset if kept else 0,
         )
+        self.promise(host, promised)
 
     async def unmap(self, offset: int, size: int, flags: int) -> None:
         """MSHAREFS_UNMAP, by a descriptor open with `flags`."""
@@ -198,15 +205,15 @@ class Region:
             await host.protect(offset, end, prot)
 
     def refused(self, pid: int, error: OSError) -> None:
-        """Process `pid` may ask why: an ioctl(2) can tell it no more than EBUSY."""
-        if error.errno == errno.EBUSY:
+        """Process `pid` may ask why: an ioctl(2) can tell it no more than EBUSY or ENOSPC."""
+        if error.errno in (errno.EBUSY, errno.ENOSPC):
             self._refusals.pop(pid, None)
             self._refusals[pid] = str(error.strerror).removeprefix(f"{self.name}: ")
         while len(self._refusals) > _REFUSALS:
             del self._refusals[next(iter(self._refusals))]
 
     def refusal(self, pid: int) -> str:
-        """Why a change that process `pid` last asked for was EBUSY; empty if none was."""
+        """Why a change that process `pid` last asked for was EBUSY or ENOSPC; empty if none was."""
         return self._refusals.get(pid, "")
 
     async def describe(self, what: str) -> bytes:

@@ -34,6 +34,7 @@ from .mappings import NativeMappings
 from .parking import Parking
 from .quotas import Quotas, exceeded
 from .region import Region
+from .room import Room
 from .tree import inode_of
 
 if TYPE_CHECKING:
@@ -47,16 +48,21 @@ _PROMISED = "2"  # vm.overcommit_memory: all that is mapped must fit
 
 
 class Regions:
-    """All regions of a mount, by number (the inode number of the name in the state directory)."""
+    """All regions of a mount, by number (the inode number of the name in the state directory).
 
-    def __init__(self, options: MountOptions, state: Path) -> None:
+    Their files are below `store`; `state` is what people call the state directory.
+    """
+
+    def __init__(self, options: MountOptions, store: Path, state: Path | None = None) -> None:
         self._options = options
+        self._state = state or store
+        self.room = Room(store, self._state)
         self.limits = Quotas.of(options)
-        self._directory = state / "regions"
+        self._directory = store / "regions"
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._regions: dict[int, Region] = {}
         self.owners = owners.Owners()
-        self._native = NativeMappings(state)
+        self._native = NativeMappings(store)
         self._adopted = Adopted(self._directory)
         self.hurry = trio.Event()
         """Set when `reap_dead` should not wait for its time."""
@@ -215,6 +221,9 @@ class Regions:
         host = region.sized()
         region.check_unadopted()
         if self._options.budget:
+            self.room.check_executes(executes=host.anonymous_executes)
+            self.room.check(host.mapped_bytes(), self._hosts())
+            self.room.promise(host, host.mapped_bytes())
             raise OSError(errno.EOPNOTSUPP, f"{region.name}: the mount has a budget")
         if proc.sysctl("vm/overcommit_memory") == _PROMISED:
             raise OSError(
@@ -285,12 +294,18 @@ class Regions:
         """How many mappings the region has that has the most."""
         return max((host.count() for host in self._hosts()), default=0)
 
-    def _check_room(self, host: HostMM, start: int, end: int) -> None:
-        """ENOMEM: `host` may have no mapping more, or the mount not [start, end) in addition."""
+    def _check_room(self, host: HostMM, start: int, end: int, promised: int) -> None:
+        """ENOMEM: `host` may have no mapping more, or the mount not [start, end) in addition.
+
+        ENOSPC: `promised` bytes would not fit where the regions are.
+        """
         if host.count() >= self.limits.vmas:
             raise exceeded(
                 errno.ENOMEM, f"{host.name}: {host.count()} mappings", "vmas", self.limits.vmas
             )
+        if promised and self.room.limited:
+            replaced = min(host.promised, host.mapped_bytes(start, end))
+            self.room.check(max(0, promised - replaced), self._hosts())
         if not self.limits.memory:
             return
         mapped = self.mapped_bytes()
@@ -329,6 +344,7 @@ class Regions:
 
     def _add(self, region: Region) -> None:
         region.check_room = self._check_room
+        region.promise = self.room.promise
         region.watch = self.owners.watch(region.owner, region.ident, region.end)
         self._regions[region.ident] = region
 
@@ -343,7 +359,7 @@ class Regions:
             log.error(  # noqa: TRY400  # what is wrong is in the region, not here
                 "%s cannot be taken over and is set aside; see `msharefs check %s`: %s",
                 region.name,
-                self._directory.parent,
+                self._state,
                 error.strerror,
             )
             set_aside(self._directory, ident)
@@ -389,6 +405,7 @@ class Regions:
         except BaseException:
             host.close()
             raise
+        self.room.promise(host, host.mapped_bytes())
         return host
 
     def _adopt_unsized(self, ident: int) -> None:

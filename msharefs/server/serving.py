@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # Nobody waits for this: it only decides how long memory stays after its last user has gone.
 _ATTACHED_POLL_SECONDS = 0.5
+_GONE_POLL_SECONDS = 5.0
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -48,9 +49,9 @@ def serve_mount(options: MountOptions, state: StateDirectory, ready: Callable[[]
 
 async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[], None]) -> bool:
     with contextlib.ExitStack() as stack:
-        tree = Tree(state.tree)
+        tree = Tree(state.tree, state.gone)
         stack.callback(tree.close)
-        regions = Regions(options, state.path)
+        regions = Regions(options, state.store, state.path)
         stack.callback(regions.close)
         sizes = tree.region_sizes()
         with shortage.named(len(sizes)):
@@ -61,6 +62,7 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
             await nursery.start(control.run)
             nursery.start_soon(regions.find_objects)
             nursery.start_soon(regions.watch_adopted)
+            nursery.start_soon(_look_after, state)
             await nursery.start(regions.owners.run)
             end = await nursery.start(_end_on_signal)
             filesystem = Filesystem(tree, regions, Ioctls(regions, control), options, ready)
@@ -101,6 +103,12 @@ async def _outlive_mount(regions: Regions, state: StateDirectory, end: trio.Even
     while await regions.attached() and not end.is_set():
         with trio.move_on_after(_ATTACHED_POLL_SECONDS):
             await end.wait()
+
+
+async def _look_after(state: StateDirectory) -> None:
+    """Has the log say that the state directory is gone, also where nobody asks for a name."""
+    while not state.gone():  # noqa: ASYNC110  # nothing tells us
+        await trio.sleep(_GONE_POLL_SECONDS)
 
 
 async def _end_on_signal(

@@ -152,6 +152,8 @@ def anonymous(create: Create, user: int, *, executes: bool) -> Source | None:
     """
     if create.flags & verbs.MAP_HUGETLB:
         return _memfd(HUGE_NAME, _MFD_HUGETLB | create.flags & _HUGE_CODES, create.size, user)
+    if create.flags & verbs.MAP_MUST_FIT and not executes:
+        raise OSError(errno.EACCES, "regions are where code may not run (noexec)")
     if create.prot & verbs.PROT_EXEC and not executes:
         return _memfd(_EXECUTABLE_NAME, 0, create.size, user)
     return None

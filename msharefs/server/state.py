@@ -3,10 +3,15 @@
     tree/root/  names, modes, owners, times: see tree.py. tree/ itself is private, because the modes
                 inside are for the users of the mount
     regions/    the host mms and memory of the regions
-    control     the control socket
     devices     device numbers of the mount, and of earlier ones whose files are mapped: mappings.py
+    control     the control socket
     lock        locked by the running server; says who that is and what it does (`Holder`)
     log         the server's log, unless it runs in the foreground; log.1 is what was in it before
+
+Of a root server the first three are on a tmpfs of its own, memory/; see home.py.
+
+Anybody who may remove the directory can do so under a running server. So names and regions are
+reached through descriptors: what is attached goes on, and requests for names are ESTALE.
 
 The next server adopts a directory that a crashed one left. It also adopts that of a server which
 was unmounted while processes were attached: such a server stays for them, until they are gone or
@@ -18,26 +23,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import signal
 import stat
+import syslog
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
-from msharefs import mountpoint
+from msharefs import home, mountpoint, proc
 
 from . import logs
-from .options import QUANTA, MountOptions, default_state
+from .options import QUANTA, MountOptions
 
-if TYPE_CHECKING:
-    from pathlib import Path
+log = logging.getLogger(__name__)
 
 # Clients reach the control socket by path and need nothing else in here.
 _MODE = 0o711
+# Of the mount's root. As in /tmp everybody makes files there and removes only their own; v3 has no
+# sticky bit.
+_ROOT_MODE, _ROOT_MODE_V3 = 0o1777, 0o777
 _SOCKET_PATH_MAX = 107  # sockaddr_un.sun_path, with a final NUL
 _LEAVE_SECONDS = 10.0
-_ENTRIES = {"tree", "regions", "control", "devices", "lock", "log", logs.OLDER}
+_GONE, _HELD = -1, -2
+_ENTRIES = {"tree", "regions", "control", "devices", "lock", "log", logs.OLDER, home.MEMORY}
 
 
 @dataclass(frozen=True)
@@ -77,37 +88,75 @@ class StateDirectory:
         OSError with a sentence if that cannot be, nothing changed.
         """
         self.path = options.state
-        self._is_default = self.path == default_state(options.directory)
+        self._own = home.is_own(self.path)
+        self._options = options
+        self._is_default = self._own or self.path.name == f"msharefs-{home.name(options.directory)}"
         self._made = False
+        self._said_gone = False
         self._holder = Holder(os.getpid(), "mounted", options.quantum, str(options.directory))
+        self._held: list[int] = []
         try:
             self._lock = self._take()
             try:
-                self.fresh = not self.tree.exists()
-                """Nothing was here: no server ran on this directory before."""
-                if not self.fresh:
-                    self._check_quantum()
-                self._holder.write(self._lock)
-                for name in ("tree", "regions"):
-                    (self.path / name).mkdir(mode=0o700, exist_ok=True)
-                self.tree.mkdir(mode=0o777, exist_ok=True)
+                self._fill()
             except BaseException:
-                os.close(self._lock)
+                self._close()
                 raise
         except BaseException:
             if self._made:
-                shutil.rmtree(self.path, ignore_errors=True)
+                self._remove()
             raise
+
+    def _fill(self) -> None:
+        """What a server needs in there, and descriptors of it."""
+        if self._own:
+            home.mount_memory(self.path, self._options.size, self._options.huge)
+        store = home.store(self.path)
+        self.fresh = not (store / "tree" / "root").exists()
+        """Nothing was here: no server ran on this directory before."""
+        if not self.fresh:
+            self._check_quantum()
+        self._holder.write(self._lock)
+        self.store = Path(proc.fd_path(self._hold(store)))
+        """Where names and regions are, whatever happens to the path."""
+        for name in ("tree", "regions"):
+            (self.store / name).mkdir(mode=0o700, exist_ok=True)
+        if self.fresh:
+            self.tree.mkdir()
+            self.tree.chmod(_ROOT_MODE_V3 if self._options.quirks else _ROOT_MODE)
+        self._hold(self.tree)
+        self._hold(self.store / "regions")
+
+    def _hold(self, directory: Path) -> int:
+        """A descriptor of a directory, locked so that systemd-tmpfiles(8) does not clean it."""
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._held.append(fd)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return fd
 
     @property
     def tree(self) -> Path:
         """The directory of markers, which the mount's root shows."""
-        return self.path / "tree" / "root"
+        return self.store / "tree" / "root"
 
     @property
     def log(self) -> Path:
         """The log file."""
         return self.path / "log"
+
+    def gone(self) -> bool:
+        """Whether somebody has removed it; the log is told once."""
+        if all(os.fstat(fd).st_nlink for fd in self._held[1:]):
+            return False
+        if not self._said_gone:
+            self._said_gone = True
+            said = (
+                f"the state directory {self.path} of {self._options.directory} is gone: attached "
+                "processes go on, but no name can be found or made; unmount, and mount again"
+            )
+            log.error("%s", said)
+            syslog.syslog(syslog.LOG_ERR, f"msharefs: {said}")  # the log may have been in there
+        return True
 
     def release(self, *, clear: bool) -> None:
         """Give the directory back.
@@ -115,17 +164,29 @@ class StateDirectory:
         With `clear` remove its contents, and the directory too if it is the default or we made it.
         """
         if clear:
-            for name in sorted(_ENTRIES - {"lock"}):
-                entry = self.path / name
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink(missing_ok=True)
-            (self.path / "lock").unlink(missing_ok=True)
-            if self._made or self._is_default:
-                with contextlib.suppress(OSError):  # somebody's file in it is not ours to remove
-                    self.path.rmdir()
-        os.close(self._lock)
+            self._remove()
+        self._close()
+
+    def _close(self) -> None:
+        for fd in (*self._held, self._lock):
+            os.close(fd)
+        self._held.clear()
+
+    def _remove(self) -> None:
+        if self._own:
+            with home.entered():
+                home.discard(self.path)
+                home.leave()
+            return
+        for name in (*sorted(_ENTRIES - {"lock"}), "lock"):
+            entry = self.path / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+        if self._made or self._is_default:
+            with contextlib.suppress(OSError):  # somebody's file in it is not ours to remove
+                self.path.rmdir()
 
     def say_unmounted(self) -> None:
         """From now on another server may end this one and take over."""
@@ -193,26 +254,36 @@ class StateDirectory:
 
     def _take(self) -> int:
         """Make the directory if needed and lock it; the descriptor of the lock."""
-        path = self.path / "lock"
         while True:
-            self._make()
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            except FileNotFoundError:
-                continue  # a server that has just ended removed the directory
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.stat().st_ino == os.fstat(fd).st_ino:
-                    return fd
-            except FileNotFoundError:
-                pass  # ... or the file between our open and our lock
-            except BlockingIOError:
-                try:
-                    self._ask_to_leave(Holder.read(fd))
-                finally:
-                    os.close(fd)
-                continue
+            with home.entered() if self._own else contextlib.nullcontext():
+                if self._own:
+                    home.sweep(self.path)
+                self._make()
+                fd, running = self._lock_it()
+            if fd >= 0:
+                return fd
+            if fd == _HELD:
+                self._ask_to_leave(running)
+
+    def _lock_it(self) -> tuple[int, Holder | None]:
+        """The descriptor of the lock. Below 0: try again; `_HELD`: when that server has ended."""
+        path = self.path / "lock"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            return _GONE, None  # a server that has just ended removed the directory
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(fd).st_ino:
+                return fd, None
+        except FileNotFoundError:
+            pass  # ... or the file between our open and our lock
+        except BlockingIOError:
+            running = Holder.read(fd)
             os.close(fd)
+            return _HELD, running
+        os.close(fd)
+        return _GONE, None
 
     def _ask_to_leave(self, running: Holder | None) -> None:
         """End a server that is unmounted; returns when it has ended. EBUSY for any other server."""

@@ -75,9 +75,13 @@ class Node:
 
 
 class Tree:
-    """The namespace below the directory `top`, which must exist. One user of `top` at a time."""
+    """The namespace below the directory `top`, which must exist. One user of `top` at a time.
 
-    def __init__(self, top: Path) -> None:
+    `gone` says whether somebody has removed it meanwhile: then requests for names are ESTALE.
+    """
+
+    def __init__(self, top: Path, gone: Callable[[], bool] = lambda: False) -> None:
+        self.gone = gone
         self._nodes: dict[int, Node] = {}
         root = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._info_ident = _make_info(root)
@@ -101,12 +105,18 @@ class Tree:
                 errno.ESTALE, f"inode {ino} is not known; the kernel forgot it or never asked"
             ) from None
 
+    def _directory(self, ino: int) -> Node:
+        """A directory that names are looked up in. Once the tree is gone, it only looks empty."""
+        if self.gone():
+            raise OSError(errno.ESTALE, "the state directory of this mount is gone")
+        return self.node(ino)
+
     # Each request below that answers with an entry raises the entry's lookup count by one, as FUSE
     # expects.
 
     def lookup(self, parent: int, name: bytes) -> Entry:
         """Find `name`; ENOENT and other errors as from open(2)."""
-        return self._known(os.open(name, _LOOKUP, dir_fd=self.node(parent).fd))
+        return self._known(os.open(name, _LOOKUP, dir_fd=self._directory(parent).fd))
 
     def create(
         self, parent: int, name: bytes, mode: int, uid: int, gid: int, exclusive: bool
@@ -115,7 +125,7 @@ class Tree:
 
         The second answer is whether it was made.
         """
-        directory = self.node(parent)
+        directory = self._directory(parent)
         try:
             fd = os.open(
                 name, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0, dir_fd=directory.fd
@@ -129,25 +139,25 @@ class Tree:
 
     def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Entry:
         """Make a directory."""
-        directory = self.node(parent)
+        directory = self._directory(parent)
         os.mkdir(name, 0, dir_fd=directory.fd)
         return self._made(directory, name, mode, uid, gid, os.rmdir)
 
     def link(self, ino: int, parent: int, name: bytes) -> Entry:
         """Give the inode one more name; mshare_info may have more, too."""
         node = self.node(ino)
-        os.link(node.path, name, dst_dir_fd=self.node(parent).fd, follow_symlinks=True)
+        os.link(node.path, name, dst_dir_fd=self._directory(parent).fd, follow_symlinks=True)
         node.lookups += 1
         return self.entry(ino)
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Take a name away; EPERM for mshare_info itself, not for a hard link to it."""
         _forbid_info(parent, name)
-        os.unlink(name, dir_fd=self.node(parent).fd)
+        os.unlink(name, dir_fd=self._directory(parent).fd)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
-        os.rmdir(name, dir_fd=self.node(parent).fd)
+        os.rmdir(name, dir_fd=self._directory(parent).fd)
 
     def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int) -> None:
         """Rename; `flags` is 0, RENAME_NOREPLACE or RENAME_EXCHANGE, anything else EINVAL.
@@ -162,7 +172,7 @@ class Tree:
                 f"rename flags {flags:#x}: only NOREPLACE or EXCHANGE",
                 os.fsdecode(old),
             )
-        old_fd, new_fd = self.node(old_parent).fd, self.node(new_parent).fd
+        old_fd, new_fd = self._directory(old_parent).fd, self._directory(new_parent).fd
         if lib.renameat2(old_fd, old, new_fd, new, flags):
             code = ffi.errno
             raise OSError(code, os.strerror(code), os.fsdecode(old), None, os.fsdecode(new))
@@ -221,7 +231,9 @@ class Tree:
 
     def names(self, ino: int) -> list[bytes]:
         """The names in a directory, without "." and "..", in the order of the file system."""
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.node(ino).fd)
+        fd = os.open(
+            b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory(ino).fd
+        )
         try:
             return [os.fsencode(name) for name in os.listdir(fd)]
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from msharefs.native import check, ffi, lib
@@ -18,7 +19,6 @@ from .owners import KINDS, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # A struct mm_vma in words of 64 bits, and in halves of them.
 _WORDS = ffi.sizeof("struct mm_vma") // 8
@@ -42,7 +42,7 @@ class View:
         self._files: tuple[tuple[int, int], ...] = ()
         mm_fd, self._mem_fd = self._open_files()
         try:
-            check(lib.mm_open(self._mm, mm_fd), f"{name}: its host mm {self._paths[0]}")
+            check(lib.mm_open(self._mm, mm_fd), f"{name}: its host mm {self._paths[0].name}")
         except BaseException:
             os.close(mm_fd)
             os.close(self._mem_fd)
@@ -154,7 +154,16 @@ class View:
             fds.append(os.open(mem, access | os.O_CLOEXEC))
             found = tuple((status.st_dev, status.st_ino) for status in map(os.fstat, fds))
             if found != (self._files or found):
-                raise OSError(errno.ESTALE, f"{self.name}: its files {self._paths[0]} are others")
+                raise OSError(
+                    errno.ESTALE, f"{self.name}: its files {self._paths[0].name} are others"
+                )
+        except FileNotFoundError as error:
+            if not self._files:
+                raise
+            gone = Path(error.filename).name
+            raise OSError(
+                errno.ESTALE, f"{self.name}: its file {gone} is gone from the state directory"
+            ) from None
         except BaseException:
             for fd in fds:
                 os.close(fd)

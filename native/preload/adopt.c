@@ -37,6 +37,10 @@
 /* Another process may be using a name at the moment. */
 #define NAMES_TRIED 100u
 
+/* MAP_STACK, which means nothing to Linux. To the server: the memory must fit where regions are, and
+ * be able to become executable, whatever was asked for, or the region is not to be. */
+#define MUST_FIT MAP_STACK
+
 static uint64_t least = UINT64_MAX; /* the fewest bytes to be adopted */
 static bool budget;                 /* the program has one */
 static char mount[PATH_MAX / 2];
@@ -94,8 +98,8 @@ static bool may_size(uint64_t size)
 
 static uint64_t align_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
-/* A new region without a name, mapped from end to end. `promise`: MAP_NORESERVE or 0. Returns a
- * descriptor of it or -errno. */
+/* A new region without a name, mapped from end to end. `promise`: MAP_NORESERVE or MUST_FIT.
+ * Returns a descriptor of it or -errno. */
 static int make_region(uint64_t length, int promise)
 {
     const int flags = MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS | promise;
@@ -266,7 +270,7 @@ void *adopt_map(const struct mmap_call *call)
     if (!budget && (place = map_aligned(plain)) == MAP_FAILED)
         return replaces(call) ? preload_map_plain(call) : MAP_FAILED;
     /* Linux has said that there may be as much. */
-    region = make_region(call->length, budget ? call->flags & MAP_NORESERVE : MAP_NORESERVE);
+    region = make_region(call->length, budget ? MUST_FIT : MAP_NORESERVE);
     memory = region < 0 || budget ? region : take_memory(region, why);
     if (budget || memory == -EOPNOTSUPP) { /* the mount has one */
         if (place != MAP_FAILED)

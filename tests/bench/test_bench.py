@@ -17,7 +17,7 @@ import pytest
 from msharefs.cli import bench as verb
 from msharefs.lab import bench
 from msharefs.lab.bench import backends, figures, hugepages, run, targets
-from msharefs.launch.private_mount import PARENT
+from msharefs.launch.private_mount import parent
 
 from support.wait import until
 
@@ -300,7 +300,7 @@ def verb_run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_verb_prints_ratios_first_and_leaves_nothing(tmp_path: Path) -> None:
-    before = set(os.listdir(PARENT))
+    before = set(os.listdir(parent()))
     output = tmp_path / "bench.json"
     result = verb_run(
         "first-touch", "ioctl", "--rounds", "1", "--size", "4M", "--backend", "memfd",
@@ -313,7 +313,7 @@ def test_the_verb_prints_ratios_first_and_leaves_nothing(tmp_path: Path) -> None
     heading = next(line for line in result.stdout.splitlines() if line.startswith("access"))
     assert heading.split()[:3] == ["access", "order", "ratio"]
     assert f"{ratio:.3g}x" in result.stdout
-    assert set(os.listdir(PARENT)) <= before
+    assert set(os.listdir(parent())) <= before
 
 
 def test_every_scenario_has_a_picture_of_its_own(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_what_does_not_fit_into_memory_is_refused() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_and_nothing_is_left(number: signal.Signals) -> None:
-    before = set(os.listdir(PARENT))
+    before = set(os.listdir(parent()))
     pool = POOL.read_text() if POOL.exists() else ""
     process = subprocess.Popen(
         [sys.executable, "-m", "msharefs", "bench", "steady", "--rounds", "1000"],
@@ -355,7 +355,7 @@ def test_a_signal_ends_it_and_nothing_is_left(number: signal.Signals) -> None:
     finally:
         process.kill()
         process.wait()
-    assert set(os.listdir(PARENT)) <= before
+    assert set(os.listdir(parent())) <= before
     assert not POOL.exists() or POOL.read_text() == pool
 
 

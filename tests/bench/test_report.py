@@ -16,7 +16,7 @@ import pytest
 from msharefs import client
 from msharefs.lab import plan, report, sampling
 from msharefs.lab.workers import Workers
-from msharefs.launch.private_mount import PARENT, PREFIX
+from msharefs.launch.private_mount import PREFIX, parent
 from msharefs.server import describe
 from msharefs.server.view import View
 
@@ -183,7 +183,7 @@ if sys.argv[1:] == ["wait"]:
 
 
 def private_mounts() -> list[str]:
-    return [name for name in os.listdir(PARENT) if name.startswith(PREFIX)]
+    return [name for name in os.listdir(parent()) if name.startswith(PREFIX)]
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from msharefs.launch.private_mount import PARENT
+from msharefs.launch.private_mount import parent
 
 from support.wait import until
 
@@ -59,7 +59,7 @@ def test_prefork(tmp_path: Path) -> None:
 
 
 def test_prefork_that_is_ended_leaves_nothing(public_tmp: Path) -> None:
-    before = set(os.listdir(PARENT))
+    before = set(os.listdir(parent()))
     process = subprocess.Popen(
         [WORKLOADS / "prefork", "--size", "16M", "--workers", "2", "--seconds", "60"],
         stdout=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(public_tmp)},
@@ -71,7 +71,7 @@ def test_prefork_that_is_ended_leaves_nothing(public_tmp: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    assert set(os.listdir(PARENT)) <= before
+    assert set(os.listdir(parent())) <= before
     assert not os.listdir(public_tmp)
 
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from msharefs.cli import demo as verb
 from msharefs.lab import demo
 from msharefs.launch import installed
-from msharefs.launch.private_mount import PARENT, PrivateMount
+from msharefs.launch.private_mount import PrivateMount
 
 from support import namespace
 
@@ -104,11 +104,11 @@ def test_wrong_usage_is_2_and_changes_nothing(arguments: list[str], said: str) -
 
 
 def test_more_than_dev_shm_holds_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage("/")._replace(free=1 << 20)
-    monkeypatch.setattr(verb.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(verb.home, "may_mount", lambda: False)
+    monkeypatch.setattr(verb.home, "room", lambda _: 1 << 20)
     result = CliRunner().invoke(verb.command, ["--size", "2M"])
     assert result.exit_code == 2
-    assert f"free in {PARENT}" in result.output
+    assert f"free in {namespace.SHM}" in result.output
 
 
 def test_problems_are_said_and_make_it_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,8 @@ T("mount-type", "type in /proc/self/mountinfo", "msharefs", fstype, source="1.2"
 T("mount-point", "/sys/fs/mshare is there to mount on", "yes",
   lambda _: "yes" if os.path.isdir("/sys/fs/mshare") else "no", source="1.2", ours="no",
   why=reasons.MOUNT_POINT)
-T("mount-size", "mount with -o size=1G", "refused", lambda s: mount_with(s, "size=1G"))
+T("mount-size", "mount with -o size=1G", "refused", lambda s: mount_with(s, "size=1G"),
+  ours="mounted", why=reasons.SIZE)
 T("mount-mode", "mount with -o mode=0700", "refused", lambda s: mount_with(s, "mode=0700"))
 T("mount-user", "mount by a user", "refused", as_user)
 

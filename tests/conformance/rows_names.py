@@ -51,7 +51,10 @@ def xattr(stage: Stage, function: str, *arguments: str | int | bytes) -> str:
 
 
 T = Table("Mount root and statfs", "1.5, A")
-T("root-mode", "mode of the root directory", "40777", lambda s: f"{root(s).st_mode:o}")
+T(
+    "root-mode", "mode of the root directory", "40777", lambda s: f"{root(s).st_mode:o}",
+    default="41777", why=reasons.STICKY,
+)
 T("root-ino", "inode number of the root", "1", lambda s: str(root(s).st_ino))
 T(
     "root-nlink", "link count of the root of an empty mount", "2",
@@ -62,7 +65,10 @@ T(
     "root-owner", "uid and gid of the root", "0:0",
     lambda s: f"{root(s).st_uid}:{root(s).st_gid}", source="1.5, C",
 )
-T("root-sticky", "sticky bit of the root", "0", lambda s: str(root(s).st_mode & stat.S_ISVTX))
+T(
+    "root-sticky", "sticky bit of the root", "0", lambda s: f"{root(s).st_mode & stat.S_ISVTX:o}",
+    default="1000", why=reasons.STICKY,
+)
 T("statfs-bsize", "statfs: f_bsize", "4096", lambda s: str(os.statvfs(s.dir).f_bsize))
 T("statfs-namelen", "statfs: f_namelen", "255", lambda s: str(os.statvfs(s.dir).f_namemax))
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from msharefs import mountpoint, proc
-from msharefs.server.options import default_state
+from msharefs.home import default_state
 
 from support import fusectl, namespace
 from support.baredev import in_bare_dev
@@ -263,7 +263,7 @@ def test_options_of_fstab(directory: Path) -> None:
         ("owner=me", "file, process, thread"),
         ("quirks=v2", "v3"),
         ("state=", "tmpfs"),
-        ("size=1G", "there is no such option"),
+        ("sizes=1G", "there is no such option"),
         ("ro,bind", "-o bind: there is no such option"),
         ("ro=yes", "takes no value"),
     ],
@@ -343,21 +343,6 @@ def test_state_that_is_no_directory(directory: Path, state: Path, public_tmp: Pa
     long = public_tmp / ("x" * 120)
     assert "too long" in fails("mount", "-o", f"state={long}", directory)
     assert not long.exists()
-
-
-def test_a_planted_default_state_is_not_taken(directory: Path) -> None:
-    """The default place is open to everybody: files that others put there must not be used."""
-    planted = default_state(directory)
-    elsewhere = directory.parent / "elsewhere"
-    elsewhere.mkdir()
-    planted.symlink_to(elsewhere)
-    assert "remove it" in fails("mount", directory)
-    assert os.listdir(elsewhere) == []
-    planted.unlink()
-    planted.mkdir()
-    os.chown(planted, NOBODY, -1)
-    assert "must belong to" in fails("mount", directory)
-    planted.rmdir()
 
 
 def test_umount_of_what_is_not_ours(directory: Path, public_tmp: Path) -> None:

@@ -48,7 +48,7 @@ def clean(before: Snapshot) -> list[str]:
         found.append(f"process {process.pid} is left: {_command(process)}")
         process.send_signal(signal.SIGKILL)
     psutil.wait_procs(now.processes - before.processes, timeout=5)
-    for mount in now.mounts - before.mounts:
+    for mount in sorted(now.mounts - before.mounts, key=lambda each: each.path, reverse=True):
         found.append(f"a mount is left: {mount.path} ({mount.fstype})")
         if mount.fstype.startswith("fuse"):
             fusectl.abort(mount.minor)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from msharefs.home import default_state
 from msharefs.native import lib
 from msharefs.server.options import (
     BUDGET_MIN,
     VMAS_MAX,
     BadOptionError,
-    default_state,
     parse,
 )
 
@@ -28,7 +28,7 @@ def test_defaults() -> None:
 
 def test_the_default_state_tells_mount_points_and_users_apart() -> None:
     assert default_state(MNT) != default_state(MNT.parent)
-    assert f"-{os.geteuid()}-" in default_state(MNT).name
+    assert f"{os.geteuid()}-" in default_state(MNT).name
     assert default_state(MNT) == default_state(Path("/mnt/m"))
 
 
@@ -68,7 +68,8 @@ def test_state_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     "given",
     ["quantum=512g", "quantum=", "owner=", "owner=File", "quirks=", "quirks=v4", "state=",
      "state=/mnt/m", "state=/mnt/m/deep/er", "budget=", "budget=127K", "budget=4MB", "=", "x",
-     "Quantum=2M", "ro=1", "allow_other=yes", "remount", "bind", "allow_root", "size=1G"],
+     "Quantum=2M", "ro=1", "allow_other=yes", "remount", "bind", "allow_root", "sizes=1G",
+         "size=", "size=x", "huge=", "huge=deny"],
 )  # fmt: skip
 def test_wrong(given: str) -> None:
     with pytest.raises(BadOptionError, match=r"^-o "):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msharefs.lab.workers import Workers
-from msharefs.launch.private_mount import PARENT
+from msharefs.launch.private_mount import parent
 
 from .scenario import Scenario, Setting
 
@@ -107,7 +107,7 @@ class Metadata(Scenario):
         if setting.row == "msharefs" and region is not None:
             directory = Path(tempfile.mkdtemp(dir=region.directory))
         else:
-            directory = Path(tempfile.mkdtemp(dir=PARENT, prefix="msharefs-bench-"))
+            directory = Path(tempfile.mkdtemp(dir=parent(), prefix="msharefs-bench-"))
         try:
             with Workers(setting.processes) as workers:
                 yield lambda: self._trial(setting, workers, directory)
