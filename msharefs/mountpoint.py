@@ -16,13 +16,16 @@ import struct
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
 from . import proc
 from .native import ffi, lib
 from .processes import listed, named, start_time, users_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FSTYPE = "fuse.msharefs"
 
@@ -35,7 +38,7 @@ ATTACHED_MAX = 1024
 ATTACHED_STRUCT = struct.Struct(f"={ATTACHED_MAX}I")
 ATTACHED_COMMAND = 2 << 30 | ATTACHED_STRUCT.size << 16 | ord("x") << 8 | 0x1E
 # Likewise: the limits of the mount, and how much of each is in use, two words for each.
-LIMITS = ("regions", "vmas", "clients", "connections", "memory", "descriptors")
+LIMITS = ("regions", "user_regions", "vmas", "clients", "connections", "memory", "descriptors")
 LIMITS_STRUCT = struct.Struct(f"={2 * len(LIMITS)}Q")
 LIMITS_COMMAND = 2 << 30 | LIMITS_STRUCT.size << 16 | ord("x") << 8 | 0x1D
 
@@ -47,6 +50,8 @@ PLACE_OWN, PLACE_NOEXEC, PLACE_GONE = 1, 2, 4
 
 # A live server answers in well under a millisecond; the limit is for a machine that swaps.
 _PROBE_SECONDS = 5.0
+# After that, people want to know what is waited for.
+_PATIENCE_SECONDS = 0.5
 
 
 def covering(directory: Path) -> proc.Mount | None:
@@ -103,8 +108,16 @@ def server_of(mount: proc.Mount) -> str:
     return "its server"
 
 
-def probe(directory: Path, seconds: float = _PROBE_SECONDS) -> Literal["alive", "dead", "silent"]:
-    """Whether the FUSE server behind `directory` answers, in that time."""
+def probe(
+    directory: Path,
+    seconds: float = _PROBE_SECONDS,
+    *,
+    waiting: Callable[[str], object] = lambda _: None,
+) -> Literal["alive", "dead", "silent"]:
+    """Whether the FUSE server behind `directory` answers, in that time.
+
+    Where that is not at once, `waiting` gets a sentence for whoever waits.
+    """
     # stat(1) reports the errno in words of the locale; those of C are the ones we look for.
     child = subprocess.Popen(
         ["stat", "--format=%i", str(directory)],
@@ -114,20 +127,27 @@ def probe(directory: Path, seconds: float = _PROBE_SECONDS) -> Literal["alive", 
         text=True,
     )
     try:
-        _, errors = child.communicate(timeout=seconds)
+        try:
+            _, errors = child.communicate(timeout=min(seconds, _PATIENCE_SECONDS))
+        except subprocess.TimeoutExpired:
+            mount = covering(directory)
+            who = server_of(mount) if mount is not None else "its server"
+            waiting(f"{directory}: waiting for {who}, {seconds:g} s at most")
+            _, errors = child.communicate(timeout=max(0, seconds - _PATIENCE_SECONDS))
     except subprocess.TimeoutExpired:
         child.kill()  # it ends at once, or when the server answers or dies
         return "silent"
     return "dead" if "not connected" in errors else "alive"
 
 
-def make_free(directory: Path) -> None:
+def make_free(directory: Path, waiting: Callable[[str], object] = lambda _: None) -> None:
     """Make sure that msharefs can be mounted on `directory`.
 
     A stale mount of ours is unmounted; a live one, or a stale one of somebody else, is an OSError.
+    `waiting` as in `probe`.
     """
     while (mount := covering(directory)) is not None and mount.fstype == FSTYPE:
-        match probe(directory):
+        match probe(directory, waiting=waiting):
             case "alive":
                 raise OSError(
                     errno.EBUSY,
@@ -144,7 +164,11 @@ def make_free(directory: Path) -> None:
                 )
             case "dead":
                 take_away(directory, mount, lazy=True)
-    if mount is not None and mount.fstype.startswith("fuse") and probe(directory) == "dead":
+    if (
+        mount is not None
+        and mount.fstype.startswith("fuse")
+        and (probe(directory, waiting=waiting) == "dead")
+    ):
         raise OSError(
             errno.ENOTCONN,
             f"a dead mount of type {mount.fstype} covers this directory: "

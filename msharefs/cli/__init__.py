@@ -102,6 +102,11 @@ def sentence(error: OSError) -> str:
     return f"{' -> '.join(str(name) for name in names)}: {text}"
 
 
+def tell(said: str) -> None:
+    """A sentence for people, beside the output."""
+    click.echo(f"msharefs: {said}", err=True)
+
+
 def main() -> NoReturn:
     """Entry point of the command ``msharefs``."""
     execute(cli, prog_name="msharefs")

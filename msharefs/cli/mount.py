@@ -10,6 +10,8 @@ from msharefs import mountpoint
 from msharefs.server import server
 from msharefs.server.options import BadOptionError, parse
 
+from . import tell
+
 
 @click.command()
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
@@ -22,8 +24,9 @@ from msharefs.server.options import BadOptionError, parse
     "root's own), "
     "state=DIR (another place, on tmpfs), owner=file|process|thread, quirks=v3, "
     "fault_around=PAGES, passthrough=no, budget=SIZE (of its own page tables, for each client), "
-    "the limits regions=COUNT, vmas=COUNT (of a region), clients=COUNT, connections=COUNT (of a "
-    "user), memory=SIZE (mapped in all regions; `msharefs stat DIRECTORY` shows them), "
+    "the limits regions=COUNT, user_regions=COUNT (of a user), vmas=COUNT (of a region), "
+    "clients=COUNT, connections=COUNT (of a user), memory=SIZE (mapped in all regions; "
+    "`msharefs stat DIRECTORY` shows them), "
     "and those of any mount: ro, noexec, allow_other ...; separated by commas.",
 )
 @click.option("--debug", is_flag=True, help="Log every request that fails, and more.")
@@ -40,5 +43,5 @@ def command(foreground: bool, options: tuple[str, ...], debug: bool, directory: 
         chosen = parse(options, resolved, foreground=foreground, debug=debug)
     except BadOptionError as error:
         raise click.UsageError(str(error)) from None
-    mountpoint.make_free(resolved)
+    mountpoint.make_free(resolved, tell)
     server.start(chosen)

@@ -13,7 +13,7 @@ import click
 
 from msharefs.launch import running
 
-from . import _patience
+from . import _patience, tell
 from ._types import Size
 
 
@@ -52,7 +52,7 @@ def command(
     named = directory or os.environ.get(running.MOUNT)
     try:
         with _patience.watching(Path(named)) if named else contextlib.nullcontext():
-            chosen = running.choose_mount(directory, adopts=adopt is not None, tell=_tell)
+            chosen = running.choose_mount(directory, adopts=adopt is not None, tell=tell)
     except running.SeveralMountsError as error:
         raise click.UsageError(str(error)) from None
     watcher = None
@@ -68,7 +68,3 @@ def command(
         click.echo(f"msharefs: {program[0]}: {error.strerror}", err=True)
         status = running.NOT_FOUND if error.errno == errno.ENOENT else running.NOT_EXECUTABLE
     sys.exit(status)
-
-
-def _tell(sentence: str) -> None:
-    click.echo(f"msharefs: {sentence}", err=True)

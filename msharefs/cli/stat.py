@@ -58,6 +58,7 @@ def _charges(owner: dict[str, Any]) -> str:
 # What is counted, and whose largest count is shown.
 _OF_MOUNT = {
     "regions": "",
+    "user_regions": "of the user with the most; root and the server's user may have more",
     "vmas": "of the region with the most mappings",
     "clients": "attachments of all regions",
     "connections": "of the user with the most; root and the server's user may have more",
@@ -90,7 +91,7 @@ def place_row(place: dict[str, Any]) -> str:
     notes = "" if place["executes"] else ", noexec"
     notes += ", and it is GONE: unmount, and mount again" if place["gone"] else ""
     return (
-        f"regions are in {_show.printable(place['state'])}: {kind}, "
+        f"kept in {_show.printable(place['state'])}: {kind}, "
         f"{units.size(place['used_bytes'])} used {most}{notes}"
     )
 

@@ -10,6 +10,8 @@ import click
 
 from msharefs import mountpoint, processes
 
+from . import tell
+
 # A server ends within a second of the unmount; it may have many regions to free.
 WAIT_SECONDS = 20.0
 
@@ -32,7 +34,7 @@ def command(lazy: bool, directory: Path) -> None:
             "no msharefs is mounted here (see `findmnt -t fuse.msharefs`)",
             str(directory),
         )
-    if mountpoint.probe(resolved) != "alive":  # there is nobody to ask or to wait for
+    if mountpoint.probe(resolved, waiting=tell) != "alive":  # there is nobody to ask or to wait for
         mountpoint.take_away(resolved, mount, lazy=lazy)
         return
     server = mountpoint.open_server(resolved)

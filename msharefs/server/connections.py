@@ -68,7 +68,7 @@ class Connections:
 
     def check_share(self, user: int) -> None:
         """EMFILE: user `user` has a full share of connections, or all are taken."""
-        privileged = user in (0, os.geteuid())
+        privileged = quotas.is_privileged(user)
         most = self.limits.connections
         if not privileged and self._of[user] >= most:
             self._warn(f"user {user} has {most} connections, and no more (-o connections=)")

@@ -156,7 +156,7 @@ class Filesystem(pyfuse3.Operations):
 
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         """Make a directory."""
-        self._regions.limits.check_names(self._tree.known())
+        self._regions.limits.check_names(self._tree.known(), ctx.uid, self._tree.known(ctx.uid))
         return self._attributes(self._tree.mkdir(parent, name, mode, ctx.uid, ctx.gid))
 
     async def symlink(
@@ -352,8 +352,10 @@ class Filesystem(pyfuse3.Operations):
         entry, made = self._tree.create(parent, name, mode, ctx.uid, ctx.gid, exclusive)
         if made:
             try:
-                self._regions.limits.check_names(self._tree.known() - 1)
-                self._regions.create(self._tree.node(entry.ino).ident, ctx.pid)
+                self._regions.limits.check_names(
+                    self._tree.known() - 1, ctx.uid, self._tree.known(ctx.uid) - 1
+                )
+                self._regions.create(self._tree.node(entry.ino).ident, ctx.pid, ctx.uid)
             except BaseException:
                 self._tree.unlink(parent, name)
                 self._tree.forget(entry.ino, 1)

@@ -39,6 +39,7 @@ class Ioctls:
         most, connections = self._regions.limits, self._control.connections
         found = {
             "regions": (most.regions, len(self._regions)),
+            "user_regions": (most.user_regions, self._regions.most_regions()),
             "vmas": (most.vmas, self._regions.most_vmas()),
             "clients": (most.clients, connections.attached),
             "connections": (most.connections, connections.most()),

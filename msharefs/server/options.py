@@ -27,6 +27,7 @@ KEYS = {
     "passthrough": "yes/no",
     "budget": "SIZE",
     "regions": "COUNT",
+    "user_regions": "COUNT",
     "vmas": "COUNT",
     "clients": "COUNT",
     "connections": "COUNT",
@@ -82,6 +83,7 @@ class MountOptions:
     budget: int = 0
     """Bytes of its own page tables that each attachment is to keep; 0: any."""
     regions: int = 0
+    user_regions: int = 0
     """The limits of a mount, see quotas.py; 0: the default."""
     vmas: int = 0
     clients: int = 0
@@ -140,6 +142,7 @@ def parse(
         passthrough=_choice(values, "passthrough", ("yes", "no"), "yes") == "yes",
         budget=_budget(values),
         regions=_count(values, "regions"),
+        user_regions=_count(values, "user_regions"),
         vmas=_count(values, "vmas", VMAS_MAX),
         clients=_count(values, "clients"),
         connections=_count(values, "connections"),

@@ -8,6 +8,7 @@ limits is in limits.py.
 from __future__ import annotations
 
 import errno
+import os
 import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ REGIONS = 65536
 _FEW = 16
 # The part of the descriptors that files and directories known to the kernel may take, one each.
 _FOR_NAMES = 3 / 8
+# The part of regions, and of names, that one user may have.
+_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Quotas:
     """How many there may be at once. `memory`: bytes that may be mapped; 0: any number."""
 
     regions: int
+    user_regions: int
+    """Those of one user, who is neither root nor the server's own."""
     vmas: int
     """Of one region."""
     clients: int
@@ -46,8 +51,10 @@ class Quotas:
         A connection takes one, an attachment another.
         """
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        regions = options.regions or REGIONS
         return cls(
-            regions=options.regions or REGIONS,
+            regions=regions,
+            user_regions=options.user_regions or max(min(_FEW, regions), regions // _SHARE),
             vmas=options.vmas or lib.MM_VMAS,
             clients=options.clients or max(_FEW, descriptors // 4),
             memory=options.memory,
@@ -55,14 +62,31 @@ class Quotas:
             descriptors=descriptors,
         )
 
-    def check_names(self, known: int) -> None:
-        """ENOSPC: with `known` files and directories in use, no more can be made."""
-        if known >= max(_FEW, int(self.descriptors * _FOR_NAMES)):
+    def check_names(self, known: int, user: int = 0, of_user: int = 0) -> None:
+        """ENOSPC: with `known` files and directories in use, no more can be made.
+
+        Nor by `user`, who has `of_user` of them.
+        """
+        most = max(_FEW, int(self.descriptors * _FOR_NAMES))
+        share = max(_FEW, most // _SHARE)
+        if of_user >= share and not is_privileged(user):
+            raise OSError(
+                errno.ENOSPC,
+                f"{of_user} files and directories of user {user} are in use, each with a "
+                f"descriptor of the server's: {share} are a user's share; remove some, or raise "
+                "the server's RLIMIT_NOFILE and mount again",
+            )
+        if known >= most:
             raise OSError(
                 errno.ENOSPC,
                 f"{known} files and directories are in use, each with a descriptor: the server's "
                 f"RLIMIT_NOFILE is {self.descriptors}; raise it and mount again, or remove some",
             )
+
+
+def is_privileged(user: int) -> bool:
+    """Root and the server's own user have no share: they have all."""
+    return user in (0, os.geteuid())
 
 
 def exceeded(code: int, what: str, option: str, most: int) -> OSError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -32,7 +33,7 @@ from .files import (
 from .hostmm import HostMM
 from .mappings import NativeMappings
 from .parking import Parking
-from .quotas import Quotas, exceeded
+from .quotas import Quotas, exceeded, is_privileged
 from .region import Region
 from .room import Room
 from .tree import inode_of
@@ -61,6 +62,9 @@ class Regions:
         self._directory = store / "regions"
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._regions: dict[int, Region] = {}
+        self._users: dict[int, int] = {}
+        """Who made a region, by its number; root, who may have all, where that is not known."""
+        self._of: Counter[int] = Counter()
         self.owners = owners.Owners()
         self._native = NativeMappings(store)
         self._adopted = Adopted(self._directory)
@@ -68,16 +72,21 @@ class Regions:
         """Set when `reap_dead` should not wait for its time."""
         self._parking = Parking()
 
-    async def adopt(self, sizes: dict[int, int]) -> None:
+    async def adopt(self, sizes: dict[int, int], users: dict[int, int] | None = None) -> None:
         """Takes over the regions of an earlier server; `sizes` has the region files by number.
 
-        A region without a name stays as long as a process is attached to it.
+        So has `users` those whose they are. A region without a name stays as long as a process is
+        attached to it.
         """
         for ident, size in sizes.items():
             if size:
                 await self._adopt_host(ident, size)
             else:
                 self._adopt_unsized(ident)
+        for ident, user in (users or {}).items():
+            self._of[self._users[ident]] -= 1
+            self._users[ident] = user
+            self._of[user] += 1
         self._adopted.find()
         # Not glob(), which takes a directory that it may not or cannot read for an empty one.
         left = [self._directory / name for name in os.listdir(self._directory)]
@@ -86,19 +95,22 @@ class Regions:
             if path.suffix == ".mm" and ident not in self._regions:
                 await self._adopt_host(ident)
                 if self.find(ident).damaged:
-                    del self._regions[ident]  # what is set aside stays for `msharefs check`
+                    self._forget(ident)  # what is set aside stays for `msharefs check`
                 else:
                     await self.evict(ident)
             elif path.suffix == ".unsized" and ident not in self._regions:
                 path.unlink(missing_ok=True)
 
-    def create(self, ident: int, ctx_pid: int) -> None:
-        """A region file was made by thread `ctx_pid`. ENOSPC: there are as many as may be."""
+    def create(self, ident: int, ctx_pid: int, user: int = 0) -> None:
+        """A region file was made by thread `ctx_pid` of `user`. ENOSPC: too many there are."""
         if len(self) >= self.limits.regions:
             raise exceeded(errno.ENOSPC, f"{len(self)} regions", "regions", self.limits.regions)
+        share = self.limits.user_regions
+        if self._of[user] >= share and not is_privileged(user):
+            raise exceeded(errno.ENOSPC, f"{share} regions of user {user}", "user_regions", share)
         owner = owners.Owner.of(ctx_pid, self._options.owner)
         owners.save_unsized(self._directory, ident, owner, frozen=False)
-        self._add(Region(ident, owner, self._options))
+        self._add(Region(ident, owner, self._options), user)
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -198,7 +210,7 @@ class Regions:
         owners.forget_unsized(self._directory, ident)
         if region.watch is not None:
             self.owners.forget(region.watch, ident)
-        del self._regions[ident]
+        self._forget(ident)
 
     def by_host(self, device: int, inode: int) -> Region | None:
         """The region whose `.mm` object is that file, which a client shows to rejoin."""
@@ -286,6 +298,10 @@ class Regions:
             self.drop_unused(region.ident, hurry=False)
             turn = await give_way(turn)
 
+    def _forget(self, ident: int) -> None:
+        del self._regions[ident]
+        self._of[self._users.pop(ident)] -= 1
+
     def mapped_bytes(self) -> int:
         """Bytes that are mapped in all regions."""
         return sum(host.mapped_bytes() for host in self._hosts())
@@ -342,7 +358,14 @@ class Regions:
         self._adopted.close()
         self.owners.close()
 
-    def _add(self, region: Region) -> None:
+    def most_regions(self) -> int:
+        """How many regions the user has made who has made the most, root and our own left out."""
+        return max((n for user, n in self._of.items() if not is_privileged(user)), default=0)
+
+    def _add(self, region: Region, user: int = 0) -> None:
+        if region.ident not in self._regions:
+            self._users[region.ident] = user
+            self._of[user] += 1
         region.check_room = self._check_room
         region.promise = self.room.promise
         region.watch = self.owners.watch(region.owner, region.ident, region.end)

@@ -55,7 +55,7 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
         stack.callback(regions.close)
         sizes = tree.region_sizes()
         with shortage.named(len(sizes)):
-            await regions.adopt(sizes)
+            await regions.adopt(sizes, tree.region_users())
             control = Control(regions, state.path)
         async with trio.open_nursery() as nursery:
             # Clients that an earlier server left come back as soon as there is a socket.

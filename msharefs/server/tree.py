@@ -19,6 +19,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,6 +62,8 @@ class Node:
     fd: int
     is_region: bool
     """A regular file other than mshare_info."""
+    user: int = 0
+    """Whose it was when it was looked up."""
     lookups: int = 0
     """The kernel's lookup count: 0 means it has forgotten the inode."""
 
@@ -82,6 +85,7 @@ class Tree:
 
     def __init__(self, top: Path, gone: Callable[[], bool] = lambda: False) -> None:
         self.gone = gone
+        self._of: Counter[int] = Counter()
         self._nodes: dict[int, Node] = {}
         root = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._info_ident = _make_info(root)
@@ -252,26 +256,34 @@ class Tree:
             return None
         unlinked = node.stat().st_nlink == 0
         del self._nodes[ino]
+        self._of[node.user] -= 1
         os.close(node.fd)
         return node if unlinked and node.is_region else None
 
-    def known(self) -> int:
-        """How many files and directories the kernel knows; each has a descriptor."""
-        return len(self._nodes)
+    def known(self, user: int | None = None) -> int:
+        """How many files and directories the kernel knows; each has a descriptor.
+
+        With `user`: those that were that user's when the kernel asked for them.
+        """
+        return len(self._nodes) if user is None else self._of[user]
 
     def region_sizes(self) -> dict[int, int]:
         """The region files below the root by number, each with its size in bytes, 0 if unsized."""
+        return {found.st_ino: found.st_size for found in self._region_files()}
 
+    def region_users(self) -> dict[int, int]:
+        """The same files, each with the user whose it is."""
+        return {found.st_ino: found.st_uid for found in self._region_files()}
+
+    def _region_files(self) -> Iterator[os.stat_result]:
         def fail(error: OSError) -> None:
             raise error  # or the regions of a directory would have no names
 
-        sizes = {}
         for _, _, names, directory in os.fwalk(b".", onerror=fail, dir_fd=self.node(ROOT_INO).fd):
             for name in names:
                 status = os.stat(name, dir_fd=directory, follow_symlinks=False)
                 if stat.S_ISREG(status.st_mode) and status.st_ino != self._info_ident:
-                    sizes[status.st_ino] = status.st_size
-        return sizes
+                    yield status
 
     def unlinked_regions(self) -> Iterator[Node]:
         """The regions that live only because somebody has them open."""
@@ -288,7 +300,8 @@ class Tree:
         node = self._nodes.get(ino)
         if node is None:
             is_region = stat.S_ISREG(status.st_mode) and not is_info
-            node = self._nodes[ino] = Node(ino, ident, fd, is_region)
+            node = self._nodes[ino] = Node(ino, ident, fd, is_region, user=status.st_uid)
+            self._of[node.user] += 1
         else:
             os.close(fd)
         node.lookups += 1

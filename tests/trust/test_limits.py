@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,11 +20,11 @@ from msharefs import mountpoint
 from msharefs.cli import cli
 from msharefs.native import lib
 
-from support.calls import refused
+from support.calls import NOBODY, refused
 from support.wait import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from support.server import Mount
 
@@ -56,6 +57,62 @@ def test_regions(mount: Mount) -> None:
     (mount.path / "a").unlink()
     until(lambda: limit(mount, "regions") == (2, 1), "the kernel has forgotten it")
     (mount.path / "c").touch()
+
+
+def as_nobody(program: str) -> str:
+    """What a program that creates files as another user answers."""
+    done = subprocess.run(
+        ["python3", "-c", program], user=NOBODY, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+MAKE = """
+import os, sys
+made = 0
+try:
+    while made < 99:
+        {call}
+        made += 1
+except OSError as error:
+    print(made, error.errno)
+"""
+
+
+@pytest.mark.mount("quantum=2M", "regions=40", "user_regions=7")
+def test_regions_of_one_user(mount: Mount) -> None:
+    """He cannot use up all; root can, who may make the others', too."""
+    touch = MAKE.format(call=f"os.close(os.open(f'{mount.path}/his{{made}}', os.O_CREAT))")
+    assert as_nobody(touch) == f"7 {errno.ENOSPC}"
+    assert limit(mount, "user_regions") == (7, 7)
+    for number in range(33):
+        (mount.path / f"root{number}").touch()
+    assert limit(mount, "regions") == (40, 40)
+    mount.kill()
+    mount.start()
+    assert limit(mount, "user_regions") == (7, 7)
+    (mount.path / "root0").unlink()
+    until(lambda: limit(mount, "regions") == (40, 39), "the kernel has forgotten it")
+    assert as_nobody(touch.replace("his", "more")) == f"0 {errno.ENOSPC}"
+    (mount.path / "his0").unlink()
+    until(lambda: limit(mount, "user_regions") == (7, 6), "the kernel has forgotten it")
+    assert as_nobody(touch.replace("his", "more")) == f"1 {errno.ENOSPC}"
+
+
+def test_a_share_is_a_quarter_of_all(mount: Mount) -> None:
+    assert limit(mount, "user_regions") == (limit(mount, "regions")[0] // 4, 0)
+
+
+@pytest.mark.mount("quantum=2M", limit=120)
+def test_names_of_one_user(mounts: Callable[..., Mount]) -> None:
+    """Each file and directory in use takes a descriptor of the server's."""
+    mount = mounts("quantum=2M", start=False)
+    mount.wrapper = ("prlimit", "--nofile=300:300")
+    mount.start()
+    assert as_nobody(MAKE.format(call=f"os.mkdir(f'{mount.path}/his{{made}}')")) == (
+        f"28 {errno.ENOSPC}"
+    )
+    (mount.path / "roots").mkdir()
 
 
 @pytest.mark.mount("quantum=2M", "vmas=3")
