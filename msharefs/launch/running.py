@@ -21,6 +21,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ import psutil
 
 from msharefs import home, mountpoint, native, proc
 
-from . import installed
+from . import installed, suited
 from .private_mount import PrivateMount, is_private, sweep
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ SIGNALLED = 128  # plus the signal's number
 MOUNT = "MSHAREFS_MOUNT"
 ADOPT = "MSHAREFS_ADOPT_ANON"
 PRELOAD = "LD_PRELOAD"
+SANITIZER, _LINK_ORDER = "ASAN_OPTIONS", "verify_asan_link_order"
 
 _FORWARDED = {
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM,
@@ -106,7 +108,7 @@ def choose_mount(
                 str(named),
             )
         return directory
-    found, strangers = _usable()
+    found, strangers = _usable(tell)
     if len(found) > 1:
         names = ", ".join(map(str, found))
         raise SeveralMountsError(
@@ -129,7 +131,7 @@ def choose_mount(
     return found[0]
 
 
-def _usable() -> tuple[list[Path], set[int]]:
+def _usable(tell: Callable[[str], object]) -> tuple[list[Path], set[int]]:
     """The mounts that may be taken unasked, sorted; and the users, not to be trusted, of others.
 
     Who serves a mount sees and changes all that is in it: only root may, and we ourselves. The
@@ -142,14 +144,17 @@ def _usable() -> tuple[list[Path], set[int]]:
         if tops[directory].fstype == mountpoint.FSTYPE and not is_private(directory)
     ]
     trusted = {0, os.geteuid()}
-    usable = [mount.directory for mount in ours if mount.uid in trusted and _answers(mount)]
+    usable = [mount.directory for mount in ours if mount.uid in trusted and _answers(mount, tell)]
     return usable, {mount.uid for mount in ours} - trusted
 
 
-def _answers(mount: proc.Mount) -> bool:
+def _answers(mount: proc.Mount, tell: Callable[[str], object]) -> bool:
     """Whether its server does, for this user, under that name: nothing is mounted above it."""
+    answer = mountpoint.probe(mount.directory, waiting=tell)
+    if answer == "silent":
+        tell(f"{mount.directory}: {mountpoint.server_of(mount)}, does not answer: not used")
     return (
-        mountpoint.probe(mount.directory) == "alive"
+        answer == "alive"
         and os.access(mount.directory, os.X_OK, effective_ids=True)
         and mount.directory.stat().st_dev == mount.device
     )
@@ -166,8 +171,19 @@ def _owner_kind(directory: Path) -> str:
     return kind
 
 
-def environment(directory: Path, adopt: int | None) -> dict[str, str]:
-    """The environment of a program: `adopt` is the least size, in bytes, that becomes a region."""
+def environment(program: str, directory: Path, adopt: int | None) -> dict[str, str]:
+    """The environment of a program: `adopt` is the least size, in bytes, that becomes a region.
+
+    Standard error has a sentence if our library has no effect on the program.
+    """
+    unsuited = suited.look(program)
+    if unsuited is not None:
+        sys.stderr.write(
+            f"msharefs: {program} {unsuited.sentence}: it runs without it, and its mmap(2) is "
+            "Linux's own\n"
+        )
+    if unsuited is not None and unsuited.harms:
+        return {**os.environ, MOUNT: str(directory)}
     library = str(installed.preload())
     if set(library) & set(" :"):
         raise OSError(
@@ -178,10 +194,18 @@ def environment(directory: Path, adopt: int | None) -> dict[str, str]:
         )
     # Ours comes last: it calls the kernel, not the next library.
     others = [name for name in os.environ.get(PRELOAD, "").split(":") if name not in ("", library)]
-    added = {PRELOAD: ":".join((*others, library)), MOUNT: str(directory)}
+    added = {PRELOAD: ":".join((*others, library)), MOUNT: str(directory), **_for_sanitizers()}
     if adopt is not None:
         added[ADOPT] = str(adopt)
     return {**os.environ, **added}
+
+
+def _for_sanitizers() -> dict[str, str]:
+    """AddressSanitizer refuses to be behind another library, unless it is told that it may."""
+    given = os.environ.get(SANITIZER, "")
+    if _LINK_ORDER in given:
+        return {}
+    return {SANITIZER: ":".join(filter(None, (given, f"{_LINK_ORDER}=0")))}
 
 
 class GivenMount:
@@ -250,7 +274,7 @@ def run(
     or the mount cannot.
     """
     if directory is not None and watcher is None:
-        _become(arguments, environment(directory, adopt))
+        _become(arguments, environment(arguments[0], directory, adopt))
     if directory is not None:
         return _stand_in(arguments, GivenMount(directory), adopt, watcher)
     # Its windows are rounded up to the quantum: a program's own shared memory needs a small one.
@@ -346,7 +370,7 @@ class _Keeper:
         native.become_subreaper()
         try:
             with home as mount, (watcher or _nobody)(mount) as outcome:
-                program = self._start(arguments, environment(mount.directory, adopt))
+                program = self._start(arguments, environment(arguments[0], mount.directory, adopt))
                 outcome.status = status = self._wait(mount, program)
                 if self._descendants(mount):
                     self._tell(status)

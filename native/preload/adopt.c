@@ -37,8 +37,8 @@
 /* Another process may be using a name at the moment. */
 #define NAMES_TRIED 100u
 
-/* MAP_STACK, which means nothing to Linux. To the server: the memory must fit where regions are, and
- * be able to become executable, whatever was asked for, or the region is not to be. */
+/* MAP_STACK, which means nothing to Linux. To the server: the memory must fit where regions are,
+ * and be able to become executable, whatever was asked for, or the region is not to be. */
 #define MUST_FIT MAP_STACK
 
 static uint64_t least = UINT64_MAX; /* the fewest bytes to be adopted */

@@ -1,5 +1,5 @@
 /*
- * preload/advice.c - madvise(2), msync(2) and mincore(2) of windows.
+ * preload/advice.c - madvise(2), process_madvise(2), msync(2) and mincore(2) of windows.
  *
  * The series leaves advice to the VMA of the attachment. Advice that sets a flag of the
  * VMA is refused for a part of it (EINVAL: the VMA cannot be split), unless the flag is
@@ -8,6 +8,9 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <limits.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -21,6 +24,21 @@
 #ifndef MADV_DONTNEED_LOCKED
 #define MADV_DONTNEED_LOCKED 24
 #endif
+
+#ifndef PIDFD_SELF_THREAD /* linux/pidfd.h */
+#define PIDFD_SELF_THREAD (-10000)
+#define PIDFD_SELF_THREAD_GROUP (-10001)
+#endif
+
+/* Newer than the C library's headers: linux/pidfd.h, with the names that it has there. */
+struct pidfd_info {
+    uint64_t mask, cgroupid;
+    uint32_t pid, tgid, ppid, ids[8];
+    int32_t exit_code;
+};
+#define PIDFD_GET_INFO _IOWR(0xFF, 11, struct pidfd_info)
+
+_Static_assert(sizeof(struct pidfd_info) == 64, "as linux/pidfd.h has it first");
 
 static bool is_whole(const struct attachment *att, struct range range)
 {
@@ -175,7 +193,7 @@ static void mark_adopted(struct range range, bool stays)
     }
 }
 
-MSHARE_API int madvise(void *addr, size_t length, int advice)
+static int advise_range(void *addr, size_t length, int advice)
 {
     struct advice_call call = {.advice = advice};
     struct range range;
@@ -189,6 +207,43 @@ MSHARE_API int madvise(void *addr, size_t length, int advice)
         mark_adopted(range, advice == MADV_DONTFORK);
     attachments_unlock();
     return preload_answer(err ? err : call.holes);
+}
+
+MSHARE_API int madvise(void *addr, size_t length, int advice)
+{
+    return advise_range(addr, length, advice);
+}
+
+static bool is_own(int pidfd)
+{
+    struct pidfd_info info = {.mask = 0};
+
+    return pidfd == PIDFD_SELF_THREAD || pidfd == PIDFD_SELF_THREAD_GROUP ||
+           (!ioctl(pidfd, PIDFD_GET_INFO, &info) && (pid_t)info.tgid == getpid());
+}
+
+/* Of this process; that of another has no windows that we could know. As in the kernel, ranges
+ * after one that fails are left alone, and those before it count. */
+MSHARE_API ssize_t process_madvise(int pidfd, const struct iovec *ranges, size_t count, int advice,
+                                   unsigned flags)
+{
+    struct iovec own[IOV_MAX], to = {own, count * sizeof *own};
+    struct iovec from = {(void *)ranges, to.iov_len};
+    const int saved = errno;
+    ssize_t done = 0;
+
+    if (flags || !count || count > IOV_MAX || !attachments_near(0, UINT64_MAX) || !is_own(pidfd) ||
+        process_vm_readv(getpid(), &to, 1, &from, 1, 0) != (ssize_t)to.iov_len) {
+        errno = saved;
+        return sys_syscall(SYS_process_madvise, pidfd, (long)ranges, (long)count, advice, flags, 0);
+    }
+    errno = saved;
+    for (size_t i = 0; i < count; i++) {
+        if (advise_range(own[i].iov_base, own[i].iov_len, advice))
+            return done ? done : -1;
+        done += (ssize_t)own[i].iov_len;
+    }
+    return done;
 }
 
 static int sync_part(struct attachment *att, struct range range, void *arg)

@@ -2,8 +2,8 @@
  * preload/lock.c - mlock(2) and mlockall(2), if windows are among the memory to lock.
  *
  * The series locks nothing of an attachment: mlock() only says whether every page is in
- * the caller's tables, and VmLck never counts it. We must not lock a window either:
- * filling one of 512 GiB would touch every hole of it.
+ * the caller's tables, with MLOCK_ONFAULT, too, and VmLck never counts it. We must not lock
+ * a window either: filling one of 512 GiB would touch every hole of it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -49,8 +49,6 @@ static int lock_part(struct attachment *att, struct range range, void *arg)
 
     if (!att)
         return sys_mlock2((void *)range.start, length, flags) ? -errno : 0;
-    if (flags & MLOCK_ONFAULT) /* no page has to be there yet */
-        return 0;
     start = range.start - (uintptr_t)att->base;
     pthread_mutex_lock(&att->lock);
     pages = present_pages(att, start, start + length, NULL);

@@ -12,7 +12,7 @@
  *   mounts.c   whose files are asked whether they are regions
  *   adopt.c    shared memory that the program makes for itself becomes a region
  *   unmap.c    munmap, mremap, mprotect, ... of windows
- *   advice.c   madvise, msync, mincore of windows
+ *   advice.c   madvise, process_madvise, msync, mincore of windows
  *   lock.c     mlock, mlockall
  *   seek.c     lseek: ESPIPE on a region
  *   syscall.c  syscall(2) with the number of one of these

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "client/attachments.h"
@@ -107,6 +108,8 @@ long preload_syscall(long number, long a, long b, long c, long d, long e, long f
         return our_mseal((void *)a, (size_t)b, (unsigned long)c);
     case SYS_madvise:
         return our_madvise((void *)a, (size_t)b, (int)c);
+    case SYS_process_madvise:
+        return process_madvise((int)a, (const struct iovec *)b, (size_t)c, (int)d, (unsigned)e);
     case SYS_msync:
         return our_msync((void *)a, (size_t)b, (int)c);
     case SYS_mincore:

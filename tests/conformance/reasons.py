@@ -74,6 +74,7 @@ POSITION = Reason(
 AT_ITS_END = Reason(
     Kind.SERVER, "A file of no bytes is at its end, so the kernel does not ask the server."
 )
+NOT_ASKED = Reason(Kind.SERVER, "FUSE answers that itself, without a question to the server.")
 COPIED = Reason(Kind.SERVER, "FUSE copies an ioctl's argument before the server hears of the call.")
 CTIME = Reason(Kind.SERVER, "A server can set a file's times back, except for its ctime.")
 

@@ -148,6 +148,11 @@ T("create-size-1", "size 1: the last byte of the page, the first of the next",
 T("create-size-2^64-1", "size 2^64-1 at 4K", "ENOMEM", place(PAGE, WRAP - 1))
 T("create-size-2^64-4K", "size 2^64-4096 at 4K", "ENOMEM", place(PAGE, WRAP - PAGE),
   source="1.12, A")
+for name, size in {"2^64-1": WRAP - 1, "2^64-Q": WRAP - Q}.items():
+    T(f"create-size-{name}-at-0", f"size {name} at 0: the check of the end wraps", "ENOMEM",
+      place(0, size), source="1.12, A")
+T("create-size-2^64-2Q-at-0", "size 2^64-2Q at 0: it does not", "EINVAL", place(0, WRAP - 2 * Q),
+  source="1.12")
 T("create-size-2^63", "size 2^63", "EINVAL", place(0, 1 << 63))
 
 T = Table("CREATE_MAPPING: flags", "1.7, A, C")

@@ -16,8 +16,20 @@ if TYPE_CHECKING:
     from .reasons import Reason
     from .stage import Stage
 
-F_SETLK, F_SETLEASE, FIONREAD = 6, 1024, 0x541B
+F_SETLK, F_SETLEASE, FIONREAD, FIBMAP = 6, 1024, 0x541B, 1
 LOCK_EX, LOCK_NB = 2, 4
+
+
+def fibmap(file: File) -> str:
+    file.agent.put(file.agent.pool, bytes(4))
+    return file.say("ioctl", FIBMAP, file.agent.pool)
+
+
+def sized_later(stage: Stage) -> File:
+    """A descriptor from before the region was sized, by another one."""
+    before = stage.unsized()
+    stage.open().size_to(Q)
+    return before
 
 
 Make = Callable[["Stage"], File]
@@ -129,6 +141,19 @@ def descriptor(kind: str, make: Make) -> None:
 
 descriptor("sized", lambda stage: stage.region())
 descriptor("unsized", lambda stage: stage.unsized())
+
+T = Table("Calls on a region's descriptor that FUSE answers", "1.5")
+for name in ("read", "write"):
+    T(f"{name}-0-bytes", f"{name} of 0 bytes", "EINVAL",
+      lambda s, name=name: (f := s.region()).say(name, f.agent.pool, 0),
+      ours="0", why=reasons.NOT_ASKED)
+T("fibmap", "ioctl FIBMAP", "EINVAL", lambda s: fibmap(s.region()), ours="0",
+  why=reasons.NOT_ASKED)
+
+T = Table("Descriptor of a region that was opened before the region was sized", "1.5, A")
+T("later-sendfile", "sendfile from it", "EINVAL",
+  lambda s: (f := sized_later(s)).agent.say("sendfile", output(f), f.fd, 0, 100))
+T("later-read", "read", "EINVAL", lambda s: (f := sized_later(s)).say("read", f.agent.pool, 10))
 
 T = Table("Locks of a region", "A, C")
 T("flock-second", "flock by another, not waiting", "EAGAIN",

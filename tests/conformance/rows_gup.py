@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from support.agent import Agent
 
 SYS_FUTEX, SYS_PROCESS_VM_READV, SYS_PROCESS_VM_WRITEV = 202, 310, 311
+SYS_GET_MEMPOLICY = 239
+NODE_OF = 1 | 2  # MPOL_F_NODE | MPOL_F_ADDR
 FUTEX_WAIT, FUTEX_WAKE, FUTEX_PRIVATE = 0, 1, 128
 PTRACE_PEEKDATA, PTRACE_ATTACH, PTRACE_DETACH = 2, 16, 17
 MUTEX_BYTES, ROBUST, PSHARED = 40, 1, 1
@@ -126,6 +128,14 @@ def through_proc(made: Memory, function: str) -> str:
     return number(agent, function, fd, agent.pool, 8, made.base)
 
 
+def placed(stage: Stage, *, present: bool) -> str:
+    """get_mempolicy(MPOL_F_NODE | MPOL_F_ADDR): on which node a page is; there is one."""
+    made = memory(stage, present=present)
+    agent = made.agent
+    asked = number(agent, "syscall", SYS_GET_MEMPOLICY, agent.pool, 0, 0, made.base, NODE_OF)
+    return asked if asked != "0" else f"0: {int.from_bytes(agent.get(agent.pool, 4), 'little')}"
+
+
 T = Table("Kernel-side access to absent and present pages", "1.8, A, C")
 T("futex-present", "FUTEX_WAKE, shared, of a present page", "0",
   lambda s: futex(s, present=True), plain=True)
@@ -145,6 +155,10 @@ T("direct-both", "read(2) of an O_DIRECT file into a present and an absent page"
   lambda s: direct(s, present=True, size=2 * PAGE), plain=True)
 T("direct-out", "write(2) to an O_DIRECT file from a present page", str(PAGE),
   lambda s: direct(s, present=True, size=PAGE, function="write"), plain=True)
+T("get-mempolicy-present", "get_mempolicy of the node of a present page", "0: 0",
+  lambda s: placed(s, present=True), plain=True)
+T("get-mempolicy-absent", "get_mempolicy of the node of an absent page", "EFAULT",
+  lambda s: placed(s, present=False), ours="0: 0", why=reasons.FILLED)
 T("vmsplice-present", "vmsplice of a present page", str(PAGE),
   lambda s: spliced(s, present=True), plain=True)
 T("vmsplice-absent", "vmsplice of an absent page", "EFAULT",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MAYMOVE, REMAP_FIXED, DONTUNMAP = 1, 2, 4
 MS_ASYNC, MS_INVALIDATE, MS_SYNC = 1, 2, 4
 MCL_CURRENT, MCL_FUTURE = 1, 2
+ONFAULT = 1
+SYS_PIDFD_OPEN, SYS_PROCESS_MADVISE = 434, 440
 RLIMIT_MEMLOCK = 8
 
 WHOLE, PART = (0, Q), (0, PAGE)
@@ -120,6 +122,12 @@ for name, flags, answer in (
 T("mlock-present", "mlock of a page that is present and linked", "0", on("mlock", PART))
 T("mlock-absent", "mlock of an absent page", "ENOMEM", on("mlock", PART, present=False))
 T("mlock-whole", "mlock of the whole: not every page is present", "ENOMEM", on("mlock", WHOLE))
+T("mlock2-onfault-present", "mlock2(MLOCK_ONFAULT) of a page that is present and linked", "0",
+  on("mlock2", PART, ONFAULT), source="1.6")
+T("mlock2-onfault-absent", "mlock2(MLOCK_ONFAULT) of an absent page: nothing is marked for later",
+  "ENOMEM", on("mlock2", PART, ONFAULT, present=False), source="1.6")
+T("mlock2-onfault-whole", "mlock2(MLOCK_ONFAULT) of the whole", "ENOMEM",
+  on("mlock2", WHOLE, ONFAULT), source="1.6")
 T("mlock-user", "mlock of a present page by a user with the usual limit", "0",
   locked_by_user)
 T("munlock", "munlock of the whole", "0", on("munlock", WHOLE))
@@ -305,3 +313,34 @@ def resident_elsewhere(stage: Stage) -> str:
 
 T("mincore-other", "mincore of a page that another process touched", "0", resident_elsewhere,
   source="A, C")
+
+
+def advised_by_itself(advice: str) -> Callable[[Stage], str]:
+    """process_madvise(2) of two pages of an attachment, and whether the first is as it was."""
+
+    def check(stage: Stage) -> str:
+        memory = touched(stage)
+        agent = memory.agent
+        ranges = [(memory.base, PAGE), (memory.base + Q // 2, PAGE)]
+        agent.put(agent.pool, b"".join(struct.pack("=QQ", *each) for each in ranges))
+        own = agent.call("syscall", SYS_PIDFD_OPEN, agent.pid, 0)
+        try:
+            answer = str(agent.call("process_madvise", own, agent.pool, 2, ADVICE[advice], 0))
+        except OSError as error:
+            answer = errno_name(error)
+        by_number, number = agent.result(
+            "syscall", SYS_PROCESS_MADVISE, own, agent.pool, 2, ADVICE[advice], 0
+        )
+        assert answer == (number if by_number == -1 else str(by_number))
+        return f"{answer}, {memory.load()}"
+
+    return check
+
+
+T = Table("process_madvise of an attachment, by its own process", "1.6, C")
+for name in ("WILLNEED", "COLD", "DONTNEED"):
+    T(f"process-madvise-{name.lower()}", f"MADV_{name} of two pages", f"{2 * PAGE}, 7",
+      advised_by_itself(name))
+for name in ("GUARD_INSTALL", "DONTDUMP", "FREE"):
+    T(f"process-madvise-{name.lower()}", f"MADV_{name} of two pages", "EINVAL, 7",
+      advised_by_itself(name))

@@ -128,7 +128,7 @@ def test_size_and_huge_pages_are_as_asked_for(directory: Path) -> None:
         )
         assert "huge=within_size" in line
         said = succeeds("stat", directory)
-        assert f"regions are in {state}: a tmpfs of the server's own" in said
+        assert f"kept in {state}: a tmpfs of the server's own" in said
         assert "of 24 MiB" in said
         with (
             pytest.raises(OSError, match=r"room for 2\d\.?\d* MiB beside"),
@@ -235,7 +235,7 @@ def test_a_user_without_room_in_dev_shm_gets_the_runtime_directory() -> None:
         {msharefs_of} umount /mnt/m; ls /mnt/run""")
     assert done.returncode == 0, done.stderr
     said, state = done.stdout.splitlines()
-    assert f"regions are in /mnt/run/{state}: a tmpfs that is shared" in said
+    assert f"kept in /mnt/run/{state}: a tmpfs that is shared" in said
 
 
 @needs_fusermount

@@ -103,6 +103,34 @@ def test_run_says_so_too(mount: Mount) -> None:
     assert "does not answer: let it go on" in last
 
 
+def test_run_that_names_no_mount_says_what_it_waits_for(mount: Mount) -> None:
+    """It looks at every mount that it could take, and takes none that does not answer."""
+    with stopped(mount):
+        process = start("from msharefs.cli import main; main()", "run", "--", "true")
+        assert process.stderr
+        began = time.monotonic()
+        said = process.stderr.readline()
+        assert time.monotonic() - began < 4  # and not only when it has given up
+        assert said == (
+            f"msharefs: {mount.path}: waiting for its server, process {mount.pid} "
+            "(python), which is stopped, 5 s at most\n"
+        )
+        _, more = process.communicate(timeout=LIMIT)
+    assert more.startswith(f"msharefs: {mount.path}: its server, process {mount.pid} ")
+    assert more.endswith("does not answer: not used\n")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("verb", ["mount", "umount"])
+def test_mount_and_umount_say_so_too(mount: Mount, verb: str) -> None:
+    with stopped(mount):
+        process = start("from msharefs.cli import main; main()", verb, str(mount.path))
+        assert process.stderr
+        assert "waiting for its server" in process.stderr.readline()
+        process.kill()
+        process.communicate()
+
+
 def test_detaching_waits_a_second(mount: Mount, region: msharefs.Region) -> None:
     region.attach()[0] = 1
     with stopped(mount):
