@@ -70,7 +70,8 @@ class Case:
         self._keep(os.memfd_create("object"))
         os.truncate(self._fds[-1], SIZE)
         self._keep(os.open("/dev/null", os.O_RDWR))
-        self._keep(os.open("/proc/self/mem", os.O_RDWR))
+        with contextlib.suppress(PermissionError):  # of a process that has changed its user
+            self._keep(os.open("/proc/self/mem", os.O_RDWR))
         self._keep(os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY))
         self._keep(os.dup(region))
         for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM, socket.SOCK_DGRAM):
