@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NOBODY = 65534
+# Another user, who must be able to read the tests' Python: that may lie in root's home.
+AS_NOBODY = (
+    f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"
+    " --inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
+)
 
 
 @contextlib.contextmanager
