@@ -29,11 +29,11 @@ def chosen(pids: list[int], *, strict: bool = True) -> list[int]:
 
 
 def tree(pid: int, *, strict: bool = True) -> list[int]:
-    """A process and all its descendants."""
+    """A process and all its descendants, without this one."""
     found = chosen([pid], strict=strict)
     with contextlib.suppress(psutil.NoSuchProcess):
         children = psutil.Process(pid).children(recursive=True)
-        found += [process.pid for process in children]
+        found += [process.pid for process in children if process.pid != os.getpid()]
     return found
 
 
