@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from msharefs import units
+from msharefs.lab import head
 from msharefs.lab.survey import figures, page, selection, words
 
 from . import _show
@@ -220,7 +221,7 @@ def command(
             if len(looks) > 1:
                 print(f"\n{'-' * 78}\n")
             if watch is not None:
-                print(page.head(found))
+                print(head.line(found))
             show(found)
 
 

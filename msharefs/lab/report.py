@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from msharefs import units
 
+from . import head
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -41,6 +43,7 @@ def document(
     return {
         "kind": KIND,
         "version": VERSION,
+        **head.head(),
         "program": list(program),
         "status": status,
         "seconds": seconds,
@@ -105,6 +108,7 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(
         [
             title(found),
+            head.line(found),
             "",
             *(f"{name:{wide}}  {figure:>{right}}  {note}".rstrip() for name, figure, note in lines),
             *(f"\n{remark}" for remark in remarks(found)),
@@ -115,7 +119,8 @@ def text(found: dict[str, Any]) -> str:
 
 def page(found: dict[str, Any]) -> str:
     """The report as one HTML page."""
-    body = [f"<h1>{html.escape(title(found))}</h1>", "<table>"]
+    body = [f"<h1>{html.escape(title(found))}</h1>"]
+    body += [f'<p class="note">{html.escape(head.line(found))}</p>', "<table>"]
     for name, figure, note in rows(found):
         mark = ' class="answer"' if name == "ratio" else ""
         indent = "&emsp;" if name.startswith(" ") else ""

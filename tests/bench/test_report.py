@@ -132,11 +132,15 @@ def test_the_report(seen: sampling.Sampler, tmp_path: Path) -> None:
     found = report.document(["server", "-x", "<a b>"], 3, 12.34, 567, seen)
     text = report.text(found)
     assert text.startswith("server -x '<a b>': 12.3 s, status 3\n")
+    uname = os.uname()
+    assert (found["host"], found["kernel"]) == (uname.nodename, uname.release)
+    assert f", {uname.nodename}, Linux {uname.release}, msharefs " in text.splitlines()[1]
     assert re.search(r"^faults +567 ", text, re.MULTILINE)
     assert re.search(rf"^ratio +{found['ratio']:.3g}x ", text, re.MULTILINE)
     html, figures = report.write(found, tmp_path / "r.html")
     page = html.read_text()
     assert "&lt;a b&gt;" in page
+    assert text.splitlines()[1] in page
     assert "<a b>" not in page
     assert page.count("data:image/png;base64,iVBOR") == 2  # over time, and a map
     assert "http" not in page  # it fetches nothing

@@ -90,6 +90,13 @@ def test_a_cgroup_and_those_below_it(cgroup: Path) -> None:
         assert json.loads(run("--json", "--cgroup", name).stdout)["processes"] == 2
 
 
+def test_the_survey_is_not_in_its_own_tree() -> None:
+    """Started by a shell that is looked at: the shell is all there is."""
+    script = f"{sys.executable} -m msharefs survey --json --tree $$; true"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, timeout=60)
+    assert json.loads(done.stdout)["processes"] == 1
+
+
 def test_the_system_is_everybody_but_the_survey(shared: str) -> None:
     found = json.loads(run("--json").stdout)
     assert found["processes"] >= 4  # with us

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msharefs import __version__
+from msharefs.lab.head import head
 from msharefs.lab.plan import TABLE_BYTES
 
 from . import errors
@@ -55,10 +53,7 @@ def document(found: Survey) -> dict[str, Any]:
     made = {
         "kind": KIND,
         "version": VERSION,
-        "made_by": __version__,
-        "date": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "host": os.uname().nodename,
-        "kernel": os.uname().release,
+        **head(),
         "processes": census.processes,
         "looked_at": found.looked,
         "ended": census.ended,

@@ -6,6 +6,7 @@ import html
 from typing import TYPE_CHECKING, Any
 
 from msharefs import units
+from msharefs.lab import head
 from msharefs.lab.report import STYLE
 
 from . import words
@@ -20,7 +21,7 @@ def page(looks: Sequence[dict[str, Any]]) -> str:
     title = f"What sharing page tables would save on {found['host']}"
     body = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="note">{html.escape(head(found))}</p>',
+        f'<p class="note">{html.escape(head.line(found))}</p>',
         f"<p><b>{html.escape(words.answer(found))}</b></p>",
         *(f'<p class="note">{html.escape(remark)}</p>' for remark in words.remarks(found)),
         *_pictures(looks),
@@ -31,14 +32,6 @@ def page(looks: Sequence[dict[str, Any]]) -> str:
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
-    )
-
-
-def head(found: dict[str, Any]) -> str:
-    """When and where it was looked."""
-    return (
-        f"{found['date']}, {found['host']}, Linux {found['kernel']}, msharefs {found['made_by']}, "
-        f"{found['seconds']:.1f} s"
     )
 
 
