@@ -72,14 +72,17 @@ def _sweep(base: Path) -> None:
     if held < 0:
         return
     try:
-        state = _state(base)
-        _wait_for_server(state / "lock")
+        # Its maker may have been one that could mount, or an older version of us, where we are not.
+        states = {base / "state", _state(base)}
+        for state in states:
+            _wait_for_server(state / "lock")
         mount = mountpoint.covering(base / "mount")
         while mount is not None and mount.fstype == mountpoint.FSTYPE:
             mountpoint.take_away(base / "mount", mount, lazy=True)
             mount = mountpoint.covering(base / "mount")
         if mount is None:
-            _discard(state)
+            for state in states:
+                _discard(state)
             shutil.rmtree(base)
     finally:
         os.close(held)

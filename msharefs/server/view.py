@@ -157,16 +157,14 @@ class View:
                 raise OSError(
                     errno.ESTALE, f"{self.name}: its files {self._paths[0].name} are others"
                 )
-        except FileNotFoundError as error:
-            if not self._files:
-                raise
-            gone = Path(error.filename).name
-            raise OSError(
-                errno.ESTALE, f"{self.name}: its file {gone} is gone from the state directory"
-            ) from None
-        except BaseException:
+        except BaseException as error:
             for fd in fds:
                 os.close(fd)
+            if isinstance(error, FileNotFoundError) and self._files:
+                gone = Path(error.filename).name
+                raise OSError(
+                    errno.ESTALE, f"{self.name}: its file {gone} is gone from the state directory"
+                ) from None
             raise
         self._files = found
         return fds

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from msharefs import home
 from msharefs.launch import private_mount, running
 from msharefs.mountpoint import FSTYPE
 from msharefs.proc import mounts
@@ -147,13 +148,18 @@ class TestWhatIsNotSwept:
         file.unlink()
         other.rmdir()
 
-    def test_one_whose_server_lives(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("where", ["own", "beside"])
+    def test_one_whose_server_lives(self, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
         monkeypatch.setattr(private_mount, "_LEAVE_SECONDS", 0.1)
         base = namespace.SHM / self.NAME
-        (base / "state").mkdir(parents=True)
-        with (base / "state" / "lock").open("w") as lock:
+        base.mkdir()
+        state = home.own(base / "mount") if where == "own" else base / "state"
+        with home.entered():
+            state.mkdir()
+        with (state / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             private_mount.sweep()
             assert base.exists()
         private_mount.sweep()
         assert not base.exists()
+        assert not state.exists()
