@@ -48,6 +48,8 @@ class Client(Protocol):
     pid: int
     uffd: int
     """A duplicate of its userfaultfd."""
+    reader: bool
+    """It has no right to write that could be taken."""
 
     async def ask(self, op: int, *arguments: int) -> int:
         """Sends a message and waits for the answer: 0 (also if it is gone) or -errno."""
@@ -117,6 +119,29 @@ class Clients:
         self._started[slot] = processes.start_time(client.pid)
         # The pid in our namespace: the client may live in another.
         lib.mm_set_client(self.mm, slot, client.pid, self._started[slot])
+
+    def claim_for(
+        self, client: Client, base: int, prot: int, way: int, *, fresh: bool
+    ) -> tuple[int, int]:
+        """A slot, and its claim, for a client that can only read: its window is at `base`.
+
+        Without `fresh` the one that an earlier server had for it, if it can be found; if not, its
+        window may have any page of the region. EUSERS: all are taken.
+        """
+        started = processes.start_time(client.pid)
+        if not fresh:
+            slot = lib.readers_find(self.mm, client.pid, started, base)
+            if slot >= 0 and slot not in self.connected:
+                return slot, self.claim(slot)
+        slot = check(
+            lib.readers_claim(
+                self.mm, client.pid, started, base, prot & lib.VMA_PROT, way & 0xFFFF
+            ),
+            f"{self.name}: a slot for process {client.pid}",
+        )
+        if not fresh:
+            lib.touched_mark(self.mm, slot, 0, self.mm.host_end - lib.HOST_BASE)
+        return slot, self.claim(slot)
 
     def disconnect(self, slot: int, client: Client) -> None:
         """That connection has ended; the attachment stays."""

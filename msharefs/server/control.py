@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -24,7 +25,16 @@ from msharefs.native import ffi, lib
 from . import accepting, descriptors, devices
 from .connections import SILENT_SECONDS, Connections
 from .inboxes import Inboxes
-from .messages import Reply, Request, client_socket, duplicated, peer, send
+from .messages import (
+    Reply,
+    Request,
+    client_socket,
+    duplicated,
+    peer,
+    read_only,
+    send,
+    send_now,
+)
 from .tokens import Tokens
 from .turns import Turns
 
@@ -76,6 +86,8 @@ class Connection:
         self.slot: int | None = None
         self._claim = 0
         self.uffd = -1
+        self.reader = False
+        """A client that may only read: it cannot write the host mm, and we do it on its behalf."""
         self._answers: dict[int, _Answer] = {}
         self._last_seq = 0
 
@@ -167,8 +179,8 @@ class Connection:
                 raise OSError(
                     errno.EPERM, f"process {self.pid} has not shown a right to any region"
                 )
-            # A client asks for an object inside a fault, which the end of a region waits for.
-            if self.region is not None and request.op != lib.MSG_OBJECT:
+            # A client asks for these inside a fault, which the end of a region may wait for.
+            if self.region is not None and request.op not in (lib.MSG_OBJECT, lib.MSG_FAULT):
                 await self.region.settle()
             reply = await handler(self, request) or Reply()
         except OSError as error:
@@ -196,24 +208,30 @@ class Connection:
             raise OSError(
                 errno.EINVAL, f"{self._region.name} has ended with its owner; make a new one"
             )
+        if self.flags & os.O_ACCMODE not in (os.O_RDONLY, os.O_RDWR):
+            # Linux maps nothing that is not open for reading. The library has other checks first.
+            return Reply(result=-errno.EACCES, arguments=(host.size, host.quantum))
         writes = request.arguments[0] & lib.VMA_WRITE
         if writes and self.flags & os.O_ACCMODE == os.O_RDONLY:
             raise OSError(
                 errno.EACCES, f"{self._region.name}: a read-only descriptor, attach PROT_READ"
             )
+        self.reader = self._reads_only() and not self._region.quirks
+        flags = (lib.ATTACH_READER if self.reader else 0) | (
+            lib.ATTACH_ANY_PROT if self._region.quirks else 0
+        )
+        files = read_only(host.fd, host.mem_fd) if self.reader else duplicated(host.fd, host.mem_fd)
         return Reply(
-            arguments=(
-                host.size,
-                host.quantum,
-                lib.ATTACH_ANY_PROT if self._region.quirks else 0,
-            ),
+            arguments=(host.size, host.quantum, flags),
             text=os.fsencode(self._control.path),
-            fds=duplicated(host.fd, host.mem_fd, self._control.userfaultfd),
+            fds=[*files, *duplicated(self._control.userfaultfd)],
             own=True,  # the region may close its files while we wait to send
         )
 
     async def _adopt(self, request: Request) -> Reply:
         del request
+        if self.flags & os.O_ACCMODE != os.O_RDWR:
+            raise OSError(errno.EACCES, f"{self._region.name}: memory is adopted to be written")
         return Reply(fds=[self._control.regions.adopt_memory(self._region.ident)], own=True)
 
     async def _look(self, request: Request) -> None:
@@ -226,10 +244,31 @@ class Connection:
         self._settle(request)
         self._arrange()
 
+    async def _fault(self, request: Request) -> Reply:
+        # Our answer must reach the client before what the next change asks of it, so it leaves
+        # before anything else can happen here.
+        host = self._region.sized()
+        slot = self._reading()
+        mem_fd = host.mem_fd
+        told = ffi.new("struct fault_told *")
+        ask = ffi.from_buffer("struct fault_ask *", request.text)
+        lib.readers_fault(host.mm, slot, mem_fd, ask, told)
+        reply = Reply(text=bytes(ffi.buffer(told)))
+        if send_now(self._sock, lib.MSG_REPLY, request.seq, reply):
+            return _NO_REPLY
+        told.verdict = lib.FAULT_WAIT
+        return Reply(text=bytes(ffi.buffer(told)))
+
+    async def _figures(self, request: Request) -> Reply:
+        if self.slot is not None:
+            self._take_figures(request)
+        return _NO_REPLY
+
     async def _forked(self, request: Request) -> Reply:
         sock = client_socket(request.take_fd(), self.user)
         # Whoever made that socket, this client pays: it may be any process's.
         child = Connection(self._control, sock, self.region, self.flags, self.user)
+        child.reader = self.reader
         try:
             child._settle(request)  # a Connection, too
             self._control.serve(child)
@@ -243,6 +282,7 @@ class Connection:
         self._check_unsettled()
         shown = request.take_fd()
         try:
+            rights = _rights(shown)
             mount = proc.mount_of(shown)
             found = await descriptors.elsewhere(
                 lambda: os.fstat(shown), f"process {self.pid}", user=self.user, mount=mount
@@ -252,12 +292,13 @@ class Connection:
         region = self._control.regions.by_host(found.st_dev, found.st_ino)
         if region is None:
             raise OSError(errno.ESTALE, f"process {self.pid} shows a host mm that is not ours")
-        before = self.region, self.flags
-        self.region, self.flags = region, os.O_RDWR
+        before = self.region, self.flags, self.reader
+        # Whom an earlier server gave the host mm for reading cannot show it open for writing.
+        self.region, self.flags, self.reader = region, rights, rights == os.O_RDONLY
         try:
             self._settle(request)
         except BaseException:
-            self.region, self.flags = before  # who fails to rejoin has shown no right
+            self.region, self.flags, self.reader = before  # who fails to rejoin has shown no right
             raise
         self._region.sized().clients.rejoined = trio.current_time()
         # Accesses were refused while no server was there; those pages may be mapped by now.
@@ -265,7 +306,8 @@ class Connection:
         self._arrange()
 
     async def _detach(self, request: Request) -> None:
-        del request
+        if self.slot is not None:
+            self._take_figures(request)
         await self._leave(detached=True)
 
     async def _map(self, request: Request) -> None:
@@ -283,8 +325,9 @@ class Connection:
         await self._region.protect(offset, size, prot, flags, self.flags)
 
     async def _object(self, request: Request) -> Reply:
-        write = self.flags & os.O_ACCMODE != os.O_RDONLY or self._region.quirks
-        return Reply(fds=[await self._region.sized().object(request.arguments[0], write=write)])
+        write = not self._reads_only() or (self._region.quirks and not self.reader)
+        host = self._region.sized()
+        return Reply(fds=[await host.object(request.arguments[0], write=write)])
 
     async def _stat(self, request: Request) -> Reply:
         del request
@@ -314,6 +357,21 @@ class Connection:
 
     # Common parts
 
+    def _reads_only(self) -> bool:
+        return self.flags & os.O_ACCMODE == os.O_RDONLY
+
+    def _reading(self) -> int:
+        """The slot that we have for a reader. EPERM: it is none, or not attached."""
+        if self.slot is None or not self.reader:
+            raise OSError(errno.EPERM, f"process {self.pid} is not attached for reading only")
+        return self.slot
+
+    def _take_figures(self, request: Request) -> None:
+        host = self._region.host
+        if self.reader and host is not None:
+            figures = ffi.from_buffer("struct figures *", request.text)
+            lib.readers_figures(host.mm, self._reading(), figures)
+
     @property
     def _region(self) -> Region:
         assert self.region is not None
@@ -333,18 +391,24 @@ class Connection:
         """
         self._check_unsettled()
         host = self._region.sized()
-        slot, claim, *_ = request.arguments
         uffd = request.take_fd()
         try:
             if not processes.is_userfaultfd(uffd):
                 raise OSError(errno.EBADF, f"process {self.pid} sent no userfaultfd")
             self._control.connections.attach(self._member)
+            if self.reader:
+                slot, claim = host.clients.claim_for(
+                    self, *request.arguments[:3], fresh=request.op != lib.MSG_REJOIN
+                )
+            else:
+                slot, claim, *_ = request.arguments
             host.clients.connect(slot, claim, self)
         except BaseException:
             self._control.connections.let_go(self._member)
             descriptors.close_later(uffd, user=self.user)
             raise
         self.slot, self.uffd, self._claim = slot, uffd, claim
+        self._take_figures(request)
 
     def _arrange(self) -> None:
         """Tells a client that comes while anything is executable to arrange its window."""
@@ -402,6 +466,18 @@ class _Answer:
         return self._result
 
 
+def _rights(shown: int) -> int:
+    """O_RDONLY or O_RDWR: how the host mm is open that a client shows. EBADF: in another way.
+
+    The kernel remembers that for us: nobody can make more of a descriptor of our file than what
+    a server has given him.
+    """
+    flags = fcntl.fcntl(shown, fcntl.F_GETFL)
+    if flags & os.O_PATH or flags & os.O_ACCMODE not in (os.O_RDONLY, os.O_RDWR):
+        raise OSError(errno.EBADF, "a host mm is shown open for reading, or for both")
+    return flags & os.O_ACCMODE
+
+
 _NO_REPLY = Reply()
 _WITHOUT_REGION = lib.MSG_TOKEN, lib.MSG_REJOIN, lib.MSG_LOOK
 
@@ -420,6 +496,8 @@ _HANDLERS: dict[int, Any] = {
     lib.MSG_DESCRIBE: Connection._describe,  # noqa: SLF001
     lib.MSG_ADOPT: Connection._adopt,  # noqa: SLF001
     lib.MSG_LOOK: Connection._look,  # noqa: SLF001
+    lib.MSG_FAULT: Connection._fault,  # noqa: SLF001
+    lib.MSG_FIGURES: Connection._figures,  # noqa: SLF001
 }
 
 

@@ -313,7 +313,7 @@ class HostMM(View):
             each == number and flags & lib.VMA_WRITE for each, flags in self.mapped_objects()
         )
         return await self.objects.descriptor(
-            number, self.clients.processes(), write=write and writes
+            number, self.clients.processes(), write=write and writes, may_write=write
         )
 
     async def recover(self) -> None:

@@ -10,6 +10,7 @@ import struct
 
 import trio
 
+from msharefs import proc
 from msharefs.native import check_errno, ffi, lib
 
 from . import descriptors
@@ -85,6 +86,18 @@ def duplicated(*fds: int) -> list[int]:
     return made
 
 
+def read_only(*fds: int) -> list[int]:
+    """The files of these descriptors, opened for reading only. OSError: none is."""
+    made: list[int] = []
+    try:
+        made.extend(os.open(proc.fd_path(fd), os.O_RDONLY | os.O_CLOEXEC) for fd in fds)
+    except BaseException:
+        for fd in made:
+            os.close(fd)
+        raise
+    return made
+
+
 def take(sock: socket.socket, sender: str, user: int) -> Request | None:
     """The message that is there; None: the connection has ended. EPROTO: it is no message.
 
@@ -108,8 +121,7 @@ async def send(sock: socket.socket, op: int, seq: int, content: Reply, user: int
 
     ETIMEDOUT: the client does not read what it was sent before. EPIPE: the connection has ended.
     """
-    arguments = (*content.arguments, *(0,) * (_ARGUMENTS - len(content.arguments)))
-    data = MESSAGE.pack(op, content.result, seq, *arguments, content.text[: lib.MSG_TEXT])
+    data = _packed(op, seq, content)
     if _send_now(sock, data, content.fds):
         return
     # Until the client reads, the files may be closed and their numbers be others'.
@@ -124,6 +136,16 @@ async def send(sock: socket.socket, op: int, seq: int, content: Reply, user: int
         descriptors.close_later(*own, user=user)
     if patience.cancelled_caught:
         raise OSError(errno.ETIMEDOUT, f"it has not read for {SEND_SECONDS:g} seconds")
+
+
+def send_now(sock: socket.socket, op: int, seq: int, content: Reply) -> bool:
+    """Sends a message unless that would have to wait; whether it is sent."""
+    return _send_now(sock, _packed(op, seq, content), content.fds)
+
+
+def _packed(op: int, seq: int, content: Reply) -> bytes:
+    arguments = (*content.arguments, *(0,) * (_ARGUMENTS - len(content.arguments)))
+    return MESSAGE.pack(op, content.result, seq, *arguments, content.text[: lib.MSG_TEXT])
 
 
 def _send_now(sock: socket.socket, data: bytes, fds: list[int]) -> bool:

@@ -201,17 +201,25 @@ class Objects:
                 except OSError as error:
                     log.warning("%s: memory goes back with its object only: %s", self._name, error)
 
-    async def descriptor(self, number: int, clients: Iterable[int], *, write: bool) -> int:
+    async def descriptor(
+        self, number: int, clients: Iterable[int], *, write: bool, may_write: bool = True
+    ) -> int:
         """A descriptor of an object, still ours; without `write` a read-only one, if possible.
 
-        `clients` are the attached processes. ESTALE: it is lost.
+        Without `may_write` nothing else. `clients` are the attached processes. ESTALE: it is lost.
         """
         known = self._objects.get(number)
         if known is not None and known.fd < 0:
             await self._find(known, list(clients))
         if known is not None and known.fd >= 0 and known.record.writable and not write:
-            await self._open_read_only(known)
-        if known is None or known.fd < 0:
+            try:
+                await self._open_read_only(known)
+            except OSError as error:
+                if not may_write:
+                    raise
+                log.info("%s: clients get it as it is: %s", self._name, error)
+        kept = known is not None and known.record.writable and not may_write
+        if known is None or known.fd < 0 or (kept and known.read_only < 0):
             what = f"object {number}" if known is None else f"object {known.record.path}"
             raise OSError(errno.ESTALE, f"{self._name}: {what} is lost; UNMAP it and map it again")
         return known.fd if write or known.read_only < 0 else known.read_only
@@ -220,17 +228,13 @@ class Objects:
         fd = known.fd
         if known.read_only >= 0:
             return
-        try:
-            found = await elsewhere(
-                lambda: os.open(proc.fd_path(fd), os.O_RDONLY | os.O_CLOEXEC),
-                f"{self._name}: opening {known.record.path}",
-                close_all,
-                user=known.record.user,
-                mount=known.record.device,
-            )
-        except OSError as error:
-            log.info("%s: clients get it as it is: %s", self._name, error)
-            return
+        found = await elsewhere(
+            lambda: os.open(proc.fd_path(fd), os.O_RDONLY | os.O_CLOEXEC),
+            f"{self._name}: opening {known.record.path}",
+            close_all,
+            user=known.record.user,
+            mount=known.record.device,
+        )
         if known.fd == fd and known.read_only < 0:
             known.read_only = found
         else:  # another request was faster, or it is gone

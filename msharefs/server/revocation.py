@@ -207,6 +207,8 @@ async def _change(clients: Clients, start: int, end: int, change: int) -> None:
     async for slot in clients.touched(start, end, handed=change == lib.UFFD_WATCH):
         at = start
         while at < end and (client := await _client(clients, slot, deadline)) is not None:
+            if client.reader and change != lib.UFFD_WATCH:
+                break
             at = check(
                 lib.touched_change(clients.mm, slot, client.uffd, client.pid, at, end, change),
                 f"{clients.name}: page tables of process {client.pid}, [{start:#x}, {end:#x})",

@@ -212,6 +212,8 @@ def _memfd(name: str, flags: int, size: int, user: int) -> Source:
         _, block = file_system(fd)
         whole = verbs.round_up(size, block)
         known = identify(fd).identity
+        # Linux makes it 0777: whoever gets it for reading could open it anew, for writing.
+        os.fchmod(fd, 0o600)
         with contextlib.suppress(OSError):  # too large: the range is checked next
             os.ftruncate(fd, min(whole, (1 << 63) - block))
     except BaseException:

@@ -60,7 +60,8 @@ static void choose_reach(struct around *around, struct fault *fault, bool touche
     uint64_t bytes = PMD_SIZE;
 
     if (recent->span != span || !recent->faults)
-        *recent = (struct recent){.span = (uint32_t)span, .faults = touched};
+        *recent = (struct recent){.span = (uint32_t)span,
+                                  .faults = around->far ? REACHES - 1 : touched};
     const uint32_t before = recent->faults++;
     if (before < REACHES) {
         bytes = reach[before];

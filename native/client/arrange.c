@@ -43,6 +43,8 @@
 #define MOVE_BYTES PUD_SIZE
 #define MOVER_STACK_BYTES 16384
 #define EVENTS 16
+/* After a change of what may be executed, the server asks again anyway. */
+#define ARRANGED_AGAIN_MAX 8u
 
 struct move {
     uint8_t *from, *to;
@@ -119,8 +121,7 @@ static int put_back(struct attachment *att, uint64_t start, uint64_t end, int pr
     if (err)
         return err;
     /* As in view_map(), for the same reasons. */
-    move.from = mmap(NULL, move.bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, att->mem_fd,
-                     (off_t)start);
+    move.from = mmap(NULL, move.bytes, PROT_NONE, view_flags(att), att->mem_fd, (off_t)start);
     if (move.from == MAP_FAILED)
         return -errno;
     munlock(move.from, move.bytes);
@@ -211,14 +212,19 @@ static int arrange_all(struct attachment *att, uint64_t start, uint64_t end, boo
 
 int arrange(struct attachment *att, uint64_t start, uint64_t end, bool objects)
 {
+    unsigned again = ARRANGED_AGAIN_MAX;
+    uint64_t epoch;
     int err;
 
     if (start > end || end > att->mm.size || (start | end) % PAGE_SIZE)
         return -EINVAL;
     if (is_adopted(att)) /* the program protects that memory at will */
         return 0;
-    slot_enter(&att->mm, att->slot);
-    err = arrange_all(att, start, end, objects);
-    slot_leave(&att->mm, att->slot);
+    do { /* nobody waits for a reader before the next snapshot but one is written here */
+        epoch = atomic_load(&att->mm.header->epoch);
+        slot_enter(&att->mm, att->slot);
+        err = arrange_all(att, start, end, objects);
+        slot_leave(&att->mm, att->slot);
+    } while (att->reader && epoch != atomic_load(&att->mm.header->epoch) && again--);
     return err;
 }

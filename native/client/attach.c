@@ -21,6 +21,7 @@
 #include "client/check.h"
 #include "client/detach.h"
 #include "client/proc.h"
+#include "client/reader.h"
 #include "client/service.h"
 #include "client/view.h"
 #include "client/watch.h"
@@ -57,7 +58,7 @@ int attach_watch(struct attachment *att)
 int attach_claim(struct attachment *att, uint64_t start_time)
 {
     uint64_t process = slot_process((uint32_t)getpid(), proc_pid_namespace());
-    int slot = slot_claim(&att->mm, process, start_time);
+    int slot = att->reader ? reader_start(att) : slot_claim(&att->mm, process, start_time);
 
     if (slot < 0)
         return slot;
@@ -78,10 +79,16 @@ static int fetch(struct attachment *att, int mode)
     int fds[MSG_FDS] = {-1, -1, -1};
     int err = control_call(att->ctl, &msg, NULL, 0, fds);
 
+    if (err == -EACCES && mode == O_WRONLY && msg.arg[0]) {
+        att->mm.size = msg.arg[0]; /* that is all that check_attach() needs */
+        att->mm.quantum = msg.arg[1];
+        return 0;
+    }
     if (err)
         return err;
     att->mem_fd = fds[1] < 0 ? -1 : control_hide_fd(fds[1]);
     att->dev_fd = fds[2] < 0 ? -1 : control_hide_fd(fds[2]);
+    att->reader = msg.arg[2] & ATTACH_READER;
     att->prot = msg.arg[2] & ATTACH_ANY_PROT ? PROT_READ | PROT_WRITE : att->asked;
     memcpy(att->path, msg.text, sizeof att->path);
     att->path[sizeof att->path - 1] = 0;
@@ -92,7 +99,8 @@ static int fetch(struct attachment *att, int mode)
               : mm_open(&att->mm, fds[0]);
     if (err)
         fd_close(fds[0]);
-    return err;
+    /* Memory that a program shares with its children is its own: it can write it. */
+    return !err && att->reader && is_adopted(att) ? -EACCES : err;
 }
 
 static int set_length(struct attachment *att, const struct attach_request *request)
@@ -163,6 +171,8 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
         err = budget_start(att);
     ready.arg[0] = att->slot;
     ready.arg[1] = att->claim;
+    if (!err && att->reader)
+        reader_introduce(att, &ready);
     if (!err)
         err = control_call(att->ctl, &ready, &att->uffd, 1, NULL);
     /* From here on the server asks us (ARRANGE) when that changes. */

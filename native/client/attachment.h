@@ -65,6 +65,14 @@ struct object {
     uint64_t device, inode;
 };
 
+/* Questions that a reader may have open (reader.c): one for each page that threads wait for. */
+#define ASKED_MAX 64
+
+struct asked {
+    uint64_t offset, limit, ahead; /* as in struct fault_ask */
+    bool open;
+};
+
 /* The flags that madvise(2) has set on a window, as it would on the kernel's VMA. */
 enum advice {
     ADVICE_RANDOM = 1,
@@ -79,6 +87,7 @@ enum advice {
 
 /* How far a fault looks beyond its page (around.c). */
 struct around {
+    bool far;       /* a fault costs a question to the server: look at a whole span at once */
     uint64_t next;  /* the region offset that would be sequential */
     uint64_t pages; /* length of the next sequential run */
     /* Random access: recent 2 MiB spans, by number modulo AROUND_SPANS. */
@@ -143,24 +152,27 @@ struct attachment {
     struct control_ends ends; /* [table] */
     struct mm mm;             /* [fixed] except for mm.fd, which is like the descriptors below */
     int mem_fd;               /* [both] the pages */
-    int dev_fd;           /* [both] /dev/userfaultfd, for children; -1: uffd_new() does without */
-    int uffd;             /* [both] */
-    int moved_uffd;       /* [att] of memory that arrange.c has moved into the window; -1: none */
-    int ctl;              /* [att] control connection; -1: the server is away */
-    uint8_t *base;        /* [fixed] */
-    uint64_t length;      /* [both] of the window, bytes: the region's size, less if adopted */
-    enum attach_way way;  /* [fixed] */
-    int asked;            /* [fixed] PROT_* of the attachment */
-    int prot;             /* [fixed] PROT_* of the window: the same, or all with -o quirks=v3 */
-    unsigned slot;        /* [fixed] */
-    uint64_t claim;       /* [fixed] of the slot, as it was given */
-    uint64_t *linked;     /* [att] one bit for each quantum; the pointer [fixed] */
-    struct around around; /* [att] what to map beside a page that faults */
-    struct poison poisons[POISONS_MAX]; /* [att] a ring */
-    unsigned poisons_at, poisons_used;  /* [att] */
-    struct budget budget;               /* [att] */
-    struct object objects[OBJECTS_MAX]; /* [att] */
-    unsigned objects_at;                /* [att] the next one to be replaced */
+    int dev_fd;          /* [both] /dev/userfaultfd, for children; -1: uffd_new() does without */
+    int uffd;            /* [both] */
+    int moved_uffd;      /* [att] of memory that arrange.c has moved into the window; -1: none */
+    int ctl;             /* [att] control connection; -1: the server is away */
+    uint8_t *base;       /* [fixed] */
+    uint64_t length;     /* [both] of the window, bytes: the region's size, less if adopted */
+    enum attach_way way; /* [fixed] */
+    int asked;           /* [fixed] PROT_* of the attachment */
+    int prot;            /* [fixed] PROT_* of the window: the same, or all with -o quirks=v3 */
+    bool reader;         /* [fixed] .mm and .mem are open for reading only (reader.c) */
+    uint8_t *own;        /* [fixed] of a reader: its slot, and the bitmap of it */
+    struct asked asked_faults[ASKED_MAX]; /* [att] of a reader */
+    unsigned slot;                        /* [fixed] */
+    uint64_t claim;                       /* [fixed] of the slot, as it was given */
+    uint64_t *linked;                     /* [att] one bit for each quantum; the pointer [fixed] */
+    struct around around;                 /* [att] what to map beside a page that faults */
+    struct poison poisons[POISONS_MAX];   /* [att] a ring */
+    unsigned poisons_at, poisons_used;    /* [att] */
+    struct budget budget;                 /* [att] */
+    struct object objects[OBJECTS_MAX];   /* [att] */
+    unsigned objects_at;                  /* [att] the next one to be replaced */
     struct memory_policy {
         int mode; /* MPOL_* */
         unsigned long nodes;

@@ -34,6 +34,7 @@
 #include "client/clock.h"
 #include "client/counts.h"
 #include "client/handover.h"
+#include "client/reader.h"
 #include "client/reclaim.h"
 #include "core/linger.h"
 
@@ -75,6 +76,8 @@ void budget_publish(const struct attachment *att)
 
     atomic_store_explicit(&slot->budget, att->budget.limit, memory_order_relaxed);
     atomic_store_explicit(&slot->budget_asked, att->budget.asked, memory_order_relaxed);
+    if (att->reader)
+        reader_report(att);
 }
 
 /* The queue */

@@ -11,6 +11,13 @@ static void link_quantum(struct attachment *att, uint64_t quantum)
     count_add(&counts_of(att)->links, 1);
 }
 
+bool counts_linked(const struct attachment *att, uint64_t offset)
+{
+    const uint64_t quantum = offset / att->mm.quantum;
+
+    return att->linked[quantum / 64] >> quantum % 64 & 1;
+}
+
 void counts_fault(struct attachment *att, const struct fault *fault)
 {
     struct mm_counters *counters = counts_of(att);

@@ -21,6 +21,8 @@ static inline struct mm_counters *counts_of(const struct attachment *att)
     return &att->mm.slots[att->slot].counters;
 }
 
+/* Whether the quantum of region offset `offset` is linked. Precondition: att->lock held. */
+bool counts_linked(const struct attachment *att, uint64_t offset);
 /* Counts a fault that filled entries, as fault_fill() has reported.
  * Precondition: att->lock held, inside an epoch. */
 void counts_fault(struct attachment *att, const struct fault *fault);

@@ -13,15 +13,27 @@
 #include "client/attachments.h"
 #include "client/budget_set.h"
 #include "client/objects.h"
+#include "client/reader.h"
 #include "client/watch.h"
 #include "core/control.h"
 #include "core/fd.h"
 #include "core/slots.h"
 
+/* Gives the slot back without waiting for the server. A reader's is the server's. */
+static void release(struct attachment *att)
+{
+    const struct msg msg = {.op = MSG_DETACH};
+
+    if (!att->reader)
+        slot_release(&att->mm, att->slot, att->claim);
+    else if (att->ctl >= 0)
+        control_send(att->ctl, &msg, NULL, 0, CONTROL_AT_ONCE);
+}
+
 void detach_drop(struct attachment *att, bool claimed)
 {
     if (claimed)
-        slot_release(&att->mm, att->slot, att->claim);
+        release(att);
     objects_drop(att);
     budget_end(att);
     fd_close(att->uffd);
@@ -29,6 +41,7 @@ void detach_drop(struct attachment *att, bool claimed)
     fd_close(att->ctl);
     fd_close(att->mem_fd);
     fd_close(att->dev_fd);
+    reader_end(att);
     free(att->linked);
     att->linked = NULL;
     pieces_free(&att->pieces);
@@ -47,6 +60,8 @@ static void say_goodbye(struct attachment *att)
     struct msg msg = {.op = MSG_DETACH, .seq = 1}, reply;
     int fds[MSG_FDS];
     const int64_t deadline = control_deadline(GOODBYE_MS);
+    if (att->reader)
+        reader_figures(att, &msg);
     int err = att->ctl < 0 ? -EPIPE : control_send(att->ctl, &msg, NULL, 0, deadline);
 
     do {
@@ -58,7 +73,7 @@ static void say_goodbye(struct attachment *att)
     } while (!err && (reply.op != MSG_REPLY || reply.seq != msg.seq));
     /* The server may have done so after all, only too late. */
     if (err)
-        slot_release(&att->mm, att->slot, att->claim);
+        release(att);
 }
 
 void detach_end(struct attachment *att)

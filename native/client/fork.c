@@ -23,6 +23,7 @@
 #include "client/detach.h"
 #include "client/objects.h"
 #include "client/proc.h"
+#include "client/reader.h"
 #include "client/service.h"
 #include "client/view.h"
 #include "client/watch.h"
@@ -37,6 +38,8 @@ static void join(struct attachment *att, int parent)
     struct msg forked = {.op = MSG_FORKED, .arg = {att->slot, att->claim}};
     int pair[2];
 
+    if (att->reader)
+        reader_introduce(att, &forked);
     if (parent < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
         return;
     if (!control_send(parent, &forked, (int[]){pair[1], att->uffd}, 2, control_deadline(HELLO_MS)))

@@ -258,7 +258,10 @@ bool handover(struct attachment *att, const struct fault *fault)
     const bool before = taken_away(att, fault->offset);
     struct handed_run run;
 
-    if (att->moved_uffd >= 0 || fault->filled || fault->protect || sequential_write(att, fault) ||
+    /* Nothing tells the server that a reader is about to hand over a run that is being watched
+     * again: it has no epoch. */
+    if (att->reader || att->moved_uffd >= 0 || fault->filled || fault->protect ||
+        sequential_write(att, fault) ||
         (!before && touched_has(&att->mm, att->slot, fault->offset)))
         return false;
     const struct handed_run bounds = bounds_of(att, fault);

@@ -37,27 +37,14 @@
 
 /* The time until we ask again for a descriptor that there was no room for. */
 #define AGAIN_MS 100
-/* The kernel's own fault-around. */
-#define BLOCK_BYTES (64ull << 10)
-/* A process may have 65,530 mappings: a large object has larger blocks. */
-#define BLOCKS_MAX 4096
 
 static uint64_t again_ms; /* when objects_tick() has something to do; 0: it has nothing */
-
-static uint64_t block_bytes(const struct mm_vma *vma)
-{
-    uint64_t bytes = vma->flags & VMA_HUGE ? PMD_SIZE : BLOCK_BYTES;
-
-    while (bytes < (vma->end - vma->start) / BLOCKS_MAX)
-        bytes *= 2;
-    return bytes;
-}
 
 static void choose_block(struct fault *fault, uint64_t file_size)
 {
     const struct mm_vma *vma = &fault->vma;
     const uint64_t page = vma->flags & VMA_HUGE ? PMD_SIZE : PAGE_SIZE;
-    const uint64_t block = block_bytes(vma);
+    const uint64_t block = fault_block(vma);
     const uint64_t behind = file_size > vma->offset ? file_size - vma->offset : 0;
 
     fault->start = fault->offset & ~(block - 1);
@@ -149,6 +136,13 @@ int object_find(struct attachment *att, struct fault *fault)
         return ask(att, fault->vma.object, writing);
     choose_block(fault, found.stx_size);
     return 0;
+}
+
+bool object_held(struct attachment *att, uint32_t number)
+{
+    const struct object *object = find(att, number);
+
+    return object && object->state == OBJECT_HELD;
 }
 
 /* mmap(2) of a hugetlbfs file for writing makes the file as long as the mapping. CREATE_MAPPING

@@ -10,6 +10,8 @@
  * -EINPROGRESS: we have asked for it; view_wake() follows when it comes. -EAGAIN: try
  * again. -ENOENT: there is no such object. Precondition: att->lock held, inside an epoch. */
 int object_find(struct attachment *att, struct fault *fault);
+/* Whether we have the descriptor of an object. Precondition: att->lock held. */
+bool object_held(struct attachment *att, uint32_t number);
 /* Maps the block. Returns how many pages that made reachable, or -errno.
  * Precondition: att->lock held, inside the epoch of object_find(). */
 int64_t object_map(struct attachment *att, const struct fault *fault);

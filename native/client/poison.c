@@ -56,7 +56,7 @@ static void unpoison(struct attachment *att, struct poison poison)
         break;
     case POISON_BUS:
         /* It must not be accessed before it is watched, as in view_map(). */
-        mmap(page, PAGE_SIZE, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd,
+        mmap(page, PAGE_SIZE, PROT_NONE, view_flags(att) | MAP_FIXED, att->mem_fd,
              (off_t)poison.offset);
         uffd_watch(att->uffd, (uintptr_t)page, PAGE_SIZE);
         mprotect(page, PAGE_SIZE, prot);

@@ -166,7 +166,7 @@ static int map_again(const struct attachment *att, uint8_t *page)
     if (err)
         return err;
     if (mmap(page, PMD_SIZE, view_prot_at(att, (uint64_t)(page - att->base)),
-             MAP_SHARED | MAP_FIXED | MAP_NORESERVE, att->mem_fd, page - att->base) == MAP_FAILED)
+             view_flags(att) | MAP_FIXED, att->mem_fd, page - att->base) == MAP_FAILED)
         return -errno;
     madvise(page, PMD_SIZE, MADV_DONTDUMP);
     err = uffd_watch(att->uffd, (uintptr_t)page, PMD_SIZE);
@@ -196,7 +196,8 @@ int reclaim_span(struct attachment *att, uint64_t start)
         err = rights.read_only || !rights.whole || is_adopted(att) ? -EOPNOTSUPP
                                                                    : map_again(att, page);
     else
-        err = rights.read_only ? move_and_discard(att, page) : discard(page, PMD_SIZE);
+        err = rights.read_only && !att->reader ? move_and_discard(att, page)
+                                               : discard(page, PMD_SIZE);
     /* Otherwise a change of rights would give it a table again, for nothing. */
     if (!err)
         touched_unmark(&att->mm, att->slot, start);

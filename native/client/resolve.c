@@ -33,6 +33,7 @@
 #include "client/objects.h"
 #include "client/poison.h"
 #include "client/present.h"
+#include "client/reader.h"
 #include "client/view.h"
 #include "core/slots.h"
 #include "core/touched.h"
@@ -111,11 +112,11 @@ static int map_present(struct attachment *att, const struct fault *fault)
 /* A sequential run that has come to the end of its span goes on over the present pages behind
  * it, up to the first one that we have mapped. Not with a budget, which counts spans by their
  * faults. */
-static int map_ahead(struct attachment *att, const struct fault *fault)
+static int map_ahead(struct attachment *att, const struct fault *fault, uint64_t end)
 {
     const uint64_t start = (fault->offset & ~(PMD_SIZE - 1)) + PMD_SIZE;
     const uint64_t quantum_end = (fault->offset / att->mm.quantum + 1) * att->mm.quantum;
-    uint64_t end = fault->offset + att->around.pages * PAGE_SIZE, mapped = start, stop;
+    uint64_t mapped = start, stop;
 
     end = end < quantum_end ? end : quantum_end; /* the next quantum is not linked yet */
     end = end < fault->vma.end ? end : fault->vma.end;
@@ -147,7 +148,7 @@ static int make_reachable(struct attachment *att, const struct fault *fault, uin
     if (handover(att, fault))
         return 0;
     err = map_present(att, fault);
-    return err ? err : map_ahead(att, fault);
+    return err ? err : map_ahead(att, fault, fault->offset + att->around.pages * PAGE_SIZE);
 }
 
 static int reach_object(struct attachment *att, struct fault *fault)
@@ -159,12 +160,47 @@ static int reach_object(struct attachment *att, struct fault *fault)
     return pages < 0 ? (int)pages : 0;
 }
 
+/* What becomes of a fault if something went wrong. */
+static enum fault_verdict verdict_of(int err, enum fault_verdict otherwise)
+{
+    if (!err)
+        return otherwise;
+    return err == -EINPROGRESS ? FAULT_LATER : err == -EAGAIN ? FAULT_WAIT : FAULT_BROKEN;
+}
+
+/* The same for a reader: the server does the first part, whatever we see in the tables. `look` is
+ * what they say. */
+static enum fault_verdict ask(struct attachment *att, struct fault *fault, uint64_t flags,
+                              enum fault_verdict look)
+{
+    int err = 0;
+
+    if (fault->access == ACCESS_WRITE) { /* the program has given itself the right */
+        fault->vma = (struct mm_vma){.flags = VMA_READ};
+        return FAULT_ACCERR;
+    }
+    if (look == FAULT_WAIT)
+        return look;
+    if (look != FAULT_MAP)
+        fault->vma = (struct mm_vma){0};
+    if (fault->vma.object)
+        err = object_find(att, fault);
+    else
+        around_choose(&att->around, fault, flags & UFFD_PAGEFAULT_FLAG_MINOR,
+                      touched_has(&att->mm, att->slot, fault->offset), att->mm.fault_around);
+    if (!err)
+        err = reader_ask(att, fault, flags & UFFD_PAGEFAULT_FLAG_MINOR);
+    return verdict_of(err, FAULT_LATER);
+}
+
 /* First the host mm's part, then the real MMU's; between slot_enter() and slot_leave(). */
 static enum fault_verdict handle(struct attachment *att, struct fault *fault, uint64_t flags)
 {
     enum fault_verdict verdict = fault_look(&att->mm, fault);
     int err = 0;
 
+    if (att->reader)
+        return ask(att, fault, flags, verdict);
     if (verdict != FAULT_MAP)
         return verdict;
     if (!fault->vma.object) {
@@ -180,14 +216,40 @@ static enum fault_verdict handle(struct attachment *att, struct fault *fault, ui
         counts_fault(att, fault);
         err = fault->vma.object ? reach_object(att, fault) : make_reachable(att, fault, flags);
     }
-    if (!err)
-        return verdict;
-    return err == -EINPROGRESS ? FAULT_LATER : err == -EAGAIN ? FAULT_WAIT : FAULT_BROKEN;
+    return verdict_of(err, verdict);
+}
+
+static bool is_refused(enum fault_verdict verdict)
+{
+    return verdict == FAULT_MAPERR || verdict == FAULT_ACCERR || verdict == FAULT_BROKEN;
+}
+
+static void refuse(struct attachment *att, const struct fault *fault, enum fault_verdict verdict)
+{
+    poison_page(att, fault, verdict);
+    if (att->reader) /* the server asks those that have guard pages to remove them */
+        reader_report(att);
+}
+
+/* What follows when the host mm and the real MMU have had their part. */
+static void let_go_on(struct attachment *att, const struct fault *fault, enum fault_verdict verdict)
+{
+    const struct timespec moment = {.tv_nsec = 20000};
+
+    if (verdict == FAULT_LATER)
+        return;
+    /* The thread faults again and we come back here. In between we can answer the
+     * server, which may be waiting for just that. */
+    if (verdict == FAULT_WAIT)
+        nanosleep(&moment, NULL);
+    wake_for(att, fault);
+    /* We cannot give back a span with objects in it by ourselves. */
+    if (!fault->vma.object)
+        budget_fault(att, fault->offset, verdict == FAULT_MAP && !fault->filled);
 }
 
 void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
 {
-    const struct timespec moment = {.tv_nsec = 20000};
     const uint64_t offset = (addr - (uintptr_t)att->base) & ~(PAGE_SIZE - 1);
     struct fault fault = {
         .offset = offset,
@@ -206,19 +268,38 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
     verdict = handle(att, &fault, flags);
     if (verdict == FAULT_MAPERR && is_adopted(att))
         verdict = FAULT_BROKEN; /* mremap(2) has made the window longer than the region: SIGBUS */
-    if (verdict == FAULT_MAPERR || verdict == FAULT_ACCERR || verdict == FAULT_BROKEN)
-        poison_page(att, &fault, verdict);
+    if (is_refused(verdict))
+        refuse(att, &fault, verdict);
     slot_leave(&att->mm, att->slot);
-    if (verdict == FAULT_LATER)
+    let_go_on(att, &fault, verdict);
+}
+
+/* The part of the real MMU: the server has made the pages. */
+static int reach_told(struct attachment *att, struct answer *answer)
+{
+    struct fault *fault = &answer->fault;
+    int err;
+
+    counts_fault(att, fault);
+    if (fault->vma.object) /* let go of since we asked: the thread faults again */
+        return object_held(att, fault->vma.object) ? reach_object(att, fault) : -EAGAIN;
+    err = map_present(att, fault);
+    if (!err)
+        err = map_ahead(att, fault, answer->ahead);
+    return reader_confirm(att, answer) ? err : -EAGAIN;
+}
+
+void resolve_told(struct attachment *att, const struct msg *msg)
+{
+    struct answer answer;
+
+    if (!reader_told(att, msg, &answer))
         return;
-    /* The thread faults again and we come back here. In between we can answer the
-     * server, which may be waiting for just that. */
-    if (verdict == FAULT_WAIT)
-        nanosleep(&moment, NULL);
-    wake_for(att, &fault);
-    /* We cannot give back a span with objects in it by ourselves. */
-    if (!fault.vma.object)
-        budget_fault(att, fault.offset, verdict == FAULT_MAP && !fault.filled);
+    if (answer.verdict == FAULT_MAP)
+        answer.verdict = verdict_of(reach_told(att, &answer), FAULT_MAP);
+    if (is_refused(answer.verdict))
+        refuse(att, &answer.fault, answer.verdict);
+    let_go_on(att, &answer.fault, answer.verdict);
 }
 
 static int let_go(uint64_t start, uint64_t end)

@@ -20,6 +20,7 @@
 #include "client/clock.h"
 #include "client/objects.h"
 #include "client/poison.h"
+#include "client/reader.h"
 #include "client/resolve.h"
 #include "client/view.h"
 #include "client/watch.h"
@@ -78,6 +79,8 @@ static void answer_server(struct attachment *att)
     err = lost ? 0 : err;
     if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_OBJECT >> 32)
         object_answer(att, (uint32_t)msg.seq, object_of(&msg, lost, fds));
+    if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_FAULT >> 32)
+        resolve_told(att, &msg);
     for (unsigned i = 0; !err && i < MSG_FDS; i++)
         if (fds[i] >= 0)
             close(fds[i]);
@@ -100,12 +103,15 @@ static void rejoin(struct attachment *att)
 
     if (sock < 0)
         return;
+    if (att->reader)
+        reader_introduce(att, &msg);
     if (control_send(sock, &msg, fds, 2, CONTROL_AT_ONCE) || watch_regain_server(att, sock)) {
         close(sock);
         return;
     }
-    /* Threads that wait for an object fault again, and ask this server. */
+    /* Threads that wait for an answer fault again, and ask this server. */
     objects_unask(att);
+    reader_unask(att);
     view_wake(att, 0, att->length);
 }
 

@@ -12,13 +12,20 @@
 #include "core/uffd.h"
 #include "core/vma.h"
 
+/* A reader's is private, because userfaultfd takes only what might be written. It has the file's
+ * own pages all the same: the program has no right to write. */
+int view_flags(const struct attachment *att)
+{
+    return (att->reader ? MAP_PRIVATE : MAP_SHARED) | MAP_NORESERVE;
+}
+
 int view_map(const struct attachment *att)
 {
     /* It must not be accessed before it is watched: pages that came in between would come
      * without us, and stay. Other threads may be using a window that was there before. Nor
      * may it be filled when it is made, after mlockall(MCL_FUTURE). */
-    void *got = mmap(att->base, att->length, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
-                     att->mem_fd, 0);
+    void *got = mmap(att->base, att->length, PROT_NONE, view_flags(att) | MAP_FIXED, att->mem_fd,
+                     0);
 
     if (got == MAP_FAILED)
         return -errno;

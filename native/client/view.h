@@ -7,6 +7,8 @@
 
 #include "client/attachment.h"
 
+/* The MAP_* flags of every mapping of .mem in a window. Precondition: none. */
+int view_flags(const struct attachment *att);
 /* Maps the window over its reservation, PROT_NONE until it is watched. 0 or -errno.
  * Precondition: the table's lock held. */
 int view_map(const struct attachment *att);

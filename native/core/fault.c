@@ -17,6 +17,20 @@
 #include "core/pagetable.h"
 #include "core/vma.h"
 
+/* The kernel's own fault-around. */
+#define BLOCK_BYTES (64ull << 10)
+/* A process may have 65,530 mappings: a large object has larger blocks. */
+#define BLOCKS_MAX 4096
+
+uint64_t fault_block(const struct mm_vma *vma)
+{
+    uint64_t bytes = vma->flags & VMA_HUGE ? PMD_SIZE : BLOCK_BYTES;
+
+    while (bytes < (vma->end - vma->start) / BLOCKS_MAX)
+        bytes *= 2;
+    return bytes;
+}
+
 static void see(struct fault *fault, uint64_t offset)
 {
     uint64_t page = (offset - fault->start) / PAGE_SIZE;

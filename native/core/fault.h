@@ -39,6 +39,8 @@ struct fault {
     struct mm_vma vma;
 };
 
+/* How much of an object is mapped, and filled, at once: a power of two of bytes. */
+uint64_t fault_block(const struct mm_vma *vma);
 /* Finds the VMA, and whether the access is permitted: FAULT_MAP.
  * Precondition: inside an epoch, which lasts until the pages are reachable. */
 enum fault_verdict fault_look(const struct mm *mm, struct fault *fault);

@@ -14,6 +14,8 @@
  *   FORKED      child   slot, claim                     socket, uffd   none: the socket is in use
  *   REJOIN      client  slot, claim                     .mm, uffd      result
  *   DETACH      client                                                 result
+ *   FAULT       reader  (struct fault_ask in `text`)                   struct fault_told in `text`
+ *   FIGURES     reader  (struct figures in `text`)                     none
  *   MAP         client  offset, size, prot, flags,      object         result
  *                       object offset
  *   UNMAP       client  offset, size                                   result
@@ -44,11 +46,19 @@
  * ARRANGE to all that are attached, since we do not see an instruction fetch that is not
  * permitted. So a client that has just come (FORKED, REJOIN) is sent ARRANGE, too, if anything
  * is executable.
+ *
+ * A reader is a client whose region descriptor is open for reading only (ATTACH_READER). It cannot
+ * write the host mm, so the server has a slot for it and fills entries on its behalf (FAULT).
+ * Where others name slot and claim, a reader names the window: its address, the protection that was
+ * asked for, and enum attach_way. Its READY, FIGURES and DETACH have its figures in `text`.
  */
 #ifndef MSHARE_PROTOCOL_H
 #define MSHARE_PROTOCOL_H
 
+#include <assert.h>
 #include <stdint.h>
+
+#include "core/layout.h"
 
 enum msg_op {
     MSG_REPLY = 1,
@@ -69,11 +79,14 @@ enum msg_op {
     MSG_ARRANGE,
     MSG_ADOPT,
     MSG_LOOK,
+    MSG_FAULT,
+    MSG_FIGURES,
 };
 
 /* Flags in the reply to ATTACH. */
 enum attach_flags {
     ATTACH_ANY_PROT = 1, /* only the region's mappings say what is permitted (-o quirks=v3) */
+    ATTACH_READER = 2,   /* .mm and .mem are open for reading only, see above */
 };
 
 /* Flags of REVOKE. */
@@ -81,8 +94,10 @@ enum revoke_flags {
     REVOKE_OBJECTS = 1, /* let go also of objects, and of their descriptors */
 };
 
-/* `seq` of the service thread's requests: this bit and the number asked for; others start at 0. */
+/* `seq` of the service thread's requests: such a bit, and the number of what is asked for; others
+ * start at 0. */
 #define SEQ_OBJECT (1ull << 32)
+#define SEQ_FAULT (1ull << 33)
 
 #define MSG_TEXT 192
 #define MSG_FDS 3
@@ -94,5 +109,34 @@ struct msg {
     uint64_t arg[5];
     char text[MSG_TEXT];
 };
+
+/* What others write into their slots. */
+struct figures {
+    uint64_t faults, links, materialised, segv, prefaulted, evicted, refaulted;
+    uint32_t budget, budget_asked, budget_grown, poisoned;
+};
+
+/* A reader's fault: what it would do if it could write (struct fault). */
+struct fault_ask {
+    uint64_t offset, start, end, limit;
+    uint64_t ahead; /* where pages that it may map beyond `end` end, if they have entries */
+    uint32_t object, skip;
+    uint16_t fill;
+    uint16_t present; /* the page is there; otherwise it is to be made */
+    uint32_t links;   /* 1: its quantum is linked by this */
+    struct figures figures;
+};
+
+struct fault_told {
+    uint64_t start, end, filled, beside;
+    uint64_t present[SPAN_PAGES / 64];
+    struct mm_vma vma;
+    uint64_t epoch;   /* of the snapshot that says so */
+    uint32_t verdict; /* enum fault_verdict */
+    uint32_t pad;
+};
+
+static_assert(sizeof(struct fault_ask) <= MSG_TEXT, "a question fits a message");
+static_assert(sizeof(struct fault_told) <= MSG_TEXT, "an answer fits a message");
 
 #endif

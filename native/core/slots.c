@@ -121,6 +121,20 @@ static void settle_frame(struct mm *mm, uint64_t frame, uint64_t word)
         frame_drop(mm, frame);
 }
 
+void slot_settle(struct mm *mm, unsigned number)
+{
+    if (number >= MM_SLOTS || !atomic_load(&mm->slots[number].epoch))
+        return;
+    /* Only who died inside a fault can have a frame in hand. */
+    for (uint64_t i = 0, high = frames_high(mm); i < high; i++) {
+        uint64_t word = atomic_load_explicit(&mm->words[i], memory_order_relaxed);
+
+        if (frame_state(word) == FRAME_HELD && frame_slot(word) == number)
+            settle_frame(mm, i, word);
+    }
+    slot_leave(mm, number);
+}
+
 int slot_reap(struct mm *mm, unsigned number)
 {
     if (number >= MM_SLOTS)
@@ -128,14 +142,7 @@ int slot_reap(struct mm *mm, unsigned number)
     struct mm_slot *slot = &mm->slots[number];
     struct mm_counters *kept = &mm->header->retired;
 
-    /* Only a client that died inside a fault can have a frame in hand. */
-    if (atomic_load(&slot->epoch))
-        for (uint64_t i = 0, high = frames_high(mm); i < high; i++) {
-            uint64_t word = atomic_load_explicit(&mm->words[i], memory_order_relaxed);
-
-            if (frame_state(word) == FRAME_HELD && frame_slot(word) == number)
-                settle_frame(mm, i, word);
-        }
+    slot_settle(mm, number);
     atomic_fetch_add(&kept->faults, atomic_load(&slot->counters.faults));
     atomic_fetch_add(&kept->links, atomic_load(&slot->counters.links));
     atomic_fetch_add(&kept->materialised, atomic_load(&slot->counters.materialised));

@@ -18,6 +18,8 @@ void slot_leave(struct mm *mm, unsigned slot);
 /* Returns 0 when no fault that began before the current epoch is still going
  * on; otherwise -EAGAIN, and the slot of such a client in *straggler. */
 int slot_grace(struct mm *mm, unsigned *straggler);
+/* Whoever was inside an epoch of that slot has died there: recovers the frame it had in hand. */
+void slot_settle(struct mm *mm, unsigned slot);
 /* The client is gone: recovers the frame that it had in hand, and keeps its counts.
  * Precondition: its process has ended, or lets the slot go itself. */
 int slot_reap(struct mm *mm, unsigned slot);

@@ -28,3 +28,4 @@
 #include "server/identity.h"
 #include "server/inspect.h"
 #include "server/prefill.h"
+#include "server/readers.h"

@@ -470,6 +470,7 @@ static const struct {
     {"close", close_fd},
     {"exit", leave},
     {"hammer", crowd_hammer},
+    {"gaze", crowd_gaze},
     {"flood", crowd_flood},
     {"holes", crowd_holes},
     {"join", crowd_join},

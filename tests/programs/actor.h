@@ -16,6 +16,7 @@ void reply_signal(const struct trap *trap);
 
 /* crowd.c: threads that run until they are told to stop. */
 void crowd_hammer(const uint64_t *arg);
+void crowd_gaze(const uint64_t *arg);
 void crowd_flood(const uint64_t *arg);
 void crowd_holes(const uint64_t *arg);
 void crowd_join(const uint64_t *arg);

@@ -105,6 +105,43 @@ void crowd_hammer(const uint64_t *arg) /* board fd, number on it, address, pages
     reply(-1, "ok");
 }
 
+static void *gaze(void *arg)
+{
+    struct job *job = arg;
+    struct trap trap;
+
+    for (volatile uint64_t i = job->seed;; i++) {
+        const volatile uint64_t *at = (volatile uint64_t *)(job->start + i % job->pages * PAGE);
+        volatile uint64_t before = atomic_load(&job->board->phase);
+        volatile bool loaded = false;
+
+        if (before % 4 == STOP)
+            return NULL;
+        if (TRY(trap)) {
+            (void)*at;
+            loaded = true;
+        }
+        trap_current = NULL;
+        bool refused = !loaded && trap.signo == SIGSEGV && trap.addr == (uintptr_t)at;
+        bool same = atomic_load(&job->board->phase) == before;
+        atomic_fetch_add(loaded ? &job->seen->stored : &job->seen->refused, 1);
+        if ((!loaded && !refused) || (same && loaded && before % 4 == GONE) ||
+            (same && !loaded && before % 4 == THERE))
+            atomic_fetch_add(&job->seen->wrong, 1);
+    }
+}
+
+/* Loads from [address, +pages) in each of some threads, until the board says stop. */
+void crowd_gaze(const uint64_t *arg) /* board fd, number on it, address, pages, threads */
+{
+    struct board *board = board_at((int)arg[0]);
+    struct job job = {
+        .board = board, .seen = &board->seen[arg[1]], .start = arg[2], .pages = arg[3]};
+
+    crowd_start((unsigned)arg[4], gaze, &job);
+    reply(-1, "ok");
+}
+
 uint64_t next_random(uint64_t *state) /* xorshift64 */
 {
     *state ^= *state << 13;

@@ -137,6 +137,15 @@ class Actor:
         """Give the process a duplicate of a descriptor; returns its number there."""
         return self.number("take", fd=fd)
 
+    def modes(self, name: str) -> list[int]:
+        """How the process has the files open whose paths contain `name` (os.O_RDONLY, ...)."""
+        found = []
+        for fd in os.listdir(f"/proc/{self.pid}/fd"):
+            if name in os.readlink(f"/proc/{self.pid}/fd/{fd}"):
+                info = Path(f"/proc/{self.pid}/fdinfo/{fd}").read_text()
+                found.append(int(info.split("flags:")[1].split()[0], 8) & os.O_ACCMODE)
+        return found
+
     def attach(
         self, fd: int, address: int = 0, prot: int = READ_WRITE, flags: int = mmap.MAP_SHARED
     ) -> int:
