@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -94,5 +95,5 @@ def test_a_process_of_which_nothing_is_known(
     monkeypatch.setattr(processes, "times_mapped", lambda _pid, _file: None)
     host = make(started)
     assert lib.slot_claim(host.mm, ELSEWHERE, 0) == 0
-    trio.run(host.clients.reap_dead)
+    trio.run(partial(host.clients.reap_dead, seconds=30))
     assert host.attached() == believed

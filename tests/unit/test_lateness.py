@@ -113,6 +113,7 @@ def test_the_end_of_a_fault(
             with refused(errno.EBUSY):
                 await host.unmap(0, QUANTUM)
 
-        assert seconds(unmap) == pytest.approx(expected, abs=lateness.LOOK_SECONDS + 0.6)
+        # The clock jumps also while a thread looks at the process, as far as that may take.
+        assert expected <= seconds(unmap) < expected + EXCUSED_SECONDS / 2
     finally:
         host.close()
