@@ -54,10 +54,11 @@ START_LIMIT = 120.0
 HOUR = 3600.0
 GROWTH = 2 << 20
 """Bytes an hour that the server may grow by."""
-NOISE = 512 << 10
-"""Bytes by which two looks may differ without any growth: caches, and what malloc has not given
-back. The server lives long enough in a run of half an hour to grow by that at GROWTH; a shorter run
-finds only what is lost faster."""
+WARM_SECONDS = 150.0
+"""A server's caches, and malloc's arenas, are full by then: it has grown by more than a MiB."""
+NOISE, NOISE_BEFORE = 128 << 10, 1 << 20
+"""Bytes by which two looks may differ without any growth, afterwards and before. A run that is too
+short for a warm server finds only what is lost quickly."""
 FILE = mmap.MAP_SHARED | MAP_FIXED
 OPTIONS = ("quantum=2M", "fault_around=16")
 
@@ -117,13 +118,13 @@ class Soak:
             if number % ROUNDS_TO_EBB == 0:
                 self._ebb()
         self._ebb()
-        grown, hours = self._growth()
+        grown, hours, noise = self._growth()
         print(
             f"soak: the server has grown by {grown / 1024:.0f} KiB in {hours * HOUR:.0f} s, that "
-            f"is {grown / 1024 / hours:.0f} KiB an hour; up to {NOISE >> 10} KiB may be noise",
+            f"is {grown / 1024 / hours:.0f} KiB an hour; up to {noise >> 10} KiB may be noise",
             flush=True,
         )
-        if grown > NOISE and grown > GROWTH * hours:
+        if grown > noise and grown > GROWTH * hours:
             raise SoakError(f"the server grows; seconds and bytes: {self._memory}")
 
     def figures(self) -> str:
@@ -274,14 +275,16 @@ class Soak:
             until(few, "the server has no more descriptors than before")
         return sorted(found)
 
-    def _growth(self) -> tuple[float, float]:
-        """Bytes, by regression over the last server's life, and in how many hours."""
-        points = self._memory[len(self._memory) // 4 :]  # its caches are full by then
+    def _growth(self) -> tuple[float, float, int]:
+        """Bytes, by regression over the last server's life; in how many hours; and the noise."""
+        points, noise = [each for each in self._memory if each[0] > WARM_SECONDS], NOISE
+        if len(points) < 5:
+            points, noise = self._memory[len(self._memory) // 4 :], NOISE_BEFORE
         if len(points) < 3:
-            return 0.0, 1 / HOUR
+            return 0.0, 1 / HOUR, noise
         seconds = points[-1][0] - points[0][0]
         slope = statistics.linear_regression(*zip(*points, strict=True)).slope
-        return slope * seconds, seconds / HOUR
+        return slope * seconds, seconds / HOUR, noise
 
 
 @contextlib.contextmanager
