@@ -23,6 +23,7 @@
 #include "client/proc.h"
 #include "client/reader.h"
 #include "client/service.h"
+#include "client/spare.h"
 #include "client/view.h"
 #include "client/watch.h"
 #include "client/window.h"
@@ -167,6 +168,8 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     if (!err)
         err = attach_claim(att, proc_start_time());
     claimed = !err;
+    if (!err)
+        att->spare = spare_make();
     if (!err)
         err = budget_start(att);
     ready.arg[0] = att->slot;

@@ -37,7 +37,7 @@
 #define POISONS_MAX 32
 
 /* How a page was made to fault natively, and thus how it is unguarded. */
-enum poison_kind { POISON_GUARD, POISON_PROT, POISON_BUS };
+enum poison_kind { POISON_GUARD, POISON_PROT, POISON_BUS, POISON_MARK };
 
 struct poison {
     uint64_t offset;
@@ -170,6 +170,7 @@ struct attachment {
     struct around around;                 /* [att] what to map beside a page that faults */
     struct poison poisons[POISONS_MAX];   /* [att] a ring */
     unsigned poisons_at, poisons_used;    /* [att] */
+    uint8_t *spare;                       /* [att] mappings in reserve (spare.h) */
     struct budget budget;                 /* [att] */
     struct object objects[OBJECTS_MAX];   /* [att] */
     unsigned objects_at;                  /* [att] the next one to be replaced */

@@ -14,6 +14,7 @@
 #include "client/budget_set.h"
 #include "client/objects.h"
 #include "client/reader.h"
+#include "client/spare.h"
 #include "client/watch.h"
 #include "core/control.h"
 #include "core/fd.h"
@@ -36,6 +37,8 @@ void detach_drop(struct attachment *att, bool claimed)
         release(att);
     objects_drop(att);
     budget_end(att);
+    spare_free(att->spare);
+    att->spare = NULL;
     fd_close(att->uffd);
     fd_close(att->moved_uffd);
     fd_close(att->ctl);

@@ -30,6 +30,7 @@
 
 #include "client/attachments.h"
 #include "client/poison.h"
+#include "client/spare.h"
 #include "client/view.h"
 #include "core/control.h"
 #include "core/linger.h"
@@ -180,9 +181,14 @@ int64_t object_map(struct attachment *att, const struct fault *fault)
     if (!object || object->state != OBJECT_HELD)
         return -EUCLEAN;
     touched_mark(&att->mm, att->slot, fault->start, bytes);
-    int err = map_block(at, bytes, view_block_prot(att, fault->vma.flags), object->fd,
-                        (off_t)(fault->vma.offset + (fault->start - fault->vma.start)),
-                        fault->vma.flags & VMA_HUGE);
+    const int prot = view_block_prot(att, fault->vma.flags);
+    const off_t offset = (off_t)(fault->vma.offset + (fault->start - fault->vma.start));
+    int err = map_block(at, bytes, prot, object->fd, offset, fault->vma.flags & VMA_HUGE);
+
+    if (err == -ENOMEM) { /* perhaps the process has as many mappings as it may have */
+        spare_give(att->spare);
+        err = map_block(at, bytes, prot, object->fd, offset, fault->vma.flags & VMA_HUGE);
+    }
     if (err)
         return err == -EAGAIN ? -ENOMEM : err; /* EAGAIN: more than may be locked */
     poison_forget(att, fault->start, fault->end);

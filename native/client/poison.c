@@ -19,15 +19,28 @@
 #include <unistd.h>
 
 #include "client/counts.h"
+#include "client/spare.h"
 #include "client/view.h"
 #include "core/slots.h"
 #include "core/touched.h"
 #include "core/uffd.h"
 #include "core/vma.h"
 
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
 #define MADV_GUARD_REMOVE 103
+#endif
+/* linux/userfaultfd.h, since 6.6. */
+#ifndef UFFDIO_POISON
+struct uffdio_poison {
+    struct uffdio_range range;
+    uint64_t mode;
+    int64_t updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
 #endif
 
 /* The rights of a page that is a guard page no more. A block of an object may have been mapped
@@ -53,6 +66,9 @@ static void unpoison(struct attachment *att, struct poison poison)
         break;
     case POISON_PROT:
         mprotect(page, PAGE_SIZE, prot);
+        break;
+    case POISON_MARK:
+        madvise(page, PAGE_SIZE, MADV_DONTNEED_LOCKED);
         break;
     case POISON_BUS:
         /* It must not be accessed before it is watched, as in view_map(). */
@@ -101,9 +117,24 @@ static bool guard(const struct attachment *att, uint8_t *page)
     /* Punching a write-protected page out of the file leaves a marker, which
      * madvise() cannot replace: it would try again for ever. */
     ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off);
-    /* A locked mapping (mlockall) takes no guard marker. */
-    return !madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL) ||
-           (!munlock(page, PAGE_SIZE) && !madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL));
+    if (!madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL))
+        return true;
+    /* A locked mapping takes no guard marker. Nothing of a window is ever locked in the series; and
+     * mlockall(2) would otherwise come from each such page to the next. */
+    return !munlock(is_adopted(att) ? page : att->base,
+                    is_adopted(att) ? PAGE_SIZE : att->length) &&
+           !madvise(page, PAGE_SIZE, MADV_GUARD_INSTALL);
+}
+
+/* Without a change of any mapping, of which there may be no more, or which may be sealed: SIGBUS,
+ * BUS_MCEERR_AR. */
+static bool mark(const struct attachment *att, uint8_t *page)
+{
+    struct uffdio_poison range = {.range = {(uintptr_t)page, PAGE_SIZE}};
+
+    return !ioctl(att->uffd, UFFDIO_POISON, &range) ||
+           (!madvise(page, PAGE_SIZE, MADV_DONTNEED_LOCKED) &&
+            !ioctl(att->uffd, UFFDIO_POISON, &range));
 }
 
 /* Past the end of an empty file: SIGBUS, BUS_ADRERR. */
@@ -129,20 +160,42 @@ static int refusing_prot(const struct attachment *att, const struct fault *fault
     return (att->prot & ~PROT_WRITE) | (rights & VMA_EXEC ? PROT_EXEC : 0);
 }
 
+/* The best way that is possible now; false: there is none. */
+static bool refuse(struct attachment *att, const struct fault *fault, enum fault_verdict verdict,
+                   enum poison_kind *kind)
+{
+    uint8_t *page = att->base + fault->offset;
+
+    *kind = POISON_BUS;
+    if (verdict == FAULT_BROKEN && map_nothing(att, page))
+        return true;
+    *kind = POISON_GUARD;
+    if (verdict == FAULT_MAPERR && guard(att, page))
+        return true;
+    *kind = POISON_PROT;
+    return !mprotect(page, PAGE_SIZE, refusing_prot(att, fault, verdict));
+}
+
 void poison_page(struct attachment *att, const struct fault *fault, enum fault_verdict verdict)
 {
     uint8_t *page = att->base + fault->offset;
     struct poison made = {fault->offset, POISON_PROT};
+    bool done = refuse(att, fault, verdict, &made.kind);
 
-    if (verdict == FAULT_MAPERR) {
-        if (guard(att, page))
-            made.kind = POISON_GUARD;
-    } else if (verdict == FAULT_BROKEN) {
-        if (map_nothing(att, page))
-            made.kind = POISON_BUS;
+    /* A process that has as many mappings as it may have: first our own pages are joined with
+     * their neighbours again, which takes none, then the reserve goes. */
+    for (; !done && att->poisons_used; done = refuse(att, fault, verdict, &made.kind))
+        unpoison(att, take_oldest(att));
+    if (!done) {
+        spare_give(att->spare);
+        done = refuse(att, fault, verdict, &made.kind);
     }
-    if (made.kind == POISON_PROT)
-        mprotect(page, PAGE_SIZE, refusing_prot(att, fault, verdict));
+    /* A signal, always: rather one with another code than a thread that faults for ever. */
+    if (!done) {
+        made.kind = guard(att, page) ? POISON_GUARD : POISON_MARK;
+        if (made.kind == POISON_MARK)
+            mark(att, page);
+    }
     remember_poison(att, made);
     count_add(&counts_of(att)->segv, 1);
 }
@@ -162,6 +215,7 @@ static void take_back(struct attachment *att, uint64_t start, uint64_t end, bool
 
 void poison_rearm(struct attachment *att, uint64_t start, uint64_t end)
 {
+    spare_take(att->spare);
     slot_enter(&att->mm, att->slot);
     take_back(att, start, end, true);
     slot_leave(&att->mm, att->slot);
