@@ -264,9 +264,7 @@ class Sampler:
             view.close()
 
     def _bring_up_to_date(self) -> None:
-        """The entries of adopted memory. Without a server that answers they stay as they were."""
-        if not any(self._objects.glob("*.adopted")):
-            return
+        """The entries of memory that Linux fills; without a server that answers, they stay."""
         deadline = lib.control_deadline(_ANSWER_MS)
         sock = lib.control_connect_path(os.fsencode(self._control), deadline)
         if sock >= 0:

@@ -238,7 +238,7 @@ class Connection:
         del request
         if self.user not in (0, os.geteuid()):
             raise OSError(errno.EPERM, f"user {self.user} may not look at all regions")
-        await self._control.regions.look_at_adopted()
+        await self._control.regions.look_at_pages()
 
     async def _ready(self, request: Request) -> None:
         self._settle(request)

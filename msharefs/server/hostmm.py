@@ -27,7 +27,7 @@ from .prompt_lock import PromptLock
 from .view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from .mapping import Mapping
@@ -44,6 +44,8 @@ GRACE_POLL_SECONDS = 0.0002
 GRACE_LOOK_SECONDS = 0.01
 # A new server looks for dead clients so long before it serves a region; then it goes on.
 RECOVER_LOOK_SECONDS = 1.0
+# Pages of so many bytes are looked at without a thread, which would take longer.
+LOOK_AT_ONCE = 64 << 20
 # Lines of the log for the lost objects of a region.
 _LOST_SHOWN = 8
 
@@ -239,12 +241,52 @@ class HostMM(View):
 
         return take
 
+    @property
+    def unwatched(self) -> bool:
+        """Whether it may have pages without entries, which Linux has filled."""
+        return self.adopted or bool(lib.mm_unwatched(self._mm))
+
     def catch_up_entries(self) -> None:
-        """Gives the pages of adopted memory entries, which nobody else does. For a thread."""
+        """Gives pages that Linux has filled entries, as nobody else does. For a thread."""
+        how = lib.ENTRIES_EXACT if self.adopted else lib.ENTRIES_NOW
         check(
-            lib.entries_catch_up(self._mm, self._mem_fd, 0, self.size, True),
+            lib.entries_catch_up(self._mm, lib.MM_SLOTS, self._mem_fd, 0, self.size, how),
             f"{self.name}: looking at its pages",
         )
+
+    async def _catch_up_before(self, start: int, end: int) -> None:
+        """Does so in the middle of a change, when no page can come to [start, end) any more."""
+
+        def catch_up() -> int:
+            how = lib.ENTRIES_BEFORE
+            return int(lib.entries_catch_up(self._mm, lib.MM_SLOTS, self._mem_fd, start, end, how))
+
+        if self.unwatched:
+            self.open_files()
+            few = end - start <= LOOK_AT_ONCE
+            check(
+                catch_up() if few else await self.clients.look(catch_up),
+                f"{self.name}: looking at its pages",
+            )
+
+    def _spans_in_use(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of [start, end) that a client may have mapped.
+
+        It says so itself, span by span, but of memory that Linux fills not well enough.
+        """
+        if not self.unwatched:
+            yield start, end
+            return
+        at, stop = ffi.new("uint64_t *", start), ffi.new("uint64_t *")
+        while lib.entries_span(self.mem_fd, at, end, stop):
+            yield at[0], stop[0]
+            at[0] = stop[0]
+
+    async def look_at_pages(self) -> None:
+        """Brings the entries up to date with the pages."""
+        if self.unwatched:
+            async with self.unchanged():
+                await self.clients.look(self.catch_up_entries)
 
     def _next_object(self) -> int:
         """A number that no object of the region has had: that of the next mapping."""
@@ -276,7 +318,8 @@ class HostMM(View):
                 if not prot:
                     await revocation.take_all(self.clients, start, end)
                 elif not prot & lib.VMA_WRITE:
-                    await revocation.take_write(self.clients, start, end)
+                    for low, high in self._spans_in_use(start, end):
+                        await revocation.take_write(self.clients, low, high)
                 if executes and not prot & lib.VMA_EXEC:
                     await revocation.arrange(self.clients, start, end, must=True)
 
@@ -287,7 +330,8 @@ class HostMM(View):
                 if executes:  # also for rights that an abort has given back
                     await revocation.arrange(self.clients, start, end)
             if prot & lib.VMA_WRITE:
-                await revocation.give_write(self.clients, start, end)
+                for low, high in self._spans_in_use(start, end):
+                    await revocation.give_write(self.clients, low, high)
             await revocation.rearm(self.clients, start, end)
 
     def _check_protect(self, start: int, end: int, prot: int) -> None:
@@ -397,6 +441,8 @@ class HostMM(View):
             if len(self.objects):
                 await revocation.take_all(self.clients, intent.start, intent.end, objects=True)
             await revocation.watch(self.clients, intent.start, intent.end)
+        if self._unfinished and self._mm.header.intent.op in (lib.INTENT_MAP, lib.INTENT_UNMAP):
+            await self._catch_up_before(self._mm.header.intent.start, self._mm.header.intent.end)
         check(lib.hostmm_recover(self._mm, self.mem_fd), f"{self.name}: finishing a change")
         self._unfinished = False
 
@@ -424,6 +470,8 @@ class HostMM(View):
         try:
             await self._grace()
             await take()
+            intent = self._mm.header.intent
+            await self._catch_up_before(intent.start, intent.end)
         except BaseException:
             lib.hostmm_abort(self._mm)
             raise

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Owner = Literal["file", "process", "thread"]
 Quirks = Literal["", "v3"]
+Faults = Literal["linux", "watched"]
 
 # The level of the x86-64 page table that is shared decides: a PUD page, a PMD page or a PTE page.
 QUANTA = {"512G": 512 << 30, "1G": 1 << 30, "2M": 2 << 20}
@@ -24,6 +25,7 @@ KEYS = {
     "owner": "/".join(get_args(Owner)),
     "quirks": "v3",
     "fault_around": "PAGES",
+    "faults": "/".join(get_args(Faults)),
     "passthrough": "yes/no",
     "budget": "SIZE",
     "regions": "COUNT",
@@ -78,6 +80,8 @@ class MountOptions:
     """"v3": the series to the letter, its harmless defects included."""
     fault_around: int = FAULT_AROUND
     """Pages that a sequential first touch may fill together; 1: only touched pages."""
+    faults: Faults = "watched"
+    """Who takes first touches of memory that all may read and write: Linux, or we each of them."""
     passthrough: bool = True
     """A plain mmap(2) of a region maps its memory, if the server may do that, or fails: ENODEV."""
     budget: int = 0
@@ -125,6 +129,7 @@ def parse(
             _switch(flags, key)
             allow_other |= key == "allow_other"
 
+    faults = _choice(values, "faults", get_args(Faults), "watched")
     quirks = _choice(values, "quirks", get_args(Quirks)[1:], "")
     # The series knows no owner but the creating thread.
     owner = _choice(values, "owner", get_args(Owner), "thread" if quirks else "file")
@@ -138,6 +143,7 @@ def parse(
         huge=_choice(_own(values, "huge", state), "huge", home.HUGE, ""),
         owner=owner,  # type: ignore[arg-type]  # _choice has checked it
         quirks=quirks,  # type: ignore[arg-type]
+        faults="linux" if faults == "linux" else "watched",
         fault_around=_pages(values),
         passthrough=_choice(values, "passthrough", ("yes", "no"), "yes") == "yes",
         budget=_budget(values),

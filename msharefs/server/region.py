@@ -235,6 +235,7 @@ class Region:
             )
         host = self.sized()
         await host.clients.reap_dead()
+        await host.look_at_pages()
         # The whole region may be walked, which takes a while: nothing is taken out meanwhile.
         async with contextlib.AsyncExitStack() as stack:
             if what != "clients":
@@ -262,6 +263,7 @@ class Region:
             host = self.host
             host.check_whole()
             await host.clients.reap_dead()
+            await host.look_at_pages()
             return await self._look(host.stat)
         raw = ffi.new("struct mshare_stat *", {"quantum": self.quantum})
         raw.owner_pid, raw.owner_start_time = self.owner.pid, self.owner.start_time

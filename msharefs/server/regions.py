@@ -180,6 +180,7 @@ class Regions:
         remove_set_aside(self._directory, ident)
         owners.forget_unsized(self._directory, ident)
         lib.mm_set_fault_around(region.host.mm, self._options.fault_around)
+        lib.mm_set_linux_fills(region.host.mm, self._options.faults == "linux")
         lib.mm_set_budget(region.host.mm, self._options.budget)
 
     async def evict(self, ident: int) -> None:
@@ -257,13 +258,11 @@ class Regions:
         region.adopted = True
         return fd
 
-    async def look_at_adopted(self) -> None:
-        """Brings the entries of adopted memory up to date with its pages."""
+    async def look_at_pages(self) -> None:
+        """Brings the entries of memory that Linux fills up to date with its pages."""
         for region in list(self._regions.values()):
-            host = region.host
-            if region.adopted and host is not None:
-                async with host.unchanged():
-                    await host.clients.look(host.catch_up_entries)
+            if region.host is not None:
+                await region.host.look_at_pages()
 
     async def attached(self) -> int:
         """Attachments of all regions, after connections have ended; without dead processes.

@@ -21,6 +21,11 @@
  * A page that is mapped when its run is handed over loses the right to write for a moment: the
  * next write to it is a fault. So spans in which we have mapped pages stay watched.
  *
+ * Where the mount says so (-o faults=linux), nothing is left to decide in memory that all may read
+ * and write either, be its pages there or not: which pages .mem has is which entries there are,
+ * and the server makes them when somebody looks (core/entries.c). The first fault in such memory
+ * hands it over.
+ *
  * Around a read Linux maps other pages too, but for a write only its page. So sequential writes
  * stay ours: mapping the following pages costs us a quarter of Linux's faults (resolve.c).
  */
@@ -154,8 +159,8 @@ static void publish_run(struct attachment *att, struct handed_run run, uint64_t 
     counts_reached(att, run.start, run.end, fresh);
 }
 
-/* Hands over a run. */
-static bool hand_over(struct attachment *att, struct handed_run run)
+/* Hands over a run, in which pages may be `absent`. */
+static bool hand_over(struct attachment *att, struct handed_run run, bool absent)
 {
     const uint64_t fresh = att->budget.spans ? enlist_in_span(&att->budget, run)
                                              : enlist(&att->handed, run);
@@ -164,7 +169,7 @@ static bool hand_over(struct attachment *att, struct handed_run run)
         return false;
     if (!is_adopted(att))
         atomic_store(&att->mm.slots[att->slot].handed, 1);
-    publish_run(att, run, fresh);
+    publish_run(att, run, absent ? 0 : fresh);
     return unwatch(att, run);
 }
 
@@ -267,5 +272,17 @@ bool handover(struct attachment *att, const struct fault *fault)
     const struct handed_run bounds = bounds_of(att, fault);
     run.end = present_end(&att->mm, fault->offset, bounds.end);
     run.start = present_begin(&att->mm, fault->offset, bounds.start);
-    return run.end - run.start >= RUN_MIN && hand_over(att, run);
+    return run.end - run.start >= RUN_MIN && hand_over(att, run, false);
+}
+
+bool handover_absent(struct attachment *att, const struct fault *fault)
+{
+    const uint32_t all = VMA_READ | VMA_WRITE;
+
+    if (!att->mm.linux_fills || att->reader || att->budget.spans || att->moved_uffd >= 0 ||
+        (fault->vma.flags & all) != all)
+        return false;
+    taken_away(att, fault->offset);
+    atomic_store(&att->mm.header->unwatched, 1);
+    return hand_over(att, bounds_of(att, fault), true);
 }

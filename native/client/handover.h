@@ -12,6 +12,10 @@
  * possible; the page has to be made reachable as usual.
  * Precondition: att->lock held, inside the epoch of the fault. */
 bool handover(struct attachment *att, const struct fault *fault);
+/* After a fault in memory that all may read and write: leaves its first touches to Linux, in the
+ * largest possible run around it, and wakes the threads that wait there. False: as handover().
+ * Precondition: as handover(). */
+bool handover_absent(struct attachment *att, const struct fault *fault);
 /* Cuts unwatched pages off the range that a fault looks at. Precondition: att->lock held. */
 void handover_clip(const struct attachment *att, struct fault *fault);
 /* Watches everything again; mapped pages stay mapped. 0 or -errno.

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "core/entries.h"
 #include "core/pagetable.h"
 #include "core/slots.h"
 
@@ -44,6 +45,9 @@ uint64_t present_pages(struct attachment *att, uint64_t start, uint64_t end, uns
     if (vec)
         memset(vec, 0, (end - start) / PAGE_SIZE);
     slot_enter(&att->mm, att->slot);
+    if (!att->reader &&
+        atomic_load(&att->mm.header->unwatched)) /* Linux may have filled pages meanwhile */
+        entries_catch_up(&att->mm, att->slot, att->mem_fd, start, end, ENTRIES_NOW);
     for (uint64_t at = start, next; at < end; at = next) {
         const uint64_t number = at / quantum;
 

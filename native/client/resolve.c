@@ -140,6 +140,8 @@ static int make_reachable(struct attachment *att, const struct fault *fault, uin
             .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
         return ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off) ? -errno : 0;
     }
+    if (handover_absent(att, fault))
+        return 0;
     /* Memory may be short for pages filled ahead, but not for the page itself. */
     if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR) &&
         fallocate(att->mem_fd, 0, (off_t)fault->offset, (off_t)(fresh * PAGE_SIZE)) &&

@@ -24,6 +24,7 @@
  *   frames_high           any   grows by compare-and-swap, never shrinks
  *   slots_high            any   grows by compare-and-swap, never shrinks
  *   claims                any   one fetch-and-add for each claim
+ *   unwatched             any   set to 1 before the first such page can come
  *   retired, unmaps       S
  *   slot.state            any   FREE -> CLAIMED by compare-and-swap; otherwise C and S
  *   slot, the rest        C     while CLAIMED; S after the client's death
@@ -138,6 +139,8 @@ struct mm_header {
     uint64_t serial;       /* of the last mapping made */
     uint64_t fault_around; /* pages a sequential first touch may fill together; 1: strict */
     uint64_t budget;       /* bytes of its own page tables that a client may keep; 0: any number */
+    uint32_t linux_fills;  /* 1: first touches of memory that all may read and write are Linux's */
+    _Atomic uint32_t unwatched; /* 1: there may be pages without entries, since that has been so */
 };
 
 enum vma_flags {
@@ -265,8 +268,8 @@ static inline uint64_t layout_signature(void)
         offsetof(struct mm_slot, counters), offsetof(struct mm_slot, touched),
         offsetof(struct mm_slot, claim), offsetof(struct mm_slot, budget),
         offsetof(struct mm_slot, handed),
-        offsetof(struct mm_header, claims), offsetof(struct mm_header, budget), MM_SLOTS, MM_VMAS,
-        TABLES_BASE, DATA_BASE, OBJECTS_BASE, HOST_BASE, VMA_BUSY, VMA_HUGE, FRAME_TABLE,
+        offsetof(struct mm_header, claims), offsetof(struct mm_header, unwatched), MM_SLOTS,
+        MM_VMAS, TABLES_BASE, DATA_BASE, OBJECTS_BASE, HOST_BASE, VMA_BUSY, VMA_HUGE, FRAME_TABLE,
         INTENT_RIGHTS,
     };
     /* clang-format on */

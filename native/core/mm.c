@@ -134,6 +134,7 @@ int mm_open(struct mm *mm, int fd)
                             ? found.fault_around
                             : 1,
         .budget = found.budget,
+        .linux_fills = found.linux_fills,
         .fd = fd,
     };
     return 0;

@@ -33,6 +33,7 @@ struct mm {
     uint64_t touched_stride; /* bytes per slot */
     uint64_t map_size;
     uint64_t fault_around; /* pages, 1 to 512 */
+    bool linux_fills;      /* first touches are Linux's, where all may read and write */
     uint64_t budget;       /* bytes of page tables a client may keep, 0: any number */
     int fd;
 };

@@ -29,6 +29,10 @@ int mm_set_fault_around(struct mm *mm, uint32_t pages)
     return 0;
 }
 
+void mm_set_linux_fills(struct mm *mm, bool fills) { mm->header->linux_fills = fills; }
+
+bool mm_unwatched(const struct mm *mm) { return atomic_load(&mm->header->unwatched); }
+
 int mm_set_budget(struct mm *mm, uint64_t bytes)
 {
     if (bytes && bytes < BUDGET_MIN_BYTES)

@@ -24,6 +24,13 @@ def test_defaults() -> None:
     assert (options.quantum, options.owner, options.quirks) == (512 << 30, "file", "")
     assert options.state == default_state(MNT)
     assert not options.foreground
+    assert options.faults == "watched"
+
+
+def test_faults() -> None:
+    assert parse(["faults=linux"], MNT).faults == "linux"
+    with pytest.raises(BadOptionError, match="must be one of linux, watched"):
+        parse(["faults=ours"], MNT)
 
 
 def test_the_default_state_tells_mount_points_and_users_apart() -> None:

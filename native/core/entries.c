@@ -5,7 +5,7 @@
  * looks. Who touched the page first, and whether by a load or a store, is not known then.
  */
 #define _GNU_SOURCE
-#include "server/entries.h"
+#include "core/entries.h"
 
 #include <errno.h>
 #include <unistd.h>
@@ -13,10 +13,8 @@
 #include "core/pagetable.h"
 #include "core/vma.h"
 
-/* A frame in our hands is held by no client's slot. */
-#define SERVER_SLOT MM_SLOTS
-
 struct catch_up {
+    unsigned slot;
     const struct mm_vma *vma;
     int64_t added;
 };
@@ -73,18 +71,17 @@ static int next_pages(int mem_fd, uint64_t at, uint64_t end, uint64_t *start, ui
     return 0;
 }
 
-static int catch_up_vma(struct mm *mm, int mem_fd, struct mm_vma vma, bool exact,
+static int catch_up_vma(struct mm *mm, int mem_fd, struct mm_vma vma, enum entries_how how,
                         struct catch_up *work)
 {
-    struct walk walk = {
-        .mm = mm, .leaf = add_leaf, .alloc = true, .slot = SERVER_SLOT, .arg = work};
+    struct walk walk = {.mm = mm, .leaf = add_leaf, .alloc = true, .slot = work->slot, .arg = work};
     uint64_t start, stop;
     int err = 0;
 
     work->vma = &vma;
     for (uint64_t at = vma.start; at < vma.end && !err; at = stop) {
         err = next_pages(mem_fd, at, vma.end, &start, &stop);
-        if (!err && exact)
+        if (!err && how == ENTRIES_EXACT)
             err = clear(mm, at, start);
         if (!err && start < stop)
             err = walk_range(&walk, HOST_BASE + start, HOST_BASE + stop);
@@ -92,24 +89,44 @@ static int catch_up_vma(struct mm *mm, int mem_fd, struct mm_vma vma, bool exact
     return err;
 }
 
-int64_t entries_catch_up(struct mm *mm, int mem_fd, uint64_t start, uint64_t end, bool exact)
+int64_t entries_catch_up(struct mm *mm, unsigned slot, int mem_fd, uint64_t start, uint64_t end,
+                         enum entries_how how)
 {
+    struct mm_counters *counters = slot < MM_SLOTS ? &mm->slots[slot].counters
+                                                   : &mm->header->retired;
     const uint64_t limit = mm->host_end - HOST_BASE;
-    struct catch_up work = {0};
+    struct catch_up work = {.slot = slot};
     uint64_t used;
-    const struct mm_vma *set = vma_snapshot(mm, atomic_load(&mm->header->epoch), &used);
+    const uint64_t epoch = atomic_load(&mm->header->epoch) - (how == ENTRIES_BEFORE);
+    const struct mm_vma *set = vma_snapshot(mm, epoch, &used);
     int err = set ? 0 : -EUCLEAN;
 
+    if (how == ENTRIES_BEFORE && mm->header->intent.epoch != epoch + 1)
+        return 0; /* there is no change */
     end = end < limit ? end : limit;
     for (uint64_t i = 0; i < used && !err; i++) {
         struct mm_vma vma = set[i];
 
-        if (vma.object || vma.start >= end || vma.end <= start)
+        if (vma.object || (vma.flags & VMA_BUSY && how == ENTRIES_NOW) || vma.start >= end ||
+            vma.end <= start)
             continue;
         vma.start = vma.start > start ? vma.start : start;
         vma.end = vma.end < end ? vma.end : end;
-        err = catch_up_vma(mm, mem_fd, vma, exact, &work);
+        err = catch_up_vma(mm, mem_fd, vma, how, &work);
     }
-    atomic_fetch_add(&mm->header->retired.faults, (uint64_t)work.added);
+    atomic_fetch_add(&counters->faults, (uint64_t)work.added);
     return err ? err : work.added;
+}
+
+bool entries_span(int mem_fd, uint64_t *start, uint64_t end, uint64_t *stop)
+{
+    uint64_t from = *start, to;
+
+    if (next_pages(mem_fd, *start, end, &from, &to) || from >= to)
+        return false;
+    from &= ~(PMD_SIZE - 1);
+    *start = from > *start ? from : *start;
+    to = (to + PMD_SIZE - 1) & ~(PMD_SIZE - 1);
+    *stop = to < end ? to : end;
+    return true;
 }
