@@ -171,12 +171,12 @@ def _owner_kind(directory: Path) -> str:
     return kind
 
 
-def environment(program: str, directory: Path, adopt: int | None) -> dict[str, str]:
+def environment(directory: Path, adopt: int | None, program: str | None = None) -> dict[str, str]:
     """The environment of a program: `adopt` is the least size, in bytes, that becomes a region.
 
     Standard error has a sentence if our library has no effect on the program.
     """
-    unsuited = suited.look(program)
+    unsuited = suited.look(program) if program is not None else None
     if unsuited is not None:
         sys.stderr.write(
             f"msharefs: {program} {unsuited.sentence}: it runs without it, and its mmap(2) is "
@@ -274,7 +274,7 @@ def run(
     or the mount cannot.
     """
     if directory is not None and watcher is None:
-        _become(arguments, environment(arguments[0], directory, adopt))
+        _become(arguments, environment(directory, adopt, arguments[0]))
     if directory is not None:
         return _stand_in(arguments, GivenMount(directory), adopt, watcher)
     # Its windows are rounded up to the quantum: a program's own shared memory needs a small one.
@@ -370,7 +370,7 @@ class _Keeper:
         native.become_subreaper()
         try:
             with home as mount, (watcher or _nobody)(mount) as outcome:
-                program = self._start(arguments, environment(arguments[0], mount.directory, adopt))
+                program = self._start(arguments, environment(mount.directory, adopt, arguments[0]))
                 outcome.status = status = self._wait(mount, program)
                 if self._descendants(mount):
                     self._tell(status)
