@@ -24,7 +24,7 @@ import trio
 from msharefs import proc
 from msharefs.native import check, ffi, lib
 
-from .files import adopted_path, object_paths, remove_objects
+from .files import SEALS, adopted_path, object_paths, remove_objects
 from .identity import look
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MFD_NOEXEC_SEAL = 8  # linux/memfd.h, since Linux 6.3; the mode of the file, not of its memory
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _EVENTS = 4096  # bytes
 
 
@@ -72,7 +71,7 @@ class Adopted:
         try:
             os.ftruncate(made, size)
             # A process that was given it could otherwise make it shorter.
-            fcntl.fcntl(made, fcntl.F_ADD_SEALS, _SEALS)
+            fcntl.fcntl(made, fcntl.F_ADD_SEALS, SEALS)
             # Others than this one: what they open for writing counts, and is watched.
             self._keep(ident, os.open(proc.fd_path(made), os.O_RDONLY | os.O_CLOEXEC))
             return os.open(proc.fd_path(made), os.O_RDWR | os.O_CLOEXEC)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
+import logging
 import os
 import shutil
 from typing import TYPE_CHECKING
 
-from msharefs.native import lib
+from msharefs.native import ffi, lib
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+"""Of a memfd that clients get: its size stays."""
 
 
 def object_paths(directory: Path, ident: int) -> tuple[Path, Path]:
@@ -27,6 +35,29 @@ def adopted_path(directory: Path, ident: int) -> Path:
 def open_memory(directory: Path, ident: int) -> int:
     """Opens a region's pages, which exist from its first open(2) on: native mappings map them."""
     return os.open(object_paths(directory, ident)[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def open_shared(path: Path) -> int:
+    """Opens a file of a region for writing, to be passed to clients: they cannot truncate it.
+
+    Nor can we, by this descriptor.
+    """
+    lacking = ffi.new("int *")
+    fd: int = lib.landlock_open(os.fsencode(path), os.O_RDWR | os.O_CLOEXEC, lacking)
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd), os.fspath(path))
+    if lacking[0]:
+        _tell_lack(lacking[0])
+    return fd
+
+
+@functools.cache  # once is enough
+def _tell_lack(reason: int) -> None:
+    log.warning(
+        "attached processes can make the files of their regions shorter, which ends the others by "
+        "SIGBUS: a kernel with Landlock prevents that, from Linux 6.2 on (%s)",
+        os.strerror(reason),
+    )
 
 
 def reset_objects(directory: Path, ident: int) -> None:

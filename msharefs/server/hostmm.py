@@ -20,7 +20,7 @@ from msharefs.native import check, ffi, lib
 
 from . import lateness, revocation
 from .clients import Clients
-from .files import object_paths, open_memory, records_path, reset_objects
+from .files import object_paths, open_memory, open_shared, records_path, reset_objects
 from .objects import Objects, Part, ranges
 from .owners import KINDS
 from .prompt_lock import PromptLock
@@ -52,8 +52,6 @@ _LOST_SHOWN = 8
 
 class HostMM(View):
     """The host mm of one region, to be changed; `clients` are the processes attached to it."""
-
-    _ACCESS = os.O_RDWR
 
     def __init__(
         self, name: str, directory: Path, ident: int, parking: Parking | None = None
@@ -118,6 +116,9 @@ class HostMM(View):
             return False
         self.close_files()
         return True
+
+    def _open(self, path: Path) -> int:
+        return open_shared(path)
 
     def _reopen(self) -> None:
         super()._reopen()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from msharefs import mountpoint, proc, verbs
 
 from .descriptors import elsewhere
+from .files import SEALS
 from .identity import Identity
 from .identity import look as identify
 from .mapping import Mapping, file_system, map_file
@@ -202,7 +203,7 @@ def _is_ours(status: os.stat_result, caller: int) -> bool:
 def _memfd(name: str, flags: int, size: int, user: int) -> Source:
     """Anonymous memory that is a file of its own. EINVAL: there are no huge pages of that size."""
     try:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC | flags)
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
     except OSError as error:
         if error.errno in (errno.ENODEV, errno.EINVAL, errno.ENOENT):
             code = flags >> _HUGE_SHIFT
@@ -216,6 +217,8 @@ def _memfd(name: str, flags: int, size: int, user: int) -> Source:
         os.fchmod(fd, 0o600)
         with contextlib.suppress(OSError):  # too large: the range is checked next
             os.ftruncate(fd, min(whole, (1 << 63) - block))
+        # A client that gets it could otherwise make it shorter: SIGBUS for the others.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     except BaseException:
         os.close(fd)
         raise

@@ -32,8 +32,6 @@ class View:
     EUCLEAN: it is not a host mm, or not yet. Figures change while clients run.
     """
 
-    _ACCESS = os.O_RDONLY
-
     def __init__(self, name: str, directory: Path, ident: int) -> None:
         self.name = name
         self._records = records_path(directory, ident)
@@ -140,18 +138,22 @@ class View:
     def _reopen(self) -> None:
         self._mm.fd, self._mem_fd = self._open_files()
 
+    def _open(self, path: Path) -> int:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
     def _open_files(self) -> list[int]:
         """Opens both files. ESTALE: they are others than those we opened first."""
         fds: list[int] = []
         try:
             mm, mem = self._paths
-            fds.append(os.open(mm, self._ACCESS | os.O_CLOEXEC))
-            access = self._ACCESS
+            fds.append(self._open(mm))
             if self.adopted:
-                access = os.O_RDONLY  # who has it open for writing maps it
                 if os.readlink(os.readlink(mem)) != f"/memfd:{mem.name} (deleted)":
                     raise OSError(errno.ESTALE, f"{self.name}: its server has ended")
-            fds.append(os.open(mem, access | os.O_CLOEXEC))
+                # Who has it open for writing maps it.
+                fds.append(os.open(mem, os.O_RDONLY | os.O_CLOEXEC))
+            else:
+                fds.append(self._open(mem))
             found = tuple((status.st_dev, status.st_ino) for status in map(os.fstat, fds))
             if found != (self._files or found):
                 raise OSError(

@@ -27,5 +27,6 @@
 #include "server/hostmm.h"
 #include "server/identity.h"
 #include "server/inspect.h"
+#include "server/landlock.h"
 #include "server/prefill.h"
 #include "server/readers.h"

@@ -1,8 +1,8 @@
 /*
- * guard.h - a host mm that a client makes shorter does not end the server.
+ * guard.h - a host mm that somebody makes shorter does not end the server.
  *
- * A client has the `.mm` open for writing, as it must to fill entries, so it can ftruncate(2) it;
- * and where the state directory's file system is full, a hole in it cannot be filled. Either way
+ * The server's user can truncate(2) a `.mm`, and so can a client where there is no landlock.h; and
+ * where the state directory's file system is full, a hole in it cannot be filled. Either way
  * the next access is SIGBUS. Here the mapping is replaced by zeros before the access goes on: what
  * was being done ends with nothing found, and guard_cut() tells that no more is to be done.
  */
