@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import msharefs
+from msharefs.verbs import MAP_FIXED, MAP_NORESERVE
 
 from support.actor import PAGE, Actor, Board
 from support.audit import assert_whole
@@ -28,6 +30,8 @@ STRIDE = QUANTUM + PAGE  # each touch needs a table of its own
 TOUCHES = 8000
 SIZE = DATA + (TOUCHES + 16) * QUANTUM
 KILLS = 200
+# More than there may be memory for; few pages of it are touched.
+SPARSE = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
 
 
 @pytest.mark.slow
@@ -44,7 +48,7 @@ def test_two_hundred(mount: Mount, actors: Callable[[], Actor], actor_program: P
         reader, worker = survivors = [actors() for _ in range(2)]
         bases = [actor.attach(actor.give(region.fd)) for actor in survivors]
         assert reader.call("fill", bases[0], DATA, 1, 0) == []
-        region.map(DATA, SIZE - DATA)
+        region.map(DATA, SIZE - DATA, flags=SPARSE)
 
         def flood(actor: Actor, base: int, number: int, threads: int) -> None:
             fd = actor.give(board.fd)
@@ -73,7 +77,7 @@ def test_two_hundred(mount: Mount, actors: Callable[[], Actor], actor_program: P
             assert reader.call("store", where + 8, 1) == []
             assert reader.call("check", bases[0], 16 * PAGE, 1, 0) == [0]
             if kill % 50 == 49:  # new memory in the place of the old, and nobody takes a signal
-                region.map(DATA, SIZE - DATA)
+                region.map(DATA, SIZE - DATA, flags=SPARSE)
         print(f"{inside} of {KILLS // 2} died inside a fault")
         assert inside >= KILLS // 20, "the victims are not killed where it hurts"
 

@@ -205,7 +205,7 @@ def test_changes_by_others_are_seen_at_once(place: Path) -> None:
 
 def test_root_directory(mount: Mount) -> None:
     status = mount.path.stat()
-    assert (stat.filemode(status.st_mode), status.st_ino, status.st_nlink) == ("drwxrwxrwx", 1, 2)
+    assert (stat.filemode(status.st_mode), status.st_ino, status.st_nlink) == ("drwxrwxrwt", 1, 2)
     assert (status.st_uid, status.st_gid, status.st_size) == (0, 0, 0)
     mount.path.chmod(0o755)
     os.chown(mount.path, NOBODY, NOBODY)
