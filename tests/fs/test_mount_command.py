@@ -47,14 +47,16 @@ def succeeds(*arguments: str | Path, **more: object) -> None:
 
 
 def fails(*arguments: str | Path, status: int = 1, **more: object) -> str:
-    """Its one sentence."""
+    """Its one sentence, but for those that say whom it waits for."""
     done = run(*arguments, **more)
     assert done.returncode == status, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     if status == 1:
         assert done.stderr.startswith("msharefs: ")
-        assert done.stderr.count("\n") == 1
+        said = [line for line in done.stderr.splitlines() if ": waiting for " not in line]
+        assert len(said) == 1
+        return said[0] + "\n"
     return done.stderr
 
 
