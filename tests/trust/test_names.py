@@ -176,6 +176,8 @@ def test_a_record_that_is_none(mount: Mount, path: Path) -> None:
     record(mount).write_text("[")
     mount.start()
     assert_lost(mount)
+    with msharefs.open(mount.path / "r") as region:
+        region.unmap(0, PAGE)
 
 
 def test_files_that_do_not_answer_do_not_keep_the_server_from_starting(
