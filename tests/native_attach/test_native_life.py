@@ -94,7 +94,8 @@ def test_opening_leaves_nothing(shared_mount: Mount) -> None:
             os.unlink(made.path)
         gc.collect()
         until(lambda: taken() - before < QUANTUM, "the regions' memory has gone back")
-        until(lambda: len(os.listdir(descriptors)) == open_before, "the server has closed all")
+        # Fewer, where one was just being used.
+        until(lambda: len(os.listdir(descriptors)) <= open_before, "the server has closed all")
         (shared_mount.path / "first").unlink()
 
 
