@@ -43,7 +43,8 @@ static void *open_restricted(void *argument)
     struct opening *opening = argument;
     int err = restrict_thread();
 
-    if (err == EMFILE || err == ENFILE || err == ENOMEM) { /* for now */
+    /* A shortage passes; it does not say that Landlock is lacking. */
+    if (err == EMFILE || err == ENFILE || err == ENOMEM) {
         opening->fd = -err;
         return NULL;
     }
