@@ -8,13 +8,6 @@
 
 #include "client/attachment.h"
 
-/* Precondition: the one writer of `counter`. */
-static inline void count_add(_Atomic uint64_t *counter, uint64_t n)
-{
-    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
-                          memory_order_relaxed);
-}
-
 /* This process's counters. */
 static inline struct mm_counters *counts_of(const struct attachment *att)
 {

@@ -26,9 +26,6 @@
 #include "core/uffd.h"
 #include "core/vma.h"
 
-#ifndef MADV_DONTNEED_LOCKED
-#define MADV_DONTNEED_LOCKED 24
-#endif
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
 #define MADV_GUARD_REMOVE 103
@@ -68,7 +65,7 @@ static void unpoison(struct attachment *att, struct poison poison)
         mprotect(page, PAGE_SIZE, prot);
         break;
     case POISON_MARK:
-        madvise(page, PAGE_SIZE, MADV_DONTNEED_LOCKED);
+        view_drop((uintptr_t)page, (uintptr_t)page + PAGE_SIZE);
         break;
     case POISON_BUS:
         /* It must not be accessed before it is watched, as in view_map(). */
@@ -133,7 +130,7 @@ static bool mark(const struct attachment *att, uint8_t *page)
     struct uffdio_poison range = {.range = {(uintptr_t)page, PAGE_SIZE}};
 
     return !ioctl(att->uffd, UFFDIO_POISON, &range) ||
-           (!madvise(page, PAGE_SIZE, MADV_DONTNEED_LOCKED) &&
+           (!view_drop(range.range.start, range.range.start + PAGE_SIZE) &&
             !ioctl(att->uffd, UFFDIO_POISON, &range));
 }
 

@@ -27,12 +27,9 @@
 
 #include "client/around.h"
 #include "client/counts.h"
+#include "client/view.h"
 #include "core/control.h"
 #include "core/vma.h"
-
-#ifndef MADV_DONTNEED_LOCKED
-#define MADV_DONTNEED_LOCKED 24
-#endif
 
 static uint64_t own_bytes(const struct attachment *att)
 {
@@ -220,7 +217,7 @@ bool reader_confirm(const struct attachment *att, const struct answer *answer)
     if (!vma_find(&att->mm, fault->offset, &now) && now.serial == fault->vma.serial &&
         now.start <= fault->start && now.end >= end && !(now.flags & VMA_BUSY))
         return true;
-    madvise(att->base + fault->start, end - fault->start, MADV_DONTNEED_LOCKED);
+    view_drop((uintptr_t)att->base + fault->start, (uintptr_t)att->base + end);
     return false;
 }
 

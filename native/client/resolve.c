@@ -38,9 +38,6 @@
 #include "core/slots.h"
 #include "core/touched.h"
 
-#ifndef MADV_DONTNEED_LOCKED
-#define MADV_DONTNEED_LOCKED 24
-#endif
 #ifndef UFFDIO_CONTINUE_MODE_WP
 #define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
 #endif
@@ -304,13 +301,6 @@ void resolve_told(struct attachment *att, const struct msg *msg)
     let_go_on(att, &answer.fault, answer.verdict);
 }
 
-static int let_go(uint64_t start, uint64_t end)
-{
-    /* ENOMEM: the program has unmapped a part of its window; the rest is done. */
-    return madvise((void *)start, end - start, MADV_DONTNEED_LOCKED) && errno != ENOMEM ? -errno
-                                                                                        : 0;
-}
-
 int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool objects)
 {
     int err = 0;
@@ -324,14 +314,14 @@ int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool ob
     start += (uintptr_t)att->base;
     end += (uintptr_t)att->base;
     if (!is_adopted(att))
-        return let_go(start, end);
+        return view_drop(start, end);
     for (unsigned i = 0; i < att->pieces.count && !err; i++) {
         const struct piece *piece = &att->pieces.list[i];
         const uint64_t from = start > piece->start ? start : piece->start;
         const uint64_t to = end < piece->end ? end : piece->end;
 
         if (from < to)
-            err = let_go(from, to);
+            err = view_drop(from, to);
     }
     return err;
 }

@@ -12,6 +12,10 @@
 #include "core/uffd.h"
 #include "core/vma.h"
 
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
 /* A reader's is private, because userfaultfd takes only what might be written. It has the file's
  * own pages all the same: the program has no right to write. */
 int view_flags(const struct attachment *att)
@@ -66,6 +70,13 @@ void view_wake(const struct attachment *att, uint64_t start, uint64_t end)
     ioctl(att->uffd, UFFDIO_WAKE, &range);
     if (att->moved_uffd >= 0)
         ioctl(att->moved_uffd, UFFDIO_WAKE, &range);
+}
+
+int view_drop(uint64_t start, uint64_t end)
+{
+    /* ENOMEM: the program has unmapped a part of its window; the rest is done. */
+    return madvise((void *)start, end - start, MADV_DONTNEED_LOCKED) && errno != ENOMEM ? -errno
+                                                                                        : 0;
 }
 
 int view_prot(const struct attachment *att, uint32_t flags)

@@ -18,6 +18,9 @@ int view_uffd(const struct attachment *att, uint64_t more);
 /* Wakes all threads that wait for a page of region offsets [start, end), to fault again.
  * Precondition: att->lock held. */
 void view_wake(const struct attachment *att, uint64_t start, uint64_t end);
+/* Takes the pages of addresses [start, end) out of the process, locked ones too: the next access
+ * faults. What the program has unmapped there is passed over. 0 or -errno. Precondition: none. */
+int view_drop(uint64_t start, uint64_t end);
 /* PROT_* of the window over a mapping with `flags` (enum vma_flags): the attachment's, and
  * execution where the mapping permits it. Precondition: none. */
 int view_prot(const struct attachment *att, uint32_t flags);

@@ -50,6 +50,13 @@ void mm_close(struct mm *mm);
 /* Bytes that the frames area really takes in the file, or -errno. */
 int64_t mm_frame_bytes(const struct mm *mm);
 
+/* Adds to a counter. Precondition: its one writer, so that a load and a store are enough. */
+static inline void count_add(_Atomic uint64_t *counter, uint64_t n)
+{
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
+                          memory_order_relaxed);
+}
+
 /* Raises the high-water mark to `value`. */
 static inline void mm_raise(_Atomic uint64_t *high, uint64_t value)
 {

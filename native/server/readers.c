@@ -104,11 +104,6 @@ static enum fault_verdict fill(struct mm *mm, unsigned slot, int mem_fd, struct 
     return verdict;
 }
 
-static void add(_Atomic uint64_t *counter, uint64_t n)
-{
-    atomic_store(counter, atomic_load(counter) + n);
-}
-
 /* How many pages the reader is about to map. */
 static uint64_t pages_of(const struct fault *fault)
 {
@@ -131,12 +126,12 @@ static void count(struct mm_slot *slot, enum fault_verdict verdict, const struct
     struct mm_counters *counters = &slot->counters;
 
     if (verdict == FAULT_MAP) {
-        add(&counters->faults, fault->filled != 0);
-        add(&counters->prefaulted, fault->beside + (fault->filled ? fault->filled - 1 : 0));
-        add(&counters->links, ask->links != 0);
-        add(&counters->materialised, pages_of(fault));
+        count_add(&counters->faults, fault->filled != 0);
+        count_add(&counters->prefaulted, fault->beside + (fault->filled ? fault->filled - 1 : 0));
+        count_add(&counters->links, ask->links != 0);
+        count_add(&counters->materialised, pages_of(fault));
     } else if (verdict != FAULT_WAIT) {
-        add(&counters->segv, 1);
+        count_add(&counters->segv, 1);
         atomic_store(&slot->poisoned, atomic_load(&slot->poisoned) + 1);
     }
 }
