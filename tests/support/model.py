@@ -7,6 +7,7 @@ file, those of all pages that the client maps together.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -88,11 +89,21 @@ class Model:
 
     def cell_of(self, offset: int) -> Mapping | None:
         """The mapping that holds a byte of the region."""
-        return next(
-            cell
-            for cell, (start, end) in zip(self.cells, itertools.pairwise(self.cuts), strict=True)
-            if start <= offset < end
-        )
+        return self.cells[self._number(offset)]
+
+    def _number(self, offset: int) -> int:
+        """The number of the cell that a byte is in."""
+        return bisect.bisect_right(self.cuts, offset) - 1
+
+    def _within(self, offset: int, start: int, end: int) -> tuple[int, int]:
+        """The part of [start, end) that the VMA of the byte at `offset` holds."""
+        first = last = self._number(offset)
+        cell = self.cells[first]
+        while self.cuts[first] > start and first and self.cells[first - 1] == cell:
+            first -= 1
+        while self.cuts[last + 1] < min(end, self.cuts[-1]) and self.cells[last + 1] == cell:
+            last += 1
+        return max(self.cuts[first], start), min(self.cuts[last + 1], end)
 
     def vmas(self) -> list[Vma]:
         """Neighbouring cells of one mapping are one VMA."""
@@ -193,9 +204,7 @@ class Model:
             return Fault("WAIT")
         if not cell.prot & WRITE if write else not cell.prot:
             return Fault("ACCERR")
-        vma = next(vma for vma in self.vmas() if vma.start <= offset < vma.end)
-        start, end = look(offset)
-        pages = range(max(start, vma.start), min(end, vma.end), PAGE)
+        pages = range(*self._within(offset, *look(offset)), PAGE)
         if cell.kind is not Kind.ANONYMOUS:
             filled = int(offset < limit and self._fill(cell, offset))
             if offset < limit:
