@@ -37,7 +37,7 @@ _SERVER = (
     "end_with_parent(int(sys.argv.pop(1))); main()"
 )
 _START_SECONDS = 30.0
-_STOP_SECONDS = 15.0
+STOP_SECONDS = 15.0
 # A server whose parent was killed ends by itself.
 _LEAVE_SECONDS = 5.0
 _LEAVE_POLL_SECONDS = 0.05
@@ -55,16 +55,19 @@ def is_private(directory: Path) -> bool:
     return directory.parent.name.startswith(PREFIX)
 
 
-def sweep() -> None:
-    """Take away what is left of this user's private mounts whose makers were killed."""
+def sweep(patience: float = _LEAVE_SECONDS) -> None:
+    """Take away what is left of this user's private mounts whose makers were killed.
+
+    A server that still ends gets `patience` seconds for it.
+    """
     place = parent()
     for name in os.listdir(place):
         if name.startswith(PREFIX):
             with contextlib.suppress(OSError):  # gone meanwhile, or still served: the next time
-                _sweep(place / name)
+                _sweep(place / name, patience)
 
 
-def _sweep(base: Path) -> None:
+def _sweep(base: Path, patience: float) -> None:
     status = base.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         return
@@ -75,7 +78,7 @@ def _sweep(base: Path) -> None:
         # Its maker may have been one that could mount, or an older version of us, where we are not.
         states = {base / "state", _state(base)}
         for state in states:
-            _wait_for_server(state / "lock")
+            _wait_for_server(state / "lock", patience)
         mount = mountpoint.covering(base / "mount")
         while mount is not None and mount.fstype == mountpoint.FSTYPE:
             mountpoint.take_away(base / "mount", mount, lazy=True)
@@ -114,9 +117,9 @@ def _lock(directory: Path) -> int:
     return fd
 
 
-def _wait_for_server(lock: Path) -> None:
+def _wait_for_server(lock: Path, patience: float) -> None:
     """Wait until no server holds the lock of a state directory. BlockingIOError: one does."""
-    deadline = time.monotonic() + _LEAVE_SECONDS
+    deadline = time.monotonic() + patience
     try:
         fd = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -232,7 +235,7 @@ class PrivateMount:
         if self._server is not None:
             self._server.send_signal(signal.SIGTERM)
             try:
-                self._server.wait(_STOP_SECONDS)
+                self._server.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._server.kill()
                 self._server.wait()

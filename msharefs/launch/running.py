@@ -33,7 +33,7 @@ import psutil
 from msharefs import home, mountpoint, native, proc
 
 from . import installed, suited
-from .private_mount import PrivateMount, is_private, sweep
+from .private_mount import STOP_SECONDS, PrivateMount, is_private, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -296,7 +296,7 @@ def _stand_in(
 ) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
-    if os.fork() == 0:
+    if (keeper := os.fork()) == 0:
         status = 1
         try:
             ours.close()
@@ -315,7 +315,11 @@ def _stand_in(
             # The program goes on with its memory, but nobody else knows of the mount any more.
             if program >= 0:
                 select.select([program], [], [])
-            sweep()
+            # Nor is it swept while the keeper closes its files: the mount's lock is one of them.
+            pidfd = os.pidfd_open(keeper)
+            mountpoint.wait_for_end(pidfd, STOP_SECONDS)
+            os.close(pidfd)
+            sweep(STOP_SECONDS)
             raise
 
 

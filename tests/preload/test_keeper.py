@@ -55,6 +55,14 @@ def left() -> list[str]:
     return found + os.listdir(namespace.SHM)
 
 
+def servers() -> list[psutil.Process]:
+    return [
+        each
+        for each in psutil.process_iter(["cmdline"])
+        if private_mount.PREFIX in " ".join(each.info["cmdline"] or ())
+    ]
+
+
 def test_orphans_do_not_have_it_look_through_all_processes(tmp_path: Path) -> None:
     looks = tmp_path / "looks"
 
@@ -114,6 +122,23 @@ def test_what_is_left_of_a_killed_keeper_goes_with_the_program(victims: tuple[st
     until(lambda: not left() and not it.server.is_running(), "all gone")
 
 
+def test_nothing_is_swept_before_a_killed_keeper_has_ended() -> None:
+    """It holds the lock on its mount until it has closed all its files."""
+
+    def work(say: Callable[[str], None]) -> None:
+        found = []
+        running.sweep = lambda _: found.extend(psutil.Process().children())  # type: ignore[assignment]
+        with pytest.raises(running.KeeperError):
+            running.run(["sh", "-c", "kill -KILL $PPID"], None, None)
+        states = [child.status() for child in found]
+        say(str(states))
+        assert states == [psutil.STATUS_ZOMBIE]
+
+    isolated(work)
+    private_mount.sweep()
+    until(lambda: not servers(), "its server has ended")
+
+
 def test_the_next_one_sweeps_what_nobody_is_left_to_take_away() -> None:
     it = Running()
     it.kill("command", "keeper", "server")
@@ -149,8 +174,7 @@ class TestWhatIsNotSwept:
         other.rmdir()
 
     @pytest.mark.parametrize("where", ["own", "beside"])
-    def test_one_whose_server_lives(self, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-        monkeypatch.setattr(private_mount, "_LEAVE_SECONDS", 0.1)
+    def test_one_whose_server_lives(self, where: str) -> None:
         base = namespace.SHM / self.NAME
         base.mkdir()
         state = home.own(base / "mount") if where == "own" else base / "state"
@@ -158,7 +182,7 @@ class TestWhatIsNotSwept:
             state.mkdir()
         with (state / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            private_mount.sweep()
+            private_mount.sweep(0.1)
             assert base.exists()
         private_mount.sweep()
         assert not base.exists()
