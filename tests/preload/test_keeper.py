@@ -141,7 +141,9 @@ def test_nothing_is_swept_before_a_killed_keeper_has_ended() -> None:
 
 def test_the_next_one_sweeps_what_nobody_is_left_to_take_away() -> None:
     it = Running()
-    it.kill("command", "keeper", "server")
+    # The server first: when its parent ends, Linux lets it go on (an orphaned process group), and
+    # it would take its mount away.
+    it.kill("server", "keeper", "command")
     it.finish()
     until(lambda: not it.program.is_running(), "the program ended")
     assert len(left()) == 2  # the dead mount, and its directory
