@@ -19,7 +19,7 @@ from . import verbs
 from .native import check, check_errno, ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _SILENT = (
     "an attached process does not answer or does not leave a page fault; let it go on (is it "
@@ -146,6 +146,60 @@ class Region:
         rules = partial(verbs.check_protect, offset, size, prot, 0)
         self._check_change(failed, "protecting", offset, size, rules)
 
+    def advise(self, offset: int, size: int, advice: int) -> None:
+        """madvise(2) of a range for all attached processes (mmap.MADV_*); bytes. See msharefs.h."""
+        failed = lib.mshare_advise(self.fd, offset, size, advice)
+        rules = partial(verbs.check_advise, offset, size, advice, 0)
+        self._check_change(failed, f"advice {advice} for", offset, size, rules)
+
+    def lock(self, offset: int, size: int, flags: int = 0) -> None:
+        """Brings a range into memory and keeps it there, on the account of the region's owner.
+
+        ENOMEM: a part of it is not mapped, or more than the owner's RLIMIT_MEMLOCK.
+        """
+        failed = lib.mshare_lock(self.fd, offset, size, flags)
+        rules = partial(verbs.check_lock, offset, size, flags)
+        self._check_change(failed, "locking", offset, size, rules)
+
+    def unlock(self, offset: int, size: int) -> None:
+        """Takes the lock off a range."""
+        failed = lib.mshare_unlock(self.fd, offset, size)
+        self._check_change(failed, "unlocking", offset, size, self._range(offset, size))
+
+    def mbind(
+        self, offset: int, size: int, mode: int, nodes: Iterable[int] = (), flags: int = 0
+    ) -> None:
+        """Decides on which memory nodes pages of a range are made, by MPOL_* and MPOL_MF_*."""
+        mask = sum(1 << node for node in set(nodes))
+        words = [mask >> 64 * at & (1 << 64) - 1 for at in range(mask.bit_length() // 64 + 1)]
+        given = ffi.new("unsigned long[]", words) if mask else ffi.NULL
+        most = 64 * len(words) + 1 if mask else 0
+        failed = lib.mshare_mbind(self.fd, offset, size, mode, given, most, flags)
+        rules = partial(verbs.check_mbind, offset, size, mode, flags)
+        self._check_change(failed, f"memory policy {mode} for", offset, size, rules)
+
+    def sync(self, offset: int, size: int, flags: int = verbs.MS_SYNC) -> None:
+        """Has the disks have what was stored in the files of a range: msync(2)."""
+        failed = lib.mshare_sync(self.fd, offset, size, flags)
+        rules = partial(verbs.check_sync, offset, size, flags)
+        self._check_change(failed, "syncing", offset, size, rules)
+
+    def query(self, offset: int, size: int) -> bytes:
+        """Which pages of a range are in memory: for each a byte, 1 or 0, as from mincore(2)."""
+        vec = ffi.new("unsigned char[]", verbs.page_up(size) // verbs.PAGE)
+        failed = lib.mshare_query(self.fd, offset, size, vec)
+        self._check_change(failed, "querying", offset, size, self._range(offset, size))
+        return bytes(vec)
+
+    def seal(self, offset: int, size: int) -> None:
+        """Makes the mappings of a range stay as they are, for all and for ever (EPERM)."""
+        failed = lib.mshare_seal(self.fd, offset, size)
+        self._check_change(failed, "sealing", offset, size, self._range(offset, size))
+
+    @staticmethod
+    def _range(offset: int, size: int) -> Callable[[int], object]:
+        return partial(verbs.check_range, offset, size)
+
     def _check_change(
         self, failed: bool, verb: str, offset: int, size: int, rules: Callable[[int], object]
     ) -> None:
@@ -156,8 +210,6 @@ class Region:
         reason = os.strerror(code)
         if code == errno.EBUSY:
             reason = f"nothing is changed: {self._refusal(_SILENT)}"
-        elif code == errno.ENOSPC:
-            reason = self._refusal(reason)
         elif code == errno.EACCES and fcntl(self.fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
             reason = "the region is open for reading only; open it with O_RDWR"
         elif not region_size:
@@ -167,6 +219,8 @@ class Region:
                 rules(region_size)
             except OSError as broken:
                 reason = str(broken.strerror) if broken.errno == code else reason
+            else:
+                reason = self._refusal(reason) if code in verbs.EXPLAINED else reason
         raise OSError(
             code, f"{self.path}: {verb} {size} bytes at {offset:#x} of the region: {reason}"
         )

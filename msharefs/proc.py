@@ -87,6 +87,23 @@ def birth(pid: int) -> tuple[int, ...]:
     return tuple(int(fields[number - 3]) for number in (26, 28, 45, 47, 48, 50))
 
 
+class Running(NamedTuple):
+    """Where a thread runs, or ran last, and for how long it has run in all."""
+
+    cpu: int
+    nanoseconds: int
+
+
+def running(tid: int) -> Running:
+    """/proc/TID/stat, field 39, and /proc/TID/schedstat (or the ticks of fields 14 and 15)."""
+    fields = _read(tid, "stat").rpartition(b") ")[2].split()
+    user, kernel, cpu = (int(fields[number - 3]) for number in (14, 15, 39))
+    try:
+        return Running(cpu, int(_read(tid, "schedstat").split()[0]))
+    except (ProcessLookupError, IndexError):  # a kernel without it
+        return Running(cpu, (user + kernel) * 1_000_000_000 // os.sysconf("SC_CLK_TCK"))
+
+
 def status(pid: int, field: str) -> str:
     """A field of /proc/PID/status; empty where the process has none (VmPTE of a kernel thread).
 
@@ -269,6 +286,11 @@ def _of_file(text: bytes, device: int, inode: int) -> Iterator[bytes]:
         if text.count(b" ", start, at) == _BLANKS_BEFORE_DEVICE:  # it is not in a path
             yield text[start:end]
         at = text.find(fields, at + 1)
+
+
+def smaps(pid: int) -> list[bytes]:
+    """The lines of /proc/PID/smaps."""
+    return _lines(_read(pid, "smaps"))
 
 
 def map_file(pid: int, start: int, end: int) -> str:

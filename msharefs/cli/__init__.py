@@ -26,6 +26,7 @@ VERBS = {
     "ls": "List the regions of a directory.",
     "stat": "Show a region's size, page tables, owner and counters; or a mount's limits.",
     "maps": "Show a region's mappings, in the shape of /proc/PID/maps.",
+    "smaps": "Show a region's memory in the shape of /proc/PID/smaps.",
     "pagetable": "Show a region's page tables, level by level.",
     "clients": "Show the processes that are attached to a region.",
     "check": "Check a region, all regions of a mount, or a state directory that no server has.",

@@ -56,6 +56,10 @@ def lines(pagetable: dict[str, Any], every: bool) -> Iterator[str]:
             present, huge = alike(run[0])
             pages = f", {huge} of 2 MiB" if huge else ""
             yield f"  {span}  {present:>3}/{ENTRIES} present{pages}{each}  {frames(run)}"
+    if pagetable["mappings"]:
+        yield "mappings that verbs have changed"
+    for mapping in pagetable["mappings"]:
+        yield f"  {mapping['start']:012x}-{mapping['end']:012x}  {', '.join(mapping['flags'])}"
 
 
 def show_map(path: str, plot: str | None, as_json: bool) -> None:

@@ -29,6 +29,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("owner", _owner(owner)),
         ("charged to it", _charges(owner)),
         *((name.replace("_", " "), str(count)) for name, count in counters.items()),
+        ("as in vmstat", ", ".join(f"{name} {n}" for name, n in found["vmstat"].items())),
     ]
 
 

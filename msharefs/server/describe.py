@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .owners import Owner
     from .view import View
 
+PAGE = 4096
 _PIECE = 500  # items of a list
 
 
@@ -75,6 +76,11 @@ def stat(raw: Any, owner: Owner) -> dict[str, Any]:
             "evicted_spans": raw.evicted_spans,
             "refaulted_spans": raw.refaulted_spans,
         },
+        "vmstat": {
+            "pgfault": raw.faults,
+            "nr_page_table_pages": sum(raw.table_frames),
+            "nr_shmem": raw.rss // PAGE,
+        },
         "budget": {"bytes": raw.budget, "clients_grown": raw.budgets_grown},
     }
 
@@ -88,9 +94,33 @@ def maps(view: View) -> list[dict[str, Any]]:
             "prot": _prot(vma.flags),
             "offset": vma.offset,
             "object": view.object_path(vma.object) if vma.object else "anon",
+            "flags": _flags(view, vma),
         }
         for vma in view.vmas()
     ]
+
+
+_FLAGS = {
+    lib.VMA_SEALED: "sealed",
+    lib.VMA_LOCKED: "locked",
+    lib.VMA_GUARD: "guard",
+    lib.VMA_RANDOM: "random",
+    lib.VMA_SEQUENTIAL: "sequential",
+    lib.VMA_HUGEPAGE: "hugepage",
+    lib.VMA_NOHUGEPAGE: "nohugepage",
+    lib.VMA_HUGE: "hugetlb",
+}
+_KEPT = sum(_FLAGS) | lib.VMA_POLICY
+
+
+def _flags(view: View, vma: Any) -> list[str]:
+    """What verbs have made of a mapping, in words; a memory policy as in numa_maps."""
+    if not vma.flags & _KEPT:
+        return []
+    found = [word for flag, word in _FLAGS.items() if vma.flags & flag]
+    if vma.flags & lib.VMA_POLICY:
+        found.append(str(view.policy(vma)))
+    return found
 
 
 def _prot(flags: int) -> str:
@@ -122,6 +152,15 @@ def pagetable(view: View) -> dict[str, Any]:
             for level, found in levels.items()
         ],
         "huge_pages": _huge_pages(view),
+        "mappings": [
+            {
+                "start": lib.HOST_BASE + vma.start,
+                "end": lib.HOST_BASE + vma.end,
+                "flags": _flags(view, vma),
+            }
+            for vma in view.vmas()
+            if vma.flags & _KEPT
+        ],
     }
 
 

@@ -66,6 +66,7 @@ async def elsewhere(
     *,
     user: int,
     mount: int = 0,
+    seconds: float = ANSWER_SECONDS,
 ) -> T:
     """The result of `work`, done in a thread. ETIMEDOUT: its file system does not answer.
 
@@ -85,7 +86,7 @@ async def elsewhere(
         drop(result)
 
     try:
-        with trio.move_on_after(ANSWER_SECONDS):
+        with trio.move_on_after(seconds):
             await trio.to_thread.run_sync(
                 run,
                 abandon_on_cancel=True,

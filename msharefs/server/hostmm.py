@@ -23,7 +23,9 @@ from .clients import Clients
 from .files import object_paths, open_memory, open_shared, records_path, reset_objects
 from .objects import Objects, Part, ranges
 from .owners import KINDS
+from .pinned import Locks, Policies, reset
 from .prompt_lock import PromptLock
+from .shootdowns import Shootdowns
 from .view import View
 
 if TYPE_CHECKING:
@@ -68,7 +70,10 @@ class HostMM(View):
         self.anonymous_executes = not os.fstatvfs(self.mem_fd).f_flag & os.ST_NOEXEC
         """Code can run in the region's own memory, as far as its file system lets it."""
         self.objects = Objects(name, records_path(directory, ident))
+        self.locks = Locks()
+        self.policies = Policies(name)
         self.clients = Clients(self)
+        self.shootdowns = Shootdowns(self.clients)
         if parking is not None:
             parking.opened(self)
 
@@ -174,6 +179,7 @@ class HostMM(View):
                 ours.callback(kept.close)
             async with self._lock:
                 admit()
+                self._check_sealed(start, end)
                 vma = ffi.new("struct mm_vma *", {"start": start, "end": end, "offset": offset})
                 vma.flags = prot & lib.VMA_PROT
                 if source is not None and kept is not None:
@@ -186,17 +192,21 @@ class HostMM(View):
                 finally:
                     await self._sweep()
 
-    async def unmap(self, start: int, end: int) -> None:
+    async def unmap(self, start: int, end: int, *, sealed: bool = False) -> None:
         """Takes [start, end) out and frees its pages; in force everywhere on return.
 
-        EBUSY: an attached process does not let go of an object; nothing changed.
+        EBUSY: an attached process does not let go of an object; nothing changed. EPERM: a mapping
+        there is sealed; `sealed`: those go, too.
         """
         async with self._lock:
+            if not sealed:
+                self._check_sealed(start, end)
             if lib.hostmm_mapped(self._mm, start, end):  # nothing to do in a hole
                 try:
                     await self._exchange(start, end, lambda: lib.hostmm_unmap(self._mm, start, end))
                 finally:
                     await self._sweep()
+                self.shootdowns.note("unmap")
             lib.mm_count_unmap(self._mm)
 
     async def _exchange(self, start: int, end: int, publish: Callable[[], int]) -> None:
@@ -204,10 +214,51 @@ class HostMM(View):
         executes = lib.hostmm_has_exec(self._mm, start, end)
         parts = self._parts(start, end)
         take = await self._taking(start, end, parts)
+        kept = lib.hostmm_flags(self._mm, start, end)
         await self._change(publish, take)
         self.objects.give_back(parts)
+        if kept & lib.VMA_LOCKED:
+            self.locks.release(start, end)
+        if kept & lib.VMA_POLICY:
+            reset(self.mem_fd, start, end)
         if executes or lib.hostmm_has_exec(self._mm, start, end):
             await revocation.arrange(self.clients, start, end)
+        await revocation.rearm(self.clients, start, end)
+
+    def _check_sealed(self, start: int, end: int, *, holes: bool = True) -> None:
+        """EPERM: a mapping in [start, end) is sealed; without `holes`, before any hole."""
+        found = lib.hostmm_check(self._mm, start, end, lib.VMA_SEALED, 0, holes)
+        if found == -errno.EPERM:
+            raise OSError(
+                errno.EPERM,
+                f"{self.name}: a mapping in [{start:#x}, {end:#x}) is sealed, for ever",
+            )
+
+    # For contents.py, which has entered `unchanged`.
+
+    async def flag(self, start: int, end: int, clear: int, flags: int) -> None:
+        """Changes flags of [start, end) that nobody's page tables depend on."""
+        await self._begin(lambda: lib.hostmm_flag(self._mm, start, end, clear, flags))
+
+    async def drop(self, start: int, end: int, flags: int = 0) -> None:
+        """Takes the pages of [start, end) out of all page tables, and adds flags; they stay."""
+        parts = self._parts(start, end)
+        take_first = await self._taking(start, end, parts)
+
+        async def take() -> None:
+            await take_first()
+            await revocation.take_all(self.clients, start, end)
+
+        await revocation.wait_connected(self.clients, start, end)
+        await self._change(lambda: lib.hostmm_drop(self._mm, start, end, 0, flags), take)
+
+    async def remove(self, start: int, end: int) -> None:
+        """Takes the pages of [start, end) away; the mappings stay."""
+        take = await self._taking(start, end, [])
+        await self._change(lambda: lib.hostmm_remove(self._mm, start, end), take)
+
+    async def rearm(self, start: int, end: int) -> None:
+        """An access in [start, end) that was refused may be permitted now."""
         await revocation.rearm(self.clients, start, end)
 
     def _parts(self, start: int, end: int) -> list[Part]:
@@ -308,6 +359,7 @@ class HostMM(View):
         ENOMEM: a part of it is not mapped. EBUSY: a client does not do its part; nothing changed.
         """
         async with self._lock:
+            self._check_sealed(start, end, holes=False)
             parts = self._parts(start, end)
             if parts or (prot & lib.VMA_EXEC and not self.anonymous_executes):
                 self._check_protect(start, end, prot)
@@ -334,6 +386,7 @@ class HostMM(View):
                 for low, high in self._spans_in_use(start, end):
                     await revocation.give_write(self.clients, low, high)
             await revocation.rearm(self.clients, start, end)
+            self.shootdowns.note("protect")
 
     def _check_protect(self, start: int, end: int, prot: int) -> None:
         """EACCES: something in [start, end) may never have these rights."""
@@ -424,6 +477,7 @@ class HostMM(View):
         """Lets go of its objects; the files stay."""
         super().close()
         self.objects.close()
+        self.locks.close()
 
     def object_path(self, number: int) -> str:
         """The path of the file of object `number`; "lost" if nobody knows it any more."""
@@ -463,11 +517,7 @@ class HostMM(View):
     async def _change_now(
         self, publish: Callable[[], int], take: Callable[[], Awaitable[None]]
     ) -> None:
-        await self._grace()
-        await self._recover()
-        while (published := publish()) == -errno.EBUSY:
-            await self._grace()  # a fault that had read the old epoch has announced itself since
-        check(published, f"{self.name}: changing its VMAs")
+        await self._begin(publish)
         try:
             await self._grace()
             await take()
@@ -477,6 +527,14 @@ class HostMM(View):
             lib.hostmm_abort(self._mm)
             raise
         check(lib.hostmm_finish(self._mm, self.mem_fd), f"{self.name}: taking pages away")
+
+    async def _begin(self, publish: Callable[[], int]) -> None:
+        """Publishes, once nobody is inside a fault on a snapshot before the current one."""
+        await self._grace()
+        await self._recover()
+        while (published := publish()) == -errno.EBUSY:
+            await self._grace()  # a fault that had read the old epoch has announced itself since
+        check(published, f"{self.name}: changing its VMAs")
 
     async def _grace(self) -> None:
         if not lib.slot_grace(self._mm, self._straggler):

@@ -10,6 +10,8 @@ import trio
 from msharefs import mountpoint, proc, processes, verbs
 from msharefs.native import ffi, lib
 
+from .operations import HANDLERS
+
 if TYPE_CHECKING:
     from .control import Control
     from .region import Region
@@ -68,6 +70,8 @@ class Ioctls:
         if not region.frozen:
             region.sized()
         try:
+            if command in HANDLERS:
+                return 0, await HANDLERS[command](region, data, flags, tid)
             await self._change(region, command, data, flags, tid, user)
         except OSError as error:
             region.refused(processes.process_of(tid), error)

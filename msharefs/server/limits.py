@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from msharefs.verbs import Create
 
-_CAP_IPC_LOCK = 14
+CAP_IPC_LOCK = 14
+CAP_SYS_NICE = 23
 _OVERCOMMIT_ALWAYS, _OVERCOMMIT_NEVER = "1", "2"
 _LIMITS = {
     resource.RLIMIT_AS: "Max address space",
@@ -40,7 +41,7 @@ def check_count(mapped: int) -> None:
 
 def check_locked(create: Create, caller: int) -> None:
     """EPERM: process `caller` may lock nothing. EAGAIN: not that much."""
-    if not create.flags & verbs.MAP_LOCKED or _has_capability(caller, _CAP_IPC_LOCK):
+    if not create.flags & verbs.MAP_LOCKED or has_capability(caller, CAP_IPC_LOCK):
         return
     limit = _rlimit(caller, resource.RLIMIT_MEMLOCK)
     if limit == 0:
@@ -48,6 +49,21 @@ def check_locked(create: Create, caller: int) -> None:
     if limit is not None and verbs.page_up(create.size) > limit:
         raise OSError(
             errno.EAGAIN, f"process {caller} may lock {limit} bytes (RLIMIT_MEMLOCK), not more"
+        )
+
+
+def check_lock(payer: int, locked: int) -> None:
+    """EPERM: process `payer` may lock nothing. ENOMEM: not `locked` bytes in all."""
+    if has_capability(payer, CAP_IPC_LOCK):
+        return
+    limit = _rlimit(payer, resource.RLIMIT_MEMLOCK)
+    if limit == 0:
+        raise OSError(errno.EPERM, f"process {payer} may lock no memory (RLIMIT_MEMLOCK is 0)")
+    if limit is not None and locked > limit:
+        raise OSError(
+            errno.ENOMEM,
+            f"{locked} bytes would be locked in the regions of process {payer}: its "
+            f"RLIMIT_MEMLOCK is {limit}",
         )
 
 
@@ -114,7 +130,8 @@ def _rlimit(pid: int, limit: int) -> int | None:
         return None
 
 
-def _has_capability(pid: int, number: int) -> bool:
+def has_capability(pid: int, number: int) -> bool:
+    """Whether a process has a capability, by its number in linux/capability.h."""
     try:
         return bool(int(proc.status(pid, "CapEff"), 16) >> number & 1)
     except OSError:

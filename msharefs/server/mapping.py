@@ -63,8 +63,7 @@ def map_file(fd: int, size: int, prot: int, flags: int, offset: int) -> Mapping:
     memory meanwhile: whoever serves that file could stop all our threads. For a thread, since the
     file system is asked what it is.
     """
-    magic, _ = file_system(fd)
-    if magic not in _MAY_WAIT:
+    if not may_wait(fd):
         return Mapping(fd, size, prot, flags, offset)
     if prot & mmap.PROT_EXEC and os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
         raise PermissionError(errno.EPERM, "its file system is mounted noexec")
@@ -84,6 +83,11 @@ def punch(fd: int, offset: int, size: int) -> None:
     """Gives memory of a file back, or OSError."""
     failed = lib.fallocate(fd, _PUNCH_HOLE, offset, size) < 0
     check_errno(failed, f"punching {size} bytes at {offset:#x}")
+
+
+def may_wait(fd: int) -> bool:
+    """Whether a file is served by a process, or by another machine. For a thread."""
+    return file_system(fd)[0] in _MAY_WAIT
 
 
 def file_system(fd: int) -> tuple[int, int]:

@@ -172,6 +172,13 @@ class Objects:
         self._objects[number] = added
         return added
 
+    def get(self, number: int) -> Object:
+        """An object that a VMA names. ESTALE: nobody knows it any more."""
+        try:
+            return self._objects[number]
+        except KeyError:
+            raise OSError(errno.ESTALE, f"{self._name}: object {number} is lost") from None
+
     def describe(self, number: int) -> str:
         """The path of an object's file, as `msharefs maps` shows it."""
         known = self._objects.get(number)

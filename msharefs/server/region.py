@@ -13,7 +13,7 @@ import trio
 from msharefs import proc, processes, verbs
 from msharefs.native import ffi
 
-from . import checking, describe, descriptors, limits, room, sources
+from . import checking, describe, descriptors, limits, room, smaps, sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +58,8 @@ class Region:
         """
         self.promise: Callable[[HostMM, int], None] = lambda *_: None
         """They are mapped now."""
+        self.locked_by_owner: Callable[[], int] = lambda: 0
+        """Bytes that are locked in all regions of its owner; Regions knows."""
         self._ending = trio.Lock()
         self._refusals: dict[int, str] = {}
 
@@ -98,7 +100,7 @@ class Region:
             if self.ended:
                 return
             if self.host is not None:
-                await self.host.unmap(0, self.host.size)
+                await self.host.unmap(0, self.host.size, sealed=True)
                 self.host.end()
             # Nobody else has run since the unmap: a request that waited finds the region ended.
             self.owner = dataclasses.replace(self.owner, kind="gone")
@@ -192,41 +194,50 @@ class Region:
 
     async def unmap(self, offset: int, size: int, flags: int) -> None:
         """MSHAREFS_UNMAP, by a descriptor open with `flags`."""
-        host = self.sized()
-        self._check_writable(flags)
+        host = self.to_change(flags)
         await host.unmap(offset, verbs.check_unmap(offset, size, host.size))
 
     async def protect(self, offset: int, size: int, prot: int, flags: int, mode: int) -> None:
         """MSHAREFS_PROTECT, by a descriptor open with `mode`."""
-        host = self.sized()
-        self._check_writable(mode)
+        host = self.to_change(mode)
         end = verbs.check_protect(offset, size, prot, flags, host.size)
         if offset < end:
             await host.protect(offset, end, prot)
 
+    def to_change(self, mode: int) -> HostMM:
+        """The host mm, for a verb by a descriptor open with `mode`."""
+        host = self.sized()
+        self._check_writable(mode)
+        return host
+
     def refused(self, pid: int, error: OSError) -> None:
         """Process `pid` may ask why: an ioctl(2) can tell it no more than EBUSY or ENOSPC."""
-        if error.errno in (errno.EBUSY, errno.ENOSPC):
+        if error.errno in verbs.EXPLAINED:
             self._refusals.pop(pid, None)
             self._refusals[pid] = str(error.strerror).removeprefix(f"{self.name}: ")
         while len(self._refusals) > _REFUSALS:
             del self._refusals[next(iter(self._refusals))]
 
     def refusal(self, pid: int) -> str:
-        """Why a change that process `pid` last asked for was EBUSY or ENOSPC; empty if none was."""
+        """Why the last request of process `pid` was refused (verbs.EXPLAINED); empty: none was."""
         return self._refusals.get(pid, "")
 
     async def describe(self, what: str) -> bytes:
         """One of the look verbs' documents, as JSON."""
         if what == "stat":
             raw = await self.raw_stat()
-            return await self._look(lambda: describe.as_json(describe.stat(raw, self.owner)))
+            found = describe.stat(raw, self.owner)
+            if self.host is not None:
+                found["vmstat"]["nr_mlock"] = self.host.locks.size // verbs.PAGE
+                found["shootdowns"] = await self.host.shootdowns.figures()
+            return await self._look(lambda: describe.as_json(found))
         looks = {
             "maps": describe.maps,
             "pagetable": describe.pagetable,
             "clients": describe.clients,
             "audit": describe.audit,
             "check": checking.findings,
+            "smaps": smaps.smaps,
         }
         if what not in looks:
             raise OSError(

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -18,7 +19,7 @@ import trio
 from msharefs import proc
 from msharefs.native import lib
 
-from . import owners
+from . import contents, owners
 from .adopted import Adopted
 from .clients import give_way
 from .files import (
@@ -329,18 +330,27 @@ class Regions:
             what = f"{mapped} bytes are mapped, and {more} more are asked for"
             raise exceeded(errno.ENOMEM, what, "memory", self.limits.memory)
 
+    def _locked_by_owner(self, region: Region) -> int:
+        """Bytes that are locked in all regions of its owner."""
+        who = region.owner.pid, region.owner.start_time
+        return sum(
+            other.host.locks.size
+            for other in self._regions.values()
+            if other.host is not None and (other.owner.pid, other.owner.start_time) == who
+        )
+
     def _hosts(self) -> list[HostMM]:
         return [region.host for region in self._regions.values() if region.host is not None]
 
     async def find_objects(self) -> None:
-        """Opens the files that are mapped in regions of an earlier server; nobody waits for it.
+        """Takes up what is mapped and locked in regions of an earlier server; nobody waits for it.
 
         A client that needs one meanwhile has it opened at once.
         """
         async with trio.open_nursery() as nursery:
             for region in self._regions.values():
                 if region.host is not None:
-                    nursery.start_soon(region.host.find_objects)
+                    nursery.start_soon(contents.take_up, region.host)
 
     async def catch_up(self) -> None:
         """Finishes changes that an earlier server had begun and that could not be finished yet."""
@@ -367,6 +377,7 @@ class Regions:
             self._of[user] += 1
         region.check_room = self._check_room
         region.promise = self.room.promise
+        region.locked_by_owner = partial(self._locked_by_owner, region)
         region.watch = self.owners.watch(region.owner, region.ident, region.end)
         self._regions[region.ident] = region
 

@@ -16,6 +16,7 @@ from msharefs.native import check, ffi, lib
 from .files import object_paths, records_path
 from .objects import Record
 from .owners import KINDS, Owner
+from .pinned import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,6 +239,10 @@ class View:
             os.fsdecode(ffi.string(lib.mm_owner_cgroup(self._mm), lib.MM_CGROUP_LEN)),
             kinds[lib.mm_owner_kind(self._mm)],
         )
+
+    def policy(self, vma: Any) -> Policy:
+        """The memory policy of a mapping of its own memory."""
+        return Policy.at(self.mem_fd, vma.start)
 
     def recorded_objects(self) -> dict[int, Record]:
         """The records of its objects, by number; without those that are broken."""

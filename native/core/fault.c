@@ -150,6 +150,8 @@ enum fault_verdict fault_look(const struct mm *mm, struct fault *fault)
         return err == -ENOENT ? FAULT_MAPERR : FAULT_BROKEN;
     if (fault->vma.flags & VMA_BUSY)
         return FAULT_WAIT;
+    if (fault->vma.flags & VMA_GUARD)
+        return FAULT_MAPERR;
     return permitted(fault) ? FAULT_MAP : FAULT_ACCERR;
 }
 

@@ -79,6 +79,10 @@ enum mm_intent_op {
     INTENT_PROTECT = 3,
     /* No client uses the old rights any more: set the entries, clear VMA_BUSY. */
     INTENT_RIGHTS = 4,
+    /* Entries of [start, end) are to go, the pages stay. Clients may still have them mapped: a
+     * successor takes the change back, too. */
+    INTENT_DROP = 5,
+    INTENT_DROPPED = 6, /* no client has them: remove the entries, clear VMA_BUSY */
 };
 
 /* Whose end is the region's end. */
@@ -150,7 +154,20 @@ enum vma_flags {
     VMA_PROT = 7,
     VMA_BUSY = 8,  /* being replaced: a fault waits for the next snapshot */
     VMA_HUGE = 16, /* its object has 2 MiB pages: leaf entries are PMD entries */
+
+    /* What has been asked for by verbs on the region (server/hostmm.h). A fault looks at none of
+     * them but VMA_GUARD. */
+    VMA_SEALED = 32,  /* its mapping, its rights and its contents are not taken away any more */
+    VMA_LOCKED = 64,  /* the server has it locked in memory */
+    VMA_GUARD = 128,  /* an access is SIGSEGV, SEGV_MAPERR, whatever the rights */
+    VMA_RANDOM = 256, /* advice, as VM_RAND_READ, VM_SEQ_READ, VM_HUGEPAGE, VM_NOHUGEPAGE */
+    VMA_SEQUENTIAL = 512,
+    VMA_HUGEPAGE = 1024,
+    VMA_NOHUGEPAGE = 2048,
+    VMA_POLICY = 0xff0000, /* a number: VMAs with the same memory policy have the same; 0: none */
 };
+
+#define VMA_POLICY_SHIFT 16
 
 /* One mapping: [start, end) in region offsets, bytes. */
 struct mm_vma {
@@ -270,7 +287,7 @@ static inline uint64_t layout_signature(void)
         offsetof(struct mm_slot, handed),
         offsetof(struct mm_header, claims), offsetof(struct mm_header, unwatched), MM_SLOTS,
         MM_VMAS, TABLES_BASE, DATA_BASE, OBJECTS_BASE, HOST_BASE, VMA_BUSY, VMA_HUGE, FRAME_TABLE,
-        INTENT_RIGHTS,
+        INTENT_DROPPED, VMA_GUARD, VMA_POLICY,
     };
     /* clang-format on */
     uint64_t hash = 0xcbf29ce484222325ull;

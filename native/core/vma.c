@@ -132,8 +132,8 @@ int64_t vma_replace(const struct mm_vma *from, uint64_t used, uint64_t start, ui
     return err ? err : (int64_t)set.used;
 }
 
-int64_t vma_protect(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
-                    uint32_t flags, struct mm_vma *to, uint64_t max)
+int64_t vma_flag(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
+                 uint32_t clear, uint32_t set_flags, struct mm_vma *to, uint64_t max)
 {
     struct set set = {.vmas = to, .max = max};
     uint64_t covered = start;
@@ -146,7 +146,7 @@ int64_t vma_protect(const struct mm_vma *from, uint64_t used, uint64_t start, ui
             if (inside.start != covered)
                 return -ENOMEM;
             covered = inside.end;
-            inside.flags = (inside.flags & ~(uint32_t)VMA_PROT) | flags;
+            inside.flags = (inside.flags & ~clear) | set_flags;
         }
         err = append(&set, part(&from[i], 0, start));
         if (!err)
@@ -157,6 +157,12 @@ int64_t vma_protect(const struct mm_vma *from, uint64_t used, uint64_t start, ui
     if (!err && covered != end)
         err = -ENOMEM;
     return err ? err : (int64_t)set.used;
+}
+
+int64_t vma_protect(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
+                    uint32_t flags, struct mm_vma *to, uint64_t max)
+{
+    return vma_flag(from, used, start, end, VMA_PROT, flags, to, max);
 }
 
 uint64_t vma_end_busy(const struct mm_vma *from, uint64_t used, bool drop, struct mm_vma *to)

@@ -26,6 +26,9 @@ int64_t vma_mark_busy(const struct mm_vma *from, uint64_t used, uint64_t start, 
  * -ENOMEM: there is a hole in [start, end), or there would be more than `max`. */
 int64_t vma_protect(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
                     uint32_t flags, struct mm_vma *to, uint64_t max);
+/* Does so with any flags of [start, end): takes those in `clear` away, then adds `set_flags`. */
+int64_t vma_flag(const struct mm_vma *from, uint64_t used, uint64_t start, uint64_t end,
+                 uint32_t clear, uint32_t set_flags, struct mm_vma *to, uint64_t max);
 /* Writes to `to` the set `from`, without VMA_BUSY, or (`drop`) without the VMAs that
  * have it; returns the new count. */
 uint64_t vma_end_busy(const struct mm_vma *from, uint64_t used, bool drop, struct mm_vma *to);

@@ -29,6 +29,7 @@
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/types.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -64,6 +65,51 @@ struct mshare_protect {
 };
 
 #define MSHAREFS_PROTECT _IOW('x', 0x10, struct mshare_protect)
+
+/*
+ * Ours: verbs on the region, for all processes at once; mshare_advise() and its relatives make
+ * these calls and explain them. Bits of `flags` that have no meaning there, and `pad`, are 0.
+ */
+struct mshare_advise {
+    uint64_t region_offset;
+    uint64_t size;
+    uint32_t advice; /* MADV_*, as in madvise(2) */
+    uint32_t flags;
+};
+
+struct mshare_range {
+    uint64_t region_offset;
+    uint64_t size;
+    uint32_t flags; /* of SYNC: MS_*, as in msync(2) */
+    uint32_t pad;
+};
+
+#define MSHARE_QUERY_PAGES 4096u
+
+struct mshare_query {
+    uint64_t region_offset;
+    uint64_t size;                   /* of so many pages at most */
+    uint8_t vec[MSHARE_QUERY_PAGES]; /* out: a byte for each page, as in mincore(2) */
+};
+
+#define MSHARE_NODES 1024u
+
+struct mshare_mbind {
+    uint64_t region_offset;
+    uint64_t size;
+    uint32_t mode;  /* MPOL_*, as in mbind(2) */
+    uint32_t flags; /* MPOL_MF_* */
+    uint64_t maxnode;
+    uint64_t nodemask[MSHARE_NODES / 64];
+};
+
+#define MSHAREFS_ADVISE _IOW('x', 0x12, struct mshare_advise)
+#define MSHAREFS_LOCK _IOW('x', 0x13, struct mshare_range)
+#define MSHAREFS_UNLOCK _IOW('x', 0x14, struct mshare_range)
+#define MSHAREFS_SYNC _IOW('x', 0x15, struct mshare_range)
+#define MSHAREFS_SEAL _IOW('x', 0x16, struct mshare_range)
+#define MSHAREFS_QUERY _IOWR('x', 0x17, struct mshare_query)
+#define MSHAREFS_MBIND _IOW('x', 0x18, struct mshare_mbind)
 
 /*
  * Ours: hand the server one end of a socket pair; it becomes a control
@@ -173,6 +219,86 @@ MSHARE_API int mshare_unmap(int fd, uint64_t region_offset, uint64_t size);
  *         attachment. Nothing was changed, for anybody.
  */
 MSHARE_API int mshare_protect(int fd, uint64_t region_offset, uint64_t size, int prot);
+
+/*
+ * What madvise(2), mlock(2), mbind(2), msync(2), mincore(2) and mseal(2) do to the memory of one
+ * process, these do to a range of a region, for all attached processes at once. They are in force
+ * when they return, in stopped processes, too; otherwise they fail, and nothing was changed. They
+ * are ours: at LSFMM+BPF 2026 it was said that the series is to have "various other calls".
+ *
+ * EINVAL  region not sized; range outside it or misaligned; unknown bits; an unknown value
+ * ENOMEM  a part of the range is not mapped, or there would be too many mappings
+ * EACCES  the descriptor `fd` is read-only (query and sync take any descriptor)
+ * EPERM   sealed (REMOVE, GUARD_INSTALL); memory that a program has adopted
+ * EBUSY   as for mshare_protect()
+ * EOPNOTSUPP  the file system of an object cannot do that, or is served by a process or another
+ *         machine (FUSE, NFS), so that the server does not wait for it: POPULATE, COLLAPSE, lock
+ *
+ * A size of 0 does nothing. A size is rounded up to whole pages.
+ */
+
+/*
+ * MADV_DONTNEED   everybody's page table entries go; the data stay, and a touch brings them back
+ * MADV_COLD, MADV_PAGEOUT   so do they, and then the pages are the first to be reclaimed, or are
+ *                 reclaimed now, to swap or to their file; however many processes had them mapped
+ * MADV_REMOVE     the contents go: zeros, for all; of a file, too. EACCES: not writable
+ * MADV_POPULATE_READ, MADV_POPULATE_WRITE   all pages and their entries are there. EINVAL: no right
+ *                 to do that. EFAULT: a touch would be a SIGBUS, as beyond the end of a file
+ * MADV_WILLNEED   pages are read ahead
+ * MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL   are kept with the mapping (`msharefs smaps`)
+ * MADV_HUGEPAGE, MADV_NOHUGEPAGE   are kept, and HUGEPAGE lets POPULATE ask for huge pages
+ * MADV_COLLAPSE   whole spans of 2 MiB are populated, and become huge pages where the kernel can
+ * MADV_GUARD_INSTALL, MADV_GUARD_REMOVE   a touch is SIGSEGV, SEGV_MAPERR, for all; the data stay
+ *
+ * EINVAL is the rest (FREE, WIPEONFORK, DONTFORK, DONTDUMP, MERGEABLE ...), and, as in madvise(2),
+ * locked memory (COLD, PAGEOUT, DONTNEED, REMOVE, GUARD_INSTALL) and 2 MiB pages of hugetlbfs
+ * (COLD, PAGEOUT, HUGEPAGE, NOHUGEPAGE, COLLAPSE, GUARD_*).
+ */
+MSHARE_API int mshare_advise(int fd, off_t offset, size_t size, int advice);
+
+/*
+ * Brings the range into memory and keeps it there, until mshare_unlock(), or until it is unmapped
+ * or replaced. It is charged to the owner of the region: all that is locked in the regions of one
+ * owner counts against that process's RLIMIT_MEMLOCK (against the caller's, if the owner has
+ * ended), and CAP_IPC_LOCK lifts that. `flags` is 0.
+ *
+ * ENOMEM  also: more than may be locked; or a part permits no access
+ * EPERM   nothing may be locked
+ * EOPNOTSUPP  MLOCK_ONFAULT
+ */
+MSHARE_API int mshare_lock(int fd, off_t offset, size_t size, unsigned int flags);
+MSHARE_API int mshare_unlock(int fd, off_t offset, size_t size);
+
+/*
+ * Decides on which memory nodes the pages of the range are made from now on, whoever touches them:
+ * arguments as of mbind(2), whose MPOL_MF_MOVE moves those that are there already. For objects that
+ * are ordinary files it does nothing, as there.
+ *
+ * EIO     MPOL_MF_STRICT, and a page is elsewhere
+ * EPERM   MPOL_MF_MOVE_ALL, without CAP_SYS_NICE
+ * ENOSYS  a kernel without memory policies
+ */
+MSHARE_API int mshare_mbind(int fd, off_t offset, size_t size, int mode,
+                            const unsigned long *nodemask, unsigned long maxnode,
+                            unsigned int flags);
+
+/*
+ * With MS_SYNC, what was stored in the files of the range is on their disks when it returns.
+ * `flags` are those of msync(2). EBUSY: MS_INVALIDATE, and a part is locked.
+ */
+MSHARE_API int mshare_sync(int fd, off_t offset, size_t size, int flags);
+
+/*
+ * Says which pages of the range are in memory: the lowest bit of a byte of `vec` for each page, as
+ * in mincore(2). Any process may have brought them there.
+ */
+MSHARE_API int mshare_query(int fd, off_t offset, size_t size, unsigned char *vec);
+
+/*
+ * Seals the range: from now on its mappings cannot be unmapped, replaced, protected otherwise or
+ * discarded (EPERM), by nobody and for ever. The region itself can still go.
+ */
+MSHARE_API int mshare_seal(int fd, off_t offset, size_t size);
 
 /* What `msharefs stat` shows; the counters only grow. */
 struct mshare_stat {

@@ -28,5 +28,7 @@
 #include "server/identity.h"
 #include "server/inspect.h"
 #include "server/landlock.h"
+#include "server/pages.h"
+#include "server/populate.h"
 #include "server/prefill.h"
 #include "server/readers.h"

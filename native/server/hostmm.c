@@ -215,6 +215,47 @@ int hostmm_protect(struct mm *mm, uint64_t start, uint64_t end, uint32_t prot)
     return change(mm, &next, count, (struct mm_intent){INTENT_PROTECT, start, end, .prot = prot});
 }
 
+int hostmm_flag(struct mm *mm, uint64_t start, uint64_t end, uint32_t clear, uint32_t set_flags)
+{
+    struct next next;
+    int err = begin_change(mm, &next, start, end);
+
+    if (err)
+        return err;
+    const int64_t count = vma_flag(next.set, next.used, start, end, clear, set_flags, next.area,
+                                   MM_VMAS);
+    if (count < 0)
+        return (int)count;
+    publish(mm, &next, (uint64_t)count); /* the intent is INTENT_NONE: nothing is to be finished */
+    return 0;
+}
+
+/* Publishes a change in which all VMAs stay, with `clear` and `set_flags` as for hostmm_flag(). */
+static int publish_busy(struct mm *mm, uint64_t start, uint64_t end, uint32_t clear,
+                        uint32_t set_flags, enum mm_intent_op op)
+{
+    struct next next;
+    int err = begin_change(mm, &next, start, end);
+
+    if (err)
+        return err;
+    int64_t count = vma_flag(next.set, next.used, start, end, clear, set_flags, next.area, MM_VMAS);
+    if (count >= 0)
+        count = vma_flag(next.set, next.used, start, end, clear, set_flags | VMA_BUSY, next.area,
+                         MM_VMAS_AREA);
+    return change(mm, &next, count, (struct mm_intent){.op = op, .start = start, .end = end});
+}
+
+int hostmm_drop(struct mm *mm, uint64_t start, uint64_t end, uint32_t clear, uint32_t set_flags)
+{
+    return publish_busy(mm, start, end, clear, set_flags, INTENT_DROP);
+}
+
+int hostmm_remove(struct mm *mm, uint64_t start, uint64_t end)
+{
+    return publish_busy(mm, start, end, 0, 0, INTENT_MAP);
+}
+
 /* The second publish: busy VMAs are open for business again, or gone. It is needed
  * even if nothing was busy: an epoch must not have two intents, or a server that
  * dies while it writes the second leaves a mixture of both. */
@@ -243,7 +284,7 @@ static bool pending(const struct mm *mm)
 {
     const struct mm_intent *intent = &mm->header->intent;
 
-    return intent->op > INTENT_NONE && intent->op <= INTENT_RIGHTS &&
+    return intent->op > INTENT_NONE && intent->op <= INTENT_DROPPED &&
            intent->epoch == atomic_load(&mm->header->epoch);
 }
 
@@ -257,11 +298,16 @@ int hostmm_finish(struct mm *mm, int mem_fd)
     if (intent->start >= intent->end || intent->end > mm->size ||
         (intent->start | intent->end) % PAGE_SIZE)
         return -EUCLEAN;
+    /* The old snapshot's area is overwritten from here on. */
+    if (intent->op == INTENT_PROTECT || intent->op == INTENT_DROP) {
+        intent->op = intent->op == INTENT_DROP ? INTENT_DROPPED : INTENT_RIGHTS;
+        atomic_thread_fence(memory_order_release);
+    }
     if (intent->op == INTENT_MAP || intent->op == INTENT_UNMAP) {
         err = finish_zap(mm, intent, mem_fd);
+    } else if (intent->op == INTENT_DROPPED) {
+        err = zap(mm, intent->start, intent->end);
     } else {
-        intent->op = INTENT_RIGHTS; /* the old snapshot's area is overwritten from here on */
-        atomic_thread_fence(memory_order_release);
         err = set_rights(mm, intent->start, intent->end, intent->prot & VMA_PROT);
     }
     if (!err)
@@ -273,7 +319,8 @@ int hostmm_finish(struct mm *mm, int mem_fd)
 
 int hostmm_recover(struct mm *mm, int mem_fd)
 {
-    if (!pending(mm) || mm->header->intent.op != INTENT_PROTECT)
+    if (!pending(mm) ||
+        (mm->header->intent.op != INTENT_PROTECT && mm->header->intent.op != INTENT_DROP))
         return hostmm_finish(mm, mem_fd);
     hostmm_abort(mm);
     return 0;
@@ -320,6 +367,47 @@ uint64_t hostmm_mapped_bytes(struct mm *mm, uint64_t start, uint64_t end)
             bytes += (set[i].end < end ? set[i].end : end) -
                      (set[i].start > start ? set[i].start : start);
     return bytes;
+}
+
+/* What is against a verb on this mapping. */
+static int check_vma(const struct mm_vma *vma, uint32_t none_of, uint32_t needed)
+{
+    if (vma->flags & none_of)
+        return vma->flags & none_of & VMA_SEALED ? -EPERM : -EINVAL;
+    return (vma->flags & needed) == needed ? 0 : -EACCES;
+}
+
+int hostmm_check(struct mm *mm, uint64_t start, uint64_t end, uint32_t none_of, uint32_t needed,
+                 bool holes)
+{
+    uint64_t used, covered = start;
+    const struct mm_vma *set = vma_snapshot(mm, atomic_load(&mm->header->epoch), &used);
+
+    for (uint64_t i = 0; set && i < used && covered < end; i++) {
+        if (set[i].end <= start || set[i].start >= end)
+            continue;
+        if (!holes && set[i].start > covered)
+            return -ENOMEM;
+        const int err = check_vma(&set[i], none_of, needed);
+        if (err)
+            return err;
+        covered = set[i].end;
+    }
+    if (!set)
+        return -EUCLEAN;
+    return holes || covered >= end ? 0 : -ENOMEM;
+}
+
+uint32_t hostmm_flags(struct mm *mm, uint64_t start, uint64_t end)
+{
+    uint64_t used;
+    const struct mm_vma *set = vma_snapshot(mm, atomic_load(&mm->header->epoch), &used);
+    uint32_t flags = 0;
+
+    for (uint64_t i = 0; set && i < used; i++)
+        if (set[i].start < end && set[i].end > start)
+            flags |= set[i].flags;
+    return flags;
 }
 
 bool hostmm_has_objects(struct mm *mm, uint64_t start, uint64_t end)

@@ -194,6 +194,58 @@ int64_t mm_huge_pages(struct mm *mm, uint64_t *pages, uint64_t max)
     return err ? err : (int64_t)found.used;
 }
 
+struct presence {
+    uint8_t *vec;
+    uint64_t start, end; /* host addresses */
+};
+
+static int note_presence(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    const struct presence *found = walk->arg;
+    const uint64_t end = addr + entry_span(level);
+
+    if (!(atomic_load_explicit(entry, memory_order_relaxed) & ENTRY_PRESENT))
+        return 0;
+    for (uint64_t page = addr; page < end; page += PAGE_SIZE)
+        if (page >= found->start && page < found->end)
+            found->vec[(page - found->start) / PAGE_SIZE] = 1;
+    return 0;
+}
+
+void mm_present(struct mm *mm, uint64_t start, uint64_t end, uint8_t *vec)
+{
+    struct presence found = {vec, HOST_BASE + start, HOST_BASE + end};
+    struct walk walk = {.mm = mm, .leaf = note_presence, .arg = &found};
+
+    memset(vec, 0, (end - start) / PAGE_SIZE);
+    if (found.end > mm->host_end)
+        found.end = mm->host_end;
+    if (found.start < found.end)
+        walk_range(&walk, found.start, found.end);
+}
+
+static int add_usage(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    const uint64_t value = atomic_load_explicit(entry, memory_order_relaxed);
+    const uint64_t pages = entry_span(level) / PAGE_SIZE;
+    struct mm_usage *usage = walk->arg;
+
+    (void)addr;
+    usage->present += value & (ENTRY_PRESENT | ENTRY_PROTNONE) ? pages : 0;
+    usage->accessed += value & ENTRY_ACCESSED ? pages : 0;
+    usage->dirty += value & ENTRY_DIRTY ? pages : 0;
+    return 0;
+}
+
+int mm_usage(struct mm *mm, uint64_t start, uint64_t end, struct mm_usage *usage)
+{
+    const uint64_t limit = mm->host_end - HOST_BASE;
+    struct walk walk = {.mm = mm, .leaf = add_usage, .arg = usage};
+
+    end = end < limit ? end : limit;
+    return start < end ? walk_range(&walk, HOST_BASE + start, HOST_BASE + end) : 0;
+}
+
 bool mm_client(const struct mm *mm, unsigned number, struct mm_client *client)
 {
     if (number >= MM_SLOTS)

@@ -49,6 +49,18 @@ int64_t mm_tables(struct mm *mm, struct mm_table *tables, uint64_t max);
  * copied. */
 int64_t mm_huge_pages(struct mm *mm, uint64_t *pages, uint64_t max);
 
+/* Which pages of [start, end), region offsets, have an entry: a byte of `vec` for each, 1 or 0. */
+void mm_present(struct mm *mm, uint64_t start, uint64_t end, uint8_t *vec);
+
+/* Pages of 4 KiB of a range that have an entry, and of these those that were accessed, and
+ * written. */
+struct mm_usage {
+    uint64_t present, accessed, dirty;
+};
+
+/* Adds those of [start, end), region offsets, to `usage` (in and out). 0 or -errno. */
+int mm_usage(struct mm *mm, uint64_t start, uint64_t end, struct mm_usage *usage);
+
 /* One attachment. */
 struct mm_client {
     uint32_t slot, pid;

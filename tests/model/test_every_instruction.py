@@ -190,6 +190,9 @@ CHANGES = {
     "protect a page of a table": Change("protect", PAGE, 2 * PAGE, READ),
     "protect over an edge": Change("protect", MIB2 - PAGE, MIB2 + PAGE, 0),
     "protect a whole mapping": Change("protect", GIB1, GIB1 + 3 * PAGE, READ | WRITE),
+    "guard over an edge": Change("guard", MIB2 - PAGE, MIB2 + PAGE),
+    "remove over an edge": Change("remove", MIB2 - PAGE, MIB2 + PAGE),
+    "seal a part": Change("seal", PAGE, 2 * PAGE),
 }
 
 
@@ -218,7 +221,13 @@ def test_the_server_dies_in_a_change(case: str, steps: Steps) -> None:
         assert Contents.of(core) == after
 
 
-@pytest.mark.parametrize("case", ["unmap over an edge", "map over a part", "protect over an edge"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "unmap over an edge", "map over a part", "protect over an edge", "guard over an edge",
+        "remove over an edge",
+    ],
+)  # fmt: skip
 def test_the_next_server_dies_too(case: str, steps: Steps) -> None:
     """While it finishes the first one's change, at every instruction."""
     with furnished() as core:

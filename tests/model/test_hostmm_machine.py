@@ -18,7 +18,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from msharefs.native import lib
 
-from support.core import GIB1, GIB512, LOOKS, MIB2, PAGE, Core, Look, block, check, page_only
+from support.core import (
+    GIB1,
+    GIB512,
+    GUARD,
+    LOOKS,
+    MIB2,
+    PAGE,
+    SEALED,
+    Core,
+    Look,
+    block,
+    check,
+    page_only,
+)
 from support.model import OBJECT, PROTECTIONS, Kind, Model
 from support.rawmm import DATA_BASE, HOST_BASE, OBJECTS_BASE, RW, US, A, P
 
@@ -34,7 +47,7 @@ picks = st.integers(0, 1 << 16)
 """Chooses one of the things that exist when the step runs."""
 
 
-verbs = st.sampled_from(["map", "unmap", "protect"])
+verbs = st.sampled_from(["map", "map", "unmap", "protect", "drop", "guard", "remove"])
 kinds = st.sampled_from([Kind.ANONYMOUS, Kind.ANONYMOUS, Kind.FILE, Kind.HUGE])
 
 
@@ -131,8 +144,12 @@ class Region(RuleBasedStateMachine):
             said = self.core.begin_map(start, end, flags, file=OBJECT, offset=start)
         elif verb == "unmap":
             said = self.core.begin_unmap(start, end)
-        else:
+        elif verb == "protect":
             said = self.core.begin_protect(start, end, prot)
+        elif verb == "remove":
+            said = self.core.begin_remove(start, end)
+        else:
+            said = self.core.begin_drop(start, end, GUARD if verb == "guard" else 0)
         if self.model.stragglers():
             assert said == -errno.EBUSY
             # A serial number is spent on the attempt; nothing else happens.
@@ -142,7 +159,7 @@ class Region(RuleBasedStateMachine):
         ):
             assert said == -errno.EINVAL
             self.model.serial += verb == "map"
-        elif verb == "protect" and None in self.model.cells[first:last]:
+        elif verb not in ("map", "unmap") and None in self.model.cells[first:last]:
             assert said == -errno.ENOMEM
         else:
             assert said == 0
@@ -155,6 +172,24 @@ class Region(RuleBasedStateMachine):
         self.begin(verb, first, count, prot, kind)
         if self.model.pending and not self.model.stragglers():
             self.finish()
+
+    @precondition(lambda self: self.model.pending is None)
+    @rule(first=picks, count=picks, flag=st.sampled_from([GUARD, SEALED]), clear=st.booleans())
+    def flag(self, first: int, count: int, flag: int, clear: bool) -> None:
+        """Flags alone change at once; the core leaves it to the server what a seal forbids."""
+        first, last = self._range(first, count)
+        clears, sets = (flag, 0) if clear or flag == GUARD else (0, flag)
+        said = self.core.flag(self.cuts[first], self.cuts[last], clears, sets)
+        if self.model.stragglers():
+            assert said == -errno.EBUSY
+        elif self.model.cuts_a_huge_page(first, last):
+            assert said == -errno.EINVAL
+        elif None in self.model.cells[first:last]:
+            assert said == -errno.ENOMEM
+        else:
+            assert said == 0
+            self.model.flag(first, last, clears, sets)
+            self.model.epoch += 1
 
     @precondition(lambda self: self.model.pending and not self.model.stragglers())
     @rule()
@@ -179,7 +214,7 @@ class Region(RuleBasedStateMachine):
         self.core.recover()
         if self.model.pending is None:
             return
-        if self.model.pending.verb == "protect":
+        if self.model.pending.verb in ("protect", "drop", "guard"):
             self.model.abort()
         else:
             self._finish_model()
@@ -262,7 +297,7 @@ class Region(RuleBasedStateMachine):
     def _finish_model(self) -> None:
         change = self.model.pending
         assert change is not None
-        if change.verb != "protect":
+        if change.verb in ("map", "unmap", "remove"):
             self.written = {at for at in self.written if not change.start <= at < change.end}
         self.model.finish()
 

@@ -80,6 +80,8 @@ def change(core: Core, chance: random.Random, edges: list[int]) -> None:
         lambda: core.begin_map(start, end, prot),
         lambda: core.begin_protect(start, end, prot),
         lambda: core.begin_unmap(start, end),
+        lambda: core.begin_drop(start, end),
+        lambda: core.begin_remove(start, end),
     ])  # fmt: skip
     # A client may announce itself late, with an epoch that it had read before.
     while (said := begin()) == -errno.EBUSY:

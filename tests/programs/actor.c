@@ -103,6 +103,11 @@ static void protect(const uint64_t *arg) /* fd, offset, size, prot */
     reply_result(mshare_protect((int)arg[0], arg[1], arg[2], (int)arg[3]));
 }
 
+static void advise(const uint64_t *arg) /* fd, offset, size, advice */
+{
+    reply_result(mshare_advise((int)arg[0], (off_t)arg[1], arg[2], (int)arg[3]));
+}
+
 static void plain_map(const uint64_t *arg) /* address, size, prot, flags, fd, offset */
 {
     void *base = mmap((void *)arg[0], arg[1], (int)arg[2], (int)arg[3], (int)arg[4], (off_t)arg[5]);
@@ -440,6 +445,7 @@ static const struct {
     {"map", map},
     {"unmap", unmap},
     {"protect", protect},
+    {"advise", advise},
     {"plain-map", plain_map},
     {"plain-unmap", plain_unmap},
     {"plain-protect", plain_protect},

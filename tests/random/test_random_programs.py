@@ -11,6 +11,7 @@ The same 500 runs each time. For others, as long as one likes, until one fails:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import sys
@@ -28,10 +29,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from msharefs.verbs import MADV_COLD, MADV_DONTNEED, MADV_PAGEOUT, MADV_REMOVE
+
 from support.actor import MAP_FIXED, MAP_FIXED_NOREPLACE, PAGE, READ_WRITE, Actor
 from support.audit import assert_whole
 from support.calls import refused
-from support.core import EXEC, GIB1, MIB2, READ, WRITE
+from support.core import EXEC, GIB1, LOCKED, MIB2, READ, WRITE
 from support.hostview import attachments, is_changing, number_of
 from support.model import Kind, Model
 from support.program import FLAGS, Access, Foresight, World, answer
@@ -70,6 +73,7 @@ picks = st.integers(0, 1 << 12)
 """Chooses one of what there is when the step runs."""
 windows = st.sampled_from([READ_WRITE, READ_WRITE, READ])
 verbs = st.sampled_from(["map", "map", "unmap", "protect", "protect"])
+advices = st.sampled_from([MADV_DONTNEED, MADV_COLD, MADV_PAGEOUT, MADV_REMOVE])
 rights = st.sampled_from([READ | WRITE, READ | WRITE, READ, 0, WRITE, READ | EXEC])
 spans = st.tuples(st.integers(0, CELLS - 1), st.integers(1, LONGEST)).map(
     lambda span: (span[0], min(sum(span), CELLS))
@@ -91,6 +95,7 @@ class Programs(RuleBasedStateMachine):
         self.foresight = Foresight(self.model, CONTENT)
         self.programs: list[Program] = []
         self.links = self.unsure_links = 0  # of attachments that are gone
+        self.unlinked: set[int] = set()  # pages whose entries have gone; others may have come
 
     @initialize(count=st.integers(2, PROGRAMS))
     def begin(self, count: int) -> None:
@@ -219,6 +224,69 @@ class Programs(RuleBasedStateMachine):
             self._change(verb, span, prot, free[by % len(free)])
         self._finish(accesses)
 
+    @rule(advice=advices, span=spans, by=picks)
+    def advise(self, advice: int, span: Span, by: int) -> None:
+        """Entries go, for all, and with REMOVE the contents."""
+        free = [None, *self.programs]
+        start, size = _range(span)
+        cells = self.model.cells[slice(*span)]
+        locked = any(cell and cell.kept & LOCKED for cell in cells)
+        with contextlib.ExitStack() as stack:
+            if locked or not all(cells):
+                stack.enter_context(refused(errno.EINVAL if locked else errno.ENOMEM))
+            program = free[by % len(free)]
+            if program is None:
+                self.run.region.advise(start, size, advice)
+            else:
+                program.actor.call("advise", program.fd, start, size, advice)
+        if locked or not all(cells):
+            return
+        self.run.twin.advise(start, size, advice)
+        if advice == MADV_REMOVE:
+            self.foresight.zero(start, start + size)
+        # A file stays mapped where its contents go.
+        kinds = [cell.kind is Kind.FILE and advice == MADV_REMOVE for cell in cells if cell]
+        at = span[0]
+        for stays, run in itertools.groupby(kinds):
+            end = at + len(list(run))
+            if not stays:
+                self._drop((at, end), pages_stay=advice != MADV_REMOVE)
+            at = end
+
+    def _drop(self, span: Span, *, pages_stay: bool) -> None:
+        """The entries of a range go, and their pages or not."""
+        start, size = _range(span)
+        of_range = {at for at in self.model.leaves if start <= at < start + size}
+        if pages_stay:
+            self.unlinked |= of_range - self.model.of_file
+        else:
+            self.unlinked = {at for at in self.unlinked if not start <= at < start + size}
+        self.model.begin("drop", *span, 0)
+        self.model.finish()
+
+    @rule(span=spans, unlock=st.booleans())
+    def lock(self, span: Span, unlock: bool) -> None:
+        """All pages come, and stay; not of the gigabyte that has no row of pages in it."""
+        span = span[0], max(span[0] + 1, min(span[1], 1 + max(
+            (cell for cell in range(*span) if CUTS[cell + 1] - CUTS[cell] == PAGE), default=0
+        )))  # fmt: skip
+        start, size = _range(span)
+        cells = self.model.cells[slice(*span)]
+        if size > LONGEST * PAGE:
+            return
+        if unlock:
+            with contextlib.nullcontext() if all(cells) else refused(errno.ENOMEM):
+                self.run.region.unlock(start, size)
+        elif all(cell and cell.prot for cell in cells):
+            self.run.region.lock(start, size)
+            self.foresight.populate(range(start, start + size, PAGE))
+        else:
+            with refused(errno.ENOMEM):
+                self.run.region.lock(start, size)
+            return
+        if all(cells):
+            self.model.flag(*span, LOCKED if unlock else 0, 0 if unlock else LOCKED)
+
     @precondition(lambda self: self.programs)
     @rule(who=picks, verb=verbs, span=spans, prot=rights)
     def kill_in_a_change(self, who: int, verb: str, span: Span, prot: int) -> None:
@@ -250,7 +318,8 @@ class Programs(RuleBasedStateMachine):
         until(lambda: region.stat()["clients"] == count, f"there are {count} attachments")
         stat = assert_whole(region)
         assert self._found_maps() == self._maps()
-        assert stat["rss_bytes"] == PAGE * len(self.model.leaves.keys() - self.model.of_file)
+        pages = (self.model.leaves.keys() - self.model.of_file) | self.unlinked
+        assert stat["rss_bytes"] == PAGE * len(pages)
         assert stat["page_table_bytes"] == PAGE * (1 + len(self.model.tables))
         self._check_entries()
         self._check_counters(stat["counters"])
@@ -366,6 +435,7 @@ class Programs(RuleBasedStateMachine):
         self.model.finish()
         if verb != "protect":
             self.foresight.drop(start, start + size)
+            self.unlinked = {at for at in self.unlinked if not start <= at < start + size}
 
     # The region: what it should be, and what it is
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 READ, WRITE, EXEC = lib.VMA_READ, lib.VMA_WRITE, lib.VMA_EXEC
+GUARD, LOCKED, SEALED = lib.VMA_GUARD, lib.VMA_LOCKED, lib.VMA_SEALED
 MAP, WAIT, MAPERR, ACCERR, BROKEN = (
     lib.FAULT_MAP, lib.FAULT_WAIT, lib.FAULT_MAPERR, lib.FAULT_ACCERR, lib.FAULT_BROKEN,
 )  # fmt: skip
@@ -190,6 +191,18 @@ class Core:
         """Publishes new rights that faults still wait for; 0 or -errno."""
         return lib.hostmm_protect(self.mm, start, end, prot)
 
+    def begin_drop(self, start: int, end: int, flags: int = 0) -> int:
+        """Publishes that the entries of a range go, and that its VMAs get flags; 0 or -errno."""
+        return lib.hostmm_drop(self.mm, start, end, 0, flags)
+
+    def begin_remove(self, start: int, end: int) -> int:
+        """Publishes that the pages of a range go; 0 or -errno."""
+        return lib.hostmm_remove(self.mm, start, end)
+
+    def flag(self, start: int, end: int, clear: int, flags: int) -> int:
+        """Other flags for the VMAs of a range; 0 or -errno."""
+        return lib.hostmm_flag(self.mm, start, end, clear, flags)
+
     def straggler(self) -> int | None:
         """The slot of a fault that is not over yet; None: the grace period is over."""
         slot = ffi.new("unsigned *")
@@ -222,6 +235,25 @@ class Core:
         check(self.begin_protect(start, end, prot))
         assert self.straggler() is None
         check(self.finish())
+
+    def guard(self, start: int, end: int, prot: int = 0) -> None:
+        """A whole change, with nobody inside a fault and no client's page tables to change."""
+        del prot
+        check(self.begin_drop(start, end, GUARD))
+        assert self.straggler() is None
+        check(self.finish())
+
+    def remove(self, start: int, end: int, prot: int = 0) -> None:
+        """A whole change, with nobody inside a fault."""
+        del prot
+        check(self.begin_remove(start, end))
+        assert self.straggler() is None
+        check(self.finish())
+
+    def seal(self, start: int, end: int, prot: int = 0) -> None:
+        """Seals what is mapped there."""
+        del prot
+        check(self.flag(start, end, 0, lib.VMA_SEALED))
 
     def recover(self, dead: tuple[int, ...] = ()) -> None:
         """Recovers like a restarted server; `dead` are the slots whose process is gone."""

@@ -12,7 +12,7 @@ import itertools
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from .core import EXEC, READ, WRITE, Fault, Look, Vma
+from .core import EXEC, GUARD, READ, WRITE, Fault, Look, Vma
 from .rawmm import MIB2, NX, PAGE, PROTNONE, PS, RW, US, A, D, P
 
 # The span of a table of each level: the reach of one entry of the level above.
@@ -37,11 +37,14 @@ class Mapping:
     prot: int
     kind: Kind = Kind.ANONYMOUS
     busy: bool = False
+    kept: int = 0
+    """Other flags, which verbs have made."""
 
     @property
     def flags(self) -> int:
         """The flags of its VMAs."""
-        return self.prot | (BUSY if self.busy else 0) | (HUGE if self.kind is Kind.HUGE else 0)
+        huge = HUGE if self.kind is Kind.HUGE else 0
+        return self.prot | self.kept | (BUSY if self.busy else 0) | huge
 
     @property
     def page(self) -> int:
@@ -133,7 +136,7 @@ class Model:
     def begin(
         self, verb: str, first: int, last: int, prot: int, kind: Kind = Kind.ANONYMOUS
     ) -> None:
-        """Publishes the change `verb` (map, unmap, protect) of cells [first, last)."""
+        """Publishes the change `verb` (map, unmap, protect, drop, guard, remove) of some cells."""
         self.pending = Change(self.cuts[first], self.cuts[last], tuple(self.cells), verb)
         if verb == "map":
             self.serial += 1
@@ -142,10 +145,19 @@ class Model:
             self.cells[first:last] = [
                 cell and replace(cell, prot=prot) for cell in self.cells[first:last]
             ]
+        elif verb == "guard":
+            self.flag(first, last, 0, GUARD)
         self.cells[first:last] = [
             cell and replace(cell, busy=True) for cell in self.cells[first:last]
         ]
         self.epoch += 1
+
+    def flag(self, first: int, last: int, clear: int, flags: int) -> None:
+        """Other flags for some cells."""
+        self.cells[first:last] = [
+            cell and replace(cell, kept=cell.kept & ~clear | flags)
+            for cell in self.cells[first:last]
+        ]
 
     def abort(self) -> None:
         """Takes the change back, as if it had not begun."""
@@ -202,6 +214,8 @@ class Model:
             return Fault("MAPERR")
         if cell.busy:
             return Fault("WAIT")
+        if cell.kept & GUARD:
+            return Fault("MAPERR")
         if not cell.prot & WRITE if write else not cell.prot:
             return Fault("ACCERR")
         pages = range(*self._within(offset, *look(offset)), PAGE)

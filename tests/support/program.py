@@ -122,6 +122,10 @@ class Twin:
         else:
             self.actor.call("plain-protect", *where, prot)
 
+    def advise(self, start: int, size: int, advice: int) -> None:
+        """madvise(2)."""
+        self.actor.call("plain-advise", self.base + start, size, advice)
+
     def perform(self, access: Access) -> Answer:
         """The access; addresses in the answer are those of the window."""
         access.start(self.actor, self.base)
@@ -185,6 +189,18 @@ class Foresight:
         """There is a new mapping; anonymous memory is zero, a file keeps its contents."""
         for at in [at for at in self._anonymous if start <= at < end]:
             del self._anonymous[at]
+
+    def zero(self, start: int, end: int) -> None:
+        """The contents are gone, those of a file, too."""
+        for at in [at for at in (*self._anonymous, *self._file) if start <= at < end]:
+            self._bytes(at).pop(at, None)
+
+    def populate(self, pages: Iterable[int]) -> None:
+        """Each page has an entry as from a load."""
+        for page in pages:
+            fault = self.model.fault(page, write=False, look=_page, fill=1)
+            self.faults += fault.filled
+            self.unsure += fault.filled * self._is_file(page)
 
     def _get(self, offset: int) -> int:
         return self._bytes(offset).get(offset, 0)

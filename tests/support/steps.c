@@ -62,6 +62,32 @@ void stop_protect(struct mm *mm, int mem_fd, uint64_t start, uint64_t end, unsig
     stop();
 }
 
+void stop_guard(struct mm *mm, int mem_fd, uint64_t start, uint64_t end, unsigned prot)
+{
+    (void)prot;
+    stop();
+    if (!hostmm_drop(mm, start, end, 0, VMA_GUARD))
+        hostmm_finish(mm, mem_fd);
+    stop();
+}
+
+void stop_remove(struct mm *mm, int mem_fd, uint64_t start, uint64_t end, unsigned prot)
+{
+    (void)prot;
+    stop();
+    if (!hostmm_remove(mm, start, end))
+        hostmm_finish(mm, mem_fd);
+    stop();
+}
+
+void stop_seal(struct mm *mm, int mem_fd, uint64_t start, uint64_t end, unsigned prot)
+{
+    (void)mem_fd, (void)prot;
+    stop();
+    hostmm_flag(mm, start, end, 0, VMA_SEALED);
+    stop();
+}
+
 void stop_abort(struct mm *mm, uint64_t start, uint64_t end)
 {
     stop();

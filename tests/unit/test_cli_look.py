@@ -36,6 +36,7 @@ STAT: dict[str, Any] = {
     "counters": {
         "faults": 65536, "links": 31, "materialised_pages": 7, "unmaps": 3, "segv": 1,
     },
+    "vmstat": {"pgfault": 65536, "nr_page_table_pages": 131, "nr_shmem": 65536},
     "budget": {"bytes": 0, "clients_grown": 0},
 }  # fmt: skip
 
@@ -67,7 +68,8 @@ PAGETABLE = {
             "level": "pte",
             "tables": [pte(4, 0, 512), pte(5, 1, 512), pte(6, 2, 512), pte(9, 3, 7), pte(8, 9, 7)],
         },
-    ]
+    ],
+    "mappings": [],
 }
 
 
@@ -108,6 +110,7 @@ def test_stat_shows_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
         "materialised pages": "7",
         "unmaps": "3",
         "segv": "1",
+        "as in vmstat": "pgfault 65536, nr_page_table_pages 131, nr_shmem 65536",
     }
 
 

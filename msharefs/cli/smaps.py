@@ -1,0 +1,154 @@
+"""``msharefs smaps R``."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from msharefs import proc, units
+
+from . import _region, _show, maps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Fields of /proc/PID/smaps, with the names that they have in our document.
+FIELDS = {
+    "Size": "size",
+    "KernelPageSize": "page_size",
+    "MMUPageSize": "page_size",
+    "Rss": "rss",
+    "Pss": "pss",
+    "Shared_Clean": "shared_clean",
+    "Shared_Dirty": "shared_dirty",
+    "Private_Clean": "private_clean",
+    "Private_Dirty": "private_dirty",
+    "Referenced": "referenced",
+    "Anonymous": "anonymous",
+    "Shared_Hugetlb": "shared_hugetlb",
+    "Private_Hugetlb": "private_hugetlb",
+    "Locked": "locked",
+}
+STATUS = ("RssShmem", "VmPTE", "VmLck")
+
+
+def lines(found: dict[str, Any], name: str, base: int = 0) -> Iterator[str]:
+    """The lines for people: the window as a container, and each mapping in it."""
+    size = found["size_bytes"]
+    window = {"start": 0, "end": size, "prot": "rw-s", "offset": 0, "object": name}
+    yield maps.line(_moved(window, base))
+    yield f"{'Size:':<16}{size >> 10:8} kB"
+    yield "VmFlags: rd wr sh mr mw me ms de sd mshare container"
+    for mapping in found["mappings"]:
+        yield maps.line(_moved(mapping, base))
+        for field, key in FIELDS.items():
+            yield f"{field + ':':<16}{mapping[key] >> 10:8} kB"
+        yield f"VmFlags: {mapping['vm_flags']}"
+
+
+def _moved(mapping: dict[str, Any], base: int) -> dict[str, Any]:
+    return {**mapping, "start": base + mapping["start"], "end": base + mapping["end"]}
+
+
+def status(found: dict[str, Any], pid: int | None) -> dict[str, dict[str, int]]:
+    """RssShmem, VmPTE and VmLck in bytes: of the host mm, and of a process by four ways to count.
+
+    "now": what Linux says; "without": no region's memory counts; "whole": each process has all of
+    the host mm's, as with v3's smaps; "share": its share of it.
+    """
+    processes = max(1, found["processes"])
+    host = {
+        "RssShmem": sum(mapping["rss"] for mapping in found["mappings"]),
+        "VmPTE": found["page_table_bytes"],
+        "VmLck": found["locked_bytes"],
+    }
+    if pid is None:
+        return {"host mm": host}
+    now = {field: _kilobytes(pid, field) for field in STATUS}
+    without = {**now, "RssShmem": max(0, now["RssShmem"] - resident(found, pid))}
+    return {
+        "host mm": host,
+        "now": now,
+        "without": without,
+        "whole": {field: without[field] + host[field] for field in STATUS},
+        "share": {field: without[field] + host[field] // processes for field in STATUS},
+    }
+
+
+def resident(found: dict[str, Any], pid: int) -> int:
+    """Bytes of the region that a process has in its own page tables, as its smaps says."""
+    total = 0
+    inside = False
+    for line in proc.smaps(pid):
+        head, _, rest = line.partition(b" ")
+        if b"-" in head and not head.endswith(b":"):
+            start = int(head.partition(b"-")[0], 16)
+            inside = any(low <= start < high for low, high in found["windows"])
+        elif inside and head == b"Rss:":
+            total += int(rest.split()[0]) << 10
+    return total
+
+
+def _kilobytes(pid: int, field: str) -> int:
+    return int((proc.status(pid, field) or "0").split()[0]) << 10
+
+
+def windows(clients: list[dict[str, Any]], pid: int) -> list[tuple[int, int]]:
+    """Where a process has the region attached. ESRCH: nowhere."""
+    found = [
+        (client["base"], client["base"] + client["size"])
+        for client in clients
+        if client["pid"] == pid
+    ]
+    if not found:
+        raise ProcessLookupError(
+            errno.ESRCH,
+            f"process {pid} has not attached the region; `msharefs clients` lists who has",
+        )
+    return found
+
+
+_TITLES = {
+    "host mm": "the region's host mm",
+    "now": "process {pid}, now",
+    "without": "  without regions",
+    "whole": "  with all of the host mm",
+    "share": "  with its share of it",
+}
+
+
+@click.command()
+@click.argument("region")
+@click.option("--pid", type=int, help="Show it at the addresses that it has in this process.")
+@click.option(
+    "--status", "as_status", is_flag=True,
+    help="Show what /proc/PID/status would say of the host mm, and of the process in --pid.",
+)  # fmt: skip
+@_show.json_option
+def command(region: str, pid: int | None, as_status: bool, as_json: bool) -> None:
+    """Show a region's memory in the shape of /proc/PID/smaps.
+
+    So a kernel could show it that knew about host mms; it is a proposal. A page counts once for the
+    region. Its share (Pss) is that of each process that is attached, whether it has touched the
+    page or not.
+    """
+    found = _region.describe(region, "smaps")
+    found["windows"] = windows(_region.describe(region, "clients"), pid) if pid else []
+    if as_status:
+        figures = status(found, pid)
+        if as_json:
+            _show.print_json(figures)
+            return
+        table = _show.table("", *STATUS, right=STATUS)
+        for key, row in figures.items():
+            table.add_row(_TITLES[key].format(pid=pid), *(units.size(row[f]) for f in STATUS))
+        _show.show(table)
+        return
+    if as_json:
+        _show.print_json(found)
+        return
+    for base, _ in found["windows"] or [(0, 0)]:
+        for line in lines(found, _show.printable(region), base):
+            click.echo(line)

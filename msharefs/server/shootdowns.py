@@ -1,0 +1,121 @@
+"""A model of what a change costs the TLBs of real processors: whom a kernel would have to tell.
+
+Here no TLB is flushed by us: Linux does that, process by process. In a kernel with shared page
+tables one change concerns all processes that have the region attached, and the kernel has to know
+on which processors their translations may be. Four answers are counted for each change:
+
+    flush_all   every processor there is (v3 of the series)
+    list        the attached processes one by one, each on the processors where it ran (2026)
+    cpumask     each processor once on which any of them ran
+    broadcast   one message that all processors hear, without an interrupt (arm64, INVLPGB)
+
+A processor counts for a thread if the thread ran on it last, and has run since the last look at
+it: what runs again meanwhile on others is not seen. A look takes time, so it comes after the change
+and not before each: changes between two looks count as if they had found the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from msharefs import proc
+
+if TYPE_CHECKING:
+    from .clients import Clients
+
+log = logging.getLogger(__name__)
+
+VERBS = ("unmap", "protect", "dontneed", "pageout")
+FIGURES = ("times", "processes", "flush_all", "list", "cpumask", "broadcast")
+# A look at thousands of threads takes a while, in which others have to wait.
+_LOOK_SECONDS = 0.1
+_REST = 20  # times as long as the last look took
+_PATIENCE_SECONDS = 1.0
+
+
+class Shootdowns:
+    """The model's figures for one region."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._pending: Counter[str] = Counter()
+        self._counted: dict[str, Counter[str]] = {verb: Counter() for verb in VERBS}
+        self._ran: dict[int, int] = {}
+        """By thread, how long it had run at the last look; nanoseconds."""
+        self._looking = trio.Lock()
+        self._waiting = False
+        self._rest = _LOOK_SECONDS
+
+    def note(self, verb: str) -> None:
+        """There was such a change, if anybody is attached."""
+        if not self._clients.connected:
+            return
+        self._pending[verb] += 1
+        if not self._waiting:
+            self._waiting = True
+            trio.lowlevel.spawn_system_task(self._look_later)
+
+    async def figures(self) -> dict[str, dict[str, int]]:
+        """The figures of `FIGURES` for each of `VERBS`, summed up over all such changes."""
+        with trio.move_on_after(_PATIENCE_SECONDS):
+            await self._look()
+        return {
+            verb: {name: counted[name] for name in FIGURES}
+            for verb, counted in self._counted.items()
+        }
+
+    async def _look_later(self) -> None:
+        await trio.sleep(self._rest)
+        self._waiting = False
+        try:
+            await self._look()
+        except Exception:
+            log.exception("%s: counting TLB shootdowns failed", self._clients.name)
+
+    async def _look(self) -> None:
+        async with self._looking:
+            if not self._pending:
+                return
+            pids = {client.pid for client in self._clients.connected.values()}
+            start = trio.current_time()
+            found, self._ran = await trio.to_thread.run_sync(
+                _processors, pids, self._ran, abandon_on_cancel=True
+            )
+            self._rest = max(_LOOK_SECONDS, _REST * (trio.current_time() - start))
+            pending, self._pending = self._pending, Counter()
+            each = {
+                "times": 1,
+                "processes": len(pids),
+                "flush_all": os.cpu_count() or 1,
+                "list": sum(map(len, found)),
+                "cpumask": len(set().union(*found)),
+                "broadcast": 1,
+            }
+            for verb, times in pending.items():
+                for name, count in each.items():
+                    self._counted[verb][name] += times * count
+
+
+def _processors(pids: set[int], before: dict[int, int]) -> tuple[list[set[int]], dict[int, int]]:
+    """For each process, the processors on which it ran since the last look. For a thread.
+
+    And how long each thread has run; `before` is that of the last look.
+    """
+    ran: dict[int, int] = {}
+    found = []
+    for pid in pids:
+        cpus = set()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            for tid in proc.threads(pid):
+                run = proc.running(tid)
+                ran[tid] = run.nanoseconds
+                if run.nanoseconds != before.get(tid):
+                    cpus.add(run.cpu)
+        found.append(cpus)
+    return found, ran
