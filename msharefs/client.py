@@ -236,19 +236,29 @@ class Region:
     def attach(
         self,
         addr: int = 0,
-        prot: int = READ_WRITE,
-        flags: int = mmap.MAP_SHARED,
+        prot: int | None = None,
+        flags: int = 0,
         budget: int | None = None,
     ) -> memoryview:
         """Attaches the region; all of it, holes included, as a view of bytes.
 
-        The view is writable if `prot` has PROT_WRITE. Touching a hole is SIGSEGV, as in C. The
-        region stays attached until `detach` or `close`, even if this object is collected before.
-        `budget` is the number of bytes of its own page tables that this process keeps for it; 0: no
-        limit; None: MSHAREFS_PT_BUDGET or the mount decides (mshare_budget in msharefs.h).
+        The view is writable if the region is open for writing, and `prot`, if given, has
+        PROT_WRITE. Touching a hole is SIGSEGV, as in C. `flags` may have MAP_FIXED,
+        MAP_FIXED_NOREPLACE. The region stays attached until `detach` or `close`, even if this
+        object is collected before. `budget` is the number of bytes of its own page tables that this
+        process keeps for it; 0: no limit; None: MSHAREFS_PT_BUDGET or the mount decides
+        (mshare_budget in msharefs.h).
         """
         where = f"at {addr:#x}" if addr else "anywhere"
-        base = lib.mshare_attach(self.fd, ffi.cast("void *", addr), prot, flags)
+        writes = fcntl(self.fd, F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if prot is not None:
+            if prot & mmap.PROT_WRITE and not writes:
+                raise OSError(
+                    errno.EACCES, f"{self.path}: it is open for reading only; open it with O_RDWR"
+                )
+            writes = bool(prot & mmap.PROT_WRITE)
+        flags = flags & ~mmap.MAP_SHARED | (0 if writes else lib.MSHARE_ATTACH_READ)
+        base = lib.mshare_attach(self.fd, 0, 0, ffi.cast("void *", addr), flags)
         if int(ffi.cast("intptr_t", base)) == -1:
             code, size = ffi.errno, os.fstat(self.fd).st_size
             reason = os.strerror(code) if size or code != errno.EINVAL else _UNSIZED
@@ -265,7 +275,7 @@ class Region:
             )
         owner = ffi.buffer(base, os.fstat(self.fd).st_size)
         view = memoryview(owner).cast("B")
-        if not prot & mmap.PROT_WRITE:
+        if not writes:
             view = view.toreadonly()
         self._views[int(ffi.cast("uintptr_t", base))] = _Attached(view, weakref.ref(owner))
         return view

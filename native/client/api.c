@@ -6,6 +6,7 @@
 #include "client/api.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -42,11 +43,25 @@ int api_attach(int fd, const struct attach_request *request, void **base)
     return err;
 }
 
-void *mshare_attach(int fd, void *addr, int prot, int flags)
+void *mshare_attach(int fd, off_t offset, size_t size, void *addr, unsigned int flags)
 {
-    const struct attach_request request = {.addr = addr, .prot = prot, .flags = flags};
+    const int where = MAP_FIXED | MAP_FIXED_NOREPLACE;
+    const int mode = fcntl(fd, F_GETFL);
+    const bool reads = flags & MSHARE_ATTACH_READ || (mode & O_ACCMODE) == O_RDONLY;
+    const struct attach_request request = {
+        .addr = addr,
+        .length = size,
+        .prot = reads ? PROT_READ : PROT_READ | PROT_WRITE,
+        .flags = MAP_SHARED | ((int)flags & where),
+    };
     void *base;
 
+    if (mode < 0)
+        return MAP_FAILED;
+    if (offset || flags & ~((unsigned)where | MSHARE_ATTACH_READ)) {
+        errno = EINVAL;
+        return MAP_FAILED;
+    }
     return answer(api_attach(fd, &request, &base)) ? MAP_FAILED : base;
 }
 
@@ -100,13 +115,13 @@ static int map_given(int fd, const struct mshare_create *create)
     return answer(err);
 }
 
-int mshare_map(int fd, uint64_t region_offset, uint64_t size, int prot, int flags, int object_fd,
-               uint64_t offset)
+int mshare_map(int fd, off_t offset, size_t size, int prot, int flags, int object_fd,
+               off_t object_offset)
 {
     struct mshare_create create = {
-        .region_offset = region_offset,
+        .region_offset = (uint64_t)offset,
         .size = size,
-        .offset = offset,
+        .offset = (uint64_t)object_offset,
         .prot = (uint32_t)prot,
         .flags = (uint32_t)flags,
         .fd = (uint32_t)object_fd,
@@ -119,22 +134,22 @@ int mshare_map(int fd, uint64_t region_offset, uint64_t size, int prot, int flag
     return map_given(fd, &create);
 }
 
-int mshare_unmap(int fd, uint64_t region_offset, uint64_t size)
+int mshare_unmap(int fd, off_t offset, size_t size)
 {
-    struct mshare_unmap range = {.region_offset = region_offset, .size = size};
+    struct mshare_unmap range = {.region_offset = (uint64_t)offset, .size = size};
 
     return ioctl(fd, MSHAREFS_UNMAP, &range);
 }
 
-int mshare_protect(int fd, uint64_t region_offset, uint64_t size, int prot)
+int mshare_protect(int fd, off_t offset, size_t size, int prot)
 {
     struct mshare_protect change = {
-        .region_offset = region_offset, .size = size, .prot = (uint32_t)prot};
+        .region_offset = (uint64_t)offset, .size = size, .prot = (uint32_t)prot};
 
     return ioctl(fd, MSHAREFS_PROTECT, &change);
 }
 
-int mshare_stat(int fd, struct mshare_stat *st)
+int mshare_stat(int fd, struct mshare_stat *st, size_t size)
 {
     struct msg msg = {.op = MSG_STAT};
     int sock = control_connect(fd);
@@ -142,9 +157,13 @@ int mshare_stat(int fd, struct mshare_stat *st)
 
     if (sock >= 0)
         close(sock);
-    if (!err)
-        memcpy(st, msg.text, sizeof *st);
+    if (!err) {
+        memset(st, 0, size);
+        memcpy(st, msg.text, size < sizeof *st ? size : sizeof *st);
+    }
     return answer(err);
 }
+
+const char *mshare_version(void) { return MSHAREFS_VERSION; }
 
 _Static_assert(sizeof(struct mshare_stat) <= MSG_TEXT, "the answer fits a message");

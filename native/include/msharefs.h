@@ -128,17 +128,18 @@ struct mshare_connect {
 #define MSHAREFS_CONNECT _IOWR('x', 0x11, struct mshare_connect)
 
 /*
- * Attaches the region open at `fd` and returns its address, a multiple of the
- * quantum. The whole region is attached; holes in it fault with SIGSEGV.
+ * Attaches the region open at `fd` and returns its address, a multiple of the quantum; MAP_FAILED
+ * with errno. What may be done with the memory is what the descriptor was opened for, and what the
+ * region's mappings permit; holes fault with SIGSEGV.
  *
- *   addr   a hint (rounded up to the quantum), or exact with MAP_FIXED or
- *          MAP_FIXED_NOREPLACE
- *   prot   PROT_READ, PROT_WRITE: at most what the descriptor allows
- *   flags  MAP_SHARED, and the two above
+ *   offset, size   the whole region: 0, and its size or 0. (Parts of a region are no windows yet.)
+ *   addr           a hint (rounded up to the quantum), or exact with MAP_FIXED or
+ *                  MAP_FIXED_NOREPLACE
+ *   flags          those two, and MSHARE_ATTACH_READ: for reading only, whatever the descriptor
  *
- * EINVAL  region not sized, MAP_PRIVATE, misaligned fixed address, MAP_FIXED over
- *         a part of another attachment (over all of it: that one is detached)
- * EACCES  descriptor not open for what `prot` asks
+ * EINVAL  region not sized, another part than the whole, unknown bits, misaligned fixed address,
+ *         MAP_FIXED over a part of another attachment (over all of it: that one is detached)
+ * EACCES  descriptor open for writing only
  * EEXIST  MAP_FIXED_NOREPLACE and something is there
  * ENOMEM  no aligned hole of that size in the address space
  * EINVAL  MSHAREFS_PT_BUDGET has a value that mshare_budget() does not take
@@ -148,9 +149,11 @@ struct mshare_connect {
  * ENOSYS  no userfaultfd with minor faults, write-protect and guard pages for
  *         shared memory (Linux 6.15 has them)
  *
- * Source: mmap() of the file in the kernel series (patches 7 and 18).
+ * Source: mmap() of the file in the kernel series (patches 7 and 18). Name and arguments are those
+ * that were shown at LSFMM+BPF 2026; that it returns an address, and MSHARE_ATTACH_READ, are ours.
  */
-MSHARE_API void *mshare_attach(int fd, void *addr, int prot, int flags);
+#define MSHARE_ATTACH_READ 0x1000000u
+MSHARE_API void *mshare_attach(int fd, off_t offset, size_t size, void *addr, unsigned int flags);
 
 /*
  * Detaches the region attached at `addr`. EINVAL: nothing is attached there.
@@ -179,7 +182,7 @@ MSHARE_API int mshare_budget(void *addr, uint64_t bytes);
 /*
  * Maps an object into the region, as ioctl(MSHAREFS_CREATE_MAPPING) does, and
  * replaces older mappings there. `flags` needs MAP_SHARED|MAP_FIXED, plus
- * MAP_ANONYMOUS for zero-filled memory (`object_fd` and `offset` are ignored),
+ * MAP_ANONYMOUS for zero-filled memory (`object_fd` and `object_offset` are ignored),
  * plus MAP_HUGETLB for huge pages of 2 MiB. An object is a file, from its byte
  * `offset` on (a multiple of 4096; other bits are dropped). In force for every
  * attached process when it returns. These are our own errors; it also has those of
@@ -194,19 +197,19 @@ MSHARE_API int mshare_budget(void *addr, uint64_t bytes);
  *         changed
  * ETIMEDOUT  the file system of the object does not answer
  */
-MSHARE_API int mshare_map(int fd, uint64_t region_offset, uint64_t size, int prot, int flags,
-                          int object_fd, uint64_t offset);
+MSHARE_API int mshare_map(int fd, off_t offset, size_t size, int prot, int flags, int object_fd,
+                          off_t object_offset);
 
 /*
- * Removes [region_offset, region_offset+size) from the region and frees its
+ * Removes [offset, offset+size) from the region and frees its
  * pages. In force in every attached process when it returns: later accesses get
  * SIGSEGV with SEGV_MAPERR. A range where nothing is mapped is no error.
  * Errors as for mshare_map().
  */
-MSHARE_API int mshare_unmap(int fd, uint64_t region_offset, uint64_t size);
+MSHARE_API int mshare_unmap(int fd, off_t offset, size_t size);
 
 /*
- * Changes the protection of [region_offset, region_offset+size), as mprotect(2) does
+ * Changes the protection of [offset, offset+size), as mprotect(2) does
  * for one process: in force for every attached process when it returns, including
  * their running threads. No byte is lost. A refused access gets SIGSEGV with
  * SEGV_ACCERR.
@@ -218,7 +221,7 @@ MSHARE_API int mshare_unmap(int fd, uint64_t region_offset, uint64_t size);
  *         access, or it is stopped inside a fault or between fork() and its
  *         attachment. Nothing was changed, for anybody.
  */
-MSHARE_API int mshare_protect(int fd, uint64_t region_offset, uint64_t size, int prot);
+MSHARE_API int mshare_protect(int fd, off_t offset, size_t size, int prot);
 
 /*
  * What madvise(2), mlock(2), mbind(2), msync(2), mincore(2) and mseal(2) do to the memory of one
@@ -324,8 +327,14 @@ struct mshare_stat {
     uint64_t refaulted_spans;  /* those of them that came back */
 };
 
-/* Fills `st` for the region open at `fd`. ENOTTY: not a region. */
-MSHARE_API int mshare_stat(int fd, struct mshare_stat *st);
+/*
+ * Fills `st` for the region open at `fd`. `size` is the program's sizeof(struct mshare_stat): a
+ * later one may be longer, and what a library does not know is 0. ENOTTY: not a region.
+ */
+MSHARE_API int mshare_stat(int fd, struct mshare_stat *st, size_t size);
+
+/* The library's version, as "0.1.0". */
+MSHARE_API const char *mshare_version(void);
 
 #ifdef __cplusplus
 }

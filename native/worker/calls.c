@@ -28,13 +28,13 @@ int run_open(struct worker *w, const struct arguments *args)
 int run_create(struct worker *w, const struct arguments *args)
 {
     return answer(w, "mshare_map",
-                  mshare_map(w->fd, args->number[0], args->number[1], PROT_READ | PROT_WRITE,
+                  mshare_map(w->fd, (off_t)args->number[0], args->number[1], PROT_READ | PROT_WRITE,
                              MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS, -1, 0));
 }
 
 int run_unmap(struct worker *w, const struct arguments *args)
 {
-    return answer(w, "mshare_unmap", mshare_unmap(w->fd, args->number[0], args->number[1]));
+    return answer(w, "mshare_unmap", mshare_unmap(w->fd, (off_t)args->number[0], args->number[1]));
 }
 
 int run_protect(struct worker *w, const struct arguments *args)
@@ -44,7 +44,7 @@ int run_protect(struct worker *w, const struct arguments *args)
     if (!write && strcmp(args->text, "read"))
         return fail(w, "protect: read or write", -EINVAL);
     return answer(w, "mshare_protect",
-                  mshare_protect(w->fd, args->number[0], args->number[1],
+                  mshare_protect(w->fd, (off_t)args->number[0], args->number[1],
                                  write ? PROT_READ | PROT_WRITE : PROT_READ));
 }
 

@@ -53,7 +53,7 @@ int run_attach(struct worker *w, const struct arguments *args)
 
     if (fd < 0)
         return fd;
-    void *memory = mshare_attach(fd, NULL, PROT_READ | PROT_WRITE, MAP_SHARED);
+    void *memory = mshare_attach(fd, 0, 0, NULL, 0);
     int err = hold(w, REGION, memory, size, "mshare_attach");
     close(fd);
     return err;

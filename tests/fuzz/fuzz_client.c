@@ -386,7 +386,7 @@ static void one(struct input *input)
     must(!ftruncate(fuzz.object, (off_t)OBJECT_BYTES), "ftruncate");
     for (unsigned scribbles = input_u8(input) % 4; scribbles; scribbles--)
         region_scribble(&fuzz.region, input);
-    void *base = mshare_attach(fuzz.region.mem_fd, NULL, PROT_READ | PROT_WRITE, MAP_SHARED);
+    void *base = mshare_attach(fuzz.region.mem_fd, 0, 0, NULL, 0);
     if (base != MAP_FAILED) {
         for (unsigned i = 0; i < STEPS_MAX && input->left; i++)
             step(base);

@@ -77,7 +77,9 @@ static void reply_result(int failed)
 
 static void attach(const uint64_t *arg) /* fd, address, prot, flags */
 {
-    void *base = mshare_attach((int)arg[0], (void *)arg[1], (int)arg[2], (int)arg[3]);
+    const unsigned reads = arg[2] & PROT_WRITE ? 0 : MSHARE_ATTACH_READ;
+    void *base = mshare_attach((int)arg[0], 0, 0, (void *)arg[1],
+                               ((unsigned)arg[3] & ~(unsigned)MAP_SHARED) | reads);
 
     if (base == MAP_FAILED)
         reply_errno();
@@ -89,18 +91,18 @@ static void detach(const uint64_t *arg) { reply_result(mshare_detach((void *)arg
 
 static void map(const uint64_t *arg) /* fd, offset, size, prot */
 {
-    reply_result(mshare_map((int)arg[0], arg[1], arg[2], (int)arg[3],
+    reply_result(mshare_map((int)arg[0], (off_t)arg[1], arg[2], (int)arg[3],
                             MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS, -1, 0));
 }
 
 static void unmap(const uint64_t *arg) /* fd, offset, size */
 {
-    reply_result(mshare_unmap((int)arg[0], arg[1], arg[2]));
+    reply_result(mshare_unmap((int)arg[0], (off_t)arg[1], arg[2]));
 }
 
 static void protect(const uint64_t *arg) /* fd, offset, size, prot */
 {
-    reply_result(mshare_protect((int)arg[0], arg[1], arg[2], (int)arg[3]));
+    reply_result(mshare_protect((int)arg[0], (off_t)arg[1], arg[2], (int)arg[3]));
 }
 
 static void advise(const uint64_t *arg) /* fd, offset, size, advice */
@@ -223,8 +225,8 @@ static bool map_and_return(uintptr_t addr)
 
     repair.times++;
     if (repair.fd >= 0)
-        return !mshare_map(repair.fd, page - repair.base, PAGE, PROT_READ | PROT_WRITE, flags, -1,
-                           0);
+        return !mshare_map(repair.fd, (off_t)(page - repair.base), PAGE, PROT_READ | PROT_WRITE,
+                           flags, -1, 0);
     return mmap((void *)page, PAGE, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
 }
 

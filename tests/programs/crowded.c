@@ -66,7 +66,7 @@ int main(int count, char **argument)
     const int fd = count == 3 ? open(argument[2], O_RDWR) : -1;
 
     must(fd >= 0, "open");
-    base = mshare_attach(fd, NULL, PROT_READ | PROT_WRITE, MAP_SHARED);
+    base = mshare_attach(fd, 0, 0, NULL, 0);
     must(base != MAP_FAILED, "mshare_attach");
     must(!sigaction(SIGSEGV, &action, NULL) && !sigaction(SIGBUS, &action, NULL), "sigaction");
     alarm(60);

@@ -48,7 +48,7 @@ static void on_signal(int number)
 void stop_locking(int region)
 {
     struct sigaction action = {.sa_handler = on_signal};
-    void *base = mshare_attach(region, NULL, PROT_READ, MAP_SHARED);
+    void *base = mshare_attach(region, 0, 0, NULL, MSHARE_ATTACH_READ);
 
     sigaction(SIGUSR1, &action, NULL);
     stop();

@@ -116,7 +116,7 @@ int main(int argc, char **argv)
     pthread_t thread;
 
     assert(argc == 2 && fd >= 0 && !fstat(fd, &status));
-    base = mshare_attach(fd, NULL, PROT_READ | PROT_WRITE, MAP_SHARED);
+    base = mshare_attach(fd, 0, 0, NULL, 0);
     assert(base != MAP_FAILED);
     blocks = (uint64_t)status.st_size / BLOCK;
     trap_install();

@@ -368,10 +368,10 @@ static int map(unsigned cell, enum kind kind, int prot)
     const int flags = MAP_SHARED | MAP_FIXED;
 
     if (kind == ANON)
-        return mshare_map(region, start, size, prot, flags | MAP_ANONYMOUS, -1, 0);
+        return mshare_map(region, (off_t)start, size, prot, flags | MAP_ANONYMOUS, -1, 0);
     if (kind == HUGED)
-        return mshare_map(region, start, size, prot, flags, huge, cell * size);
-    return mshare_map(region, start, size, prot, flags, file, start);
+        return mshare_map(region, (off_t)start, size, prot, flags, huge, (off_t)(cell * size));
+    return mshare_map(region, (off_t)start, size, prot, flags, file, (off_t)start);
 }
 
 static void change(void)
@@ -391,11 +391,11 @@ static void change(void)
     const unsigned how = (unsigned)draw(&chance, 8);
     if (known(old) && kind != HOLE && how < 3) {
         prot = rights[draw(&chance, 3)];
-        failed = mshare_protect(region, cell_start(cell), cell_pages(cell) * PAGE, prot);
+        failed = mshare_protect(region, (off_t)cell_start(cell), cell_pages(cell) * PAGE, prot);
     } else if (known(old) && how < 4) {
         kind = HOLE;
         generation++;
-        failed = mshare_unmap(region, cell_start(cell), cell_pages(cell) * PAGE);
+        failed = mshare_unmap(region, (off_t)cell_start(cell), cell_pages(cell) * PAGE);
     } else {
         kind = how % 2 ? object : ANON;
         prot = draw(&chance, 4) ? PROT_READ | PROT_WRITE : PROT_READ;
@@ -433,7 +433,9 @@ static void detach(void)
 static void attach(void)
 {
     const int prot = draw(&chance, 8) ? PROT_READ | PROT_WRITE : PROT_READ;
-    void *got = open_region() < 0 ? MAP_FAILED : mshare_attach(region, NULL, prot, MAP_SHARED);
+    void *got = open_region() < 0
+                    ? MAP_FAILED
+                    : mshare_attach(region, 0, 0, NULL, prot & PROT_WRITE ? 0 : MSHARE_ATTACH_READ);
 
     if (got == MAP_FAILED) { /* the server is away */
         forget_region();

@@ -45,7 +45,7 @@ static void on_signal(int number, siginfo_t *info, void *context)
 static int protect(unsigned long offset, unsigned long size, int prot)
 {
     if (region >= 0)
-        return mshare_protect(region, offset, size, prot);
+        return mshare_protect(region, (off_t)offset, size, prot);
     return mprotect((void *)(memory + offset), size, prot);
 }
 
@@ -69,7 +69,7 @@ static void attach(const char *path)
         region = open(path, O_RDWR | O_CREAT, 0600);
         if (region < 0 || ftruncate(region, SIZE))
             die(path);
-        memory = mshare_attach(region, NULL, PROT_READ | PROT_WRITE, MAP_SHARED);
+        memory = mshare_attach(region, 0, 0, NULL, 0);
     } else {
         memory = mmap(NULL, SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     }

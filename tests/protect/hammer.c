@@ -101,7 +101,7 @@ int main(int argc, char **argv)
     sigaction(SIGSEGV, &action, NULL);
     sigaction(SIGBUS, &action, NULL);
     counts = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    words = mshare_attach(fd, NULL, PROT_READ | PROT_WRITE, MAP_SHARED);
+    words = mshare_attach(fd, 0, 0, NULL, 0);
     if (threads > THREADS_MAX || counts == MAP_FAILED || words == MAP_FAILED)
         return 1;
     for (unsigned i = 0; i < threads; i++) {

@@ -55,7 +55,7 @@ static void attach(const char *path)
         region = open(path, O_RDWR | O_CREAT, 0600);
         if (region < 0 || ftruncate(region, SIZE))
             die(path);
-        memory = mshare_attach(region, NULL, PROT_READ | PROT_WRITE, MAP_SHARED);
+        memory = mshare_attach(region, 0, 0, NULL, 0);
     }
     if (memory == MAP_FAILED)
         die("attach");
@@ -66,19 +66,19 @@ static int map(unsigned long page, unsigned long pages, int prot)
     const int flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED;
 
     if (region >= 0)
-        return mshare_map(region, page * PAGE, pages * PAGE, prot, flags, -1, 0);
+        return mshare_map(region, (off_t)(page * PAGE), pages * PAGE, prot, flags, -1, 0);
     return mmap(memory + page * PAGE, pages * PAGE, prot, flags, -1, 0) == MAP_FAILED ? -1 : 0;
 }
 
 static int unmap(unsigned long page, unsigned long pages)
 {
-    return region >= 0 ? mshare_unmap(region, page * PAGE, pages * PAGE)
+    return region >= 0 ? mshare_unmap(region, (off_t)(page * PAGE), pages * PAGE)
                        : munmap(memory + page * PAGE, pages * PAGE);
 }
 
 static int protect(unsigned long page, unsigned long pages, int prot)
 {
-    return region >= 0 ? mshare_protect(region, page * PAGE, pages * PAGE, prot)
+    return region >= 0 ? mshare_protect(region, (off_t)(page * PAGE), pages * PAGE, prot)
                        : mprotect(memory + page * PAGE, pages * PAGE, prot);
 }
 
