@@ -45,6 +45,10 @@ _LEAST_ROOM = 1 << 20
 _LOCK_SECONDS = 10.0
 _LOCK_POLL_SECONDS = 0.01
 _HASH_DIGITS = 16
+GONE = "gone-"
+"""How the names of directories begin that are being removed."""
+_REMOVE_SECONDS = 1.0
+_DESCRIPTORS_MAX = 1 << 30
 
 
 def name(directory: Path) -> str:
@@ -189,10 +193,10 @@ def discard(state: Path) -> None:
     memory = state / MEMORY
     for each in (memory, state):  # a mount keeps all its files as long as one of them is mapped
         with contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(each):
+            for entry in list(os.scandir(each)):
                 if entry.is_dir(follow_symlinks=False):
                     if entry.name != MEMORY:
-                        shutil.rmtree(entry.path, ignore_errors=True)
+                        remove_tree(Path(entry.path))
                 else:
                     os.unlink(entry.path)
     while mountpoint.covering(memory) is not None:
@@ -201,6 +205,51 @@ def discard(state: Path) -> None:
     for each in (memory, state):
         with contextlib.suppress(FileNotFoundError):
             each.rmdir()  # it is no longer mounted in any other namespace, either
+
+
+def remove_tree(directory: Path) -> None:
+    """Removes a directory by a process of its own, and waits for that for a moment.
+
+    Other processes may have files in it open. One can keep such a file locked: unlink(2) waits for
+    that and cannot be ended, and nobody can use the directory meanwhile. So it has another name
+    first, and a server that ends leaves nobody but that process behind.
+    """
+    gone = directory.with_name(f"{GONE}{os.getpid()}-{directory.name}")
+    directory.rename(gone)
+    child = os.fork()
+    if not child:
+        try:
+            os.closerange(0, _DESCRIPTORS_MAX)  # the lock of the state directory is one
+            shutil.rmtree(gone, ignore_errors=True)
+        finally:
+            os._exit(0)
+    pidfd = os.pidfd_open(child)
+    try:
+        if mountpoint.wait_for_end(pidfd, _REMOVE_SECONDS):
+            os.waitpid(child, 0)
+    finally:
+        os.close(pidfd)
+
+
+def written_by_others(path: Path) -> bool:
+    """Whether anybody has a file of ours open for writing, or mapped.
+
+    Nobody else can keep it locked, so that unlink(2) or rename(2) would wait. A lease can be had
+    for a file only if nobody writes it (fcntl(2)).
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    except OSError:  # somebody has forbidden leases (fs.leases-enable)
+        return False
+    finally:
+        os.close(fd)
+    return False
 
 
 def leave() -> None:

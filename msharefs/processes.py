@@ -205,8 +205,7 @@ def fetch_descriptor(pid: int, number: int) -> int:
 
     EBADF: it has none of that number. EPERM: ptrace rules forbid it. ESRCH: the process is gone.
     """
-    # Any thread that has not ended has them; the first one may have, long ago.
-    for thread in (pid, *_threads(pid)):
+    for thread in holders_of_descriptors(pid):
         try:
             return _fetch_descriptor(thread, number)
         except ProcessLookupError:
@@ -232,11 +231,14 @@ def _fetch_descriptor(thread: int, number: int) -> int:
     return int(found)
 
 
-def _threads(pid: int) -> list[int]:
-    try:
-        return proc.threads(pid)
-    except OSError:
-        return []
+def holders_of_descriptors(pid: int) -> Iterator[int]:
+    """The threads of process `pid`, which all have its descriptors until they end.
+
+    The first one may have ended, long ago.
+    """
+    yield pid
+    with contextlib.suppress(OSError):
+        yield from proc.threads(pid)
 
 
 def same_file(one: int, other: int) -> bool:

@@ -39,7 +39,9 @@ hypothesis.settings.load_profile("msharefs")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "mount(*options, limit=60): -o options of the fixture mount, and its time limit"
+        "markers",
+        "mount(*options, limit=60, seconds={}): -o options of the fixture mount, its time limit, "
+        "and limits of the server that are to be others, such as {'hands.HELD_SECONDS': 0.3}",
     )
     leftovers.mark()
     # Programs inherit what is ignored: by nohup(1), or by a shell for its background jobs.
@@ -125,8 +127,9 @@ def shared_mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
     _need_root(request)
     marker = request.node.get_closest_marker("mount")
     options = marker.args if marker else ["quantum=2M"]
+    seconds = marker.kwargs.get("seconds") if marker else None
     with _public_directory() as base, mounting(base) as make:
-        yield make(*options, limit=600)
+        yield make(*options, limit=600, seconds=seconds)
 
 
 @pytest.fixture(scope="session")

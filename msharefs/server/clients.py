@@ -7,7 +7,9 @@ child of fork(2) whose hello was not read yet, a client that has not come back t
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import math
 import os
 import time
@@ -20,12 +22,15 @@ import trio
 from msharefs import processes
 from msharefs.native import check, lib
 
+from .hands import Lane
 from .limiters import Limiters
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterator
 
     from .view import View
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -35,6 +40,8 @@ TURN_SECONDS = 0.002
 LOOK_SECONDS = 0.05
 # And how much longer, before its thread is given up.
 LATE_SECONDS = 1.0
+# What is done to pages may take long by itself.
+LOCKED_SECONDS = 60.0
 # A process whose end is being waited for is looked for so often.
 LOOK_AGAIN_SECONDS = 0.02
 # Of bitmaps, in one call.
@@ -95,9 +102,11 @@ class Clients:
         """When a client of an earlier server last came back."""
         self._started: dict[int, int] = {}
         """When their processes have started, which their slots may not say."""
-        self.looks = 0
-        """Threads that look at the region, which must stay open, or are about to."""
+        self.lane = Lane()
+        """For whatever takes a lock that an attached process can keep."""
+        self._looks = 0
         self._thread = trio.CapacityLimiter(1)
+        self._waiting = trio.CapacityLimiter(1)
         self._asking = trio.CapacityLimiter(1)
         self._next = 0
         """The slot that the next look for dead processes begins with."""
@@ -110,6 +119,20 @@ class Clients:
     def mm(self) -> Any:
         """The core's `struct mm *` of the region."""
         return self._view.mm
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a thread is at the region, which must stay open, or is about to be."""
+        return bool(self._looks) or self.lane.busy
+
+    def holders(self) -> str:
+        """For a sentence: who may keep the region's files locked."""
+        attached = self.processes()
+        who = f", such as {processes.listed(attached)}" if attached else ""
+        return (
+            f"{self.name}: its files are locked by a process that has had it attached{who}; end "
+            "that and try again"
+        )
 
     def connect(self, slot: int, claim: int, client: Client) -> None:
         """The attachment of `slot` has a connection. ESTALE: its claim is no longer `claim`."""
@@ -197,16 +220,25 @@ class Clients:
             yield slot
             slot = lib.mm_poisoned(self.mm, slot + 1)
 
-    def reap(self, slot: int, claim: int) -> None:
+    async def reap(self, slot: int, claim: int) -> None:
         """Frees the slot of a client that detached or died, if its claim is still `claim`.
 
         A client that does not hear from us frees its slot itself, and another may have it by now.
+        EBUSY: somebody keeps the region's files locked; the slot will be free when that ends.
         """
-        freed = lib.slot_release(self.mm, slot, claim)
+        client = self.connected.get(slot)
+        freed = lib.slot_release_at_once(self.mm, slot, claim)
+        # Perhaps a call that is late has taken the claim, and not done the rest.
+        if freed == -errno.EAGAIN or (freed == -errno.ESTALE and self.lane.busy):
+            self._view.open_files()
+            freed = await self.lane.do(
+                self.holders, lib.HAND_RELEASE, mm=self.mm, slot=slot, claim=claim
+            )
         if freed == -errno.ESTALE:
             return
-        self.connected.pop(slot, None)
-        self._started.pop(slot, None)
+        if self.connected.get(slot) is client:
+            self.connected.pop(slot, None)
+            self._started.pop(slot, None)
         check(freed, f"{self.name}: slot {slot}")
 
     async def end_dead(self) -> None:
@@ -227,18 +259,20 @@ class Clients:
         for client in gone:
             client.end()
 
-    async def reap_dead(self, *, connected: bool = False, seconds: float = LOOK_SECONDS) -> None:
+    async def reap_dead(
+        self, *, connected: bool = False, seconds: float = LOOK_SECONDS, late: float = LATE_SECONDS
+    ) -> None:
         """Frees the slots of processes that are gone without a word.
 
         The slot of a process with a connection is freed when we have read the end of that;
         `connected`: here, too. What is not done in `seconds` is left for the next time, which goes
-        on from there.
+        on from there. `late` is how much longer this waits for a process that keeps a lock.
         """
         skipped = set()
         if not connected:
             skipped = {slot for slot, known in self.connected.items() if not known.has_ended()}
         if len(skipped) < self._view.attached():
-            await self._reap(lambda: self._all(skipped), seconds)
+            await self._reap(lambda: self._all(skipped), seconds, late)
 
     async def reap_gone(self, slots: Collection[int]) -> None:
         """Frees those of these slots whose processes are gone; may be called again and again."""
@@ -252,6 +286,7 @@ class Clients:
                 if it is not None
             ],
             LOOK_SECONDS,
+            LATE_SECONDS,
         )
         self._look_again = {tuple(slots): trio.current_time() + LOOK_AGAIN_SECONDS}
 
@@ -261,30 +296,80 @@ class Clients:
             await self.connected[slot].ask(lib.MSG_REARM, 0, 0)
 
     async def look(self, work: Callable[[], T]) -> T:
-        """The result of `work`, which looks at the region, in a thread. One at a time."""
-        self.looks += 1
+        """The result of `work`, which looks at the region, in a thread. One at a time.
+
+        It takes time, but none of the locks that others can keep.
+        """
+        self._looks += 1
         try:
             self._view.open_files()  # it is not for a thread to do that
             return await trio.to_thread.run_sync(work, limiter=self._thread)
         finally:
-            self.looks -= 1
+            self._looks -= 1
 
-    async def _reap(self, some: Callable[[], list[_Holder]], seconds: float) -> None:
-        self.looks += 1  # the region stays open between the looks, too
+    async def look_and_wait(self, work: Callable[[], T]) -> T:
+        """The result of `work`, in a thread, which may wait for whoever keeps the files locked.
+
+        EBUSY: it did for so long that nobody waits for it any more.
+        """
+        token = trio.lowlevel.current_trio_token()
+        begun = over = False
+
+        def end() -> None:
+            nonlocal over
+            self._looks -= not over
+            over = True
+
+        def run() -> T:
+            nonlocal begun
+            begun = True
+            try:
+                if over:  # nobody has waited until we began
+                    raise OSError(errno.EBUSY, self.name)
+                return work()
+            finally:
+                with contextlib.suppress(trio.RunFinishedError):
+                    token.run_sync_soon(end)
+
+        self._looks += 1
+        try:
+            self._view.open_files()
+            with trio.move_on_after(LOCKED_SECONDS):
+                return await trio.to_thread.run_sync(
+                    run, abandon_on_cancel=True, limiter=self._waiting
+                )
+        finally:
+            if not begun:
+                end()
+        raise OSError(errno.EBUSY, self.holders())
+
+    async def _reap(self, some: Callable[[], list[_Holder]], seconds: float, late: float) -> None:
+        self._looks += 1  # the region stays open between the looks, too
         try:
             holders = await self.look(some)
             gone: list[_Holder] = []
             # A process can keep us waiting for its address space. The thread is given up then, and
             # until it comes back nobody waits here again.
             if holders and not self._asking.borrowed_tokens:
-                with trio.move_on_after(seconds + LATE_SECONDS):
+                with trio.move_on_after(seconds + late):
                     gone = await self._ask(holders, seconds)
-            turn = trio.current_time()
-            for holder in gone:
-                self.reap(holder.slot, holder.claim)
-                turn = await give_way(turn)
+            # Nor does anybody wait for one who keeps the region's files locked.
+            with trio.move_on_after(seconds + late):
+                await self._free(gone)
         finally:
-            self.looks -= 1
+            self._looks -= 1
+
+    async def _free(self, gone: list[_Holder]) -> None:
+        turn = trio.current_time()
+        for holder in gone:
+            try:
+                await self.reap(holder.slot, holder.claim)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                log.debug("%s", error)
+                break  # the next look finds them again
+            turn = await give_way(turn)
 
     async def _ask(self, holders: list[_Holder], seconds: float) -> list[_Holder]:
         file = os.fstat(self._view.fd)

@@ -112,7 +112,7 @@ async def _at_file(
 ) -> Any:
     """The result of `work` on the pages of a piece, in a thread. ESTALE: its file is lost."""
     if piece.object is None:
-        return await host.clients.look(work)
+        return await host.clients.look_and_wait(work)
     record = piece.object.record
     what = f"{host.name}: {what} {record.path}"
     if piece.fd < 0:

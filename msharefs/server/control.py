@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -22,7 +23,7 @@ import trio
 from msharefs import proc, processes, verbs
 from msharefs.native import ffi, lib
 
-from . import accepting, descriptors, devices
+from . import accepting, descriptors, devices, fetching
 from .connections import SILENT_SECONDS, Connections
 from .inboxes import Inboxes
 from .messages import (
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from .clients import Clients
+    from .hands import Lane
     from .region import Region
     from .regions import Regions
 
@@ -53,6 +56,10 @@ REAP_SECONDS = 5.0
 REAP_REST_SECONDS = 0.05
 # Processes may be waiting for a change that an earlier server began.
 CATCH_UP_SECONDS = 0.5
+# Faults of a reader that wait for pages which somebody keeps locked: so many of them, and how often
+# to look.
+_WAITING_MAX = 64
+_LOCKED_POLL_SECONDS = 0.05
 
 
 class Connection:
@@ -90,6 +97,9 @@ class Connection:
         """A client that may only read: it cannot write the host mm, and we do it on its behalf."""
         self._answers: dict[int, _Answer] = {}
         self._last_seq = 0
+        self._waiting: list[int] = []
+        """Faults of a reader that are to be asked for again."""
+        self._closed = False
 
     async def run(self) -> None:
         """Serves the client until it goes; then so does its attachment.
@@ -120,6 +130,7 @@ class Connection:
 
     def close(self) -> None:
         """Closes the socket, and also ends what others have of it."""
+        self._closed = True
         self._hang_up()
         trio.lowlevel.notify_closing(self._sock)
         self._inbox.close()
@@ -252,12 +263,42 @@ class Connection:
         mem_fd = host.mem_fd
         told = ffi.new("struct fault_told *")
         ask = ffi.from_buffer("struct fault_ask *", request.text)
-        lib.readers_fault(host.mm, slot, mem_fd, ask, told)
+        if ask.present or ask.object:
+            lib.readers_fault(host.mm, slot, mem_fd, ask, told)
+        elif not self._make_page(
+            host.clients, mm=host.mm, slot=slot, fd=mem_fd, ask=ask, told=told
+        ):
+            return self._later(host.clients.lane, request.seq)
         reply = Reply(text=bytes(ffi.buffer(told)))
         if send_now(self._sock, lib.MSG_REPLY, request.seq, reply):
             return _NO_REPLY
-        told.verdict = lib.FAULT_WAIT
-        return Reply(text=bytes(ffi.buffer(told)))
+        return _ask_again()
+
+    def _make_page(self, clients: Clients, **fields: Any) -> bool:
+        """A fault that may have to make a page, if nobody keeps the pages locked."""
+        lane = clients.lane
+        try:
+            return not lane.busy and lane.begin(clients.holders, lib.HAND_FAULT, **fields) is None
+        except OSError as error:
+            log.debug("process %d: %s", self.pid, error)
+            return False
+
+    def _later(self, lane: Lane, seq: int) -> Reply:
+        """The pages are locked: the reader asks again, but not before that may have ended."""
+        if len(self._waiting) >= _WAITING_MAX:
+            return _ask_again()
+        if not self._waiting:
+            self._control.start(self._let_ask_again, lane)
+        self._waiting.append(seq)
+        return _NO_REPLY
+
+    async def _let_ask_again(self, lane: Lane) -> None:
+        while lane.busy and not self._closed:  # noqa: ASYNC110  # nothing tells us
+            await trio.sleep(_LOCKED_POLL_SECONDS)
+        waiting, self._waiting = self._waiting, []
+        with contextlib.suppress(OSError):  # it has gone
+            for seq in waiting:
+                await send(self._sock, lib.MSG_REPLY, seq, _ask_again(), self.user)
 
     async def _figures(self, request: Request) -> Reply:
         if self.slot is not None:
@@ -430,12 +471,18 @@ class Connection:
             lost = not detached and await self._is_alive(uffd)
         finally:
             # In a thread, as all that takes a lock of the client's memory: it may hold that.
-            if detached:  # it is told when that is done
+            if region.host is not None and region.host.clients.lane.busy:  # it may use it
+                close = partial(descriptors.close_later, uffd, user=self.user)
+                region.host.clients.lane.afterwards(close)
+            elif detached:  # it is told when that is done
                 await descriptors.close(uffd, user=self.user)
             else:
                 descriptors.close_later(uffd, user=self.user)
         if region.host is not None and not lost:
-            region.host.clients.reap(slot, self._claim)
+            try:
+                await region.host.clients.reap(slot, self._claim)
+            except OSError as error:  # `reap_dead` finds it again
+                log.debug("process %d: %s", self.pid, error)
         self._control.regions.drop_unused(region.ident)
 
     async def _is_alive(self, uffd: int) -> bool:
@@ -476,6 +523,12 @@ def _rights(shown: int) -> int:
     if flags & os.O_PATH or flags & os.O_ACCMODE not in (os.O_RDONLY, os.O_RDWR):
         raise OSError(errno.EBADF, "a host mm is shown open for reading, or for both")
     return flags & os.O_ACCMODE
+
+
+def _ask_again() -> Reply:
+    told = ffi.new("struct fault_told *")
+    told.verdict = lib.FAULT_WAIT
+    return Reply(text=bytes(ffi.buffer(told)))
 
 
 _NO_REPLY = Reply()
@@ -535,7 +588,7 @@ class Control:
     def _accepted(self, sock: socket.socket) -> None:
         self.serve(Connection(self, sock, None, os.O_RDONLY))
 
-    def connect(
+    async def connect(
         self, region: Region, flags: int, data: bytes, caller: int, user: int
     ) -> tuple[int, bytes]:
         """ioctl(MSHAREFS_CONNECT): takes the caller's socket, or tells it how to reach ours.
@@ -547,7 +600,7 @@ class Control:
         answer = ffi.new("struct mshare_connect *")
         ffi.buffer(answer)[:] = data
         try:
-            fd = processes.fetch_descriptor(caller, answer.fd)
+            fd = await fetching.fetch(caller, answer.fd, user)
         except PermissionError:
             answer.token = self.tokens.issue(region, flags, user)
             answer.flags = lib.MSHARE_CONNECT_TOKEN
@@ -567,7 +620,7 @@ class Control:
         """Starts to serve a connection."""
         self.start(connection.run)
 
-    def start(self, work: Callable[..., Awaitable[Any]], *arguments: int) -> None:
+    def start(self, work: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """Starts a task of the control socket."""
         if self._nursery is None:
             raise OSError(errno.ENOTCONN, "the control socket is not open yet")

@@ -11,6 +11,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from msharefs.home import written_by_others
 from msharefs.native import ffi, lib
 
 if TYPE_CHECKING:
@@ -37,18 +38,22 @@ def open_memory(directory: Path, ident: int) -> int:
     return os.open(object_paths(directory, ident)[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def open_shared(path: Path) -> int:
-    """Opens a file of a region for writing, to be passed to clients: they cannot truncate it.
+def open_shared(*paths: Path) -> list[int]:
+    """Opens files of a region for writing, to be passed to clients: they cannot truncate them.
 
-    Nor can we, by this descriptor.
+    Nor can we, by these descriptors.
     """
-    lacking = ffi.new("int *")
-    fd: int = lib.landlock_open(os.fsencode(path), os.O_RDWR | os.O_CLOEXEC, lacking)
-    if fd < 0:
-        raise OSError(-fd, os.strerror(-fd), os.fspath(path))
+    names = [ffi.from_buffer("char[]", os.fsencode(path) + b"\0") for path in paths]
+    fds = ffi.new("int[]", len(paths))
+    failed, lacking = ffi.new("unsigned *"), ffi.new("int *")
+    error = lib.landlock_open(
+        ffi.new("char *[]", names), len(paths), os.O_RDWR | os.O_CLOEXEC, fds, failed, lacking
+    )
+    if error < 0:
+        raise OSError(-error, os.strerror(-error), os.fspath(paths[failed[0]]))
     if lacking[0]:
         _tell_lack(lacking[0])
-    return fd
+    return list(fds)
 
 
 @functools.cache  # once is enough
@@ -65,7 +70,8 @@ def reset_objects(directory: Path, ident: int) -> None:
     mm, mem = object_paths(directory, ident)
     mm.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        os.truncate(mem, 0)
+        if mem.stat().st_size:
+            os.truncate(mem, 0)
     shutil.rmtree(records_path(directory, ident), ignore_errors=True)
 
 
@@ -74,12 +80,25 @@ def records_path(directory: Path, ident: int) -> Path:
     return directory / f"{ident}.objects"
 
 
-def remove_objects(directory: Path, ident: int) -> None:
-    """Removes both files; attached processes keep their mappings."""
+def is_written(directory: Path, ident: int) -> bool:
+    """Whether a process has files of a region open for writing, set aside or not."""
+    paths = object_paths(directory, ident)
+    return any(written_by_others(path) for path in (*paths, *map(aside, paths)))
+
+
+def remove_objects(directory: Path, ident: int) -> bool:
+    """Removes both files; whether that was possible.
+
+    A process that has one open for writing can keep it locked as long as it likes. unlink(2) would
+    wait for that, and whoever wants anything in the directory for unlink(2).
+    """
+    if is_written(directory, ident):
+        return False
     for path in (*object_paths(directory, ident), adopted_path(directory, ident)):
         path.unlink(missing_ok=True)
     shutil.rmtree(records_path(directory, ident), ignore_errors=True)
     remove_set_aside(directory, ident)
+    return True
 
 
 def check_size(directory: Path, ident: int, size: int | None, quantum: int) -> None:
@@ -106,7 +125,16 @@ def check_size(directory: Path, ident: int, size: int | None, quantum: int) -> N
 
 
 def set_aside(directory: Path, ident: int) -> None:
-    """Renames the files of a damaged region; nothing is lost by that."""
+    """Renames the files of a damaged region; nothing is lost by that.
+
+    EBUSY: see `remove_objects`.
+    """
+    if is_written(directory, ident):
+        raise OSError(
+            errno.EBUSY,
+            f"region {ident}: a process still has its files open for writing; end the processes "
+            "that had it attached, and try again",
+        )
     for path in _all_paths(directory, ident):
         if path.exists() and not aside(path).exists():
             path.rename(aside(path))

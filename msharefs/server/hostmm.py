@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,7 +20,7 @@ from msharefs import processes
 from msharefs.native import check, ffi, lib
 
 from . import lateness, revocation
-from .clients import Clients
+from .clients import LATE_SECONDS, Clients
 from .files import object_paths, open_memory, open_shared, records_path, reset_objects
 from .objects import Objects, Part, ranges
 from .owners import KINDS
@@ -29,7 +30,7 @@ from .shootdowns import Shootdowns
 from .view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from .mapping import Mapping
@@ -46,8 +47,6 @@ GRACE_POLL_SECONDS = 0.0002
 GRACE_LOOK_SECONDS = 0.01
 # A new server looks for dead clients so long before it serves a region; then it goes on.
 RECOVER_LOOK_SECONDS = 1.0
-# Pages of so many bytes are looked at without a thread, which would take longer.
-LOOK_AT_ONCE = 64 << 20
 # Lines of the log for the lost objects of a region.
 _LOST_SHOWN = 8
 
@@ -63,6 +62,9 @@ class HostMM(View):
         self._lock = PromptLock()
         self._straggler = ffi.new("unsigned *")
         self._unfinished = False
+        self._unswept = False
+        self.patience = LATE_SECONDS
+        """How much longer `recover` waits for a process that keeps a lock."""
         self._mapped = -1
         """Bytes that are mapped; -1: to be counted."""
         self.promised = 0
@@ -117,13 +119,13 @@ class HostMM(View):
         """Closes its files, unless it is in use. Whether they are closed now."""
         if self._mem_fd < 0:
             return True  # they are; perhaps the region has gone
-        if self.attached() or self.changing() or self._unfinished or self.clients.looks:
+        if self.attached() or self.changing() or self._unfinished or self.clients.in_use:
             return False
         self.close_files()
         return True
 
-    def _open(self, path: Path) -> int:
-        return open_shared(path)
+    def _open(self, *paths: Path) -> list[int]:
+        return open_shared(*paths)
 
     def _reopen(self) -> None:
         super()._reopen()
@@ -216,7 +218,7 @@ class HostMM(View):
         take = await self._taking(start, end, parts)
         kept = lib.hostmm_flags(self._mm, start, end)
         await self._change(publish, take)
-        self.objects.give_back(parts)
+        await self._give_back(parts)
         if kept & lib.VMA_LOCKED:
             self.locks.release(start, end)
         if kept & lib.VMA_POLICY:
@@ -261,6 +263,23 @@ class HostMM(View):
         """An access in [start, end) that was refused may be permitted now."""
         await revocation.rearm(self.clients, start, end)
 
+    async def _give_back(self, parts: list[Part]) -> None:
+        """Frees the unmapped parts of anonymous objects, whose files clients can lock, too."""
+        lane = self.clients.lane
+        for fd, offset, size in self.objects.unused(parts):
+            ours = os.dup(fd)  # the call may be late, and the object be closed by then
+            try:
+                check(
+                    await lane.do(
+                        self.clients.holders, lib.HAND_PUNCH, fd=ours, start=offset, end=size
+                    ),
+                    f"punching {size} bytes at {offset:#x}",
+                )
+            except OSError as error:
+                log.warning("%s: memory goes back with its object only: %s", self.name, error)
+            finally:
+                lane.afterwards(partial(os.close, ours))
+
     def _parts(self, start: int, end: int) -> list[Part]:
         """The parts of objects in [start, end)."""
         if not lib.hostmm_has_objects(self._mm, start, end):
@@ -298,30 +317,20 @@ class HostMM(View):
         """Whether it may have pages without entries, which Linux has filled."""
         return self.adopted or bool(lib.mm_unwatched(self._mm))
 
-    def catch_up_entries(self) -> None:
-        """Gives pages that Linux has filled entries, as nobody else does. For a thread."""
-        how = lib.ENTRIES_EXACT if self.adopted else lib.ENTRIES_NOW
-        check(
-            lib.entries_catch_up(self._mm, lib.MM_SLOTS, self._mem_fd, 0, self.size, how),
-            f"{self.name}: looking at its pages",
-        )
+    async def _catch_up_entries(self, start: int, end: int, how: int) -> None:
+        """Gives pages that Linux has filled entries. EBUSY: somebody keeps them locked."""
+        found = await self.clients.lane.do(
+            self.clients.holders, lib.HAND_ENTRIES, mm=self._mm, fd=self.mem_fd,
+            start=start, end=end, how=how,
+        )  # fmt: skip
+        check(found, f"{self.name}: looking at its pages")
 
     async def _catch_up_before(self, start: int, end: int) -> None:
         """Does so in the middle of a change, when no page can come to [start, end) any more."""
-
-        def catch_up() -> int:
-            how = lib.ENTRIES_BEFORE
-            return int(lib.entries_catch_up(self._mm, lib.MM_SLOTS, self._mem_fd, start, end, how))
-
         if self.unwatched:
-            self.open_files()
-            few = end - start <= LOOK_AT_ONCE
-            check(
-                catch_up() if few else await self.clients.look(catch_up),
-                f"{self.name}: looking at its pages",
-            )
+            await self._catch_up_entries(start, end, lib.ENTRIES_BEFORE)
 
-    def _spans_in_use(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+    async def _spans_in_use(self, start: int, end: int) -> AsyncIterator[tuple[int, int]]:
         """The parts of [start, end) that a client may have mapped.
 
         It says so itself, span by span, but of memory that Linux fills not well enough.
@@ -329,16 +338,24 @@ class HostMM(View):
         if not self.unwatched:
             yield start, end
             return
-        at, stop = ffi.new("uint64_t *", start), ffi.new("uint64_t *")
-        while lib.entries_span(self.mem_fd, at, end, stop):
-            yield at[0], stop[0]
-            at[0] = stop[0]
+        while (found := await self._span_in_use(start, end)) is not None:
+            yield found
+            _, start = found
+
+    async def _span_in_use(self, start: int, end: int) -> tuple[int, int] | None:
+        """The first one. EBUSY: the pages are locked."""
+        span = ffi.new("uint64_t[2]")
+        found = await self.clients.lane.do(
+            self.clients.holders, lib.HAND_SPAN, fd=self.mem_fd, start=start, end=end, span=span
+        )
+        return (span[0], span[1]) if found else None
 
     async def look_at_pages(self) -> None:
         """Brings the entries up to date with the pages."""
         if self.unwatched:
+            how = lib.ENTRIES_EXACT if self.adopted else lib.ENTRIES_NOW
             async with self.unchanged():
-                await self.clients.look(self.catch_up_entries)
+                await self._catch_up_entries(0, self.size, how)
 
     def _next_object(self) -> int:
         """A number that no object of the region has had: that of the next mapping."""
@@ -371,7 +388,7 @@ class HostMM(View):
                 if not prot:
                     await revocation.take_all(self.clients, start, end)
                 elif not prot & lib.VMA_WRITE:
-                    for low, high in self._spans_in_use(start, end):
+                    async for low, high in self._spans_in_use(start, end):
                         await revocation.take_write(self.clients, low, high)
                 if executes and not prot & lib.VMA_EXEC:
                     await revocation.arrange(self.clients, start, end, must=True)
@@ -383,7 +400,7 @@ class HostMM(View):
                 if executes:  # also for rights that an abort has given back
                     await revocation.arrange(self.clients, start, end)
             if prot & lib.VMA_WRITE:
-                for low, high in self._spans_in_use(start, end):
+                async for low, high in self._spans_in_use(start, end):
                     await revocation.give_write(self.clients, low, high)
             await revocation.rearm(self.clients, start, end)
             self.shootdowns.note("protect")
@@ -421,8 +438,8 @@ class HostMM(View):
         change cannot be finished yet: see `catch_up`.
         """
         async with self._lock:
-            await self.clients.reap_dead(seconds=RECOVER_LOOK_SECONDS)
-            check(lib.mm_sweep(self._mm), f"{self.name}: its page tables")
+            await self.clients.reap_dead(seconds=RECOVER_LOOK_SECONDS, late=self.patience)
+            await self._try_sweep()
             self.objects.load()
             self._unfinished = True
             if self._takes_pages() or not await self._try_recover():
@@ -447,11 +464,32 @@ class HostMM(View):
     async def mend(self) -> None:
         """Frees the page tables and records that a dead server or client has left."""
         async with self._lock:
-            check(lib.mm_sweep(self._mm), f"{self.name}: its page tables")
+            await self._sweep_tables()
             await self._sweep()
+
+    async def _sweep_tables(self) -> None:
+        """Frees the page tables that the dead have left. EBUSY: the files are locked."""
+        self.open_files()
+        swept = await self.clients.lane.do(self.clients.holders, lib.HAND_SWEEP, mm=self._mm)
+        check(swept, f"{self.name}: its page tables")
+        self._unswept = False
+
+    async def _try_sweep(self) -> None:
+        self._unswept = True
+        try:
+            await self._sweep_tables()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            log.warning("%s: page tables of dead processes are freed later: %s", self.name, error)
 
     async def catch_up(self) -> None:
         """Finishes a change that `recover` could not finish, if there is one and it is possible."""
+        if self.clients.lane.busy or self.changing():
+            return
+        if self._unswept:
+            async with self._lock:
+                await self._try_sweep()
         if self._unfinished:
             async with self._lock:
                 try:
@@ -475,7 +513,8 @@ class HostMM(View):
 
     def close(self) -> None:
         """Lets go of its objects; the files stay."""
-        super().close()
+        if not self.clients.in_use:  # otherwise a thread is still at it, and our end is near
+            super().close()
         self.objects.close()
         self.locks.close()
 
@@ -498,7 +537,11 @@ class HostMM(View):
             await revocation.watch(self.clients, intent.start, intent.end)
         if self._unfinished and self._mm.header.intent.op in (lib.INTENT_MAP, lib.INTENT_UNMAP):
             await self._catch_up_before(self._mm.header.intent.start, self._mm.header.intent.end)
-        check(lib.hostmm_recover(self._mm, self.mem_fd), f"{self.name}: finishing a change")
+        if lib.hostmm_pending(self._mm):
+            recovered = await self.clients.lane.do(
+                self.clients.holders, lib.HAND_RECOVER, mm=self._mm, fd=self.mem_fd
+            )
+            check(recovered, f"{self.name}: finishing a change")
         self._unfinished = False
 
     async def _change(
@@ -526,10 +569,33 @@ class HostMM(View):
         except BaseException:
             lib.hostmm_abort(self._mm)
             raise
-        check(lib.hostmm_finish(self._mm, self.mem_fd), f"{self.name}: taking pages away")
+        finished = lib.hostmm_finish_at_once(self._mm, self.mem_fd)
+        if finished == -errno.EAGAIN:
+            finished = await self._finish_elsewhere()
+        check(finished, f"{self.name}: taking pages away")
+
+    async def _finish_elsewhere(self) -> int:
+        """Takes entries and pages away.
+
+        EBUSY: somebody keeps the region's files locked; nothing changed. Unless that began in the
+        last moment: then the change is finished when it ends, and the next one waits for that.
+        """
+        lane = self.clients.lane
+        turn = None
+        try:
+            await lane.free()
+            turn = lane.begin(self.clients.holders, lib.HAND_FINISH, mm=self._mm, fd=self.mem_fd)
+            return await lane.result(turn)
+        except BaseException:
+            if turn is None or lane.take_back():
+                lib.hostmm_abort(self._mm)
+            else:
+                self._unfinished = True
+            raise
 
     async def _begin(self, publish: Callable[[], int]) -> None:
         """Publishes, once nobody is inside a fault on a snapshot before the current one."""
+        await self.clients.lane.free()
         await self._grace()
         await self._recover()
         while (published := publish()) == -errno.EBUSY:
@@ -550,6 +616,8 @@ class HostMM(View):
                 late = client is not None and lateness.excused([client.pid])
                 if late and trio.current_time() < last:
                     continue
+                if self.clients.lane.busy:  # a reader's fault is ours, and held up
+                    raise OSError(errno.EBUSY, self.clients.holders())
                 who = processes.named(self.clients.process_of(self._straggler[0]))
                 raise OSError(
                     errno.EBUSY,

@@ -66,7 +66,7 @@ class Ioctls:
         region = self._regions.find(ident)
         await region.settle()
         if command == lib.MSHAREFS_CONNECT:  # our own, also before the region is sized
-            return self._control.connect(region, flags, data, processes.process_of(tid), user)
+            return await self._control.connect(region, flags, data, processes.process_of(tid), user)
         if not region.frozen:
             region.sized()
         try:

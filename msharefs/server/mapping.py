@@ -1,6 +1,6 @@
 """Mappings in the server's own address space: to hear what Linux says, and to keep a file busy.
 
-Sources: mmap(2), mprotect(2), fallocate(2).
+Sources: mmap(2), mprotect(2).
 """
 
 from __future__ import annotations

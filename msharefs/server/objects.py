@@ -31,7 +31,7 @@ from msharefs.native import check, lib
 
 from .descriptors import close, close_all, close_later, elsewhere
 from .identity import Identity, look
-from .mapping import Mapping, map_file, punch
+from .mapping import Mapping, map_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -198,15 +198,12 @@ class Objects:
         if known is not None and known.kept is not None:
             known.kept.protect(prot)
 
-    def give_back(self, parts: Iterable[Part]) -> None:
-        """Frees the unmapped parts of anonymous objects."""
+    def unused(self, parts: Iterable[Part]) -> Iterator[tuple[int, int, int]]:
+        """What unmapping these parts has left of anonymous objects: descriptor, offset, size."""
         for part in parts:
             known = self._objects.get(part.number)
             if known is not None and known.record.anonymous and known.fd >= 0:
-                try:
-                    punch(known.fd, part.offset, part.end - part.start)
-                except OSError as error:
-                    log.warning("%s: memory goes back with its object only: %s", self._name, error)
+                yield known.fd, part.offset, part.end - part.start
 
     async def descriptor(
         self, number: int, clients: Iterable[int], *, write: bool, may_write: bool = True

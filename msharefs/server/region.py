@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from msharefs import proc, processes, verbs
+from msharefs import proc, verbs
 from msharefs.native import ffi
 
-from . import checking, describe, descriptors, limits, room, smaps, sources
+from . import checking, describe, descriptors, fetching, limits, room, smaps, sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,7 +142,7 @@ class Region:
             else:
                 if given is None:
                     descriptors.check_unclosed(user)
-                    given = processes.fetch_descriptor(caller, create.fd)
+                    given = await fetching.fetch(caller, create.fd, user)
                     closes(given)
                 source = await sources.look(given, caller, create.flags, user, mount)
             if source is not None:

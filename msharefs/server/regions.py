@@ -19,11 +19,12 @@ import trio
 from msharefs import proc
 from msharefs.native import lib
 
-from . import contents, owners
+from . import contents, hands, owners
 from .adopted import Adopted
 from .clients import give_way
 from .files import (
     check_size,
+    object_paths,
     open_memory,
     remove_objects,
     remove_set_aside,
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RECOVER_SECONDS = 4.0
+"""How long a new server waits, for all regions together, for processes that keep locks."""
+# One region whose files are locked must not keep the dead of all others for long.
+_REAP_LATE_SECONDS = 0.1
 _PROMISED = "2"  # vm.overcommit_memory: all that is mapped must fit
 
 
@@ -72,6 +77,7 @@ class Regions:
         self.hurry = trio.Event()
         """Set when `reap_dead` should not wait for its time."""
         self._parking = Parking()
+        self._patience = RECOVER_SECONDS
 
     async def adopt(self, sizes: dict[int, int], users: dict[int, int] | None = None) -> None:
         """Takes over the regions of an earlier server; `sizes` has the region files by number.
@@ -88,7 +94,13 @@ class Regions:
             self._of[self._users[ident]] -= 1
             self._users[ident] = user
             self._of[user] += 1
+            host = self._regions[ident].host
+            if host is not None:
+                host.clients.lane.user = user
         self._adopted.find()
+        await self._adopt_nameless()
+
+    async def _adopt_nameless(self) -> None:
         # Not glob(), which takes a directory that it may not or cannot read for an empty one.
         left = [self._directory / name for name in os.listdir(self._directory)]
         for path in left:
@@ -101,6 +113,11 @@ class Regions:
                     await self.evict(ident)
             elif path.suffix == ".unsized" and ident not in self._regions:
                 path.unlink(missing_ok=True)
+        for path in left:  # a process had it open when its region went
+            ident = int(path.name.partition(".")[0])
+            if path.suffix == ".mem" and ident not in self._regions and path.exists():
+                self._add(Region(ident, owners.Owner(0, 0, ""), self._options))
+                await self.evict(ident)
 
     def create(self, ident: int, ctx_pid: int, user: int = 0) -> None:
         """A region file was made by thread `ctx_pid` of `user`. ENOSPC: too many there are."""
@@ -174,9 +191,12 @@ class Regions:
             owners.save_unsized(self._directory, ident, region.owner, frozen=True)
             region.frozen = True
             return
+        if region.damaged:
+            set_aside(self._directory, ident)  # if it could not be done before
         region.host = HostMM.make(
             region.name, self._directory, ident, size, region.quantum, region.owner, self._parking
         )
+        region.host.clients.lane.user = self._users[ident]
         region.damaged = False
         remove_set_aside(self._directory, ident)
         owners.forget_unsized(self._directory, ident)
@@ -199,7 +219,7 @@ class Regions:
             return
         if region.host is not None:
             clients = region.host.clients
-            if region.host.changing() or region.users or clients.looks or clients.connected:
+            if region.host.changing() or region.users or clients.in_use or clients.connected:
                 return  # or it is being changed, by its owner's end or remotely; see `reap_dead`
             if region.host.attached():
                 if hurry:
@@ -208,7 +228,8 @@ class Regions:
             region.host.close()
             region.host = None
         self._adopted.forget(ident)
-        remove_objects(self._directory, ident)
+        if not remove_objects(self._directory, ident):
+            return  # see `catch_up`
         owners.forget_unsized(self._directory, ident)
         if region.watch is not None:
             self.owners.forget(region.watch, ident)
@@ -263,7 +284,10 @@ class Regions:
         """Brings the entries of memory that Linux fills up to date with its pages."""
         for region in list(self._regions.values()):
             if region.host is not None:
-                await region.host.look_at_pages()
+                try:
+                    await region.host.look_at_pages()
+                except OSError as error:  # one that keeps its pages locked is nobody else's trouble
+                    log.debug("%s", error)
 
     async def attached(self) -> int:
         """Attachments of all regions, after connections have ended; without dead processes.
@@ -294,7 +318,7 @@ class Regions:
         for region in list(self._regions.values()):
             if region.host is not None:
                 await region.host.clients.end_dead()
-                await region.host.clients.reap_dead()
+                await region.host.clients.reap_dead(late=_REAP_LATE_SECONDS)
             self.drop_unused(region.ident, hurry=False)
             turn = await give_way(turn)
 
@@ -353,10 +377,16 @@ class Regions:
                     nursery.start_soon(contents.take_up, region.host)
 
     async def catch_up(self) -> None:
-        """Finishes changes that an earlier server had begun and that could not be finished yet."""
+        """Finishes changes that an earlier server had begun and that could not be finished yet.
+
+        And whatever else had to wait for somebody who keeps files locked, or has them open.
+        """
+        hands.tend()
         for region in list(self._regions.values()):
             if region.host is not None:
                 await region.host.catch_up()
+            elif region.evicted:
+                self.drop_unused(region.ident, hurry=False)
 
     def close(self) -> None:
         """Lets go of everything; files and attachments stay."""
@@ -395,8 +425,11 @@ class Regions:
                 self._state,
                 error.strerror,
             )
-            set_aside(self._directory, ident)
             region.damaged = True
+            try:
+                set_aside(self._directory, ident)
+            except OSError as refused:
+                log.warning("%s", refused.strerror)
         else:
             region.host = host
             region.owner = host.owner()
@@ -413,7 +446,8 @@ class Regions:
         await region.repair(flags)
 
     async def _bring_back(self, region: Region) -> None:
-        if not restore(self._directory, region.ident):
+        restore(self._directory, region.ident)
+        if not object_paths(self._directory, region.ident)[0].exists():
             return
         try:
             # The pages have the size that the region file had.
@@ -434,7 +468,10 @@ class Regions:
         try:
             if size not in (None, host.size):
                 raise OSError(errno.EUCLEAN, f"{name}: its host mm has another size")
+            before = trio.current_time()
+            host.patience = min(host.patience, self._patience)
             await host.recover()
+            self._patience = max(0.0, self._patience - (trio.current_time() - before))
         except BaseException:
             host.close()
             raise

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from msharefs.native import check, lib
+from msharefs.native import check, ffi, lib
 from msharefs.processes import named
 
 from . import lateness
-from .clients import give_way
 
 if TYPE_CHECKING:
     from .clients import Client, Clients
@@ -37,6 +36,8 @@ CONNECT_POLL_SECONDS = 0.002
 ANSWER_SECONDS = 1.0
 # If all were asked at once, all would have their answers ready at the same time: late.
 ASKED_AT_ONCE = 16
+# One call changes the page tables of so many.
+CHANGED_AT_ONCE = 256
 # All that have pages of a range let go of them in this time, however often they change their slots.
 TAKE_SECONDS = 20.0
 # Looking at all connections takes a while if there are many.
@@ -202,18 +203,58 @@ async def _ask(clients: Clients, slots: list[int], op: int, *arguments: int) -> 
 
 
 async def _change(clients: Clients, start: int, end: int, change: int) -> None:
+    """Changes the page tables of all that touched [start, end), some in a call.
+
+    A process can keep its address space locked. Then this is EBUSY, and so is the next change of
+    the region, until the call has ended: what it does late, nobody has to take back.
+    """
     deadline = trio.current_time() + CONNECT_SECONDS
-    turn = trio.current_time()
+    some: dict[int, Client] = {}
     async for slot in clients.touched(start, end, handed=change == lib.UFFD_WATCH):
-        at = start
-        while at < end and (client := await _client(clients, slot, deadline)) is not None:
-            if client.reader and change != lib.UFFD_WATCH:
-                break
-            at = check(
-                lib.touched_change(clients.mm, slot, client.uffd, client.pid, at, end, change),
-                f"{clients.name}: page tables of process {client.pid}, [{start:#x}, {end:#x})",
-            )
-            turn = await give_way(turn)
+        client = await _client(clients, slot, deadline)
+        if client is not None and not (client.reader and change != lib.UFFD_WATCH):
+            some[slot] = client
+        if len(some) == CHANGED_AT_ONCE:
+            await _change_some(clients, some, start, end, change)
+            some = {}
+    if some:
+        await _change_some(clients, some, start, end, change)
+
+
+async def _change_some(
+    clients: Clients, some: dict[int, Client], start: int, end: int, change: int
+) -> None:
+    lane = clients.lane
+    await lane.free()
+    # Those that have gone meanwhile may be on their way back; nobody else runs from here on.
+    here = {slot: client for slot, client in some.items() if client.uffd >= 0}
+    each = [(slot, client.uffd, client.pid) for slot, client in here.items()]
+    pids = [client.pid for client in here.values()]
+
+    def why() -> str:
+        return (
+            f"{clients.name}: {named(pids[lane.at()])} keeps its address space locked (is it in a "
+            "very large fork, mlock or munmap, or does a file that it has mapped not answer?); "
+            "let it go on and try again"
+        )
+
+    if each:
+        array = ffi.new("struct hand_client[]", each)
+        try:
+            result = await lane.do(
+                why, lib.HAND_CHANGE, mm=clients.mm, start=start, end=end, change=change,
+                clients=array, count=len(each),
+            )  # fmt: skip
+        except BaseException:
+            lane.drop()
+            raise
+        if result == -errno.EAGAIN:
+            raise OSError(errno.EBUSY, why())
+        check(result, f"{clients.name}: page tables of process {pids[lane.at()]}")
+    deadline = trio.current_time() + CONNECT_SECONDS
+    back = {slot: await _client(clients, slot, deadline) for slot in some.keys() - here.keys()}
+    if again := {slot: client for slot, client in back.items() if client is not None}:
+        await _change_some(clients, again, start, end, change)
 
 
 async def _client(clients: Clients, slot: int, deadline: float) -> Client | None:

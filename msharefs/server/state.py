@@ -6,6 +6,7 @@
     devices     device numbers of the mount, and of earlier ones whose files are mapped: mappings.py
     control     the control socket
     lock        locked by the running server; says who that is and what it does (`Holder`)
+    gone-*      what is being removed
     log         the server's log, unless it runs in the foreground; log.1 is what was in it before
 
 Of a root server the first three are on a tmpfs of its own, memory/; see home.py.
@@ -25,7 +26,6 @@ import errno
 import fcntl
 import logging
 import os
-import shutil
 import signal
 import stat
 import syslog
@@ -181,7 +181,7 @@ class StateDirectory:
         for name in (*sorted(_ENTRIES - {"lock"}), "lock"):
             entry = self.path / name
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
+                home.remove_tree(entry)
             else:
                 entry.unlink(missing_ok=True)
         if self._made or self._is_default:
@@ -242,7 +242,8 @@ class StateDirectory:
                 "to it: change that, or use another (-o state=DIR)",
                 str(self.path),
             )
-        strangers = {entry.name for entry in self.path.iterdir()} - _ENTRIES
+        names = {entry.name for entry in self.path.iterdir()}
+        strangers = {name for name in names - _ENTRIES if not name.startswith(home.GONE)}
         if strangers:
             raise OSError(
                 errno.ENOTEMPTY,

@@ -139,22 +139,29 @@ class View:
     def _reopen(self) -> None:
         self._mm.fd, self._mem_fd = self._open_files()
 
-    def _open(self, path: Path) -> int:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def _open(self, *paths: Path) -> list[int]:
+        fds: list[int] = []
+        try:
+            fds.extend(os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return fds
 
     def _open_files(self) -> list[int]:
         """Opens both files. ESTALE: they are others than those we opened first."""
         fds: list[int] = []
         try:
             mm, mem = self._paths
-            fds.append(self._open(mm))
             if self.adopted:
+                fds = self._open(mm)
                 if os.readlink(os.readlink(mem)) != f"/memfd:{mem.name} (deleted)":
                     raise OSError(errno.ESTALE, f"{self.name}: its server has ended")
                 # Who has it open for writing maps it.
                 fds.append(os.open(mem, os.O_RDONLY | os.O_CLOEXEC))
             else:
-                fds.append(self._open(mem))
+                fds = self._open(mm, mem)
             found = tuple((status.st_dev, status.st_ino) for status in map(os.fstat, fds))
             if found != (self._files or found):
                 raise OSError(

@@ -128,8 +128,7 @@ static int map_ahead(struct attachment *att, const struct fault *fault, uint64_t
 
 static int make_reachable(struct attachment *att, const struct fault *fault, uint64_t flags)
 {
-    uint64_t fresh = fault->filled > 1 ? fault->filled : 1;
-    int err;
+    int err = 0;
 
     if (flags & UFFD_PAGEFAULT_FLAG_WP) {
         struct uffdio_writeprotect off = {
@@ -139,11 +138,10 @@ static int make_reachable(struct attachment *att, const struct fault *fault, uin
     }
     if (handover_absent(att, fault))
         return 0;
-    /* Memory may be short for pages filled ahead, but not for the page itself. */
-    if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR) &&
-        fallocate(att->mem_fd, 0, (off_t)fault->offset, (off_t)(fresh * PAGE_SIZE)) &&
-        fallocate(att->mem_fd, 0, (off_t)fault->offset, PAGE_SIZE))
-        return -errno;
+    if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR))
+        err = fault_make_pages(fault, att->mem_fd);
+    if (err)
+        return err;
     if (handover(att, fault))
         return 0;
     err = map_present(att, fault);

@@ -9,9 +9,11 @@
  *   none    present  died, or a native attachment   fills the entry
  *   set     present  the normal case                makes it reachable ("link")
  */
+#define _GNU_SOURCE
 #include "core/fault.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 
 #include "core/pagetable.h"
@@ -192,6 +194,26 @@ enum fault_verdict fault_fill(struct mm *mm, unsigned slot, struct fault *fault)
     if (object ? fill_object(touch, fault) : fill_anonymous(mm, fault))
         return FAULT_BROKEN;
     return FAULT_MAP;
+}
+
+/* EINTR even where all signals are blocked: somebody has stopped the process, and let it go on. */
+static int make_pages(int mem_fd, uint64_t offset, uint64_t pages)
+{
+    int err;
+
+    do
+        err = fallocate(mem_fd, 0, (off_t)offset, (off_t)(pages * PAGE_SIZE)) ? errno : 0;
+    while (err == EINTR);
+    return -err;
+}
+
+int fault_make_pages(const struct fault *fault, int mem_fd)
+{
+    const uint64_t fresh = fault->filled > 1 ? fault->filled : 1;
+    const int err = make_pages(mem_fd, fault->offset, fresh);
+
+    /* Memory may be short for pages filled ahead, but not for the page itself. */
+    return err && fresh > 1 ? make_pages(mem_fd, fault->offset, 1) : err;
 }
 
 enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault)

@@ -47,6 +47,9 @@ enum fault_verdict fault_look(const struct mm *mm, struct fault *fault);
 /* The second half: fills the entries, as the client of `slot`.
  * Precondition: fault_look() said FAULT_MAP, in the same epoch. */
 enum fault_verdict fault_fill(struct mm *mm, unsigned slot, struct fault *fault);
+/* After a FAULT_MAP: gives the region memory where fault_fill() has filled entries, or at least the
+ * page itself. Returns 0 or -errno. */
+int fault_make_pages(const struct fault *fault, int mem_fd);
 /* Both halves, fault_look() and fault_fill(). Precondition: as fault_look(). */
 enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault);
 

@@ -7,7 +7,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#ifndef SYS_cachestat
+#define SYS_cachestat 451 /* Linux 6.5 */
+#endif
 
 static uint64_t align(uint64_t value, uint64_t to) { return (value + to - 1) & ~(to - 1); }
 
@@ -149,19 +154,42 @@ void mm_close(struct mm *mm)
     *mm = (struct mm){.fd = -1};
 }
 
-int64_t mm_frame_bytes(const struct mm *mm)
+int64_t mm_pages(int fd, uint64_t start, uint64_t end)
+{
+    struct {
+        uint64_t offset, bytes;
+    } range = {start, end - start};
+    struct {
+        uint64_t cached, dirty, writeback, evicted, recently_evicted;
+    } found;
+
+    if (start >= end) /* 0 bytes would be all of it */
+        return 0;
+    if (syscall(SYS_cachestat, fd, &range, &found, 0))
+        return -errno;
+    return (int64_t)(found.cached + found.evicted);
+}
+
+/* Where system calls are filtered by a list that is older than cachestat(2). */
+static int64_t data_bytes(int fd, off_t at)
 {
     int64_t bytes = 0;
-    off_t at = (off_t)mm->frames_at;
 
     for (;;) {
-        off_t data = lseek(mm->fd, at, SEEK_DATA);
+        off_t data = lseek(fd, at, SEEK_DATA);
         if (data < 0)
             return errno == ENXIO ? bytes : -errno;
-        off_t hole = lseek(mm->fd, data, SEEK_HOLE);
+        off_t hole = lseek(fd, data, SEEK_HOLE);
         if (hole < 0)
             return -errno;
         bytes += hole - data;
         at = hole;
     }
+}
+
+int64_t mm_frame_bytes(const struct mm *mm)
+{
+    const int64_t pages = mm_pages(mm->fd, mm->frames_at, mm->map_size);
+
+    return pages < 0 ? data_bytes(mm->fd, (off_t)mm->frames_at) : pages * (int64_t)PAGE_SIZE;
 }

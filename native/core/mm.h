@@ -47,6 +47,9 @@ int mm_format(int fd, uint64_t region, uint64_t size, uint64_t quantum);
  * is open for reading only so is the mapping: writing there is SIGSEGV. */
 int mm_open(struct mm *mm, int fd);
 void mm_close(struct mm *mm);
+/* How many pages a file in memory has in [start, end), those that are swapped out among them; or
+ * -errno. Does not wait for whoever keeps the file locked. */
+int64_t mm_pages(int fd, uint64_t start, uint64_t end);
 /* Bytes that the frames area really takes in the file, or -errno. */
 int64_t mm_frame_bytes(const struct mm *mm);
 

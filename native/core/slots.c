@@ -135,14 +135,11 @@ void slot_settle(struct mm *mm, unsigned number)
     slot_leave(mm, number);
 }
 
-int slot_reap(struct mm *mm, unsigned number)
+/* Keeps the counts, and gives the slot to whoever claims it next. */
+static void release(struct mm *mm, struct mm_slot *slot)
 {
-    if (number >= MM_SLOTS)
-        return -EINVAL;
-    struct mm_slot *slot = &mm->slots[number];
     struct mm_counters *kept = &mm->header->retired;
 
-    slot_settle(mm, number);
     atomic_fetch_add(&kept->faults, atomic_load(&slot->counters.faults));
     atomic_fetch_add(&kept->links, atomic_load(&slot->counters.links));
     atomic_fetch_add(&kept->materialised, atomic_load(&slot->counters.materialised));
@@ -150,9 +147,17 @@ int slot_reap(struct mm *mm, unsigned number)
     atomic_fetch_add(&kept->prefaulted, atomic_load(&slot->counters.prefaulted));
     atomic_fetch_add(&kept->evicted, atomic_load(&slot->counters.evicted));
     atomic_fetch_add(&kept->refaulted, atomic_load(&slot->counters.refaulted));
-    touched_clear(mm, number);
     forget(slot);
     atomic_store(&slot->state, SLOT_FREE);
+}
+
+int slot_reap(struct mm *mm, unsigned number)
+{
+    if (number >= MM_SLOTS)
+        return -EINVAL;
+    slot_settle(mm, number);
+    touched_clear(mm, number);
+    release(mm, &mm->slots[number]);
     return 0;
 }
 
@@ -163,4 +168,20 @@ int slot_release(struct mm *mm, unsigned number, uint64_t claim)
     if (!atomic_compare_exchange_strong(&mm->slots[number].claim, &claim, 0))
         return -ESTALE;
     return slot_reap(mm, number);
+}
+
+int slot_release_at_once(struct mm *mm, unsigned number, uint64_t claim)
+{
+    if (number >= MM_SLOTS)
+        return -EINVAL;
+    struct mm_slot *slot = &mm->slots[number];
+
+    /* Whoever writes into it meanwhile gets no more by that than bits of a bitmap that is not its
+     * own, which cost it a system call, or a frame that is freed by the next mm_sweep(). */
+    if (atomic_load(&slot->epoch) || atomic_load(&slot->touched))
+        return -EAGAIN;
+    if (!atomic_compare_exchange_strong(&slot->claim, &claim, 0))
+        return -ESTALE;
+    release(mm, slot);
+    return 0;
 }

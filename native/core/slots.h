@@ -26,5 +26,8 @@ int slot_reap(struct mm *mm, unsigned slot);
 /* Reaps the slot if it still has that claim (0: none yet). -ESTALE: the other side has
  * freed it already, and another client may have it now. */
 int slot_release(struct mm *mm, unsigned slot, uint64_t claim);
+/* slot_release() of a client that has left nothing: takes no lock of the file, and no time.
+ * -EAGAIN: it may have touched something, or died inside a fault. */
+int slot_release_at_once(struct mm *mm, unsigned slot, uint64_t claim);
 
 #endif

@@ -24,6 +24,7 @@
 #include "core/vma.h"
 #include "msharefs.h"
 #include "server/guard.h"
+#include "server/hands.h"
 #include "server/hostmm.h"
 #include "server/identity.h"
 #include "server/inspect.h"

@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/frames.h"
 #include "core/pagetable.h"
@@ -28,6 +29,7 @@
  * the VMAs next to the hole: free_pgtables() does that with floor and ceiling. */
 struct zap {
     uint64_t floor, ceiling; /* host addresses */
+    bool keep;               /* free none: EAGAIN instead */
 };
 
 static int zap_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
@@ -44,6 +46,8 @@ static int zap_table(struct walk *walk, _Atomic uint64_t *entry, uint64_t frame,
 
     if (addr < zap->floor || addr + entry_span(level + 1) > zap->ceiling)
         return 0;
+    if (zap->keep)
+        return -EAGAIN;
     atomic_store(entry, 0);
     return frame_free(walk->mm, frame);
 }
@@ -55,11 +59,11 @@ static int zap_bad(struct walk *walk, _Atomic uint64_t *entry, unsigned level, u
     return 0;
 }
 
-static int zap(struct mm *mm, uint64_t start, uint64_t end)
+static int zap(struct mm *mm, uint64_t start, uint64_t end, bool keep)
 {
     uint64_t used;
     const struct mm_vma *set = vma_snapshot(mm, atomic_load(&mm->header->epoch), &used);
-    struct zap bounds = {.floor = HOST_BASE, .ceiling = UINT64_MAX};
+    struct zap bounds = {.floor = HOST_BASE, .ceiling = UINT64_MAX, .keep = keep};
     struct walk walk = {
         .mm = mm, .leaf = zap_leaf, .table = zap_table, .bad = zap_bad, .arg = &bounds};
 
@@ -270,9 +274,16 @@ static int end_busy(struct mm *mm, enum mm_intent_op op)
     return 0;
 }
 
+void hostmm_reach(const struct mm *mm, int mem_fd)
+{
+    /* Takes the inode's lock, as fallocate(2) does. */
+    lseek(mem_fd, 0, SEEK_DATA);
+    lseek(mm->fd, 0, SEEK_DATA);
+}
+
 static int finish_zap(struct mm *mm, const struct mm_intent *intent, int mem_fd)
 {
-    int err = zap(mm, intent->start, intent->end);
+    int err = zap(mm, intent->start, intent->end, false);
 
     if (!err && fallocate(mem_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)intent->start,
                           (off_t)(intent->end - intent->start)))
@@ -280,7 +291,15 @@ static int finish_zap(struct mm *mm, const struct mm_intent *intent, int mem_fd)
     return err;
 }
 
-static bool pending(const struct mm *mm)
+/* Likewise where there is neither a page nor a table to be freed; else EAGAIN. */
+static int finish_empty(struct mm *mm, const struct mm_intent *intent, int mem_fd)
+{
+    if (mm_pages(mem_fd, intent->start, intent->end))
+        return -EAGAIN;
+    return zap(mm, intent->start, intent->end, true);
+}
+
+bool hostmm_pending(const struct mm *mm)
 {
     const struct mm_intent *intent = &mm->header->intent;
 
@@ -288,12 +307,12 @@ static bool pending(const struct mm *mm)
            intent->epoch == atomic_load(&mm->header->epoch);
 }
 
-int hostmm_finish(struct mm *mm, int mem_fd)
+static int finish(struct mm *mm, int mem_fd, bool at_once)
 {
     struct mm_intent *intent = &mm->header->intent;
     int err;
 
-    if (!pending(mm))
+    if (!hostmm_pending(mm))
         return 0;
     if (intent->start >= intent->end || intent->end > mm->size ||
         (intent->start | intent->end) % PAGE_SIZE)
@@ -304,9 +323,9 @@ int hostmm_finish(struct mm *mm, int mem_fd)
         atomic_thread_fence(memory_order_release);
     }
     if (intent->op == INTENT_MAP || intent->op == INTENT_UNMAP) {
-        err = finish_zap(mm, intent, mem_fd);
+        err = at_once ? finish_empty(mm, intent, mem_fd) : finish_zap(mm, intent, mem_fd);
     } else if (intent->op == INTENT_DROPPED) {
-        err = zap(mm, intent->start, intent->end);
+        err = zap(mm, intent->start, intent->end, at_once);
     } else {
         err = set_rights(mm, intent->start, intent->end, intent->prot & VMA_PROT);
     }
@@ -317,9 +336,13 @@ int hostmm_finish(struct mm *mm, int mem_fd)
     return err;
 }
 
+int hostmm_finish(struct mm *mm, int mem_fd) { return finish(mm, mem_fd, false); }
+
+int hostmm_finish_at_once(struct mm *mm, int mem_fd) { return finish(mm, mem_fd, true); }
+
 int hostmm_recover(struct mm *mm, int mem_fd)
 {
-    if (!pending(mm) ||
+    if (!hostmm_pending(mm) ||
         (mm->header->intent.op != INTENT_PROTECT && mm->header->intent.op != INTENT_DROP))
         return hostmm_finish(mm, mem_fd);
     hostmm_abort(mm);

@@ -38,9 +38,16 @@ int hostmm_flag(struct mm *mm, uint64_t start, uint64_t end, uint32_t clear, uin
 int hostmm_drop(struct mm *mm, uint64_t start, uint64_t end, uint32_t clear, uint32_t set_flags);
 /* Takes the entries and the pages of [start, end) out; the mappings stay. */
 int hostmm_remove(struct mm *mm, uint64_t start, uint64_t end);
-/* Completes the change; `mem_fd` holds the pages.
+/* Waits for whoever keeps the files of the region locked, as hostmm_finish() would, but changes
+ * nothing: whoever gives up meanwhile may take the change back. */
+void hostmm_reach(const struct mm *mm, int mem_fd);
+/* Completes the change; `mem_fd` holds the pages. It may wait for whoever keeps the files locked.
  * Precondition: its grace period is over (slot_grace() said 0). */
 int hostmm_finish(struct mm *mm, int mem_fd);
+/* Does so if nothing has to be freed, and waits for nobody. -EAGAIN: hostmm_finish() has to. */
+int hostmm_finish_at_once(struct mm *mm, int mem_fd);
+/* Is there a change that is not finished? */
+bool hostmm_pending(const struct mm *mm);
 /* Goes back to the previous snapshot. Precondition: a change that is not finished. */
 void hostmm_abort(struct mm *mm);
 /* After a server's death: completes the change that it was making, or takes it back.

@@ -16,9 +16,11 @@
 #endif
 
 struct opening {
-    const char *path;
+    const char *const *paths;
+    unsigned count, at; /* `at` of them are open */
     int flags;
-    int fd;      /* or -errno */
+    int *fds;
+    int err;     /* -errno of the next one; 0: all are open */
     int lacking; /* why the thread is not restricted; 0: it is */
 };
 
@@ -45,19 +47,26 @@ static void *open_restricted(void *argument)
 
     /* A shortage passes; it does not say that Landlock is lacking. */
     if (err == EMFILE || err == ENFILE || err == ENOMEM) {
-        opening->fd = -err;
+        opening->err = -err;
         return NULL;
     }
     opening->lacking = err;
-    opening->fd = open(opening->path, opening->flags);
-    if (opening->fd < 0)
-        opening->fd = -errno;
+    for (; opening->at < opening->count; opening->at++) {
+        const int fd = open(opening->paths[opening->at], opening->flags);
+
+        if (fd < 0) {
+            opening->err = -errno;
+            break;
+        }
+        opening->fds[opening->at] = fd;
+    }
     return NULL;
 }
 
-int landlock_open(const char *path, int flags, int *lacking)
+int landlock_open(const char *const *paths, unsigned count, int flags, int *fds, unsigned *failed,
+                  int *lacking)
 {
-    struct opening opening = {.path = path, .flags = flags};
+    struct opening opening = {.paths = paths, .count = count, .flags = flags, .fds = fds};
     sigset_t all, before;
     pthread_t thread;
 
@@ -65,9 +74,13 @@ int landlock_open(const char *path, int flags, int *lacking)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int err = pthread_create(&thread, NULL, open_restricted, &opening);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    *failed = 0;
     if (err)
         return -err;
     pthread_join(thread, NULL);
     *lacking = opening.lacking;
-    return opening.fd;
+    *failed = opening.at;
+    while (opening.err && opening.at)
+        close(fds[--opening.at]);
+    return opening.err;
 }

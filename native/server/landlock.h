@@ -8,9 +8,11 @@
 #ifndef MSHARE_LANDLOCK_H
 #define MSHARE_LANDLOCK_H
 
-/* open(2) in a thread of its own that may not truncate: ftruncate(2) of the descriptor is EACCES,
- * to a larger size too. Returns a descriptor or -errno. `*lacking`: 0, or the errno for which this
- * kernel does not restrict the thread; the descriptor is an ordinary one then. */
-int landlock_open(const char *path, int flags, int *lacking);
+/* open(2) of `count` files in a thread of its own that may not truncate:
+ * ftruncate(2) of the descriptors is EACCES, to a larger size too. Fills `fds` and returns 0, or
+ * -errno with none open and *failed the number of the file. `*lacking`: 0, or the errno for which
+ * this kernel does not restrict the thread; the descriptors are ordinary ones then. */
+int landlock_open(const char *const *paths, unsigned count, int flags, int *fds, unsigned *failed,
+                  int *lacking);
 
 #endif

@@ -72,15 +72,6 @@ static bool fits(const struct fault *fault)
                              : fault->start >= span && fault->end <= span + PMD_SIZE;
 }
 
-/* Memory may be short for pages filled ahead, but not for the page itself. */
-static bool make_pages(const struct fault *fault, int mem_fd)
-{
-    const uint64_t fresh = fault->filled > 1 ? fault->filled : 1;
-
-    return !fallocate(mem_fd, 0, (off_t)fault->offset, (off_t)(fresh * PAGE_SIZE)) ||
-           !fallocate(mem_fd, 0, (off_t)fault->offset, (off_t)PAGE_SIZE);
-}
-
 static enum fault_verdict fill(struct mm *mm, unsigned slot, int mem_fd, struct fault *fault,
                                const struct fault_ask *ask)
 {
@@ -94,7 +85,8 @@ static enum fault_verdict fill(struct mm *mm, unsigned slot, int mem_fd, struct 
     if (!fits(fault))
         return FAULT_BROKEN;
     verdict = fault_fill(mm, slot, fault);
-    if (verdict == FAULT_MAP && !fault->vma.object && !ask->present && !make_pages(fault, mem_fd))
+    if (verdict == FAULT_MAP && !fault->vma.object && !ask->present &&
+        fault_make_pages(fault, mem_fd))
         verdict = FAULT_BROKEN;
     if (verdict != FAULT_MAP)
         return verdict;

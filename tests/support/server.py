@@ -20,7 +20,7 @@ from msharefs.cli import check
 from . import fusectl, namespace, proc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 HERE = Path(__file__).parent
 START_LIMIT = 30.0  # seconds: a slow machine imports for a while
@@ -37,10 +37,16 @@ class Mount:
     Everything is under `base`, which must be on a tmpfs, and open to other users for tests that
     change their user. The server runs in the foreground in its own session, and its output goes to
     `log`. `limit` is the time in seconds that one server may live before the watchdog dumps its
-    stacks and ends it.
+    stacks and ends it. `seconds` are limits of the server that are to be others (serve.py).
     """
 
-    def __init__(self, base: Path, options: tuple[str, ...] = (), limit: float = 60.0) -> None:
+    def __init__(
+        self,
+        base: Path,
+        options: tuple[str, ...] = (),
+        limit: float = 60.0,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
         self.base = base
         self.path = base / "mnt"
         self.state = base / "state"
@@ -48,6 +54,7 @@ class Mount:
         self.options = (f"state={self.state}", *options)
         self.limit = limit
         self.start_limit = START_LIMIT
+        self.seconds = dict(seconds or {})
         self.wrapper: tuple[str, ...] = ()
         """A command that runs the server."""
         self.damaged = False
@@ -79,6 +86,7 @@ class Mount:
         before = namespace.at(self.path)
         self._minor = -1
         self._crashed = False
+        seconds = " ".join(f"{name}={value}" for name, value in self.seconds.items())
         verb = ["mount", "-f", "-o", ",".join(self.options), str(self.path)]
         with self.log.open("ab") as out:
             out.write(f"to repeat: .venv/bin/msharefs {shlex.join(verb)}\n".encode())
@@ -87,6 +95,7 @@ class Mount:
                 [*self.wrapper, sys.executable, "-P", "-X", "faulthandler",
                  HERE / "serve.py", *verb],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                env={**os.environ, "MSHAREFS_TEST_SECONDS": seconds},
             )  # fmt: skip
         pidfd = os.pidfd_open(self.pid)
         try:
@@ -228,8 +237,13 @@ def mounting(base: Path) -> Iterator[Callable[..., Mount]]:
     """Gives a function that makes mounts below `base`; at the end all must have gone well."""
     made: list[Mount] = []
 
-    def make(*options: str, limit: float = 60.0, start: bool = True) -> Mount:
-        mount = Mount(base / f"mount{len(made)}", options, limit)
+    def make(
+        *options: str,
+        limit: float = 60.0,
+        start: bool = True,
+        seconds: Mapping[str, float] | None = None,
+    ) -> Mount:
+        mount = Mount(base / f"mount{len(made)}", options, limit, seconds)
         made.append(mount)
         if start:
             mount.start()

@@ -147,7 +147,7 @@ def test_where_landlock_does_nothing(tmp_path: Path) -> None:
         told: list[str] = []
         files.log.addFilter(lambda record: told.append(record.getMessage()) or False)
         for _ in range(2):
-            fd = files.open_shared(path)
+            (fd,) = files.open_shared(path)
             os.ftruncate(fd, 0)
             os.close(fd)
         say(f"{told}")
