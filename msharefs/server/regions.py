@@ -294,17 +294,17 @@ class Regions:
 
         Adopted memory counts as one.
         """
-        for host in self._hosts():
-            if host.attached():
-                await host.clients.reap_dead(connected=True)
+        for region in list(self._regions.values()):  # others may go meanwhile
+            if region.host is not None and region.host.attached():
+                await region.host.clients.reap_dead(connected=True)
         return sum(host.attached() for host in self._hosts()) + len(self._adopted.used())
 
     async def attached_processes(self) -> list[int]:
         """The processes that are attached to any region, by pid, in order."""
         found: set[int] = set()
-        for host in self._hosts():
-            if host.attached():
-                found |= await host.clients.look(host.clients.processes)
+        for region in list(self._regions.values()):
+            if region.host is not None and region.host.attached():
+                found |= await region.host.clients.look(region.host.clients.processes)
         for ident in self._adopted.used():
             found |= await self._native.processes_of(*self._adopted.identity(ident))
         return sorted(found)

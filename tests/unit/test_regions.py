@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from msharefs.native import lib
 from msharefs.server.options import MountOptions
 from msharefs.server.regions import Regions
 
-from support.calls import refused
+from support.calls import in_child, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,3 +59,23 @@ def test_one_whose_size_cannot_be_recorded_has_none(regions: Regions, public_tmp
         assert os.listdir(public_tmp / "regions") == ["1.unsized"]
     trio.run(regions.set_size, 1, 512 << 30)
     assert regions.size(1) == 512 << 30
+
+
+def test_one_that_goes_while_the_attached_are_counted(regions: Regions) -> None:
+    """Dead processes of another are looked for meanwhile, which takes a while."""
+
+    async def count() -> int:
+        for ident in (1, 2):
+            regions.create(ident, os.getpid())
+            await regions.set_size(ident, 512 << 30)
+        host = regions.find(1).host
+        assert host is not None
+        assert lib.slot_claim(host.mm, os.getpid(), 0) == 0
+
+        async def reap_dead(**_: object) -> None:
+            await regions.evict(2)
+
+        host.clients.reap_dead = reap_dead  # type: ignore[method-assign]
+        return await regions.attached()
+
+    assert in_child(lambda: trio.run(count)) == 1
