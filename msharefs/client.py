@@ -101,6 +101,25 @@ class Region:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"fd={self.fd}, {len(self._views)} attached"
+        return f"<msharefs.Region {self.path!r} {state}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self.fd < 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the region; 0: it has no size yet."""
+        return os.fstat(self.fd).st_size
+
+    @property
+    def quantum(self) -> int:
+        """Bytes that its size and the addresses of attachments are multiples of."""
+        return int(self.stat()["quantum_bytes"])
+
     def truncate(self, size: int) -> None:
         """Sizes the region, once: a multiple of the mount's quantum in bytes, or EINVAL."""
         try:
@@ -330,6 +349,11 @@ class Region:
         """The VMAs of the region: `msharefs maps --json`."""
         vmas: list[dict[str, Any]] = self.describe("maps")
         return vmas
+
+    def clients(self) -> list[dict[str, Any]]:
+        """The processes that have it attached: `msharefs clients --json`."""
+        found: list[dict[str, Any]] = self.describe("clients")
+        return found
 
     def describe(self, what: str) -> Any:
         """One of "stat", "maps", "pagetable", "clients", "audit", "check", as the server has it."""

@@ -80,3 +80,20 @@ def test_a_read_only_descriptor(path: Path) -> None:
     with msharefs.open(path, os.O_RDONLY) as region:
         assert "open it with O_RDWR" in said(lambda: region.map(0, PAGE), errno.EACCES)
         assert "open it with O_RDWR" in said(lambda: region.unmap(0, PAGE), errno.EACCES)
+
+
+def test_what_it_says_of_itself(path: Path, shared_mount: Mount) -> None:
+    region = msharefs.open(path)
+    assert repr(region) == f"<msharefs.Region '{path}' fd={region.fd}, 0 attached>"
+    assert (region.size, region.quantum, region.closed) == (path.stat().st_size, 2 << 20, False)
+    view = region.attach()
+    assert repr(region).endswith("1 attached>")
+    assert [client["pid"] for client in region.clients()] == [os.getpid()]
+    region.detach(view)
+    assert region.clients() == []
+    region.close()
+    assert region.closed
+    assert repr(region) == f"<msharefs.Region '{path}' closed>"
+    unsized = shared_mount.path / "unsized"
+    with msharefs.open(unsized, os.O_RDWR | os.O_CREAT) as other:
+        assert other.size == 0
