@@ -7,6 +7,7 @@ on advice of the server's own, which has the memory, or the object, mapped for t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -106,18 +107,36 @@ def _pieces(host: HostMM, start: int, end: int) -> Iterator[Piece]:
 async def _at_file(
     host: HostMM,
     piece: Piece,
-    work: Callable[[], Any],
+    work: Callable[[int], Any],
     what: str,
     seconds: float = ANSWER_SECONDS,
 ) -> Any:
-    """The result of `work` on the pages of a piece, in a thread. ESTALE: its file is lost."""
+    """The result of `work` on the file of a piece, by a descriptor, in a thread.
+
+    ESTALE: it is lost. ETIMEDOUT: its file system does not answer.
+    """
     if piece.object is None:
-        return await host.clients.look_and_wait(work)
+        return await host.clients.look_and_wait(partial(work, piece.fd))
     record = piece.object.record
     what = f"{host.name}: {what} {record.path}"
-    if piece.fd < 0:
+    if piece.object.fd < 0:
         raise OSError(errno.ESTALE, f"{what}: the file is lost; UNMAP it and map it again")
-    return await elsewhere(work, what, user=record.user, mount=record.device, seconds=seconds)
+    # Who has waited too long goes on; the thread may be late, and the object be closed by then.
+    ours = os.dup(piece.object.fd)
+
+    def run() -> Any:
+        nonlocal ours
+        fd, ours = ours, -1
+        try:
+            return work(fd)
+        finally:
+            os.close(fd)
+
+    try:
+        return await elsewhere(run, what, user=record.user, mount=record.device, seconds=seconds)
+    finally:
+        if ours >= 0:  # no thread has begun
+            close_later(ours, user=record.user, mount=record.device)
 
 
 async def _check_mapped(host: HostMM, piece: Piece) -> None:
@@ -125,7 +144,7 @@ async def _check_mapped(host: HostMM, piece: Piece) -> None:
     known = piece.object
     if known is None:
         return
-    if await _at_file(host, piece, partial(may_wait, piece.fd), "looking at"):
+    if await _at_file(host, piece, may_wait, "looking at"):
         raise OSError(
             errno.EOPNOTSUPP,
             f"{host.name}: {known.record.path} is on a file system that a process or another "
@@ -185,16 +204,16 @@ async def advise(host: HostMM, start: int, end: int, advice: int) -> None:
 
 async def _advise_pages(host: HostMM, piece: Piece, advice: int) -> None:
     """COLD, PAGEOUT or WILLNEED of the pages themselves: best effort, as in Linux."""
-    fd, offset, size = piece.fd, piece.offset, piece.size
+    offset, size = piece.offset, piece.size
 
-    def of_pages() -> None:
+    def of_pages(fd: int) -> None:
         lib.pages_advise(fd, offset, size, advice, piece.how(write=False))
 
-    def of_file() -> None:
+    def of_file(fd: int) -> None:
         if piece.flags & lib.VMA_HUGE:
             return
         if file_system(fd)[0] == _TMPFS_MAGIC:
-            of_pages()
+            of_pages(fd)
         elif advice == verbs.MADV_WILLNEED:
             os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
         elif advice == verbs.MADV_PAGEOUT:
@@ -202,7 +221,8 @@ async def _advise_pages(host: HostMM, piece: Piece, advice: int) -> None:
             os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     work = of_pages if piece.object is None else of_file
-    await _at_file(host, piece, work, "advice for")
+    with contextlib.suppress(TimeoutError):  # the disk goes on with what it has begun
+        await _at_file(host, piece, work, "advice for")
 
 
 async def _remove(host: HostMM, start: int, end: int) -> None:
@@ -221,7 +241,7 @@ async def _remove(host: HostMM, start: int, end: int) -> None:
     for of_file, some in itertools.groupby(pieces, key=lambda piece: piece.object is not None):
         run = list(some)
         for piece in run if of_file else ():
-            work = partial(punch, piece.fd, piece.offset, piece.size)
+            work = partial(punch, offset=piece.offset, size=piece.size)
             await _at_file(host, piece, work, "removing a part of")
         if not of_file:
             await host.remove(run[0].start, run[-1].end)
@@ -234,8 +254,8 @@ async def _collapse(host: HostMM, start: int, end: int) -> None:
     for piece in pieces:
         low, high = -(-piece.start // HUGE_PAGE) * HUGE_PAGE, piece.end // HUGE_PAGE * HUGE_PAGE
         work = partial(
-            lib.pages_advise, piece.fd, piece.offset + low - piece.start, high - low,
-            verbs.MADV_COLLAPSE, piece.how(write=False) & ~lib.PAGES_SPARSE,
+            _advise, piece.offset + low - piece.start, high - low, verbs.MADV_COLLAPSE,
+            piece.how(write=False) & ~lib.PAGES_SPARSE,
         )  # fmt: skip
         check(
             await _at_file(host, piece, work, "collapsing pages of"),
@@ -253,26 +273,27 @@ async def _populate(host: HostMM, start: int, end: int, *, write: bool) -> None:
         if piece.object is None:
             work = partial(_fill, piece)
         else:
-            work = partial(
-                lib.pages_advise, piece.fd, piece.offset, piece.size, advice,
-                piece.how(write=write),
-            )  # fmt: skip
-        found = await _at_file(host, piece, work, "populating")
+            how = piece.how(write=write)
+            work = partial(_advise, piece.offset, piece.size, advice, how)
+        found = await _at_file(host, piece, work, "populating", WRITE_BACK_SECONDS)
         check(found, f"{host.name}: populating [{piece.start:#x}, {piece.end:#x})")
     for piece in pieces:
         fill = partial(lib.populate, host.mm, piece.vma[0], piece.start, piece.end, write)
         check(await host.clients.look(fill), f"{host.name}: its page tables")
 
 
-def _fill(piece: Piece) -> int:
+def _advise(offset: int, size: int, advice: int, how: int, fd: int) -> int:
+    return int(lib.pages_advise(fd, offset, size, advice, how))
+
+
+def _fill(piece: Piece, fd: int) -> int:
     """Makes the pages of the region's own memory that are not there: 0 or -errno."""
     # All of them, or none if there is no room: then the program would get a SIGBUS, which is
     # EFAULT in madvise(2).
-    if not piece.flags & lib.VMA_HUGEPAGE and lib.fallocate(piece.fd, 0, piece.offset, piece.size):
+    if not piece.flags & lib.VMA_HUGEPAGE and lib.fallocate(fd, 0, piece.offset, piece.size):
         return -errno.EFAULT if ffi.errno == errno.ENOSPC else -int(ffi.errno)
     how = piece.how(write=True) & ~lib.PAGES_SPARSE
-    write = verbs.MADV_POPULATE_WRITE
-    return int(lib.pages_advise(piece.fd, piece.offset, piece.size, write, how))
+    return int(lib.pages_advise(fd, piece.offset, piece.size, verbs.MADV_POPULATE_WRITE, how))
 
 
 async def lock(host: HostMM, start: int, end: int, admit: Callable[[int], None]) -> None:
@@ -308,10 +329,9 @@ async def lock(host: HostMM, start: int, end: int, admit: Callable[[int], None])
 
 async def _lock(host: HostMM, piece: Piece, start: int, end: int) -> int:
     """Locks a part of a piece: the address of the mapping."""
-    work = partial(
-        host.locks.lock, piece.fd, piece.offset + start - piece.start, end - start, write=False
-    )
-    return int(await _at_file(host, piece, work, "locking"))
+    at = piece.offset + start - piece.start
+    work = partial(host.locks.lock, offset=at, size=end - start, write=False)
+    return int(await _at_file(host, piece, work, "locking", WRITE_BACK_SECONDS))
 
 
 async def unlock(host: HostMM, start: int, end: int) -> None:
@@ -359,15 +379,10 @@ async def sync(host: HostMM, start: int, end: int, flags: int) -> None:
         pieces = list(_pieces(host, start, end))
     done = set()
     for piece in pieces:  # disks are slow: others may change the region meanwhile
-        if piece.object is None or piece.object.number in done:
+        if piece.object is None or piece.object.number in done or piece.object.fd < 0:
             continue
         done.add(piece.object.number)
-        fd, user = os.dup(piece.fd), piece.object.record.user
-        try:
-            work = partial(os.fdatasync, fd)
-            await _at_file(host, piece, work, "writing back", WRITE_BACK_SECONDS)
-        finally:
-            close_later(fd, user=user, mount=piece.object.record.device)
+        await _at_file(host, piece, os.fdatasync, "writing back", WRITE_BACK_SECONDS)
 
 
 async def query(host: HostMM, start: int, end: int) -> bytes:
@@ -391,8 +406,8 @@ async def query(host: HostMM, start: int, end: int) -> bytes:
         return bytes(found)
 
 
-def _resident(host: HostMM, piece: Piece, vec: Any) -> None:
-    if may_wait(piece.fd) or lib.pages_resident(piece.fd, piece.offset, piece.size, vec):
+def _resident(host: HostMM, piece: Piece, vec: Any, fd: int) -> None:
+    if may_wait(fd) or lib.pages_resident(fd, piece.offset, piece.size, vec):
         lib.mm_present(host.mm, piece.start, piece.end, vec)
 
 
@@ -412,7 +427,7 @@ async def mbind(host: HostMM, start: int, end: int, ask: Any, *, move_all: bool)
         )
         number = host.policies.number(policy, (flags for _, flags in host.mapped_objects()))
 
-        def bind(piece: Piece, fd: int, offset: int) -> int:
+        def bind(piece: Piece, offset: int, fd: int) -> int:
             how = piece.how(write=False)
             return int(
                 lib.pages_bind(fd, offset, piece.size, ask.mode, nodes, ask.maxnode, flags, how)
@@ -420,15 +435,15 @@ async def mbind(host: HostMM, start: int, end: int, ask: Any, *, move_all: bool)
 
         for piece in list(_pieces(host, start, end)):
             # Of a file's range the region's own memory remembers the policy.
-            done = bind(piece, host.mem_fd, piece.start)
+            done = bind(piece, piece.start, host.mem_fd)
             # As in Linux, a disk's pages are where who reads them first wants them.
             if not done and piece.object is not None and await _is_memory(host, piece):
-                work = partial(bind, piece, piece.fd, piece.offset)
+                work = partial(bind, piece, piece.offset)
                 done = await _at_file(host, piece, work, "a memory policy for")
             check(done, f"{host.name}: a memory policy for [{piece.start:#x}, {piece.end:#x})")
         await host.flag(start, end, lib.VMA_POLICY, number)
 
 
 async def _is_memory(host: HostMM, piece: Piece) -> bool:
-    magic, _ = await _at_file(host, piece, partial(file_system, piece.fd), "looking at")
+    magic, _ = await _at_file(host, piece, file_system, "looking at")
     return bool(magic == _TMPFS_MAGIC)
