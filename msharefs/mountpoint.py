@@ -48,6 +48,12 @@ PLACE_STRUCT = struct.Struct("=QQQ4064s")
 PLACE_COMMAND = 2 << 30 | PLACE_STRUCT.size << 16 | ord("x") << 8 | 0x1C
 PLACE_OWN, PLACE_NOEXEC, PLACE_GONE = 1, 2, 4
 
+# Likewise, by programs under `msharefs run --adopt`: the caller has mapped memory that Linux has
+# made at [start, end), from `offset` on; it is to be a region's. The result, and a sentence if that
+# is an error. native/preload/tell.c has this, too.
+ADOPT_STRUCT = struct.Struct("=QQQi228s")
+ADOPT_COMMAND = 3 << 30 | ADOPT_STRUCT.size << 16 | ord("x") << 8 | 0x1B
+
 # A live server answers in well under a millisecond; the limit is for a machine that swaps.
 _PROBE_SECONDS = 5.0
 # After that, people want to know what is waited for.

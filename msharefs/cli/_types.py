@@ -31,6 +31,36 @@ class Size(click.ParamType):
         return count
 
 
+class Classes(click.ParamType):
+    """Classes of memory, each with a least size, as ``anon,sysv:64M``; ``all`` is all of them."""
+
+    name = "classes"
+
+    def __init__(self, *names: str, least: int) -> None:
+        self._names = names
+        self._least = least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, int]:
+        """The sizes in bytes; what is named itself counts, whatever ``all`` says."""
+        if isinstance(value, dict):
+            return value
+        everything: dict[str, int] = {}
+        named: dict[str, int] = {}
+        for item in value.split(","):
+            name, colon, text = item.strip().partition(":")
+            size = Size().convert(text, param, ctx) if colon else self._least
+            if name == "all":
+                everything = dict.fromkeys(self._names, size)
+            elif name in self._names:
+                named[name] = size
+            else:
+                choices = ", ".join(self._names)
+                self.fail(f"{name!r} is no class of memory: {choices} or all", param, ctx)
+        return everything | named
+
+
 class Input(click.ParamType):
     """A file to read, open. OSError, and not wrong usage, if it cannot be opened."""
 

@@ -14,7 +14,10 @@ import click
 from msharefs.launch import running
 
 from . import _patience, tell
-from ._types import Size
+from ._types import Classes, Size
+
+# A process has a table for so much.
+_LEAST = 2 << 20
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -27,11 +30,18 @@ from ._types import Size
     "if there is none, a private one that lives as long as the program and its descendants.",
 )
 @click.option(
+    "--adopt",
+    metavar="CLASSES",
+    type=Classes(*running.CLASSES, least=_LEAST),
+    help="Make regions of shared memory of these classes: anon, zero (/dev/zero), sysv (shmget), "
+    "memfd, shm (shm_open, tmpfs), file; or all. Each from 2 MiB on, or from a size that is named, "
+    "as anon,sysv:64M. What stays as it is is told on standard error.",
+)
+@click.option(
     "--adopt-anon",
-    "adopt",
     metavar="SIZE",
     type=Size(),
-    help="Make a region of every anonymous shared mapping of at least SIZE, as 64M.",
+    help="Short for --adopt anon:SIZE.",
 )
 @click.option(
     "--report",
@@ -42,17 +52,22 @@ from ._types import Size
 )
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
-    directory: Path | None, adopt: int | None, report: Path | None, program: tuple[str, ...]
+    directory: Path | None,
+    adopt: dict[str, int] | None,
+    adopt_anon: int | None,
+    report: Path | None,
+    program: tuple[str, ...],
 ) -> None:
     """Run PROGRAM so that its mmap(2) of a region file attaches the region.
 
     Programs that it starts do so too. $MSHAREFS_MOUNT tells it where the mount is. The exit status
     is the program's, 128+N if signal N ended it; 126 or 127 if it cannot be started.
     """
+    classes = {**(adopt or {}), **({"anon": adopt_anon} if adopt_anon else {})} or None
     named = directory or os.environ.get(running.MOUNT)
     try:
         with _patience.watching(Path(named)) if named else contextlib.nullcontext():
-            chosen = running.choose_mount(directory, adopts=adopt is not None, tell=tell)
+            chosen = running.choose_mount(directory, adopts=classes is not None, tell=tell)
     except running.SeveralMountsError as error:
         raise click.UsageError(str(error)) from None
     watcher = None
@@ -61,7 +76,7 @@ def command(
 
         watcher = partial(reporting, report, program)
     try:
-        status = running.run(program, chosen, adopt, watcher)
+        status = running.run(program, chosen, classes, watcher)
     except OSError as error:
         if error.filename != program[0]:
             raise

@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
@@ -44,7 +44,9 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 SIGNALLED = 128  # plus the signal's number
 
 MOUNT = "MSHAREFS_MOUNT"
-ADOPT = "MSHAREFS_ADOPT_ANON"
+ADOPT, ADOPT_OTHERS = "MSHAREFS_ADOPT_ANON", "MSHAREFS_ADOPT"
+CLASSES = ("anon", "zero", "sysv", "memfd", "shm", "file")
+"""The classes of shared memory that may be adopted."""
 PRELOAD = "LD_PRELOAD"
 SANITIZER, _LINK_ORDER = "ASAN_OPTIONS", "verify_asan_link_order"
 
@@ -54,6 +56,10 @@ _FORWARDED = {
 }  # fmt: skip
 _FROM_KERNEL = 0x80  # siginfo_t.si_code SI_KERNEL: of a terminal, which tells the program itself
 _WORD_MAX = 1 << 16  # bytes: an OSError with its sentence
+
+
+Adopt = Mapping[str, int] | int | None
+"""The least size, in bytes, of each class of memory that becomes a region; alone: that of anon."""
 
 
 class KeeperError(OSError):
@@ -171,8 +177,8 @@ def _owner_kind(directory: Path) -> str:
     return kind
 
 
-def environment(directory: Path, adopt: int | None, program: str | None = None) -> dict[str, str]:
-    """The environment of a program: `adopt` is the least size, in bytes, that becomes a region.
+def environment(directory: Path, adopt: Adopt, program: str | None = None) -> dict[str, str]:
+    """The environment of a program.
 
     Standard error has a sentence if our library has no effect on the program.
     """
@@ -195,8 +201,11 @@ def environment(directory: Path, adopt: int | None, program: str | None = None) 
     # Ours comes last: it calls the kernel, not the next library.
     others = [name for name in os.environ.get(PRELOAD, "").split(":") if name not in ("", library)]
     added = {PRELOAD: ":".join((*others, library)), MOUNT: str(directory), **_for_sanitizers()}
-    if adopt is not None:
-        added[ADOPT] = str(adopt)
+    sizes = {"anon": adopt} if isinstance(adopt, int) else dict(adopt or {})
+    if "anon" in sizes:
+        added[ADOPT] = str(sizes.pop("anon"))
+    if sizes:
+        added[ADOPT_OTHERS] = ",".join(f"{name}:{size}" for name, size in sizes.items())
     return {**os.environ, **added}
 
 
@@ -264,7 +273,7 @@ def _state_of(directory: Path) -> Path:
 def run(
     arguments: Sequence[str],
     directory: Path | None,
-    adopt: int | None,
+    adopt: Adopt,
     watcher: Watcher | None = None,
 ) -> int:
     """Run a program to its end; the exit status to end with.
@@ -291,9 +300,7 @@ def _become(arguments: Sequence[str], environ: dict[str, str]) -> NoReturn:
         raise OSError(error.errno, error.strerror, arguments[0]) from None
 
 
-def _stand_in(
-    arguments: Sequence[str], home: Home, adopt: int | None, watcher: Watcher | None
-) -> int:
+def _stand_in(arguments: Sequence[str], home: Home, adopt: Adopt, watcher: Watcher | None) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     if (keeper := os.fork()) == 0:
@@ -368,7 +375,7 @@ class _Keeper:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def keep(
-        self, arguments: Sequence[str], home: Home, adopt: int | None, watcher: Watcher | None
+        self, arguments: Sequence[str], home: Home, adopt: Adopt, watcher: Watcher | None
     ) -> None:
         """From mount to unmount; sends the program's pidfd, then its exit status, or an OSError."""
         native.become_subreaper()

@@ -1,8 +1,9 @@
-"""Adopted memory: what programs under ``msharefs run --adopt-anon`` share with their children.
+"""Adopted memory: what programs under ``msharefs run --adopt`` share with their children.
 
 It is a memfd, which they have mapped as they would have mapped Linux's own shared memory, and for
 which they need nobody: no userfaultfd, no slot, no connection. So all that we know of it is seen
 from outside. A page that it has is an entry of its region; a process that maps it is a client.
+Or it is an object of Linux's own (existing.py), of which we have nothing but its handle.
 
 We keep one descriptor of each, to look at its pages. Linux says when the last mapping is gone
 (inotify(7): a file that was open for writing is closed with its last mapping), and a lease
@@ -13,6 +14,7 @@ is mapped. Another user's server cannot find it again: the memory lives on, and 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -22,10 +24,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from msharefs import proc
-from msharefs.native import check, ffi, lib
+from msharefs.native import ffi, lib
 
 from .files import SEALS, adopted_path, object_paths, remove_objects
 from .identity import look
+from .memory import MFD_NOEXEC_SEAL, Memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MFD_NOEXEC_SEAL = 8  # linux/memfd.h, since Linux 6.3; the mode of the file, not of its memory
 _EVENTS = 4096  # bytes
 
 
@@ -43,6 +45,8 @@ class Adopted:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._fds: dict[int, int] = {}
+        self._existing: dict[int, Memory] = {}
+        """Objects of Linux's own, which live as long as it says."""
         self._watches: dict[int, int] = {}
         """The regions by the numbers of their inotify watches."""
         self._inotify = lib.inotify_init1(lib.IN_CLOEXEC | lib.IN_NONBLOCK)
@@ -67,7 +71,7 @@ class Adopted:
 
     def make(self, ident: int, size: int) -> int:
         """Memory for a region: a descriptor to map it by, for the caller to close."""
-        made = os.memfd_create(f"{ident}.mem", os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
+        made = os.memfd_create(f"{ident}.mem", os.MFD_CLOEXEC | MFD_NOEXEC_SEAL)
         try:
             os.ftruncate(made, size)
             # A process that was given it could otherwise make it shorter.
@@ -90,7 +94,7 @@ class Adopted:
                 continue
             ident = int(number)
             try:
-                self._keep(ident, _by_handle(adopted_path(self._directory, ident).read_text()))
+                self._find(ident)
             except OSError as error:
                 lost += error.errno != errno.ESTALE
                 remove_objects(self._directory, ident)
@@ -101,13 +105,34 @@ class Adopted:
                 lost,
             )
 
+    def _find(self, ident: int) -> None:
+        memory = Memory.read(adopted_path(self._directory, ident))
+        if memory is None:
+            raise OSError(errno.ESTALE, "its record is lost")
+        fd = memory.open()
+        if memory.held:
+            self._keep(ident, fd)
+        else:
+            os.close(fd)
+            self._existing[ident] = memory
+
+    def add(self, ident: int, memory: Memory) -> None:
+        """An object of Linux's own is a region's memory from now on."""
+        memory.write(adopted_path(self._directory, ident))
+        self._existing[ident] = memory
+
+    def of(self, memory: Memory) -> int | None:
+        """The region of an object of Linux's own."""
+        same = (ident for ident, other in self._existing.items() if other.is_same(memory))
+        return next(same, None)
+
     def _keep(self, ident: int, fd: int) -> None:
         """`fd` is the memory of a region from now on, and ours."""
         self._fds[ident] = fd
         path = proc.fd_path(fd)
         watch = lib.inotify_add_watch(self._inotify, os.fsencode(path), lib.IN_CLOSE_WRITE)
         self._watches[watch] = ident  # if there is none, a look every few seconds tells
-        adopted_path(self._directory, ident).write_text(look(fd).identity.handle)
+        Memory(look(fd).identity.handle).write(adopted_path(self._directory, ident))
         _, memory = object_paths(self._directory, ident)
         beside = memory.with_suffix(".new")
         beside.unlink(missing_ok=True)
@@ -116,10 +141,19 @@ class Adopted:
 
     def has(self, ident: int) -> bool:
         """Whether that region's memory is adopted."""
-        return ident in self._fds
+        return ident in self._fds or self.exists(ident)
+
+    def exists(self, ident: int) -> bool:
+        """Whether it is an object of Linux's own."""
+        return ident in self._existing
 
     def in_use(self, ident: int) -> bool:
-        """Whether a process has a region's memory mapped, or is about to map it."""
+        """Whether a process has a region's memory mapped, or is about to map it.
+
+        Of an object of Linux's own: whether there is one still. We must not have it open.
+        """
+        if ident in self._existing:
+            return self._lives(ident)
         fd = self._fds.get(ident)
         if fd is None:
             return False
@@ -130,8 +164,14 @@ class Adopted:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return False
 
+    def _lives(self, ident: int) -> bool:
+        with contextlib.suppress(OSError):
+            os.close(self._existing[ident].open())
+            return True
+        return False
+
     def used(self) -> list[int]:
-        """The regions whose memory is in use."""
+        """The regions with memory of ours that is in use."""
         return [ident for ident in self._fds if self.in_use(ident)]
 
     def identity(self, ident: int) -> tuple[int, int]:
@@ -141,6 +181,7 @@ class Adopted:
 
     def forget(self, ident: int) -> None:
         """The region is gone: its memory goes back."""
+        self._existing.pop(ident, None)
         fd = self._fds.pop(ident, None)
         if fd is None:
             return
@@ -155,19 +196,3 @@ def _watches(events: bytes) -> Iterator[int]:
     size = ffi.sizeof("struct inotify_event")
     for at in range(0, len(events), size):  # files have no names in their own events
         yield int(ffi.from_buffer("struct inotify_event *", events[at : at + size]).wd)
-
-
-def _by_handle(text: str) -> int:
-    """Opens a memfd for reading by its handle. ESTALE: it is gone. EPERM: this user may not."""
-    kind, _, content = text.partition(":")
-    if not content:
-        raise OSError(errno.ESTALE, "it has no handle")
-    anywhere = os.memfd_create("handle", os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
-    try:
-        handle = bytes.fromhex(content)
-        return check(
-            lib.identity_open(anywhere, int(kind, 16), handle, len(handle)),
-            "opening adopted memory by its handle",
-        )
-    finally:
-        os.close(anywhere)

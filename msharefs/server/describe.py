@@ -217,11 +217,16 @@ def adopted(view: View, pids: Iterable[int]) -> list[dict[str, Any]]:
 
     `parts` are the mappings of each: address, bytes, offset.
     """
-    found = []
+    found: list[dict[str, Any]] = []
+    memory = view.memory
+    if memory is None:
+        return found
     device, inode = view.memory_identity
     for pid in pids:
         try:
-            mappings = proc.maps(pid, {device}, inode)
+            mappings = [each for each in proc.maps(pid, {device}, inode) if memory.maps(each)]
+            if memory.space and mappings and proc.ipc_namespace(pid) != memory.space:
+                continue  # the numbers of its segments are others'
             started = processes.start_time(pid)
         except (ProcessLookupError, PermissionError):
             continue

@@ -29,8 +29,13 @@ def object_paths(directory: Path, ident: int) -> tuple[Path, Path]:
 
 
 def adopted_path(directory: Path, ident: int) -> Path:
-    """Where adopted memory has its handle, for the next server; see adopted.py."""
+    """What adopted memory is, also for the next server; see memory.py."""
     return directory / f"{ident}.adopted"
+
+
+def is_adopted(directory: Path, ident: int) -> bool:
+    """Whether a region's memory is adopted: its pages are elsewhere."""
+    return adopted_path(directory, ident).exists()
 
 
 def open_memory(directory: Path, ident: int) -> int:

@@ -17,6 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from msharefs.mountpoint import (
+    ADOPT_COMMAND,
     ATTACHED_COMMAND,
     ATTACHED_MAX,
     ATTACHED_STRUCT,
@@ -29,6 +30,7 @@ from msharefs.mountpoint import (
 from msharefs.processes import start_time
 
 from .backing import BackingFiles
+from .existing import Existing
 from .fuse import Caller, backed_handle, pyfuse3
 from .guarded import guarded
 from .tree import INFO_INO, ROOT_INO, Entry, Node, Tree
@@ -93,6 +95,7 @@ class Filesystem(pyfuse3.Operations):
         self._tree = tree
         self._regions = regions
         self._ioctls = ioctls
+        self._existing = Existing(tree, regions, options)
         self._zero_freezes = options.quirks == "v3"
         self._info = b"%d\n" % options.quantum
         self._backing = BackingFiles(wanted=options.passthrough)
@@ -301,6 +304,8 @@ class Filesystem(pyfuse3.Operations):
             return 0, LIMITS_STRUCT.pack(*self._ioctls.limits())
         if ino == ROOT_INO and command == PLACE_COMMAND:
             return 0, self._regions.room.describe(gone=self.gone())
+        if ino == ROOT_INO and command == ADOPT_COMMAND:
+            return 0, await self._existing.answer(data, caller)
         node = self._tree.node(ino)
         if not node.is_region or flags & _IOCTL_COMPAT:
             raise OSError(

@@ -351,11 +351,19 @@ class HostMM(View):
         return (span[0], span[1]) if found else None
 
     async def look_at_pages(self) -> None:
-        """Brings the entries up to date with the pages."""
+        """Brings the entries up to date with the pages. ESTALE: the memory is gone."""
         if self.unwatched:
             how = lib.ENTRIES_EXACT if self.adopted else lib.ENTRIES_NOW
             async with self.unchanged():
-                await self._catch_up_entries(0, self.size, how)
+                try:
+                    await self._catch_up_entries(0, self.size, how)
+                finally:
+                    self.let_go()
+
+    def let_go(self) -> None:
+        """Closes memory that is Linux's own, which would live as long as we have it open."""
+        if self.memory is not None and not self.memory.held and not self.clients.in_use:
+            self.close_files()
 
     def _next_object(self) -> int:
         """A number that no object of the region has had: that of the next mapping."""

@@ -13,7 +13,7 @@ import trio
 from msharefs import home
 
 from . import checking
-from .files import aside, check_size, object_paths, restore, set_aside
+from .files import aside, check_size, is_adopted, object_paths, restore, set_aside
 from .hostmm import HostMM
 from .state import Holder
 from .tree import Tree
@@ -84,8 +84,10 @@ def names(path: Path) -> dict[int, tuple[str, int]]:
 def check(path: Path, ident: int, size: int, quantum: int) -> list[dict[str, Any]]:
     """What is wrong with region `ident` of `size` bytes; 0: it is unsized, or has no name."""
     regions = home.store(path) / "regions"
-    mm, memory = object_paths(regions, ident)
-    if memory.is_symlink():  # of programs, which need nobody; the next server finds it or lets go
+    mm, _ = object_paths(regions, ident)
+    if is_adopted(
+        regions, ident
+    ):  # of programs, which need nobody; the next server finds it or lets go
         return []
     if not mm.exists():
         if aside(mm).exists():
@@ -105,7 +107,7 @@ def check(path: Path, ident: int, size: int, quantum: int) -> list[dict[str, Any
 def repair(path: Path, ident: int, size: int, quantum: int) -> None:
     """Brings back what was set aside, if it is whole, and does what a new server would do."""
     regions = home.store(path) / "regions"
-    if object_paths(regions, ident)[1].is_symlink():
+    if is_adopted(regions, ident):
         return
     restored = restore(regions, ident)
     try:

@@ -43,6 +43,7 @@ from .tree import inode_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .memory import Memory
     from .options import MountOptions
 
 log = logging.getLogger(__name__)
@@ -215,7 +216,11 @@ class Regions:
         If processes that have ended may be all that keeps it, `hurry` has `reap_dead` called soon.
         """
         region = self._regions.get(ident)
-        if region is None or not region.evicted or self._adopted.in_use(ident):
+        if region is None or not region.evicted:
+            return
+        if region.host is not None:
+            region.host.let_go()
+        if self._adopted.in_use(ident):
             return
         if region.host is not None:
             clients = region.host.clients
@@ -280,6 +285,25 @@ class Regions:
         region.adopted = True
         return fd
 
+    def adopt_existing(self, ident: int, memory: Memory) -> None:
+        """An object of Linux's own becomes the memory of a region without attachments."""
+        region = self.find(ident)
+        host = region.sized()
+        self._adopted.add(ident, memory)
+        host.memory_exchanged()
+        host.let_go()
+        region.adopted = True
+
+    def existing(self, memory: Memory, size: int) -> int | None:
+        """The region of an object of Linux's own. One that it has outgrown is forgotten."""
+        ident = self._adopted.of(memory)
+        host = self.find(ident).host if ident is not None else None
+        if ident is None or (host is not None and host.mapped_bytes() >= size):
+            return ident
+        self._adopted.forget(ident)
+        self.drop_unused(ident)
+        return None
+
     async def look_at_pages(self) -> None:
         """Brings the entries of memory that Linux fills up to date with its pages."""
         for region in list(self._regions.values()):
@@ -288,6 +312,8 @@ class Regions:
                     await region.host.look_at_pages()
                 except OSError as error:  # one that keeps its pages locked is nobody else's trouble
                     log.debug("%s", error)
+                    if region.adopted:  # its memory may be gone
+                        self.drop_unused(region.ident)
 
     async def attached(self) -> int:
         """Attachments of all regions, after connections have ended; without dead processes.

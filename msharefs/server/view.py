@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from msharefs.native import check, ffi, lib
 
-from .files import object_paths, records_path
+from .files import adopted_path, object_paths, records_path
+from .memory import Memory
 from .objects import Record
 from .owners import KINDS, Owner
 from .pinned import Policy
@@ -38,6 +39,9 @@ class View:
         self._records = records_path(directory, ident)
         self._mm = ffi.new("struct mm *")
         self._paths = object_paths(directory, ident)
+        self._adopted = adopted_path(directory, ident)
+        self.memory = Memory.read(self._adopted)
+        """What its memory is if processes map that without us (adopted.py)."""
         self._files: tuple[tuple[int, int], ...] = ()
         mm_fd, self._mem_fd = self._open_files()
         try:
@@ -122,8 +126,8 @@ class View:
 
     @property
     def adopted(self) -> bool:
-        """Whether processes map its memory without us (adopted.py)."""
-        return self._paths[1].is_symlink()
+        """Whether processes map its memory without us."""
+        return self.memory is not None
 
     @property
     def memory_identity(self) -> tuple[int, int]:
@@ -134,6 +138,7 @@ class View:
         """`.mem` is another file now."""
         self.close_files()
         self._files = ()
+        self.memory = Memory.read(self._adopted)
         self._reopen()
 
     def _reopen(self) -> None:
@@ -154,7 +159,10 @@ class View:
         fds: list[int] = []
         try:
             mm, mem = self._paths
-            if self.adopted:
+            if self.memory is not None and not self.memory.held:
+                fds = self._open(mm)
+                fds.append(self.memory.open())
+            elif self.memory is not None:
                 fds = self._open(mm)
                 if os.readlink(os.readlink(mem)) != f"/memfd:{mem.name} (deleted)":
                     raise OSError(errno.ESTALE, f"{self.name}: its server has ended")

@@ -64,6 +64,8 @@ static int next_pages(int mem_fd, uint64_t at, uint64_t end, uint64_t *start, ui
     hole = lseek(mem_fd, data, SEEK_HOLE);
     if (hole < 0) /* it has gone since */
         return errno == ENXIO ? 0 : -errno;
+    if (hole <= data) /* a file system of its own kind; this must end */
+        return -EUCLEAN;
     *start = (uint64_t)data & ~(PAGE_SIZE - 1);
     *stop = ((uint64_t)hole + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
     if (*stop > end)

@@ -26,6 +26,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "client/api.h"
@@ -33,6 +36,7 @@
 #include "msharefs.h"
 #include "preload/filter.h"
 #include "preload/sys.h"
+#include "preload/tell.h"
 
 /* Another process may be using a name at the moment. */
 #define NAMES_TRIED 100u
@@ -50,11 +54,12 @@ __attribute__((constructor)) static void read_environment(void)
 {
     const char *size = getenv("MSHAREFS_ADOPT_ANON"), *where = getenv("MSHAREFS_MOUNT");
 
-    if (!size || !where || strlen(where) >= sizeof mount)
+    if (!where || strlen(where) >= sizeof mount)
         return;
     strcpy(mount, where);
     budget = getenv("MSHAREFS_PT_BUDGET") && *getenv("MSHAREFS_PT_BUDGET");
-    least = strtoull(size, NULL, 10);
+    if (size)
+        least = strtoull(size, NULL, 10);
 }
 
 /* The mount's quantum, or 0 and errno. */
@@ -207,13 +212,32 @@ static void populate(void *place, const struct mmap_call *call)
         sys_madvise(place, call->length, MADV_POPULATE_READ);
 }
 
-bool adopt_wanted(const struct mmap_call *call)
+/* Whether it may be adopted, however large it is. */
+static bool suited(const struct mmap_call *call)
 {
     const int other = MAP_HUGETLB | MAP_LOCKED | MAP_GROWSDOWN | MAP_32BIT;
 
-    return call->length >= least && call->length <= HOST_END &&
-           (call->flags & MAP_TYPE) == MAP_SHARED && !(call->flags & other) &&
-           !(call->prot & PROT_EXEC);
+    return call->length <= HOST_END && (call->flags & MAP_TYPE) == MAP_SHARED &&
+           !(call->flags & other) && !(call->prot & PROT_EXEC);
+}
+
+bool adopt_wanted(const struct mmap_call *call) { return call->length >= least && suited(call); }
+
+/* Whatever could be told apart stays: memory that may not be written or executed later, or that
+ * begins elsewhere, past the end of the object. */
+bool adopt_zero(const struct mmap_call *call)
+{
+    const int saved = errno;
+    struct statvfs place;
+    struct stat file;
+    const bool zero = tell_wanted(TELL_ZERO, call->length) && suited(call) && !call->offset &&
+                      !fstat(call->fd, &file) && S_ISCHR(file.st_mode) &&
+                      file.st_rdev == makedev(1, 5) &&
+                      (fcntl(call->fd, F_GETFL) & (O_ACCMODE | O_PATH)) == O_RDWR &&
+                      !fstatvfs(call->fd, &place) && !(place.f_flag & ST_NOEXEC);
+
+    errno = saved;
+    return zero;
 }
 
 /* With a budget. */

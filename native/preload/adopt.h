@@ -11,6 +11,8 @@
 
 /* Whether memory that mmap(2) is asked for is to be adopted. */
 bool adopt_wanted(const struct mmap_call *call);
+/* Whether it is asked for /dev/zero, which is anonymous memory by another name. */
+bool adopt_zero(const struct mmap_call *call);
 /* mmap(2) of such memory. What Linux refuses is refused, and where no region can be, it is
  * Linux's own memory. */
 void *adopt_map(const struct mmap_call *call);

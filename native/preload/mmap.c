@@ -1,6 +1,6 @@
 /*
  * preload/mmap.c - mmap(2): that of a region file attaches, that of anonymous shared memory
- * may adopt it, and with MAP_FIXED it may end attachments.
+ * may adopt it, that of other shared memory may be told, and with MAP_FIXED it may end attachments.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -14,6 +14,7 @@
 #include "preload/mounts.h"
 #include "preload/range.h"
 #include "preload/sys.h"
+#include "preload/tell.h"
 
 struct replacement {
     const struct mmap_call *call;
@@ -76,14 +77,21 @@ static void *map_region(const struct mmap_call *call)
 MSHARE_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
     const struct mmap_call call = {addr, length, prot, flags, fd, offset};
+    void *got;
 
     if (flags & MAP_ANONYMOUS) {
         if (adopt_wanted(&call))
             return adopt_map(&call);
-    } else if (fd >= 0 && !kernel_refuses(&call) && preload_may_be_region(fd)) {
-        return map_region(&call);
+        return preload_map_plain(&call);
     }
-    return preload_map_plain(&call);
+    if (fd >= 0 && !kernel_refuses(&call) && preload_may_be_region(fd))
+        return map_region(&call);
+    if (adopt_zero(&call))
+        return adopt_map(&(struct mmap_call){addr, length, prot, flags | MAP_ANONYMOUS, -1, 0});
+    got = preload_map_plain(&call);
+    if (got != MAP_FAILED)
+        tell_file(&call, got);
+    return got;
 }
 
 /* With a 64-bit off_t both functions are one. */

@@ -122,3 +122,17 @@ bool preload_may_be_region(int fd)
     errno = saved;
     return may_be;
 }
+
+bool preload_in_memory(int fd)
+{
+    struct mnt_id_req request = {.size = sizeof request, .param = STATMOUNT_SB_BASIC};
+    struct statmount found = {.mask = 0};
+    struct statx file;
+
+    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID_UNIQUE, &file) ||
+        !(file.stx_mask & STATX_MNT_ID_UNIQUE))
+        return false;
+    request.mnt_id = file.stx_mnt_id;
+    return !syscall(SYS_statmount, &request, &found, sizeof found, 0) &&
+           found.mask & STATMOUNT_SB_BASIC && found.sb_magic == TMPFS_MAGIC;
+}

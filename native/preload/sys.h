@@ -11,6 +11,8 @@
  *   mmap.c     mmap of a region file attaches
  *   mounts.c   whose files are asked whether they are regions
  *   adopt.c    shared memory that the program makes for itself becomes a region
+ *   tell.c     shared memory that Linux makes for it: the server is told of it
+ *   sysv.c     shmat is such memory
  *   unmap.c    munmap, mremap, mprotect, ... of windows
  *   advice.c   madvise, process_madvise, msync, mincore of windows
  *   lock.c     mlock, mlockall

@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -94,6 +95,8 @@ long preload_syscall(long number, long a, long b, long c, long d, long e, long f
     switch (number) {
     case SYS_mmap:
         return (long)our_mmap((void *)a, (size_t)b, (int)c, (int)d, (int)e, (off_t)f);
+    case SYS_shmat:
+        return (long)shmat((int)a, (const void *)b, (int)c);
     case SYS_munmap:
         return our_munmap((void *)a, (size_t)b);
     case SYS_mprotect:

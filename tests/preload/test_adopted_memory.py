@@ -14,6 +14,7 @@ import pytest
 from msharefs import mountpoint
 from msharefs.launch import running
 from msharefs.server import adopted, describe
+from msharefs.server.memory import Memory
 from msharefs.server.view import View
 
 from .conftest import ANONYMOUS, PAGE, QUANTUM, READ_WRITE, SHARED
@@ -134,13 +135,13 @@ class TestServers:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        def refuse(_: str) -> int:
+        def refuse(_: Memory) -> int:
             raise PermissionError(errno.EPERM, "only root may")
 
         before = adopted.Adopted(tmp_path)
         os.close(before.make(7, SIZE))
         (tmp_path / "7.mm").touch()
-        monkeypatch.setattr(adopted, "_by_handle", refuse)
+        monkeypatch.setattr(Memory, "open", refuse)
         after = adopted.Adopted(tmp_path)
         with caplog.at_level(logging.WARNING):
             after.find()

@@ -260,6 +260,17 @@ class TestThePreloadLibrary:
         ask = ("sh", "-c", f"echo ${running.ADOPT}")
         assert run("--adopt-anon", "64M", "--", *RUN, "--", *ask).stdout == f"{64 << 20}\n"
 
+    def test_classes_of_memory_have_sizes(self, mount: Mount) -> None:
+        del mount
+        ask = ("sh", "-c", f"echo ${running.ADOPT} ${running.ADOPT_OTHERS}")
+        assert run("--adopt", "sysv:4K,anon", "--", *ask).stdout == f"{2 << 20} sysv:4096\n"
+        both = run("--adopt", "all:8K,shm:1M", "--adopt-anon", "64M", "--", *ask).stdout
+        others = "zero:8192,sysv:8192,memfd:8192,shm:1048576,file:8192"
+        assert both == f"{64 << 20} {others}\n"
+        answer = run("--adopt", "sysv,heap", "--", *ask)
+        assert (answer.returncode, answer.stdout) == (2, "")
+        assert "'heap' is no class of memory: anon, zero, sysv, memfd, shm, file" in answer.stderr
+
 
 class TestThePrivateMount:
     def test_stays_for_a_daemon_and_nobody_waits(self, tmp_path: Path) -> None:
