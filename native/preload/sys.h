@@ -17,6 +17,7 @@
  *   advice.c   madvise, process_madvise, msync, mincore of windows
  *   lock.c     mlock, mlockall
  *   seek.c     lseek: ESPIPE on a region
+ *   deepbind.c dlopen of a plug-in that would prefer the C library to us
  *   syscall.c  syscall(2) with the number of one of these
  *   filter.c   prctl, seccomp: has the program a filter?
  *   fd.c       close, dup2: our descriptors are not the program's
