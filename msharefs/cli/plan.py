@@ -79,6 +79,16 @@ def beside(found: dict[str, Any]) -> Table:
     return lines
 
 
+def by_class(found: list[dict[str, Any]]) -> Table:
+    """What was measured, by the classes of memory that a survey has."""
+    columns = ("own tables", "shared", "would go")
+    lines = _show.table("of all that was measured", *columns, right=columns)
+    for one in found:
+        sizes = (one["own_tables_bytes"], one["page_table_bytes"], one["saved_bytes"])
+        lines.add_row(one["what"], *map(units.size, sizes))
+    return lines
+
+
 def notes(found: dict[str, Any]) -> Iterator[str]:
     """Remarks that do not fit in a table."""
     still, touched = found["each_client_still"], found["touched"]
@@ -110,6 +120,9 @@ def show(found: dict[str, Any]) -> None:
         print(line)
     print()
     _show.show(beside(found))
+    if "classes" in found:
+        print()
+        _show.show(by_class(found["classes"]))
 
 
 @click.command()
@@ -142,6 +155,7 @@ def command(
     output: TextIO | None,
 ) -> None:
     """Compute what page tables cost, shared and unshared."""
+    classes: list[dict[str, Any]] = []
     if run is None:
         if size is None or clients is None:
             raise click.UsageError("give --size and --clients, or a measured run with --from-run")
@@ -153,7 +167,10 @@ def command(
             measured = plan.measured(json.load(run))
         except ValueError as error:  # JSONDecodeError is one
             raise click.UsageError(f"{run.name}: {error}") from None
+        classes = measured.classes
         basis, size, clients = measured.touched, size or measured.size, clients or measured.clients
     found = plan.plan(size, clients, plan.PAGE_SIZES[page], basis)
+    if classes:
+        found["classes"] = classes
     if _show.give_json(found, output, as_json=as_json):
         show(found)

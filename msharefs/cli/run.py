@@ -50,12 +50,18 @@ _LEAST = 2 << 20
     help="Watch the page tables of the program and all it starts, and write what sharing saves as "
     "HTML, with the figures as JSON beside it; *.json: those alone.",
 )
+@click.option(
+    "--verbose",
+    is_flag=True,
+    help="Say at the end which shared memory was not adopted, and why. The report says it, too.",
+)
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
     directory: Path | None,
     adopt: dict[str, int] | None,
     adopt_anon: int | None,
     report: Path | None,
+    verbose: bool,
     program: tuple[str, ...],
 ) -> None:
     """Run PROGRAM so that its mmap(2) of a region file attaches the region.
@@ -71,10 +77,10 @@ def command(
     except running.SeveralMountsError as error:
         raise click.UsageError(str(error)) from None
     watcher = None
-    if report is not None:
+    if report is not None or verbose:
         from msharefs.lab.watching import reporting
 
-        watcher = partial(reporting, report, program)
+        watcher = partial(reporting, report, program, classes or {})
     try:
         status = running.run(program, chosen, classes, watcher)
     except OSError as error:

@@ -8,7 +8,7 @@ case for the unshared side too. x86-64, four levels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 TABLE_BYTES = 4096
@@ -93,6 +93,8 @@ class Measured:
     size: int
     clients: int
     touched: Touched
+    classes: list[dict[str, Any]] = field(default_factory=list)
+    """Page tables of all that was measured, by the classes of memory that a survey has."""
 
 
 def measured(document: Any) -> Measured:
@@ -132,7 +134,26 @@ def _from_report(document: dict[str, Any]) -> Measured:
         host_share(document["page_table_bytes"], size),
         f"measured, {clients} processes",
     )
-    return Measured(size, clients, touched)
+    return Measured(size, clients, touched, _classes(document))
+
+
+def _classes(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those with tables. What would go of private memory is shared where it is."""
+    found = []
+    for one in document.get("classes", ()):  # older reports have none
+        own, held = one["own_tables_bytes"], one["page_table_bytes"]
+        saved = one.get("saved_bytes", max(0, own - held))
+        if own or saved:
+            found.append(
+                {
+                    "class": one["class"],
+                    "what": one["what"],
+                    "own_tables_bytes": own,
+                    "page_table_bytes": held,
+                    "saved_bytes": saved,
+                }
+            )
+    return found
 
 
 def _from_survey(document: dict[str, Any]) -> Measured:
@@ -148,7 +169,7 @@ def _from_survey(document: dict[str, Any]) -> Measured:
         min(1.0, found["pte_tables"] / most),
         f"surveyed, {clients} processes with {found['name']}",
     )
-    return Measured(size, clients, touched)
+    return Measured(size, clients, touched, _classes(document))
 
 
 def ways(size: int, clients: int, touched: Touched) -> dict[str, int]:

@@ -249,8 +249,8 @@ def map_figure(found: dict[str, Any]) -> Figure:
     return figure
 
 
-def timeline(found: dict[str, Any]) -> bytes:
-    """Page tables of a program while it ran (`sampling.Sampler.document`), as PNG."""
+def timeline(found: dict[str, Any]) -> Figure:
+    """Page tables of a program while it ran (`sampling.Sampler.document`)."""
     figure, axes = new_figure(9.6, 4.2)
     samples = found["samples"]
     seconds = [sample["seconds"] for sample in samples]
@@ -278,14 +278,7 @@ def timeline(found: dict[str, Any]) -> bytes:
         ],
         frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3,
     )  # fmt: skip
-    return png(figure)
-
-
-def png(figure: Figure) -> bytes:
-    """A picture as the bytes of a PNG file."""
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    return data.getvalue()
+    return figure
 
 
 def svg(figure: Figure) -> str:

@@ -6,7 +6,6 @@ fetches nothing.
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import shlex
@@ -14,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from msharefs import units
 
-from . import head
+from . import head, missed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from .sampling import Sampler
 
 KIND = "msharefs run"
-VERSION = 1
+VERSION = 2
+_REGIONS = 20  # in a table
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em;
@@ -37,7 +37,12 @@ img { max-width: 100%; } code { background: #f3f3f3; padding: 0 .3em; } .note { 
 
 
 def document(
-    program: Sequence[str], status: int, seconds: float, faults: int, seen: Sampler
+    program: Sequence[str],
+    status: int,
+    seconds: float,
+    faults: int,
+    seen: Sampler,
+    options: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything about a run: `faults` are those of the program and its children (getrusage)."""
     return {
@@ -45,6 +50,7 @@ def document(
         "version": VERSION,
         **head.head(),
         "program": list(program),
+        "options": dict(options or {}),
         "status": status,
         "seconds": seconds,
         "faults": faults,
@@ -65,27 +71,54 @@ def write(found: dict[str, Any], path: Path) -> list[Path]:
 def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """The lines of the report: a name, a figure and a remark; the answer comes last."""
     own, held = found["own_tables_bytes"], found["page_table_bytes"]
-    yield "processes at once", f"{found['processes']:,}", ""
+    when = f"after {found['moment_seconds']:.1f} s, when they had most page tables"
+    yield "processes", f"{found['processes']:,}", when
     yield "  with a region attached", f"{found['clients']:,}", ""
     yield "memory in regions", units.size(found["mapped_bytes"]), ""
+    yield "page tables of all processes", units.size(found["vmpte_bytes"]), "VmPTE"
+    yield "  of that for the regions", units.size(own), "what each process pays for itself today"
+    yield "page tables of the regions", units.size(held), "host mm: with sharing paid once"
+    if found["upper_tables_bytes"]:
+        kept = units.size(found["upper_tables_bytes"])
+        yield "  and in the processes still", kept, "tables above a quantum, which is below 512 GiB"
     yield "faults", f"{found['faults']:,}", "the program and its children, getrusage(2)"
     yield "  first touches of region pages", f"{found['region_faults']:,}", "once for all processes"
     yield "  pages filled ahead of them", f"{found['prefaulted']:,}", "while access is sequential"
     yield "  links", f"{found['links']:,}", "one for each attachment and quantum"
-    yield "page tables of all processes", units.size(found["vmpte_bytes"]), "VmPTE, at most"
-    yield "  of that for the regions", units.size(own), "what each process pays for itself today"
-    yield "page tables of the regions", units.size(held), "host mm, at most: with sharing paid once"
-    if found["upper_tables_bytes"]:
-        kept = units.size(found["upper_tables_bytes"])
-        yield "  and in the processes still", kept, "tables above a quantum, which is below 512 GiB"
     if found["ratio"] is not None:
         yield "ratio", f"{found['ratio']:.3g}x", "what sharing saves of page tables for the regions"
+
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""The heads of columns, of which all but the first are figures, and the lines."""
+
+
+def tables(found: dict[str, Any]) -> Iterator[Table]:
+    """The same moment by the classes of memory that a survey has, and by region."""
+    columns = "memory", "own tables", "shared", "would go"
+
+    def figures(one: dict[str, Any]) -> tuple[str, ...]:
+        own, held = one["own_tables_bytes"], one["page_table_bytes"]
+        return tuple(map(units.size, (one["mapped_bytes"], own, held, max(0, own - held))))
+
+    if found["classes"]:
+        yield (
+            ("class", "regions", *columns),
+            [(one["what"], f"{one['regions']:,}", *figures(one)) for one in found["classes"]],
+        )
+    there = [one for one in found["regions"] if one["mapped_bytes"]][:_REGIONS]
+    if there:
+        yield (
+            ("region", "processes", *columns),
+            [(one["name"], f"{one['clients']:,}", *figures(one)) for one in there],
+        )
 
 
 def remarks(found: dict[str, Any]) -> Iterator[str]:
     """Remarks that the reader needs beside the figures."""
     if not found["regions"]:
-        yield "The program attached no region: was its memory large enough for --adopt-anon?"
+        yield "The program attached no region: was its memory large enough for --adopt?"
+    yield from missed.lines(found)
     if found["unseen_clients"]:
         yield (
             f"The own page tables of {found['unseen_clients']} attachments could not be seen "
@@ -100,6 +133,25 @@ def title(found: dict[str, Any]) -> str:
     return f"{shlex.join(found['program'])}: {found['seconds']:.1f} s, status {found['status']}"
 
 
+def about(found: dict[str, Any]) -> Iterator[str]:
+    """Where and with what it was run."""
+    yield head.line(found)
+    if found["options"]:
+        yield ", ".join(f"{name} {value}" for name, value in found["options"].items())
+
+
+def aligned(heads: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    """A table for a terminal."""
+    wide = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:>{width}}" if place else f"{cell:{width}}"
+            for place, (cell, width) in enumerate(zip(line, wide, strict=True))
+        )
+        for line in (heads, *lines)
+    )
+
+
 def text(found: dict[str, Any]) -> str:
     """The report for a terminal."""
     lines = list(rows(found))
@@ -108,9 +160,10 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(
         [
             title(found),
-            head.line(found),
+            *about(found),
             "",
             *(f"{name:{wide}}  {figure:>{right}}  {note}".rstrip() for name, figure, note in lines),
+            *(f"\n{aligned(*table)}" for table in tables(found)),
             *(f"\n{remark}" for remark in remarks(found)),
             "",
         ]
@@ -120,7 +173,8 @@ def text(found: dict[str, Any]) -> str:
 def page(found: dict[str, Any]) -> str:
     """The report as one HTML page."""
     body = [f"<h1>{html.escape(title(found))}</h1>"]
-    body += [f'<p class="note">{html.escape(head.line(found))}</p>', "<table>"]
+    body += [f'<p class="note">{html.escape(line)}</p>' for line in about(found)]
+    body.append("<table>")
     for name, figure, note in rows(found):
         mark = ' class="answer"' if name == "ratio" else ""
         indent = "&emsp;" if name.startswith(" ") else ""
@@ -130,6 +184,10 @@ def page(found: dict[str, Any]) -> str:
             f'<td class="note">{html.escape(note)}</td></tr>'
         )
     body.append("</table>")
+    for heads, lines in tables(found):
+        body.append("<table>" + "".join(f"<th>{html.escape(each)}</th>" for each in heads))
+        body += [_row(line) for line in lines]
+        body.append("</table>")
     body += [f'<p class="note">{html.escape(remark)}</p>' for remark in remarks(found)]
     body += pictures(found)
     return (
@@ -138,6 +196,12 @@ def page(found: dict[str, Any]) -> str:
         + "\n".join(body)
         + "\n</body></html>\n"
     )
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    first, *rest = map(html.escape, cells)
+    figures = "".join(f'<td class="number">{cell}</td>' for cell in rest)
+    return f"<tr><td>{first}</td>{figures}</tr>"
 
 
 def pictures(found: dict[str, Any]) -> Iterator[str]:
@@ -149,14 +213,9 @@ def pictures(found: dict[str, Any]) -> Iterator[str]:
         return
     if len(found["samples"]) > 1:
         yield "<h2>Page tables while it ran</h2>"
-        yield _image(plot.timeline(found), "page tables over time")
+        yield plot.svg(plot.timeline(found))
     for region in found["regions"]:
         if region["map"] is not None:
-            name = html.escape(region["map"]["name"])
+            name = html.escape(region["name"])
             yield f"<h2>Map of {name} when it had most</h2>"
-            yield _image(plot.png(plot.map_figure(region["map"])), f"page tables of {name}")
-
-
-def _image(png: bytes, alternative: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
+            yield plot.svg(plot.map_figure(region["map"]))

@@ -11,20 +11,25 @@ import contextlib
 import os
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from msharefs import home, proc
+from msharefs.mountpoint import FSTYPE
 from msharefs.native import ffi, lib
 from msharefs.processes import start_time
 from msharefs.server import describe
 from msharefs.server.view import View
 
 from . import ptmap
+from .missed import Missed, Ours
+from .moments import COUNTERS, Region, Sample, by_class
 from .plan import PGD_SPAN, TABLE_BYTES
+from .survey.objects import SYSV
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
 INTERVAL_SECONDS = 0.05
@@ -35,6 +40,8 @@ SAMPLES_MAX = 2000
 # A new map is drawn when the page tables have grown by this since the last one.
 MAP_GROWTH = 1.1
 MAPS_MAX = 4
+# What is not adopted is looked for at most so often.
+MISSED_SECONDS = 0.2
 # A server answers in so many milliseconds, or is not asked.
 _ANSWER_MS = 1000
 
@@ -95,58 +102,13 @@ def _linked_quanta(pid: int, parts: Iterable[tuple[int, int, int]], quantum: int
         return set()
 
 
-@dataclass
-class Sample:
-    """One look; in bytes."""
-
-    seconds: float
-    """Seconds since the start."""
-    processes: int
-    vmpte_bytes: int
-    """All their page tables."""
-    own_tables_bytes: int
-    """Of these, the ones for the regions: sharing would take them away."""
-    upper_tables_bytes: int
-    """Of these, the ones for the regions above the shared ones: the quantum is below 512 GiB."""
-    page_table_bytes: int
-    """Bytes of the host mms' tables."""
-    clients: int
-    """Processes that have a region attached."""
-    attachments: int
-    mapped_bytes: int
-    """Memory mapped in regions, each byte counted once."""
-    unseen: int = 0
-    """Clients whose own tables for the regions cannot be seen, and are not counted."""
-
-
-_COUNTERS = ("faults", "prefaulted", "links", "segv")
-"""Of a region: what struct mshare_stat and `Region` have by these names."""
-
-
-@dataclass
-class Region:
-    """The last figures seen of a region, and the highest."""
-
-    ident: int
-    size_bytes: int = 0
-    mapped_bytes: int = 0
-    clients: int = 0
-    page_table_bytes: int = 0
-    host_mm_bytes: int = 0
-    rss_bytes: int = 0
-    faults: int = 0
-    prefaulted: int = 0
-    links: int = 0
-    segv: int = 0
-    map: dict[str, Any] | None = field(default=None, repr=False)
-
-
 class Sampler:
     """Looks again and again while this context lives.
 
     `processes` gives the processes to look at, `state` is the state directory of the mount. With
     `others` the mount is not these processes' alone: a region counts while one of them has it
-    attached, with their attachments, and with its faults since the start.
+    attached, with their attachments, and with its faults since the start. `adopt` are the classes
+    of memory that the programs were to adopt, each from a size on.
     """
 
     def __init__(
@@ -156,10 +118,19 @@ class Sampler:
         interval: float = INTERVAL_SECONDS,
         *,
         others: bool = False,
+        adopt: Mapping[str, int] | None = None,
     ) -> None:
         self._processes = processes
+        self._missed = Missed(adopt or {})
+        self._of_regions: set[Ours] = set()
+        """The objects of all regions so far."""
+        self._looked = -MISSED_SECONDS
         self._objects = home.store(state) / "regions"
+        self._names = home.store(state) / "tree" / "root"
         self._control = state / "control"
+        mounts = (mount.device for mount in proc.mounts() if mount.fstype == FSTYPE)
+        self._devices = {os.stat(self._objects).st_dev, *mounts}
+        """Of what is ours, where a process maps it."""
         self._pids: list[int] = []
         self._linked: dict[int, set[tuple[int, int, int]]] = {}
         """Of adopted memory: process, start time and quantum of each link that was seen."""
@@ -172,6 +143,10 @@ class Sampler:
         """The processes so far, with their start times; kept where there are others."""
         self._before: dict[int, dict[str, int]] = {}
         """The counters of the regions at the start; kept where there are others."""
+        self._now: dict[int, dict[str, Any]] = {}
+        """What is seen of each region in the present look."""
+        self.moment: Sample | None = None
+        """The sample with most page tables: the moment that is reported."""
         self.samples: list[Sample] = []
         self.regions: dict[int, Region] = {}
         self.error: Exception | None = None
@@ -217,11 +192,19 @@ class Sampler:
             self._seen |= {(pid, start_time(pid)) for pid in pids}
         sample = Sample(self.seconds, len(pids), sum(map(vmpte, pids)), *[0] * 6)
         attached: set[int] = set()
+        self._now = {}
         self._bring_up_to_date()
         for path in sorted(self._objects.glob("*.mm")):
             attached |= self._look_at(int(path.stem), sample)
         sample.clients = len(attached)
         self.samples.append(sample)
+        if sample.seconds >= self._looked + MISSED_SECONDS:
+            self._looked = sample.seconds
+            self._missed.look(pids, self._of_regions, self._devices)
+        if self.moment is None or sample.weight > self.moment.weight:
+            self.moment = sample
+            for region in self.regions.values():
+                region.at_moment(self._now.get(region.ident, {}))
 
     def _look_at(self, ident: int, sample: Sample) -> set[int]:
         """Add a region to the sample; the processes that have it attached."""
@@ -239,24 +222,36 @@ class Sampler:
         except OSError:
             return set()
         else:
-            self._add(self.regions.setdefault(ident, Region(ident)), sample, {
-                "size_bytes": raw.size,
-                "mapped_bytes": mapped,
-                "clients": len(clients),
-                "page_table_bytes": raw.page_table_bytes,
-                "host_mm_bytes": whole,
-                "rss_bytes": raw.rss,
-                **{key: getattr(raw, key) - before.get(key, 0) for key in _COUNTERS},
-            })  # fmt: skip
-            if view.adopted:
-                self.regions[ident].links = self._links(ident, view, clients)
-            own_before = sample.own_tables_bytes
+            if ident not in self.regions:
+                self.regions[ident] = self._region(ident, view)
+            region = self.regions[ident]
+            for key in COUNTERS:
+                seen = getattr(raw, key) - before.get(key, 0)
+                setattr(region, key, max(getattr(region, key), seen))
+            region.size_bytes = raw.size
+            if view.memory is not None:
+                self._of_regions.add(Ours(*view.memory_identity, view.memory.kind == SYSV))
+                region.links = self._links(ident, view, clients)
+            own_before, upper_before = sample.own_tables_bytes, sample.upper_tables_bytes
             for client in clients:
                 parts = client.get("parts", [(client["base"], view.size, 0)])
                 own = _own_tables(client["pid"], parts, view.quantum)
                 sample.own_tables_bytes += own.shareable if own else 0
                 sample.upper_tables_bytes += own.upper if own else 0
                 sample.unseen += own is None
+            sample.page_table_bytes += raw.page_table_bytes
+            sample.attachments += len(clients)
+            sample.mapped_bytes += mapped
+            self._now[ident] = {
+                "mapped_bytes": mapped,
+                "clients": len(clients),
+                "programs": dict(Counter(client["comm"] for client in clients).most_common()),
+                "own_tables_bytes": sample.own_tables_bytes - own_before,
+                "upper_tables_bytes": sample.upper_tables_bytes - upper_before,
+                "page_table_bytes": raw.page_table_bytes,
+                "host_mm_bytes": whole,
+                "rss_bytes": raw.rss,
+            }
             weight = raw.page_table_bytes + sample.own_tables_bytes - own_before
             self._draw(ident, view, clients, weight)
             return {client["pid"] for client in clients}
@@ -300,14 +295,19 @@ class Sampler:
                 View(path.stem, self._objects, int(path.stem)) as view,
             ):
                 raw = view.stat()
-                yield int(path.stem), {key: getattr(raw, key) for key in _COUNTERS}
+                yield int(path.stem), {key: getattr(raw, key) for key in COUNTERS}
 
-    def _add(self, region: Region, sample: Sample, seen: dict[str, int]) -> None:
-        for key, value in seen.items():
-            setattr(region, key, max(getattr(region, key), value))
-        sample.page_table_bytes += seen["page_table_bytes"]
-        sample.attachments += seen["clients"]
-        sample.mapped_bytes += seen["mapped_bytes"]
+    def _region(self, ident: int, view: View) -> Region:
+        """What a region is that is met for the first time."""
+        if view.memory is not None:
+            return Region(ident, view.memory.kind, view.memory.name)
+        for directory, _, files in os.walk(self._names):
+            for name in files:
+                path = os.path.join(directory, name)
+                with contextlib.suppress(OSError):  # it is gone
+                    if os.lstat(path).st_ino == ident:
+                        return Region(ident, given_name=os.path.relpath(path, self._names))
+        return Region(ident)
 
     def _draw(self, ident: int, view: View, clients: list[dict[str, Any]], weight: int) -> None:
         """Keep the map with the most to see: bytes of tables, the region's and its clients'."""
@@ -319,32 +319,40 @@ class Sampler:
             region.map = {**ptmap.of_view(view, clients), "weight": weight}
 
     def document(self) -> dict[str, Any]:
-        """All that was seen, for JSON: peaks, each over all samples; the samples; the regions."""
+        """All that was seen, for JSON: one moment; the samples; the regions; their classes.
 
-        def peak(key: str) -> int:
-            return max((getattr(sample, key) for sample in self.samples), default=0)
+        It is the moment with most page tables. Only counters are those of the end.
+        """
+        most = self.moment or Sample(*[0] * 9)
 
         def total(key: str) -> int:
             return sum(getattr(region, key) for region in self.regions.values())
 
-        own, held = peak("own_tables_bytes"), peak("page_table_bytes")
-        regions = [asdict(region) for region in self.regions.values()]
+        own, held = most.own_tables_bytes, most.page_table_bytes
+        regions = [{"name": one.name, **asdict(one)} for one in self.regions.values()]
+        for one in regions:
+            if one["map"] is not None:
+                one["map"]["name"] = one["name"]
+        regions.sort(key=lambda one: one["page_table_bytes"] - one["own_tables_bytes"])
         return {
-            "processes": peak("processes"),
-            "clients": peak("clients"),
-            "attachments": peak("attachments"),
-            "mapped_bytes": peak("mapped_bytes"),
-            "vmpte_bytes": peak("vmpte_bytes"),
+            "moment_seconds": most.seconds,
+            "processes": most.processes,
+            "clients": most.clients,
+            "attachments": most.attachments,
+            "mapped_bytes": most.mapped_bytes,
+            "vmpte_bytes": most.vmpte_bytes,
             "own_tables_bytes": own,
-            "upper_tables_bytes": peak("upper_tables_bytes"),
+            "upper_tables_bytes": most.upper_tables_bytes,
             "page_table_bytes": held,
             "host_mm_bytes": total("host_mm_bytes"),
-            "unseen_clients": peak("unseen"),
+            "unseen_clients": most.unseen,
             "ratio": own / held if held else None,
             "region_faults": total("faults"),
             "prefaulted": total("prefaulted"),
             "links": total("links"),
             "samples": [asdict(sample) for sample in self.samples],
             "regions": regions,
+            "classes": by_class(regions),
+            "not_adopted": self._missed.found(self._of_regions),
             "incomplete": str(self.error) if self.error else None,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 from typing import TYPE_CHECKING
@@ -11,35 +12,53 @@ import psutil
 
 from msharefs.launch.running import GivenMount, Outcome
 
-from . import report
+from . import missed, report
 from .sampling import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from msharefs.launch.running import Home
 
 
+BUDGET = "MSHAREFS_PT_BUDGET"
+
+
 @contextlib.contextmanager
-def reporting(path: Path, arguments: Sequence[str], mount: Home) -> Iterator[Outcome]:
+def reporting(
+    path: Path | None,
+    arguments: Sequence[str],
+    adopt: Mapping[str, int],
+    mount: Home,
+) -> Iterator[Outcome]:
     """Looks at the page tables of all our descendants meanwhile, then writes the report to `path`.
 
-    Nothing is written after an error.
+    Without one, it is only said what was not adopted. Nothing is written after an error.
     """
 
     def processes() -> list[int]:
         every = psutil.Process().children(recursive=True)
         return [process.pid for process in every if process.pid != mount.server_pid]
 
-    path.touch()  # so that an error comes now, not after the run
+    if path is not None:
+        path.touch()  # so that an error comes now, not after the run
     outcome = Outcome()
-    with Sampler(processes, mount.state, others=isinstance(mount, GivenMount)) as sampler:
+    given = isinstance(mount, GivenMount)
+    with Sampler(processes, mount.state, others=given, adopt=adopt) as sampler:
         yield outcome
         seconds = sampler.seconds
     used = resource.getrusage(resource.RUSAGE_CHILDREN)  # the server has not ended yet
     faults = used.ru_minflt + used.ru_majflt
-    found = report.document(arguments, outcome.status, seconds, faults, sampler)
+    options = {"--mount": str(mount.directory)} if given else {}
+    if adopt:
+        options["--adopt"] = ",".join(f"{name}:{size}" for name, size in adopt.items())
+    if budget := os.environ.get(BUDGET):
+        options[f"{BUDGET}="] = budget
+    found = report.document(arguments, outcome.status, seconds, faults, sampler, options)
+    if path is None:
+        sys.stderr.write("".join(f"msharefs: {line}\n" for line in missed.lines(found)))
+        return
     written = report.write(found, path)
     sys.stderr.write(f"\n{report.text(found)}\nwritten to {', '.join(map(str, written))}\n")
     sys.stderr.flush()

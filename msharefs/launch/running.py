@@ -264,8 +264,8 @@ def _state_of(directory: Path) -> Path:
                     return target.parent
     raise OSError(
         errno.EACCES,
-        "--report reads its page tables and may not: run as the user of its server, or let the "
-        "program have a mount of its own",
+        "--report and --verbose read its page tables and may not: run as the user of its server, "
+        "or let the program have a mount of its own",
         str(directory),
     )
 

@@ -91,8 +91,8 @@ class Object:
     @property
     def name(self) -> str:
         """What people call it."""
-        known = _KNOWN.get((self.program.partition(":")[0].rstrip("0123456789."), self.kind))
-        if known is not None and self.end >= _KNOWN_AT_LEAST:
+        known = known_as(self.program, self.kind, self.end)
+        if known:
             return known
         if self.kind == FORKED:
             return f"private memory of {self.key.name}"
@@ -107,6 +107,12 @@ class Object:
     @property
     def _memfd(self) -> bool:
         return self.path.startswith("/memfd:")
+
+
+def known_as(program: str, kind: str, size: int) -> str:
+    """What people call memory of a program that they know; empty: nothing."""
+    name = program.partition(":")[0].rstrip("0123456789.")
+    return _KNOWN.get((name, kind), "") if size >= _KNOWN_AT_LEAST else ""
 
 
 @functools.cache

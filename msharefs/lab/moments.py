@@ -1,0 +1,109 @@
+"""What is seen of a program's page tables in one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from msharefs import units
+
+from .survey.objects import ANON, CLASSES, known_as
+
+# The class of regions that are none of a survey's classes.
+ATTACHED = "attached"
+
+
+@dataclass
+class Sample:
+    """One look; in bytes."""
+
+    seconds: float
+    """Seconds since the start."""
+    processes: int
+    vmpte_bytes: int
+    """All their page tables."""
+    own_tables_bytes: int
+    """Of these, the ones for the regions: sharing would take them away."""
+    upper_tables_bytes: int
+    """Of these, the ones for the regions above the shared ones: the quantum is below 512 GiB."""
+    page_table_bytes: int
+    """Bytes of the host mms' tables."""
+    clients: int
+    """Processes that have a region attached."""
+    attachments: int
+    mapped_bytes: int
+    """Memory mapped in regions, each byte counted once."""
+    unseen: int = 0
+    """Clients whose own tables for the regions cannot be seen, and are not counted."""
+
+    @property
+    def weight(self) -> tuple[int, int]:
+        """How much there is to tell of this moment: its page tables."""
+        return self.own_tables_bytes + self.page_table_bytes, self.vmpte_bytes
+
+
+COUNTERS = ("faults", "prefaulted", "links", "segv")
+"""Of a region: what struct mshare_stat and `Region` have by these names."""
+
+
+@dataclass
+class Region:
+    """A region: the counters as they were last, the rest as in the moment that is reported."""
+
+    ident: int
+    kind: str = ATTACHED
+    """The class of its memory."""
+    given_name: str = ""
+    """The name it has on the mount, or that of the memory; empty: none."""
+    size_bytes: int = 0
+    mapped_bytes: int = 0
+    clients: int = 0
+    programs: dict[str, int] = field(default_factory=dict)
+    """The names of its clients, each with their number, most first."""
+    own_tables_bytes: int = 0
+    upper_tables_bytes: int = 0
+    page_table_bytes: int = 0
+    host_mm_bytes: int = 0
+    rss_bytes: int = 0
+    faults: int = 0
+    prefaulted: int = 0
+    links: int = 0
+    segv: int = 0
+    map: dict[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        program = next(iter(self.programs), "")
+        known = known_as(program, self.kind, self.mapped_bytes)
+        if known:
+            return f"{known}: {program}"
+        what = self.given_name
+        if self.kind == ANON:
+            what = f"shared anonymous memory{': ' * bool(program)}{program}"
+        return f"{what or f'region {self.ident}'}, {units.size(self.mapped_bytes)}"
+
+    def at_moment(self, seen: dict[str, Any]) -> None:
+        """Has the figures of a moment, in which it was perhaps not there."""
+        for key in _OF_A_MOMENT:
+            setattr(self, key, seen.get(key, {} if key == "programs" else 0))
+
+
+_OF_A_MOMENT = (
+    "mapped_bytes", "clients", "programs", "own_tables_bytes", "upper_tables_bytes",
+    "page_table_bytes", "host_mm_bytes", "rss_bytes",
+)  # fmt: skip
+
+
+def by_class(regions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The figures of regions, by the classes of a survey."""
+    found = []
+    for kind, what in {**CLASSES, ATTACHED: "regions that the program attached itself"}.items():
+        own = [one for one in regions if one["kind"] == kind]
+        sums = {
+            key: sum(one[key] for one in own)
+            for key in ("mapped_bytes", "own_tables_bytes", "page_table_bytes")
+        }
+        if own:
+            found.append({"class": kind, "what": what, "regions": len(own), **sums})
+    return found
