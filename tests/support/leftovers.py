@@ -16,6 +16,9 @@ from . import fusectl, namespace
 # be ours.
 TOKEN = "MSHAREFS_TEST_RUN"  # noqa: S105  # no secret
 
+kept: set[int] = set()
+"""Processes that stay until the whole run ends."""
+
 
 def mark() -> None:
     """Mark all programs started from now on as belonging to this run."""
@@ -26,15 +29,16 @@ def mark() -> None:
 class Snapshot:
     """Everything that exists now and could be left behind."""
 
-    processes: frozenset[psutil.Process]  # compares pid and start time
+    pids: frozenset[int]
+    """Of all processes: whose they are is asked of the new ones only. There are few."""
     mounts: frozenset[namespace.MountPoint]
     shm: frozenset[str]
 
 
 def snapshot() -> Snapshot:
-    """Look at our living processes, all mounts and /dev/shm."""
+    """Look at all processes, all mounts and /dev/shm."""
     return Snapshot(
-        frozenset(process for process in _ours() if _alive(process)),
+        frozenset(psutil.pids()),
         frozenset(namespace.mounts()),
         frozenset(os.listdir(namespace.SHM)),
     )
@@ -43,11 +47,14 @@ def snapshot() -> Snapshot:
 def clean(before: Snapshot) -> list[str]:
     """Remove everything that is new since `before`, and name it."""
     now = snapshot()
+    new = now.pids - before.pids - kept
+    left = [process for pid in new if (process := _ours(pid))]
     found = []
-    for process in now.processes - before.processes:
+    for process in left:
         found.append(f"process {process.pid} is left: {_command(process)}")
-        process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(now.processes - before.processes, timeout=5)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(left, timeout=5)
     for mount in sorted(now.mounts - before.mounts, key=lambda each: each.path, reverse=True):
         found.append(f"a mount is left: {mount.path} ({mount.fstype})")
         if mount.fstype.startswith("fuse"):
@@ -57,23 +64,21 @@ def clean(before: Snapshot) -> list[str]:
     return found
 
 
-def _ours() -> set[psutil.Process]:
+def _ours(pid: int) -> psutil.Process | None:
+    """A living process that a test has started, even if it is a daemon by now.
+
+    A zombie holds nothing but its number: it is not left behind, only not waited for.
+    """
     mine = f"{TOKEN}={os.environ.get(TOKEN)}\0".encode()
-    found = set(psutil.Process().children(recursive=True))
-    for pid in psutil.pids():
-        # Some end meanwhile, or are not ours to read.
-        with contextlib.suppress(OSError, psutil.NoSuchProcess):
-            if mine in Path(f"/proc/{pid}/environ").read_bytes():
-                found.add(psutil.Process(pid))
-    return found - {psutil.Process()}
-
-
-def _alive(process: psutil.Process) -> bool:
-    """A zombie holds nothing but its number: it is not left behind, only not waited for."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    # Some end meanwhile, or are not ours to read.
+    with contextlib.suppress(OSError, psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE and (
+            mine in Path(f"/proc/{pid}/environ").read_bytes()
+            or psutil.Process() in process.parents()
+        ):
+            return process
+    return None
 
 
 def _command(process: psutil.Process) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from msharefs.cli import check
 
-from . import fusectl, namespace, proc
+from . import fusectl, namespace, proc, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +59,7 @@ class Mount:
         """A command that runs the server."""
         self.damaged = False
         """The test damages regions itself, and says here that nobody needs to look."""
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: served.Served | subprocess.Popen[bytes] | None = None
         self._minor = -1
         self._crashed = False
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -91,17 +91,13 @@ class Mount:
         with self.log.open("ab") as out:
             out.write(f"to repeat: .venv/bin/msharefs {shlex.join(verb)}\n".encode())
             out.flush()
-            self.process = subprocess.Popen(
-                [*self.wrapper, sys.executable, "-P", "-X", "faulthandler",
-                 HERE / "serve.py", *verb],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-                env={**os.environ, "MSHAREFS_TEST_SECONDS": seconds},
-            )  # fmt: skip
+            environment = {**os.environ, "MSHAREFS_TEST_SECONDS": seconds}
+            self.process = served.start(verb, out, environment, self.wrapper)
         pidfd = os.pidfd_open(self.pid)
         try:
             self._minor = self._wait_for_mount(before, pidfd)
             self._watchdog = subprocess.Popen(
-                [sys.executable, HERE / "watchdog.py",
+                [sys.executable, "-S", HERE / "watchdog.py",
                  str(self.limit), str(self.pid), str(pidfd), str(self._minor), self.log],
                 stdin=subprocess.PIPE, start_new_session=True, pass_fds=[pidfd],
             )  # fmt: skip
@@ -266,7 +262,7 @@ def mounting(base: Path) -> Iterator[Callable[..., Mount]]:
     assert not problems, "\n".join(problems)
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def _kill_group(process: served.Served | subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
