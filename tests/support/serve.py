@@ -104,7 +104,6 @@ def forked(sock: int) -> list[str]:
     gc.freeze()  # the collector would copy what the children share
     arguments = ForkServer(socket.socket(fileno=sock)).serve()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    gc.unfreeze()
     return arguments
 
 
