@@ -22,6 +22,7 @@ import trio
 from msharefs import processes
 from msharefs.native import check, lib
 
+from .descriptors import share
 from .hands import Lane
 from .limiters import Limiters
 
@@ -336,7 +337,10 @@ class Clients:
             self._view.open_files()
             with trio.move_on_after(LOCKED_SECONDS):
                 return await trio.to_thread.run_sync(
-                    run, abandon_on_cancel=True, limiter=self._waiting
+                    run,
+                    abandon_on_cancel=True,
+                    # Threads that are held up count against whoever made the region.
+                    limiter=Limiters(self._waiting, share(self.lane.user, 0)),  # type: ignore[arg-type]
                 )
         finally:
             if not begun:

@@ -47,7 +47,7 @@ _limiters: weakref.WeakValueDictionary[tuple[int, ...], trio.CapacityLimiter] = 
 )
 
 
-def _share(user: int, mount: int) -> Limiters:
+def share(user: int, mount: int) -> Limiters:
     """A place among the threads, for one file system of one user; it takes none from others."""
     return Limiters(_limiter((user, mount), _MOUNT_THREADS), _limiter((user,), _USER_THREADS), _all)
 
@@ -90,7 +90,7 @@ async def elsewhere(
             await trio.to_thread.run_sync(
                 run,
                 abandon_on_cancel=True,
-                limiter=_share(user, mount),  # type: ignore[arg-type]  # it has what trio calls
+                limiter=share(user, mount),  # type: ignore[arg-type]  # it has what trio calls
             )
     except trio.Cancelled:  # whoever asked has gone
         with lock:

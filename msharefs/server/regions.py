@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections import Counter
+from collections import Counter, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# It takes some tens of microseconds to look whether anybody has files open.
+LEFTOVER_AT_ONCE = 32
 RECOVER_SECONDS = 4.0
 """How long a new server waits, for all regions together, for processes that keep locks."""
 # One region whose files are locked must not keep the dead of all others for long.
@@ -79,6 +81,9 @@ class Regions:
         """Set when `reap_dead` should not wait for its time."""
         self._parking = Parking()
         self._patience = RECOVER_SECONDS
+        self._waiting_for_files: set[int] = set()
+        self._leftover: deque[int] = deque()
+        """Regions that are gone but for their files, which processes have open; see `catch_up`."""
 
     async def adopt(self, sizes: dict[int, int], users: dict[int, int] | None = None) -> None:
         """Takes over the regions of an earlier server; `sizes` has the region files by number.
@@ -234,7 +239,10 @@ class Regions:
             region.host = None
         self._adopted.forget(ident)
         if not remove_objects(self._directory, ident):
-            return  # see `catch_up`
+            self._waiting_for_files.add(ident)
+            self._leftover.append(ident)
+            return
+        self._waiting_for_files.discard(ident)
         owners.forget_unsized(self._directory, ident)
         if region.watch is not None:
             self.owners.forget(region.watch, ident)
@@ -345,7 +353,8 @@ class Regions:
             if region.host is not None:
                 await region.host.clients.end_dead()
                 await region.host.clients.reap_dead(late=_REAP_LATE_SECONDS)
-            self.drop_unused(region.ident, hurry=False)
+            if region.ident not in self._waiting_for_files:
+                self.drop_unused(region.ident, hurry=False)
             turn = await give_way(turn)
 
     def _forget(self, ident: int) -> None:
@@ -411,8 +420,14 @@ class Regions:
         for region in list(self._regions.values()):
             if region.host is not None:
                 await region.host.catch_up()
-            elif region.evicted:
-                self.drop_unused(region.ident, hurry=False)
+        self._remove_some()
+
+    def _remove_some(self) -> None:
+        """Tries again to remove files that processes had open, of a few regions at a time."""
+        for _ in range(min(len(self._leftover), LEFTOVER_AT_ONCE)):
+            ident = self._leftover.popleft()
+            if ident in self._regions:
+                self.drop_unused(ident, hurry=False)
 
     def close(self) -> None:
         """Lets go of everything; files and attachments stay."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import msharefs
+from msharefs import verbs
 from msharefs.native import lib
 
 from support import holding, wire
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
     from support.server import Mount
 
-HELD = 0.3  # seconds, in place of two
-pytestmark = pytest.mark.mount("quantum=2M", limit=100, seconds={"hands.HELD_SECONDS": HELD})
+HELD = 0.3  # seconds, in place of two, or sixty
+SECONDS = {"hands.HELD_SECONDS": HELD, "clients.LOCKED_SECONDS": HELD}
+pytestmark = pytest.mark.mount("quantum=2M", limit=100, seconds=SECONDS)
 PAGE = mmap.PAGESIZE
 SIZE = 2 << 20
 
@@ -112,6 +114,10 @@ def protect(region: msharefs.Region) -> None:
     region.protect(0, SIZE, mmap.PROT_READ)
 
 
+def fill(region: msharefs.Region) -> None:
+    region.advise(0, SIZE, verbs.MADV_POPULATE_WRITE)
+
+
 def done(change: Callable[[msharefs.Region], None], region: msharefs.Region) -> bool:
     """Whether it can be done now."""
     try:
@@ -168,6 +174,21 @@ def test_the_pages(
             assert_serves(shared_mount, healthy)
         assert [vma["prot"] for vma in region.maps()] == ["rw-s"]
     until(lambda: done(change, region), "the change can be made")
+
+
+def test_pages_that_are_to_be_filled(
+    shared_mount: Mount,
+    healthy: msharefs.Region,
+    region: msharefs.Region,
+    its_files: tuple[int, int],
+) -> None:
+    """A verb that makes them is refused, and the dead of all regions are looked for as before."""
+    with holding.file(its_files[1]):
+        with refused(errno.EBUSY):
+            fill(region)
+        assert region.describe("reap") == 0
+        assert_serves(shared_mount, healthy)
+    until(lambda: done(fill, region), "they can be filled")
 
 
 def test_the_host_mm(

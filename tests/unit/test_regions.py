@@ -13,7 +13,7 @@ import trio
 
 from msharefs.native import lib
 from msharefs.server.options import MountOptions
-from msharefs.server.regions import Regions
+from msharefs.server.regions import LEFTOVER_AT_ONCE, Regions
 
 from support.calls import in_child, refused
 
@@ -79,3 +79,34 @@ def test_one_that_goes_while_the_attached_are_counted(regions: Regions) -> None:
         return await regions.attached()
 
     assert in_child(lambda: trio.run(count)) == 1
+
+
+def test_files_that_stay_open_are_looked_at_a_few_at_a_time(
+    regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user can have many of them, and the thread that serves looks whether they are free."""
+    looked: list[int] = []
+
+    def remove(_: Path, ident: int) -> bool:
+        looked.append(ident)
+        return open_no_more
+
+    async def main() -> None:
+        nonlocal open_no_more
+        for ident in range(100):
+            regions.create(ident, os.getpid())
+            await regions.evict(ident)
+        looked.clear()
+        for _ in range(4):
+            await regions.catch_up()
+        await regions.reap_dead()
+        assert len(looked) == 4 * LEFTOVER_AT_ONCE
+        assert set(looked) == set(range(100))
+        open_no_more = True
+        for _ in range(4):
+            await regions.catch_up()
+        assert len(regions) == 0
+
+    open_no_more = False
+    monkeypatch.setattr("msharefs.server.regions.remove_objects", remove)
+    trio.run(main)
