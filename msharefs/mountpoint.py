@@ -47,6 +47,9 @@ LIMITS_COMMAND = 2 << 30 | LIMITS_STRUCT.size << 16 | ord("x") << 8 | 0x1D
 PLACE_STRUCT = struct.Struct("=QQQ4064s")
 PLACE_COMMAND = 2 << 30 | PLACE_STRUCT.size << 16 | ord("x") << 8 | 0x1C
 PLACE_OWN, PLACE_NOEXEC, PLACE_GONE = 1, 2, 4
+# Likewise: options that are to change. In: those of ``-o``; out: an errno, or 0, and a sentence.
+REMOUNT_STRUCT = struct.Struct("=I4092s")
+REMOUNT_COMMAND = 3 << 30 | REMOUNT_STRUCT.size << 16 | ord("x") << 8 | 0x19
 
 # Likewise, by programs under `msharefs run --adopt`: the caller has mapped memory that Linux has
 # made at [start, end), from `offset` on; it is to be a region's. The result, and a sentence if that
@@ -265,11 +268,11 @@ def attached_processes(directory: Path) -> list[int]:
     return [pid for pid in ATTACHED_STRUCT.unpack(answer) if pid]
 
 
-def _ask(directory: Path, command: int, size: int) -> bytearray:
+def _ask(directory: Path, command: int, given: bytes) -> bytearray:
     """The answer of a live mount to an ioctl on its root. ENOTTY: `directory` is something else."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        answer = bytearray(size)
+        answer = bytearray(given)
         fcntl.ioctl(fd, command, answer)
     except OSError as error:
         if error.errno != errno.ENOTTY:
@@ -285,7 +288,7 @@ def _ask(directory: Path, command: int, size: int) -> bytearray:
 def place(directory: Path) -> dict[str, str | int | bool | None]:
     """Ask the live mount on `directory` where its regions are, and how much room there is."""
     limit, used, flags, path = PLACE_STRUCT.unpack(
-        _ask(directory, PLACE_COMMAND, PLACE_STRUCT.size)
+        _ask(directory, PLACE_COMMAND, bytes(PLACE_STRUCT.size))
     )
     return {
         "state": os.fsdecode(path.rstrip(b"\0")),
@@ -299,12 +302,23 @@ def place(directory: Path) -> dict[str, str | int | bool | None]:
 
 def limits(directory: Path) -> dict[str, dict[str, int]]:
     """Ask the live mount on `directory` for its limits: "limit" (0: none) and "used" of each."""
-    numbers = LIMITS_STRUCT.unpack(_ask(directory, LIMITS_COMMAND, LIMITS_STRUCT.size))
+    numbers = LIMITS_STRUCT.unpack(_ask(directory, LIMITS_COMMAND, bytes(LIMITS_STRUCT.size)))
     pairs = zip(numbers[::2], numbers[1::2], strict=True)
     return {
         name: {"limit": limit, "used": used}
         for name, (limit, used) in zip(LIMITS, pairs, strict=True)
     }
+
+
+def remount(directory: Path, options: str) -> None:
+    """Ask the live mount on `directory` to take other options.
+
+    OSError with a sentence: EINVAL, one of them cannot change; EPERM, this user may not.
+    """
+    given = REMOUNT_STRUCT.pack(0, os.fsencode(options))
+    code, text = REMOUNT_STRUCT.unpack(_ask(directory, REMOUNT_COMMAND, given))
+    if code:
+        raise OSError(code, text.rstrip(b"\0").decode(errors="replace"), str(directory))
 
 
 def wait_for_end(pidfd: int, seconds: float) -> bool:

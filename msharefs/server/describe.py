@@ -231,22 +231,39 @@ def adopted(view: View, pids: Iterable[int]) -> list[dict[str, Any]]:
         except (ProcessLookupError, PermissionError):
             continue
         if mappings:
-            first = mappings[0]
-            found.append(
-                {
-                    "pid": pid,
-                    "start_time": started,
-                    "comm": processes.command(pid),
-                    "kind": "adopted",
-                    "base": first.start,
-                    "size": first.end - first.start,
-                    "offset": first.offset,
-                    "prot": first.prot,
-                    "parts": [(one.start, one.end - one.start, one.offset) for one in mappings],
-                    **dict.fromkeys(UNCOUNTED),
-                }
-            )
+            found.append(_adopter(pid, started, mappings))
     return found
+
+
+def adopters(memory: tuple[int, int], pids: Iterable[int]) -> list[dict[str, Any]]:
+    """As `adopted`, of memory that has this st_dev and st_ino: where there is no view of it."""
+    found = []
+    device, inode = memory
+    for pid in pids:
+        try:
+            mappings = list(proc.maps(pid, {device}, inode))
+            started = processes.start_time(pid)
+        except (ProcessLookupError, PermissionError):
+            continue
+        if mappings:
+            found.append(_adopter(pid, started, mappings))
+    return found
+
+
+def _adopter(pid: int, started: int, mappings: list[proc.Mapping]) -> dict[str, Any]:
+    first = mappings[0]
+    return {
+        "pid": pid,
+        "start_time": started,
+        "comm": processes.command(pid),
+        "kind": "adopted",
+        "base": first.start,
+        "size": first.end - first.start,
+        "offset": first.offset,
+        "prot": first.prot,
+        "parts": [(one.start, one.end - one.start, one.offset) for one in mappings],
+        **dict.fromkeys(UNCOUNTED),
+    }
 
 
 def audit(view: View) -> dict[str, Any]:

@@ -13,9 +13,11 @@ import os
 import resource
 import stat
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from msharefs import summary
 from msharefs.mountpoint import (
     ADOPT_COMMAND,
     ATTACHED_COMMAND,
@@ -24,11 +26,13 @@ from msharefs.mountpoint import (
     LIMITS_COMMAND,
     LIMITS_STRUCT,
     PLACE_COMMAND,
+    REMOUNT_COMMAND,
     SERVER_COMMAND,
     SERVER_STRUCT,
 )
 from msharefs.processes import start_time
 
+from . import listing, remount
 from .backing import BackingFiles
 from .existing import Existing
 from .fuse import Caller, backed_handle, pyfuse3
@@ -293,19 +297,10 @@ class Filesystem(pyfuse3.Operations):
         self, ino: int, fh: int, command: int, data: bytes, flags: int, caller: Caller
     ) -> tuple[int, bytes]:
         """The control interface of a region; ENOTTY on anything else."""
-        if ino == ROOT_INO and command == SERVER_COMMAND:
-            pid = os.getpid()
-            attached = await self._regions.attached()
-            return 0, SERVER_STRUCT.pack(pid, start_time(pid), attached)
-        if ino == ROOT_INO and command == ATTACHED_COMMAND:
-            pids = await self._regions.attached_processes() + [0] * ATTACHED_MAX
-            return 0, ATTACHED_STRUCT.pack(*pids[:ATTACHED_MAX])
-        if ino == ROOT_INO and command == LIMITS_COMMAND:
-            return 0, LIMITS_STRUCT.pack(*self._ioctls.limits())
-        if ino == ROOT_INO and command == PLACE_COMMAND:
-            return 0, self._regions.room.describe(gone=self.gone())
-        if ino == ROOT_INO and command == ADOPT_COMMAND:
-            return 0, await self._existing.answer(data, caller)
+        if ino == ROOT_INO:
+            answer = await self._of_mount(command, data, caller)
+            if answer is not None:
+                return 0, answer
         node = self._tree.node(ino)
         if not node.is_region or flags & _IOCTL_COMPAT:
             raise OSError(
@@ -314,6 +309,33 @@ class Filesystem(pyfuse3.Operations):
         return await self._ioctls.answer(
             node.ident, command, data, self._handles[fh].flags, caller.pid, caller.uid
         )
+
+    async def _of_mount(self, command: int, data: bytes, caller: Caller) -> bytes | None:
+        """The answer to an ioctl of ours on the root directory; None if it is none."""
+        answer: bytes | None = None
+        if command == SERVER_COMMAND:
+            pid = os.getpid()
+            answer = SERVER_STRUCT.pack(pid, start_time(pid), await self._regions.attached())
+        elif command == ATTACHED_COMMAND:
+            pids = await self._regions.attached_processes() + [0] * ATTACHED_MAX
+            answer = ATTACHED_STRUCT.pack(*pids[:ATTACHED_MAX])
+        elif command == LIMITS_COMMAND:
+            answer = LIMITS_STRUCT.pack(*self._ioctls.limits())
+        elif command == PLACE_COMMAND:
+            answer = self._regions.room.describe(gone=self.gone())
+        elif command == ADOPT_COMMAND:
+            answer = await self._existing.answer(data, caller)
+        elif command == summary.COMMAND:
+            answer = await listing.answer(
+                self._regions,
+                self._tree,
+                data,
+                caller.uid,
+                partial(self._ioctls.turn, caller.uid, caller.pid),
+            )
+        elif command == REMOUNT_COMMAND:
+            answer = remount.answer(self._regions, data, caller.uid)
+        return answer
 
     # Directories
 

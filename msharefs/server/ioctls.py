@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from msharefs.native import ffi, lib
 from .operations import HANDLERS
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from .control import Control
     from .region import Region
     from .regions import Regions
@@ -49,6 +52,15 @@ class Ioctls:
             "descriptors": (most.descriptors, proc.open_count()),
         }
         return [number for name in mountpoint.LIMITS for number in found[name]]
+
+    @contextlib.asynccontextmanager
+    async def turn(self, user: int, tid: int) -> AsyncIterator[None]:
+        """A turn of thread `tid` of `user`, for what is not asked by `answer`."""
+        turn = await self._control.turns.take(user, tid)
+        try:
+            yield
+        finally:
+            self._control.turns.charge(user, turn)
 
     async def answer(
         self, ident: int, command: int, data: bytes, flags: int, tid: int, user: int

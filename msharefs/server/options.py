@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -44,9 +44,13 @@ FLAGS = {
 # what holds in any case;
 HELD = ("defaults", "default_permissions", "relatime", "norelatime", "strictatime",
         "nostrictatime", "lazytime", "nolazytime", "silent", "loud")  # fmt: skip
-# and what only mount(8) itself asks for in fstab(5), besides x-NAME.
-FSTAB = ("auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "nousers", "owner",
-         "noowner", "group", "nogroup")  # fmt: skip
+# and what only mount(8) itself asks for in fstab(5), besides x-NAME and X-NAME.
+FSTAB = ("auto", "noauto", "nofail", "_netdev", "_rnetdev", "user", "nouser", "users", "nousers",
+         "owner", "noowner", "group", "nogroup")  # fmt: skip
+# What Linux shows of a mount of ours in /proc/mounts, which mount(8) gives back at a remount.
+SHOWN = ("user_id", "group_id", "rootmode", "max_read", "fsname", "subtype")
+# The options that can change while it is mounted.
+CHANGEABLE = ("regions", "user_regions", "vmas", "clients", "connections", "memory", "size")
 _BACK = {back: flag for flag, back in FLAGS.items() if back}
 _PLAIN = {"allow_other", *FLAGS, *_BACK, *HELD, *FSTAB}
 # In pages. With 256 KiB the two context switches of a fault hardly count. A PTE page has 512.
@@ -97,12 +101,40 @@ class MountOptions:
     """Of FLAGS: those that are on."""
     allow_other: bool = False
     """Asked for; where it is possible other users may use the mount in any case."""
+    source: str = "msharefs"
+    """What mount(8) and /proc/mounts call the device, of which there is none."""
     foreground: bool = False
     debug: bool = False
 
 
+def words(given: Iterable[str]) -> list[str]:
+    """The options in the arguments of ``-o``, each a comma-separated list."""
+    return [item for item in ",".join(given).split(",") if item]
+
+
+def is_known(item: str) -> bool:
+    """Whether there is such an option, whatever its value."""
+    key = item.partition("=")[0]
+    return key in KEYS or key in _PLAIN or _is_remark(key)
+
+
+def is_flag(item: str) -> bool:
+    """Whether an option is one of any mount, which Linux itself can change."""
+    return item in FLAGS or item in _BACK or item in HELD[2:]
+
+
+def _is_remark(key: str) -> bool:
+    """Whether an option is for others than us: remarks of fstab(5), or the user who may unmount."""
+    return key.startswith(("x-", "X-")) or key in ("comment", "user")
+
+
 def parse(
-    given: Iterable[str], directory: Path, *, foreground: bool = False, debug: bool = False
+    given: Iterable[str],
+    directory: Path,
+    *,
+    foreground: bool = False,
+    debug: bool = False,
+    source: str = "msharefs",
 ) -> MountOptions:
     """Options from the arguments of ``-o``, each a comma-separated list.
 
@@ -111,11 +143,11 @@ def parse(
     values: dict[str, str] = {}
     flags: set[str] = set()
     allow_other = False
-    for item in filter(None, ",".join(given).split(",")):
-        key, _, value = item.partition("=")
-        if key in KEYS:
+    for item in words(given):
+        key, equals, value = item.partition("=")
+        if key in KEYS and (equals or key not in FSTAB):  # `owner` alone is fstab's
             values[key] = value
-        elif key.startswith("x-") or key == "comment":  # remarks of fstab(5)
+        elif _is_remark(key):
             pass
         elif key not in _PLAIN:
             known = ", ".join(f"{name}={what}" for name, what in KEYS.items())
@@ -155,9 +187,27 @@ def parse(
         memory=_size(values, "memory"),
         flags=frozenset(flags),
         allow_other=allow_other,
+        source=source,
         foreground=foreground,
         debug=debug,
     )
+
+
+def remounted(now: MountOptions, given: Iterable[str]) -> MountOptions:
+    """The options after ``-o remount``. BadOptionError: what cannot change while it is mounted."""
+    items = words(given)
+    wanted = parse([f"state={now.state}", *items], now.directory)
+    changes = {}
+    for key in (item.partition("=")[0] for item in items if "=" in item):
+        if key not in KEYS or getattr(wanted, key) == getattr(now, key):
+            continue
+        if key not in CHANGEABLE:
+            raise BadOptionError(
+                f"-o {key}: cannot change while it is mounted, as {', '.join(CHANGEABLE)} and the "
+                "flags of any mount can; unmount, and mount again"
+            )
+        changes[key] = getattr(wanted, key)
+    return replace(now, **changes)
 
 
 def _switch(flags: set[str], key: str) -> None:

@@ -27,9 +27,12 @@ _FOR_NAMES = 3 / 8
 _SHARE = 4
 
 
-@dataclass(frozen=True)
+@dataclass
 class Quotas:
-    """How many there may be at once. `memory`: bytes that may be mapped; 0: any number."""
+    """How many there may be at once. `memory`: bytes that may be mapped; 0: any number.
+
+    One object for the whole mount: a remount changes what it holds.
+    """
 
     regions: int
     user_regions: int
@@ -61,6 +64,10 @@ class Quotas:
             connections=options.connections or max(_FEW, min(descriptors // 8, int(lib.MM_SLOTS))),
             descriptors=descriptors,
         )
+
+    def change(self, options: MountOptions) -> None:
+        """The limits of `options` are in force from now on."""
+        vars(self).update(vars(Quotas.of(options)))
 
     def check_names(self, known: int, user: int = 0, of_user: int = 0) -> None:
         """ENOSPC: with `known` files and directories in use, no more can be made.

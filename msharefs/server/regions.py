@@ -8,6 +8,7 @@ sized.
 from __future__ import annotations
 
 import errno
+import heapq
 import logging
 import os
 from collections import Counter, deque
@@ -138,6 +139,30 @@ class Regions:
 
     def __len__(self) -> int:
         return len(self._regions)
+
+    def get(self, ident: int) -> Region | None:
+        """A region; None if it is gone."""
+        return self._regions.get(ident)
+
+    def after(self, ident: int, user: int, most: int) -> list[tuple[int, int]]:
+        """The first regions after number `ident` that a user may see, and who made them."""
+        every = is_privileged(user)
+        found = (
+            (each, self._users.get(each, 0))
+            for each in self._regions
+            if each > ident and (every or self._users.get(each) == user)
+        )
+        return heapq.nsmallest(most, found)
+
+    @property
+    def options(self) -> MountOptions:
+        """The options of the mount, as they are now."""
+        return self._options
+
+    def change(self, options: MountOptions) -> None:
+        """The options after a remount: its limits are other ones now."""
+        self._options = options
+        self.limits.change(options)
 
     def check_open(self, ident: int, flags: int) -> None:
         """Whether the file may be opened; v3 has no reason to refuse."""

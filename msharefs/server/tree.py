@@ -285,6 +285,11 @@ class Tree:
                 if stat.S_ISREG(status.st_mode) and status.st_ino != self._info_ident:
                     yield status
 
+    def is_unlinked(self, ident: int) -> bool:
+        """Whether a region has no name any more, and somebody has it open."""
+        node = self._nodes.get(inode_of(ident))
+        return node is not None and node.stat().st_nlink == 0
+
     def unlinked_regions(self) -> Iterator[Node]:
         """The regions that live only because somebody has them open."""
         for node in self._nodes.values():

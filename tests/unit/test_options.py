@@ -9,11 +9,16 @@ import pytest
 
 from msharefs.home import default_state
 from msharefs.native import lib
+from msharefs.server.option_texts import SHORT, TEXTS
 from msharefs.server.options import (
     BUDGET_MIN,
+    CHANGEABLE,
+    KEYS,
     VMAS_MAX,
     BadOptionError,
+    is_known,
     parse,
+    remounted,
 )
 
 MNT = Path("/mnt/m")
@@ -91,6 +96,7 @@ def test_wrong(given: str) -> None:
         ("noexec,nosuid,exec", "nosuid"),
         ("_netdev,nofail,noauto,user,x-systemd.automount,comment=mine,relatime", ""),
         ("allow_other,default_permissions", ""),
+        ("owner,group,user=me,_rnetdev,X-mount.mkdir", ""),
     ],
 )  # fmt: skip
 def test_options_of_any_mount(given: str, flags: str) -> None:
@@ -118,3 +124,31 @@ def test_limits() -> None:
 def test_limits_that_are_none(given: str) -> None:
     with pytest.raises(BadOptionError, match=given.split("=", maxsplit=1)[0]):
         parse([given], MNT)
+
+
+def test_each_option_has_a_text() -> None:
+    assert set(SHORT) == set(TEXTS) == set(KEYS)
+    assert set(CHANGEABLE) <= set(KEYS)
+
+
+def test_a_remount_changes_limits_and_keeps_the_rest(tmp_path: Path) -> None:
+    now = parse([f"quantum=2M,state={tmp_path},regions=5"], MNT)
+    then = remounted(now, ["regions=7,quantum=2M,ro,x-systemd.automount", f"state={tmp_path}"])
+    assert (then.regions, then.quantum, then.state) == (7, 2 << 20, tmp_path)
+    for given in (
+        "quantum=1G",
+        "owner=process",
+        "state=/dev/shm/x",
+        "budget=4M",
+        "regions=1,faults=linux",
+    ):
+        key = given.split(",")[-1].partition("=")[0]
+        with pytest.raises(BadOptionError, match=f"^-o {key}: cannot change while it is mounted"):
+            remounted(now, [given])
+    with pytest.raises(BadOptionError, match="there is no such option"):
+        remounted(now, ["colour=red"])
+
+
+def test_known_names() -> None:
+    assert all(map(is_known, ("quantum=x", "ro", "x-y", "X-y=1", "user=me", "owner", "comment=a")))
+    assert not any(map(is_known, ("colour=red", "remount", "bind")))
