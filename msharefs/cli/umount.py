@@ -10,7 +10,7 @@ import click
 
 from msharefs import mountpoint, processes
 
-from . import tell
+from . import _complete, tell
 
 # A server ends within a second of the unmount; it may have many regions to free.
 WAIT_SECONDS = 20.0
@@ -23,9 +23,16 @@ WAIT_SECONDS = 20.0
     is_flag=True,
     help="Detach now, even if files on it are open; the server ends with the last.",
 )
-@click.argument("directory", type=Path)  # not click.Path, whose stat(2) a dead server can hang
+@click.argument(
+    "directory", type=Path, shell_complete=_complete.regions
+)  # not click.Path, whose stat(2) a dead server can hang
 def command(lazy: bool, directory: Path) -> None:
     """Unmount the msharefs on DIRECTORY and wait until its server has ended."""
+    unmount(directory, lazy=lazy)
+
+
+def unmount(directory: Path, *, lazy: bool) -> None:
+    """Unmount; OSError with a sentence if that cannot be."""
     resolved = mountpoint.resolve(directory)
     mount = mountpoint.covering(resolved)
     if mount is None or mount.fstype != mountpoint.FSTYPE:

@@ -3,14 +3,21 @@
 One place in the code writes a few messages a minute, then only how many there would have been. The
 file is emptied when it is full; what was in it is kept as ``log.1`` until the next time. Whatever a
 client puts into a name is shown in one line, escaped.
+
+A server in the background writes to syslog, too, where there is one. In the foreground under
+systemd standard error is the journal, which has the time, and takes the level from "<N>" before a
+line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
+import socket
 import sys
+import syslog
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
@@ -26,6 +33,14 @@ BURST = 20
 WINDOW_SECONDS = 60.0
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_FORMAT_SHORT = "%(name)s: %(message)s"
+DEV_LOG = "/dev/log"
+_PRIORITIES = (
+    (logging.CRITICAL, syslog.LOG_CRIT),
+    (logging.ERROR, syslog.LOG_ERR),
+    (logging.WARNING, syslog.LOG_WARNING),
+    (logging.INFO, syslog.LOG_INFO),
+)
 
 
 class _Formatter(logging.Formatter):
@@ -86,6 +101,46 @@ class Limit(logging.Filter):
         return True
 
 
+class _JournalFormatter(_Formatter):
+    """For the journal: each line has its level before it (sd-daemon(3))."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of one message."""
+        level = f"<{_priority(record.levelno)}>"
+        return "\n".join(level + line for line in super().format(record).splitlines())
+
+
+def _priority(level: int) -> int:
+    return next((number for least, number in _PRIORITIES if level >= least), syslog.LOG_DEBUG)
+
+
+class Syslog(logging.Handler):
+    """To syslog, as long as it takes messages: a server never waits for it."""
+
+    def __init__(self, directory: str, path: str = DEV_LOG) -> None:
+        super().__init__()
+        self._head = f"msharefs[{os.getpid()}]: {escaped(directory)}: "
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            self._socket.connect(path)
+        except OSError:
+            self._socket.close()
+            raise
+        self.setFormatter(_Formatter(_FORMAT_SHORT))
+        self.addFilter(Limit())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one message."""
+        number = syslog.LOG_DAEMON | _priority(record.levelno)
+        with contextlib.suppress(OSError):
+            self._socket.send(f"<{number}>{self._head}{self.format(record)}".encode())
+
+    def close(self) -> None:
+        """No more messages."""
+        self._socket.close()
+        super().close()
+
+
 class _File(logging.StreamHandler[TextIO]):
     """A log file of a bounded size.
 
@@ -118,16 +173,33 @@ class _File(logging.StreamHandler[TextIO]):
 def handler(stream: TextIO, path: Path | None = None) -> logging.Handler:
     """What writes messages to `stream`, which is the file `path` if that is given."""
     made = logging.StreamHandler(stream) if path is None else _File(stream, path)
-    made.setFormatter(_Formatter(_FORMAT))
+    in_journal = path is None and is_journal(stream)
+    made.setFormatter(_JournalFormatter(_FORMAT_SHORT) if in_journal else _Formatter(_FORMAT))
     made.addFilter(Limit())
     return made
 
 
-def set_up(path: Path | None, *, debug: bool) -> TextIO:
-    """Messages go to `path` from now on, or to stderr; returns the stream."""
+def is_journal(stream: TextIO) -> bool:
+    """Whether a stream leads to systemd's journal, which says so in $JOURNAL_STREAM."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # not a file at all
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def set_up(path: Path | None, directory: Path, *, debug: bool) -> TextIO:
+    """Messages of the mount on `directory` go to `path` from now on and to syslog, or to stderr.
+
+    Returns the stream.
+    """
     stream = sys.stderr if path is None else _open(path)
     level = logging.DEBUG if debug else logging.INFO
-    logging.basicConfig(handlers=[handler(stream, path)], level=level)
+    handlers: list[logging.Handler] = [handler(stream, path)]
+    if path is not None:
+        with contextlib.suppress(OSError):  # there is no syslog
+            handlers.append(Syslog(str(directory)))
+    logging.basicConfig(handlers=handlers, level=level)
     # Its debug messages are about its own tasks.
     logging.getLogger("pyfuse3").setLevel(logging.INFO)
     return stream

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 from msharefs import mountpoint, proc
 
 from . import devices, logs
+from .notify import Notifier
 from .state import StateDirectory
 
 if TYPE_CHECKING:
@@ -75,14 +76,18 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
     os.chdir("/")
     state = StateDirectory(options)
     clear = state.fresh  # if it fails before the mount works; an adopted directory stays
+    manager = Notifier()
 
     def mounted() -> None:
         nonlocal clear
         clear = False
+        manager.ready()
         ready()
 
     try:
-        stream = logs.set_up(None if options.foreground else state.log, debug=options.debug)
+        stream = logs.set_up(
+            None if options.foreground else state.log, options.directory, debug=options.debug
+        )
         faulthandler.enable(stream)
         faulthandler.register(signal.SIGUSR1, stream, all_threads=True)
         # From here on libfuse, trio, threads: no fork.
@@ -97,7 +102,7 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
                 "libfuse3-3, from Debian 12 on), then run make setup again",
             ) from None
 
-        clear = serve_mount(options, state, mounted)
+        clear = serve_mount(options, state, mounted, manager)
     finally:
         faulthandler.unregister(signal.SIGUSR1)
         state.release(clear=clear)

@@ -25,6 +25,7 @@ from .tree import Tree
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .notify import Notifier
     from .options import MountOptions
     from .state import StateDirectory
 
@@ -33,21 +34,26 @@ log = logging.getLogger(__name__)
 # Nobody waits for this: it only decides how long memory stays after its last user has gone.
 _ATTACHED_POLL_SECONDS = 0.5
 _GONE_POLL_SECONDS = 5.0
+_REPORT_SECONDS = 5.0
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def serve_mount(options: MountOptions, state: StateDirectory, ready: Callable[[], None]) -> bool:
+def serve_mount(
+    options: MountOptions, state: StateDirectory, ready: Callable[[], None], manager: Notifier
+) -> bool:
     """Mount and serve until the end; True if nothing in the state directory is needed any more.
 
-    `ready` is called when the kernel has shaken hands.
+    `ready` is called when the kernel has shaken hands; `manager` may start services.
     """
     try:
-        return trio.run(_serve, options, state, ready)
+        return trio.run(_serve, options, state, ready, manager)
     except BaseExceptionGroup as group:
         raise _only_leaf(group) from None
 
 
-async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[], None]) -> bool:
+async def _serve(
+    options: MountOptions, state: StateDirectory, ready: Callable[[], None], manager: Notifier
+) -> bool:
     with contextlib.ExitStack() as stack:
         tree = Tree(state.tree, state.gone)
         stack.callback(tree.close)
@@ -63,6 +69,7 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
             nursery.start_soon(regions.find_objects)
             nursery.start_soon(regions.watch_adopted)
             nursery.start_soon(_look_after, state)
+            nursery.start_soon(_report, regions, manager)
             await nursery.start(regions.owners.run)
             end = await nursery.start(_end_on_signal)
             filesystem = Filesystem(tree, regions, Ioctls(regions, control), options, ready)
@@ -81,6 +88,7 @@ async def _serve(options: MountOptions, state: StateDirectory, ready: Callable[[
                 await fuse.serve(filesystem, end)
             finally:
                 fuse.unmount()
+            manager.stopping()
             log.info("unmounted from %s", options.directory)
             await filesystem.shut_down()
             if not end.is_set() and await regions.attached():
@@ -111,6 +119,15 @@ async def _look_after(state: StateDirectory) -> None:
         await trio.sleep(_GONE_POLL_SECONDS)
 
 
+async def _report(regions: Regions, manager: Notifier) -> None:
+    """How the mount is doing, for the service manager; nobody else hears of it."""
+    while manager.listens:
+        with contextlib.suppress(OSError):
+            attached = await regions.attached()
+            manager.status(f"{len(regions)} regions, {attached} attachments")
+        await trio.sleep(_REPORT_SECONDS)
+
+
 async def _end_on_signal(
     task_status: trio.TaskStatus[trio.Event] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -124,10 +141,11 @@ async def _end_on_signal(
 
 def _mount_options(options: MountOptions) -> set[str]:
     """Options for libfuse. fsname and subtype make it "msharefs on DIR type fuse.msharefs"."""
+    source = options.source.replace("\\", "\\\\").replace(",", "\\,")
     given = {
         *pyfuse3.default_options,
         *options.flags,
-        "fsname=msharefs",
+        f"fsname={source}",
         "subtype=msharefs",
         "default_permissions",
     }

@@ -28,7 +28,6 @@ import logging
 import os
 import signal
 import stat
-import syslog
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -154,8 +153,7 @@ class StateDirectory:
                 f"the state directory {self.path} of {self._options.directory} is gone: attached "
                 "processes go on, but no name can be found or made; unmount, and mount again"
             )
-            log.error("%s", said)
-            syslog.syslog(syslog.LOG_ERR, f"msharefs: {said}")  # the log may have been in there
+            log.error("%s", said)  # to syslog, too: the log may have been in there
         return True
 
     def release(self, *, clear: bool) -> None:
