@@ -16,6 +16,8 @@ import click
 
 from msharefs import __version__
 
+from . import _examples
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,6 +31,8 @@ VERBS = {
     "smaps": "Show a region's memory in the shape of /proc/PID/smaps.",
     "pagetable": "Show a region's page tables, level by level.",
     "clients": "Show the processes that are attached to a region.",
+    "top": "Show regions and clients live, with their rates.",
+    "metrics": "Give the figures of all regions to Prometheus.",
     "check": "Check a region, all regions of a mount, or a state directory that no server has.",
     "reap": "End the attachments of dead processes to a region, or to all regions of a mount.",
     "run": "Run PROGRAM so that its mmap(2) of a region file attaches the region.",
@@ -53,6 +57,7 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        command.epilog = command.epilog or _examples.epilog(cmd_name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

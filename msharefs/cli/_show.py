@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 from rich.console import Console
@@ -16,11 +16,34 @@ from msharefs import units
 
 from . import _types
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
 # Both are the same in every verb that has them.
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 output_option = click.option(
     "-o", "--output", type=_types.Output(), help="Also write the figures as JSON to this file."
 )
+
+
+def sort_option(sorts: Iterable[str]) -> Callable[[Command], Command]:
+    """``--sort KEY``: the same in every verb that lists. The first key is the order without it."""
+    keys = list(sorts)
+    return click.option(
+        "--sort", type=click.Choice(keys), default=keys[0], show_default=True,
+        help="What to list by: names and pids from the least, all else from the most.",
+    )  # fmt: skip
+
+
+def sorted_by(found: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """What was found, by one of its values: names and pids upwards, other numbers downwards."""
+    known = [each for each in found if each.get(key) is not None]
+    downwards = key not in ("name", "pid", "comm", "region")
+    known.sort(key=lambda each: each[key], reverse=downwards)
+    return known + [each for each in found if each.get(key) is None]
+
 
 # rich folds a table into 80 columns where there is no terminal; a pipe or a file gets whole lines.
 WIDE = 100_000
@@ -30,6 +53,14 @@ _LINES = 25
 def print_json(value: Any) -> None:
     """Print a JSON document, indented."""
     click.echo(json.dumps(value, indent=2))
+
+
+def print_look(value: Any, *, watched: bool) -> None:
+    """Print a JSON document; of many looks each has a line."""
+    if watched:
+        click.echo(json.dumps(value))
+    else:
+        print_json(value)
 
 
 def give_json(value: Any, output: TextIO | None, *, as_json: bool) -> bool:

@@ -9,7 +9,7 @@ import click
 
 from msharefs import units, verbs
 
-from . import _plot, _progress, _show, _types
+from . import _json, _plot, _progress, _show, _types
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -212,7 +212,7 @@ def plan_check(size: int | None, output: TextIO | None, *, as_json: bool) -> Non
     size = size or plan_check.SIZE
     with _progress.Bars() as bars:
         found = plan_check.run(size, bars.step(PLAN_CHECK, size))
-    if _show.give_json(found, output, as_json=as_json):
+    if _show.give_json(_json.document("plan-check", found), output, as_json=as_json):
         show_check(found)
     sys.exit(0 if found["equal"] else 1)
 

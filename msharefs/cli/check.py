@@ -14,7 +14,7 @@ import click
 
 from msharefs import mountpoint
 
-from . import _patience, _region, _show, sentence
+from . import _complete, _json, _patience, _region, _show, sentence
 from .ls import regions
 
 CLEAN, REPAIRED, BROKEN = range(3)
@@ -111,7 +111,7 @@ def _is_state(path: str) -> bool:
 
 
 @click.command()
-@click.argument("path", metavar="MOUNT|REGION|STATE")
+@click.argument("path", metavar="MOUNT|REGION|STATE", shell_complete=_complete.regions)
 @click.option("--repair", is_flag=True, help="Mend what can be mended.")
 @_show.json_option
 def command(path: str, repair: bool, as_json: bool) -> None:
@@ -129,9 +129,10 @@ def command(path: str, repair: bool, as_json: bool) -> None:
         click.echo(f"msharefs: {sentence(error)}", err=True)
         sys.exit(BROKEN)
     if as_json:
-        _show.print_json(
-            {name: {"found": found, "left": left} for name, (found, left) in result.items()}
-        )
+        regions = [
+            {"name": name, "found": found, "left": left} for name, (found, left) in result.items()
+        ]
+        _show.print_json(_json.document("check", {"path": path, "regions": regions}))
     else:
         _tell(result, repair=repair)
     if any(left for _, left in result.values()):

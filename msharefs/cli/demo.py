@@ -10,7 +10,7 @@ import psutil
 
 from msharefs import home, units, verbs
 
-from . import _progress, _show, _types
+from . import _json, _progress, _show, _types
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -158,7 +158,7 @@ def command(processes: int, size: int, as_json: bool, output: TextIO | None) -> 
     _progress.end_on_signals()
     with _progress.Bars() as bars:
         found = demo.run(processes, size, bars)
-    if _show.give_json(found, output, as_json=as_json):
+    if _show.give_json(_json.document("demo", found), output, as_json=as_json):
         show(found)
     for problem in found["problems"]:
         click.echo(f"msharefs: {problem}", err=True)

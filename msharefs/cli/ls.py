@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from msharefs import units
+from msharefs import mountpoint, summary, units
 
-from . import _region, _show
+from . import _complete, _json, _region, _show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 # Left out where there is no room for them, the first first.
 SPARE = ("owner", "mappings", "resident")
 NUMBERS = ("size", "mappings", "resident", "page tables", "clients")
+SORTS = {
+    "name": "name",
+    "size": "size_bytes",
+    "resident": "rss_bytes",
+    "page_tables": "page_table_bytes",
+    "clients": "clients",
+}
 
 
 def regions(directory: str, recursive: bool) -> Iterator[tuple[str, os.stat_result]]:
@@ -58,6 +65,37 @@ def entry(path: str, name: str, status: os.stat_result) -> dict[str, Any] | None
         }
 
 
+def without_names(directory: str) -> Iterator[dict[str, Any]]:
+    """Regions that no directory shows: adopted memory, and what was unlinked while in use.
+
+    Of other users only root sees them.
+    """
+    from msharefs.server import describe
+
+    mount = mountpoint.above(Path(directory))
+    if mount is None:  # it is gone meanwhile
+        return
+    pids: list[int] | None = None
+    for each in summary.regions(mount.directory):
+        if each["adopted"] or each["unnamed"]:
+            if each["adopted"]:  # nobody tells us who maps it
+                if pids is None:
+                    pids = mountpoint.attached_processes(mount.directory)
+                each["clients"] = len(describe.adopters(each["memory"], pids))
+            what = "adopted memory" if each["adopted"] else "unlinked"
+            yield {
+                "name": f"({what} {each['inode']})",
+                "unnamed": True,
+                "adopted": each["adopted"],
+                **{key: each[key] for key in _SHARED},
+                "owner": {"pid": each["owner_pid"]},
+            }
+
+
+_SHARED = ("size_bytes", "quantum_bytes", "vmas", "rss_bytes", "page_table_bytes", "clients",
+           "counters")  # fmt: skip
+
+
 def row(region: dict[str, Any]) -> list[str]:
     """One region as the cells of the table for people."""
     name = _show.printable(region["name"])
@@ -75,11 +113,43 @@ def row(region: dict[str, Any]) -> list[str]:
     ]
 
 
+def totals(listed: list[dict[str, Any]]) -> dict[str, int]:
+    """The sums of those that may be seen."""
+    return {
+        "regions": len(listed),
+        **{
+            key: sum(region.get(key, 0) for region in listed)
+            for key in ("size_bytes", "vmas", "rss_bytes", "page_table_bytes", "clients")
+        },
+    }
+
+
+def total_row(total: dict[str, int]) -> list[str]:
+    """The last line of the table."""
+    return [
+        f"{total['regions']} regions",
+        units.size(total["size_bytes"]),
+        str(total["vmas"]),
+        units.size(total["rss_bytes"]),
+        units.size(total["page_table_bytes"]),
+        str(total["clients"]),
+        "",
+    ]
+
+
 @click.command()
-@click.argument("directory")
+@click.argument("directory", shell_complete=_complete.regions)
 @click.option("-R", "--recursive", is_flag=True, help="Also list the directories below.")
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="Also list what has no name: adopted memory, and regions that were unlinked while in use, "
+    "of the whole mount.",
+)
+@_show.sort_option(SORTS)
 @_show.json_option
-def command(directory: str, recursive: bool, as_json: bool) -> None:
+def command(directory: str, recursive: bool, every: bool, sort: str, as_json: bool) -> None:
     """List the regions of a directory."""
     if not stat.S_ISDIR(_region.look(directory).st_mode):
         raise NotADirectoryError(
@@ -91,8 +161,14 @@ def command(directory: str, recursive: bool, as_json: bool) -> None:
         for path, status in regions(directory, recursive)
     )
     listed = [region for region in found if region is not None]
+    if every:
+        listed += without_names(directory)
+    listed = _show.sorted_by(listed, SORTS[sort])
+    total = totals(listed)
     if as_json:
-        _show.print_json(listed)
+        shown = [_json.region(region) for region in listed]
+        document = {"directory": directory, "regions": shown, "total": total}
+        _show.print_json(_json.document("ls", document))
         return
     if not listed:
         click.echo("no regions")
@@ -102,4 +178,6 @@ def command(directory: str, recursive: bool, as_json: bool) -> None:
     )
     for region in listed:
         lines.add_row(*row(region))
+    if len(listed) > 1:
+        lines.add_row(*total_row(total))
     _show.show(lines, SPARE)

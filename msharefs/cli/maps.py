@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from . import _region, _show
+from . import _complete, _json, _region, _show
 
 # Where a 64-bit kernel puts the name in /proc/PID/maps: after 25 + 6 * sizeof(void *) - 1
 # characters and a space.
@@ -21,13 +21,14 @@ def line(vma: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("region")
+@click.argument("region", shell_complete=_complete.regions)
 @_show.json_option
 def command(region: str, as_json: bool) -> None:
     """Show a region's mappings, in the shape of /proc/PID/maps."""
     maps = _region.describe(region, "maps")
     if as_json:
-        _show.print_json(maps)
+        found = {"region": region, "mappings": [_json.mapping(vma) for vma in maps]}
+        _show.print_json(_json.document("maps", found))
         return
     for vma in maps:
         click.echo(line(vma))

@@ -8,27 +8,29 @@ import click
 
 from msharefs import mountpoint
 from msharefs.server import server
-from msharefs.server.options import BadOptionError, parse
+from msharefs.server.option_texts import SHORT
+from msharefs.server.options import KEYS, BadOptionError, parse
 
-from . import tell
+from . import _complete, _examples, tell
+
+EPILOG = "\n".join(
+    (
+        "\b",
+        "Options of -o:",
+        *(f"  {key + '=' + values:37}{SHORT[key]}" for key, values in KEYS.items()),
+    )
+)
 
 
-@click.command()
+@click.command(epilog=f"{EPILOG}\n\n{_examples.epilog('mount')}")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
 @click.option(
     "-o",
     "options",
     metavar="OPTS",
     multiple=True,
-    help="quantum=512G|1G|2M, size=SIZE and huge=always|advise|within_size|never (of the tmpfs of "
-    "root's own), "
-    "state=DIR (another place, on tmpfs), owner=file|process|thread, quirks=v3, "
-    "fault_around=PAGES, faults=linux|watched, passthrough=no, budget=SIZE (of its own page "
-    "tables, for each client), "
-    "the limits regions=COUNT, user_regions=COUNT (of a user), vmas=COUNT (of a region), "
-    "clients=COUNT, connections=COUNT (of a user), memory=SIZE (mapped in all regions; "
-    "`msharefs stat DIRECTORY` shows them), "
-    "and those of any mount: ro, noexec, allow_other ...; separated by commas.",
+    shell_complete=_complete.options,
+    help="Options, separated by commas: those below, and those of any mount, as ro, noexec.",
 )
 @click.option("--debug", is_flag=True, help="Log every request that fails, and more.")
 @click.argument("directory", type=Path)  # not click.Path, whose stat(2) a dead server can hang

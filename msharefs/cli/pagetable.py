@@ -8,7 +8,7 @@ import click
 
 from msharefs import units
 
-from . import _region, _show
+from . import _complete, _json, _region, _show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,14 +74,14 @@ def show_map(path: str, plot: str | None, as_json: bool) -> None:
     if draw is not None:
         draw.draw_map(found, plot)
     elif as_json:
-        _show.print_json(found)
+        _show.print_json(_json.document("map", found))
     else:
         for line in _map.lines(found, coloured=_show.has_colour()):
             _show.show(line)
 
 
 @click.command()
-@click.argument("region")
+@click.argument("region", shell_complete=_complete.regions)
 @click.option(
     "--all", "every", is_flag=True, help="One line for every table, also where they are alike."
 )
@@ -105,7 +105,7 @@ def command(region: str, every: bool, as_map: bool, plot: str | None, as_json: b
         return
     pagetable = _region.describe(region, "pagetable")
     if as_json:
-        _show.print_json(pagetable)
+        _show.print_json(_json.document("pagetable", {"region": region, **pagetable}))
         return
     for line in lines(pagetable, every):
         click.echo(line)

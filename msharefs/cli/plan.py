@@ -10,7 +10,7 @@ import click
 from msharefs import units
 from msharefs.lab import plan
 
-from . import _show, _types
+from . import _json, _show, _types
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,5 +172,5 @@ def command(
     found = plan.plan(size, clients, plan.PAGE_SIZES[page], basis)
     if classes:
         found["classes"] = classes
-    if _show.give_json(found, output, as_json=as_json):
+    if _show.give_json(_json.document("plan", found), output, as_json=as_json):
         show(found)

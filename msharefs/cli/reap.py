@@ -7,7 +7,7 @@ import stat
 
 import click
 
-from . import _region
+from . import _complete, _region
 from .ls import regions
 
 
@@ -24,7 +24,7 @@ def reap(path: str) -> int:
 
 
 @click.command()
-@click.argument("path", metavar="MOUNT|REGION")
+@click.argument("path", metavar="MOUNT|REGION", shell_complete=_complete.regions)
 def command(path: str) -> None:
     """End the attachments of dead processes to a region, or to all regions of a mount.
 

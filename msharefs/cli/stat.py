@@ -10,7 +10,7 @@ import click
 
 from msharefs import mountpoint, units
 
-from . import _patience, _region, _show
+from . import _complete, _json, _patience, _region, _show, _watch
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -97,35 +97,63 @@ def place_row(place: dict[str, Any]) -> str:
     )
 
 
-def _show_mount(directory: str, *, as_json: bool) -> None:
-    limits = mountpoint.limits(Path(directory))
-    place = mountpoint.place(Path(directory))
-    if as_json:
-        _show.print_json({"mount": directory, "place": place, "limits": limits})
-        return
-    click.echo(place_row(place))
+def _mount_document(directory: str) -> dict[str, Any]:
+    found = {
+        "mount": directory,
+        "place": mountpoint.place(Path(directory)),
+        "limits": mountpoint.limits(Path(directory)),
+    }
+    return _json.document("mount", found)
+
+
+def _show_mount(found: dict[str, Any]) -> None:
+    click.echo(place_row(found["place"]))
     lines = _show.table("limit (-o)", "used", "most", "", right=("used", "most"))
-    for row in mount_rows(limits):
+    for row in mount_rows(found["limits"]):
         lines.add_row(*row)
     _show.show(lines)
+
+
+def _show_region(found: dict[str, Any], before: dict[str, Any] | None) -> None:
+    lines = _show.table("", "", *(["added"] if before else []), right=("added",))
+    lines.show_header = False
+    grown = {
+        **_watch.growth(found["counters"], before and before["counters"]),
+        **_watch.growth(found, before),
+    }
+    by_title = {_TITLES.get(key, key.replace("_", " ")): each for key, each in grown.items()}
+    for title, text in rows(found):
+        added = by_title.get(title)
+        lines.add_row(title, text, *([f"{added:+,}" if added else ""] if before else []))
+    _show.show(lines)
+
+
+_TITLES = {"vmas": "mappings", "rss_bytes": "resident", "page_table_bytes": "page tables"}
 
 
 @click.command()
-@click.argument("region", metavar="REGION|MOUNT")
+@click.argument("region", metavar="REGION|MOUNT", shell_complete=_complete.regions)
+@_watch.option
+@_watch.count_option
 @_show.json_option
-def command(region: str, as_json: bool) -> None:
+def command(region: str, watch: float | None, count: int | None, as_json: bool) -> None:
     """Show a region's size, page tables, owner and counters; or a mount's limits."""
     _patience.watch(Path(region))
-    if os.path.isdir(region):
+    is_mount = os.path.isdir(region)
+    if is_mount:
         _region.look(region)
-        _show_mount(region, as_json=as_json)
-        return
-    found = _region.describe(region, "stat")
-    if as_json:
-        _show.print_json(found)
-        return
-    lines = _show.table("", "")
-    lines.show_header = False
-    for row in rows(found):
-        lines.add_row(*row)
-    _show.show(lines)
+
+    def look() -> dict[str, Any]:
+        return _mount_document(region) if is_mount else dict(_region.describe(region, "stat"))
+
+    for found, before in _watch.looks(look, watch, count):
+        if as_json:
+            document = found if is_mount else _json.document("stat", _json.region(found))
+            _show.print_look(document, watched=watch is not None)
+            continue
+        if before is not None:
+            click.echo()
+        if is_mount:
+            _show_mount(found)
+        else:
+            _show_region(found, before)

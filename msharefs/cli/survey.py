@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -27,16 +26,6 @@ LINES = 12
 
 KEPT = 1000
 """Looks of --watch that a page has."""
-
-EXAMPLES = """
-\b
-Examples:
-  msharefs survey                             all processes; as root
-  msharefs survey --tree $(pgrep -o postgres) a server and all it has started
-  msharefs survey --cgroup system.slice/apache2.service --html apache.html
-  msharefs survey --pid 812,813 --exact --json
-  msharefs survey --tree 812 --watch 10       again every ten seconds
-"""
 
 
 class Pids(click.ParamType):
@@ -159,7 +148,7 @@ def choose(
     return selection.system()
 
 
-@click.command(epilog=EXAMPLES)
+@click.command()
 @click.option("--pid", "pids", metavar="PID[,PID...]", type=Pids(), help="These processes.")
 @click.option(
     "--tree", metavar="PID", type=click.IntRange(min=1), help="A process and all its descendants."
@@ -213,10 +202,8 @@ def command(
         looks = [*looks[-KEPT + 1 :], found]
         if html is not None:
             html.write_text(page.page(looks))
-        if as_json and watch is not None:
-            click.echo(json.dumps(found))  # a line for each look
-        elif as_json:
-            _show.print_json(found)
+        if as_json:
+            _show.print_look(found, watched=watch is not None)
         else:
             if len(looks) > 1:
                 print(f"\n{'-' * 78}\n")

@@ -19,6 +19,8 @@ from msharefs.cli import plan as verb
 from msharefs.lab import plan
 from msharefs.lab.bench import plan_check
 
+from support import schema
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -117,8 +119,12 @@ def test_the_verb_shows_every_level_and_writes_json(tmp_path: Path) -> None:
     for level in ("PTE", "PMD", "PUD", "PGD"):
         assert level in rows
     assert "878.9 GiB" in rows["PTE"]
-    found = json.loads(output.read_text())
-    assert found == plan.plan(300 * G, 1500, SMALL, all_of_it())
+    found = schema.check(json.loads(output.read_text()))
+    assert found == {
+        "kind": "msharefs plan",
+        "version": 1,
+        **plan.plan(300 * G, 1500, SMALL, all_of_it()),
+    }
     assert units.size(found["unshared"]["bytes"]) in rows["sum"]
 
 
@@ -214,7 +220,7 @@ def test_plan_check_notices_a_plan_that_is_wrong(monkeypatch: pytest.MonkeyPatch
 def test_the_cover_letters_window_built_for_real() -> None:
     result = CliRunner().invoke(bench_verb.command, ["plan-check", "--json"])
     assert result.exit_code == 0, result.output
-    found = json.loads(result.output)
+    found = schema.check(json.loads(result.output))
     assert found["size_bytes"] == 300 * G
     assert found["built"]["bytes"] == (153600 + 300 + 1 + 1) * 4096
     assert found["built"]["entries"] == 300 * G // 4096

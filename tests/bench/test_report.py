@@ -20,6 +20,7 @@ from msharefs.launch.private_mount import PREFIX, parent
 from msharefs.server import describe
 from msharefs.server.view import View
 
+from support import schema
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def seen(mount: Mount) -> sampling.Sampler:
 def test_what_the_sampler_sees(seen: sampling.Sampler) -> None:
     assert seen.error is None
     assert len(seen.samples) >= 2
-    found = json.loads(json.dumps(seen.document()))
+    found = schema.check(json.loads(json.dumps(seen.document())))
     assert (found["processes"], found["clients"], found["attachments"]) == (CLIENTS,) * 3
     assert found["mapped_bytes"] == SIZE
     assert found["own_tables_bytes"] == CLIENTS * TABLES
@@ -244,7 +245,7 @@ def test_run_with_a_report_on_a_mount_of_its_own(tmp_path: Path) -> None:
 def test_run_with_a_report_on_a_given_mount(mount: Mount, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     watch(path, "--mount", mount.path, "--report", path)
-    check(json.loads(path.read_text()), 4)
+    check(schema.check(json.loads(path.read_text())), 4)
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -21,7 +21,7 @@ from msharefs.lab import demo
 from msharefs.launch import installed
 from msharefs.launch.private_mount import PrivateMount
 
-from support import namespace
+from support import namespace, schema
 
 PAGE = 4096
 WAIT_MS = 30_000
@@ -78,7 +78,7 @@ def test_a_small_run(tmp_path: Path) -> None:
 def test_the_run_that_readme_shows() -> None:
     result = run("--processes", "32", "--size", "256M", "--json")
     assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)  # nothing but the document is printed
+    found = schema.check(json.loads(result.stdout))  # nothing but the document is printed
     check(found, 32, 256 << 20)
     assert found["mshare"]["page_table_bytes"] <= 540_000
     assert found["ratio"]["page_tables"] > 30
@@ -112,7 +112,7 @@ def test_more_than_dev_shm_holds_is_wrong_usage(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_problems_are_said_and_make_it_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = json.loads(run("--processes", "2", "--size", "1M", "--json").stdout)
+    found = schema.check(json.loads(run("--processes", "2", "--size", "1M", "--json").stdout))
     sentence = "process 7 found 1 of 256 pages wrong, the first is page 3"
     monkeypatch.setattr(demo, "run", lambda *_: {**found, "problems": [sentence]})
     monkeypatch.setattr(verb._progress, "end_on_signals", lambda: None)

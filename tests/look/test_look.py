@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import msharefs
 from msharefs.cli import cli
 
-from support import proc
+from support import proc, schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,9 @@ def look(verb: str, target: Path, *options: str) -> Any:
     """The document that a verb prints with --json."""
     result = run(verb, "--json", *options, str(target))
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    document = schema.check(json.loads(result.stdout))
+    lists = {"ls": "regions", "clients": "clients", "maps": "mappings"}
+    return document[lists[verb]] if verb in lists else document
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -134,7 +136,7 @@ def test_maps_follow_map_and_unmap(mount: Mount) -> None:
     path = region(mount)
     with msharefs.open(path) as opened:
         opened.unmap(QUANTUM, 8192)
-    assert [(vma["start"], vma["end"], vma["prot"]) for vma in look("maps", path)] == [
+    assert [(vma["start_bytes"], vma["end_bytes"], vma["prot"]) for vma in look("maps", path)] == [
         (0, QUANTUM, "rw-s"),
         (QUANTUM + 8192, 3 * QUANTUM, "rw-s"),
     ]
@@ -153,11 +155,15 @@ def test_ls_lists_what_is_there(mount: Mount) -> None:
     assert shown == {"a": 0, "b": 3 * QUANTUM}
     shown = {entry["name"]: entry["size_bytes"] for entry in look("ls", mount.path, "-R")}
     assert shown == {"a": 0, "b": 3 * QUANTUM, "sub/c": QUANTUM}
-    assert look("ls", mount.path / "sub") == [look("stat", mount.path / "sub" / "c")]
-    header, first, second = run("ls", str(mount.path)).stdout.splitlines()
+    stat = look("stat", mount.path / "sub" / "c")
+    assert look("ls", mount.path / "sub") == [
+        {key: value for key, value in stat.items() if key not in ("kind", "version")}
+    ]
+    header, first, second, total = run("ls", str(mount.path)).stdout.splitlines()
     assert header.split()[0] == "name"
     assert first.split()[:2] == ["a", "unsized"]
     assert second.split()[:3] == ["b", "6", "MiB"]
+    assert total.split()[:4] == ["2", "regions", "6", "MiB"]
 
 
 def test_each_verb_has_a_face_for_people(mount: Mount) -> None:
@@ -226,7 +232,7 @@ def test_looking_needs_the_right_to_read_and_no_more(mount: Mount) -> None:
         listed = runner.invoke(cli, ["ls", "--json", str(mount.path)])
     assert json.loads(public.output)["size_bytes"] == 3 * QUANTUM
     assert isinstance(private.exception, PermissionError)
-    assert [entry.get("error") for entry in json.loads(listed.output)] == [
+    assert [entry.get("error") for entry in json.loads(listed.output)["regions"]] == [
         "Permission denied",
         None,
     ]

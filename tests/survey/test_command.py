@@ -13,6 +13,7 @@ import pytest
 from msharefs import proc
 
 from .conftest import NAME, SIZE, TABLE, TABLES, memfd, memory, touch
+from support import schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,7 @@ def test_the_answer_comes_first(shared: str) -> None:
 
 
 def test_json_says_what_and_where(shared: str) -> None:
-    found = json.loads(run("--json", "--pid", shared).stdout)
+    found = schema.check(json.loads(run("--json", "--pid", shared).stdout))
     assert found["kind"] == "msharefs survey"
     assert found["kernel"] == os.uname().release
     assert found["host"] == os.uname().nodename
@@ -65,7 +66,7 @@ def test_a_tree_is_a_process_and_its_descendants(family: Callable[[int], list[Ac
     actors = family(2)
     actors.append(actors[1].fork())
     actors[-1].finish()
-    found = json.loads(run("--json", "--tree", actors[0].pid).stdout)
+    found = schema.check(json.loads(run("--json", "--tree", actors[0].pid).stdout))
     assert found["processes"] == len(actors)
 
 
@@ -98,7 +99,7 @@ def test_the_survey_is_not_in_its_own_tree() -> None:
 
 
 def test_the_system_is_everybody_but_the_survey(shared: str) -> None:
-    found = json.loads(run("--json").stdout)
+    found = schema.check(json.loads(run("--json").stdout))
     assert found["processes"] >= 4  # with us
     assert json.loads(run("--json", "--system").stdout)["processes"] == found["processes"]
     (one,) = (one for one in found["objects"] if one["name"] == f"memfd:{NAME}")

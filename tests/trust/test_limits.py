@@ -20,6 +20,7 @@ from msharefs import mountpoint
 from msharefs.cli import cli
 from msharefs.native import lib
 
+from support import schema
 from support.calls import NOBODY, refused
 from support.wait import until
 
@@ -201,7 +202,7 @@ def test_what_stat_of_a_mount_shows(mount: Mount) -> None:
     (mount.path / "a").touch()
     runner = CliRunner()
     shown = runner.invoke(cli, ["stat", "--json", str(mount.path)])
-    assert json.loads(shown.output)["limits"]["regions"] == {"limit": 7, "used": 1}
+    assert schema.check(json.loads(shown.output))["limits"]["regions"] == {"limit": 7, "used": 1}
     lines = runner.invoke(cli, ["stat", str(mount.path)]).output.splitlines()
     assert [line.split()[:3] for line in lines if line.startswith(("regions", "memory"))] == [
         ["regions", "1", "7"], ["memory", "0", "B"],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner, Result
 
-from msharefs.cli import _region, _show, clients, ls, maps, pagetable, stat
+from msharefs.cli import _json, _region, _show, clients, ls, maps, pagetable, stat
 
 if TYPE_CHECKING:
     import click
@@ -84,11 +84,32 @@ def answer(monkeypatch: pytest.MonkeyPatch, command: click.Command, *arguments: 
 
 @pytest.mark.parametrize(
     ("module", "document"),
-    [(stat, STAT), (maps, MAPS), (pagetable, PAGETABLE), (clients, [CLIENT])],
+    [
+        (stat, _json.region(STAT)),
+        (maps, {"region": "r", "mappings": [_json.mapping(vma) for vma in MAPS]}),
+        (pagetable, {"region": "r", **PAGETABLE}),
+        (clients, {"target": "r", "clients": [_json.client(CLIENT)]}),
+    ],
 )
 def test_json_is_the_document(monkeypatch: pytest.MonkeyPatch, module: Any, document: Any) -> None:
     result = answer(monkeypatch, module.command, "--json", "r")
-    assert json.loads(result.output) == document
+    assert json.loads(result.output) == {
+        "kind": f"msharefs {module.__name__.rpartition('.')[2]}",
+        "version": 1,
+        **document,
+    }
+
+
+def test_what_has_a_unit_has_it_in_its_name() -> None:
+    client = _json.client(CLIENT | {"parts": [(4096, 8192, 0)]})
+    assert (client["size_bytes"], client["offset_bytes"], client["start_time_ticks"]) == (
+        QUANTUM, 0, 100,
+    )  # fmt: skip
+    assert client["parts"] == [{"base": 4096, "size_bytes": 8192, "offset_bytes": 0}]
+    assert not {"size", "offset", "start_time"} & set(client)
+    mapping = _json.mapping(MAPS[0])
+    assert (mapping["start_bytes"], mapping["end_bytes"]) == (0, 256 << 20)
+    assert _json.region(STAT)["owner"]["start_time_ticks"] == 99
 
 
 def test_stat_shows_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +247,8 @@ def test_clients_on_a_narrow_terminal_keeps_what_matters(
 def test_clients_says_so_when_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_region, "describe", lambda _path, _kind: [])
     assert CliRunner().invoke(clients.command, ["r"]).output == "no process is attached\n"
-    assert CliRunner().invoke(clients.command, ["--json", "r"]).output == "[]\n"
+    shown = CliRunner().invoke(clients.command, ["--json", "r"]).output
+    assert json.loads(shown)["clients"] == []
 
 
 @pytest.fixture
@@ -255,16 +277,21 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_ls_json_lists_regions_by_name(directory: Path) -> None:
     result = CliRunner().invoke(ls.command, ["--json", str(directory)])
-    assert json.loads(result.output) == [
+    found = json.loads(result.output)
+    assert found["regions"] == [
         {"name": "locked", "size_bytes": QUANTUM, "error": "Permission denied"},
-        STAT | {"name": "sized"},
-        STAT | {"name": "unsized", "size_bytes": 0},
+        _json.region(STAT) | {"name": "sized"},
+        _json.region(STAT) | {"name": "unsized", "size_bytes": 0},
     ]
+    assert found["total"] == {
+        "regions": 3, "size_bytes": 2 * QUANTUM, "vmas": 4, "rss_bytes": 512 << 20,
+        "page_table_bytes": 262 * 4096, "clients": 64,
+    }  # fmt: skip
 
 
 def test_ls_recursive_names_regions_below(directory: Path) -> None:
     result = CliRunner().invoke(ls.command, ["--json", "-R", str(directory)])
-    assert [entry["name"] for entry in json.loads(result.output)] == [
+    assert [entry["name"] for entry in json.loads(result.output)["regions"]] == [
         "locked", "sized", "sub/deep", "unsized",
     ]  # fmt: skip
 

@@ -1,0 +1,92 @@
+"""Examples of each verb, for --help and the manual pages."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, list[tuple[str, str]]] = {
+    "mount": [
+        ("msharefs mount /mnt", "as root: for all users"),
+        ("msharefs mount -o quantum=2M,size=8G /mnt", "small regions, 8 GiB of memory in all"),
+        ("mount -t msharefs none /mnt -o quantum=2M", "the same by mount(8), and in fstab(5)"),
+    ],
+    "umount": [
+        ("msharefs umount /mnt", "returns when its server has ended"),
+        ("msharefs umount --lazy /mnt", "although processes are attached"),
+    ],
+    "ls": [
+        ("msharefs ls /mnt", "the regions of the root directory"),
+        ("msharefs ls -R --sort page_tables /mnt", "all of them, the costliest first"),
+        ("msharefs ls --all /mnt", "adopted memory and regions without a name, too"),
+    ],
+    "stat": [
+        ("msharefs stat /mnt/r", "one region"),
+        ("msharefs stat --watch 2 /mnt/r", "its counters again every 2 s, with what was added"),
+        ("msharefs stat /mnt", "the limits of a mount"),
+    ],
+    "maps": [("msharefs maps /mnt/r", "as in /proc/PID/maps, by region offsets")],
+    "pagetable": [
+        ("msharefs pagetable /mnt/r", "level by level"),
+        ("msharefs pagetable --map /mnt/r", "a map: how full, and whose"),
+    ],
+    "clients": [
+        ("msharefs clients /mnt/r", "who is attached to a region"),
+        ("msharefs clients --sort faults /mnt", "to any region of a mount"),
+        ("msharefs clients --pid 812 /mnt", "what one process is attached to"),
+    ],
+    "top": [
+        ("msharefs top", "all mounts, live; needs the extra `tui`"),
+        ("msharefs top --once /mnt", "once, as a table"),
+    ],
+    "metrics": [
+        ("msharefs metrics", "print them; needs the extra `metrics`"),
+        ("msharefs metrics --listen 127.0.0.1:9923", "for Prometheus to fetch"),
+        (
+            "msharefs metrics --textfile /var/lib/prometheus/node-exporter/msharefs.prom",
+            "for its node exporter",
+        ),
+    ],
+    "check": [
+        ("msharefs check /mnt", "all regions of a mount"),
+        ("msharefs check --repair /mnt/r", "mend one"),
+    ],
+    "reap": [("msharefs reap /mnt", "now, and not within 5 s")],
+    "run": [
+        ("msharefs run -- ./program", "written for the series: open, ioctl, mmap"),
+        ("msharefs run --adopt-anon 64M -- ./server", "its large shared memory becomes regions"),
+        ("msharefs run --report r.html -- ./program", "what sharing would save it"),
+    ],
+    "demo": [
+        ("msharefs demo", "32 processes, 256 MiB"),
+        ("msharefs demo --processes 1000 --size 64M", ""),
+    ],
+    "bench": [
+        ("msharefs bench", "all scenarios, and the figures to reach"),
+        ("msharefs bench steady --rounds 3 -o steady.json", "one of them"),
+    ],
+    "survey": [
+        ("msharefs survey", "all processes; as root"),
+        ("msharefs survey --tree $(pgrep -o postgres)", "a server and all it has started"),
+        ("msharefs survey --cgroup system.slice/apache2.service --html apache.html", ""),
+        ("msharefs survey --pid 812,813 --exact --json", ""),
+        ("msharefs survey --tree 812 --watch 10", "again every ten seconds"),
+    ],
+    "plan": [
+        ("msharefs plan --size 300G --clients 1500", "a database's buffer"),
+        ("msharefs plan --from-run survey.json --clients 5000", "what was measured, for more"),
+    ],
+}
+
+
+def lines(verb: str) -> list[str]:
+    """The examples of a verb, each with its remark."""
+    examples = EXAMPLES.get(verb, [])
+    width = max((len(command) for command, _ in examples if len(command) <= _WIDE), default=0)
+    return [f"{command:{width}}  {remark}".rstrip() for command, remark in examples]
+
+
+def epilog(verb: str) -> str:
+    """The section for --help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines(verb))
+
+
+_WIDE = 48
+"""A command that is longer does not move the remarks of all others."""
