@@ -6,9 +6,12 @@
 # make fuzz    setup, then the fuzz targets of tests/fuzz; for longer: make fuzz SECONDS=600
 # make soak    setup, then kills of clients and servers for half an hour; for another time: make soak SECONDS=120
 # make format  lays out C and Python as the gates want it
+# make install  setup, then what it has built into PREFIX (/usr/local), below DESTDIR; more: make install ARGS=--help
+# make deb     setup, then a Debian package in build/deb
+# make docs    setup, then the pages of documentation, in build/docs/html
 # make conformance  setup, then every case of the kernel series asked of a real mount; writes CONFORMANCE.md and the table in README.md
 
-.PHONY: setup demo test lint sanitize fuzz soak format conformance clean
+.PHONY: setup demo test lint sanitize fuzz soak format install deb docs conformance clean
 
 setup:
 	@scripts/setup
@@ -42,6 +45,17 @@ format:
 	@scripts/setup lint
 	.venv/bin/ruff format .
 	find native tests -name '*.[ch]' -exec .venv/bin/clang-format -i {} +
+
+PREFIX = /usr/local
+install: setup
+	.venv/bin/python scripts/install.py --prefix "$(PREFIX)" --destdir "/$(DESTDIR)" $(ARGS)
+
+deb: setup
+	@scripts/deb
+
+docs:
+	@scripts/setup docs
+	@scripts/docs
 
 conformance:
 	@scripts/setup pytest

@@ -1,0 +1,151 @@
+"""`make install`: what it puts where, and that it works there with nothing of the work tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from msharefs.cli import VERBS
+
+from support import fusectl, namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+HEADER = ROOT / "native/include/msharefs.h"
+PROGRAM = """
+#include <fcntl.h>
+#include <msharefs.h>
+#include <stdio.h>
+int main(int argc, char **argv)
+{
+    int fd = open(argv[1], O_RDWR | O_CREAT, 0600);
+    struct mshare_stat st;
+    return argc != 2 || fd < 0 || mshare_stat(fd, &st) || printf("%lu\\n", st.quantum) < 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An installation. Without numpy, which is large, and which only figures need."""
+    base = tmp_path_factory.mktemp("install")
+    subprocess.run(
+        [sys.executable, ROOT / "scripts/install.py", "--prefix", base / "usr", "--sbindir",
+         base / "sbin", "--without", "numpy", "--destdir", "."],
+        cwd="/", check=True, timeout=60, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return base
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    yield directory
+    while (mount := namespace.at(directory)) is not None:
+        fusectl.abort(mount.minor)
+        namespace.detach(directory)
+
+
+def run(*command: str | Path, **environ: str) -> str:
+    """What a command prints, which must be all that it says."""
+    done = subprocess.run(
+        list(map(str, command)), env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", **environ},
+        cwd="/", check=False, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+def test_a_mount_a_program_and_the_end(base: Path, directory: Path, tmp_path: Path) -> None:
+    command = base / "usr/bin/msharefs"
+    state = f"state={namespace.SHM}/{tmp_path.parent.name}"
+    run(base / "sbin/mount.fuse.msharefs", "none", directory, "-o", f"quantum=2M,{state}")
+    (tmp_path / "p.c").write_text(PROGRAM)
+    path = str(base / "usr/lib/pkgconfig")
+    flags = run("pkg-config", "--cflags", "--libs", "msharefs", PKG_CONFIG_PATH=path).split()
+    run("cc", "-o", tmp_path / "p", tmp_path / "p.c", *flags)
+    assert run(tmp_path / "p", directory / "r") == "2097152\n"
+    assert run(command, "ls", directory).splitlines()[1].split()[:2] == ["r", "unsized"]
+    python = base / "usr/lib/msharefs/bin/python3"
+    assert run(python, "-I", "-c", "import msharefs.client, trio; print(msharefs.__file__)") == (
+        f"{base}/usr/lib/msharefs/lib/python3.{sys.version_info.minor}/site-packages/msharefs/"
+        "__init__.py\n"
+    )
+    libdir = Path(run(command, "--libdir").strip())
+    assert (libdir / "libmsharefs-preload.so.1").is_file()
+    assert (libdir.parent / "libexec/mshare-worker").is_file()
+    assert (libdir / "libmsharefs.so.1").samefile(base / "usr/lib/libmsharefs.so.1")
+    run(base / "sbin/umount.msharefs", directory)
+    assert namespace.at(directory) is None
+
+
+def test_nothing_knows_the_work_tree(base: Path) -> None:
+    for path in base.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            content = path.read_bytes()
+            is_text = b"\0" not in content  # in programs the debugger's figures know it
+            assert not is_text or str(ROOT).encode() not in content, path
+
+
+def test_the_unit_starts_what_is_installed(base: Path) -> None:
+    text = (base / "usr/lib/systemd/system/msharefs@.service").read_text()
+    assert f"ExecStart={base}/usr/bin/msharefs mount -f -o ${{OPTIONS}} %f\n" in text
+    assert "Type=notify\n" in text
+
+
+def test_there_is_a_page_for_each_verb_and_each_function(base: Path) -> None:
+    pages = {path.name for path in (base / "usr/share/man").rglob("*.?")}
+    functions = re.findall(r"^MSHARE_API .*?(\w+)\(", HEADER.read_text(), re.MULTILINE)
+    assert pages == {
+        "msharefs.1", "msharefs.5", "mount.msharefs.8", "umount.msharefs.8",
+        "mount.fuse.msharefs.8", "umount.fuse.msharefs.8",
+        *(f"msharefs-{verb}.1" for verb in VERBS), *(f"{name}.3" for name in functions),
+    }  # fmt: skip
+
+
+def test_pages_are_troff_that_says_what_help_says(base: Path) -> None:
+    man = base / "usr/share/man"
+    attach = (man / "man3/mshare_attach.3").read_text()
+    for heading in ("NAME", "SYNOPSIS", "DESCRIPTION", "RETURN VALUE", "ERRORS", "EXAMPLES"):
+        assert f".SH {heading}\n" in attach
+    assert ".TP\n\\fBENOTTY\\fR\n" in attach
+    mount = (man / "man5/msharefs.5").read_text()
+    assert "\\fBquantum\\fR=\\fI512G/1G/2M\\fR\nWhat sizes" in mount
+    if shutil.which("groff"):  # as man(1) has it drawn
+        for page in sorted(man.rglob("*.?")):
+            done = subprocess.run(
+                ["groff", "-man", "-Tutf8", "-ww", "-z", page],
+                check=False, capture_output=True, text=True, timeout=30, cwd=man,
+            )  # fmt: skip
+            assert done.stderr == "", page
+
+
+def test_shells_complete_verbs_options_and_mounts(base: Path) -> None:
+    share = base / "usr/share"
+    assert "#compdef msharefs" in (share / "zsh/vendor-completions/_msharefs").read_text()
+    assert "complete" in (share / "fish/vendor_completions.d/msharefs.fish").read_text()
+
+    def complete(*words: str) -> list[str]:
+        script = (
+            f"source {share}/bash-completion/completions/msharefs\n"
+            f"COMP_WORDS=({' '.join(words)}) COMP_CWORD={len(words) - 1}\n"
+            "_msharefs_completion msharefs; printf '%s\\n' \"${COMPREPLY[@]}\""
+        )
+        path = f"{base}/usr/bin:{os.environ['PATH']}"
+        return run("bash", "-c", script, PATH=path).split()
+
+    assert complete("msharefs", "pa") == ["pagetable"]
+    assert complete("msharefs", "mount", "-o", "ro,qu") == ["ro,quantum=", "ro,quirks="]
+    assert complete("msharefs", "mount", "-o", "quantum=") == [
+        "quantum=512G", "quantum=1G", "quantum=2M",
+    ]  # fmt: skip
