@@ -345,6 +345,14 @@ class Region:
         """Size, memory, page tables, owner and counters: `msharefs stat --json`."""
         return {"name": os.path.basename(self.path), **self.describe("stat")}
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the figures, and a map of the page tables."""
+        from .notebook import region_html
+
+        found = self.stat()
+        pagetable = self.describe("pagetable") if found["size_bytes"] else None
+        return region_html(self.path, found, pagetable)
+
     def maps(self) -> list[dict[str, Any]]:
         """The VMAs of the region: `msharefs maps --json`."""
         vmas: list[dict[str, Any]] = self.describe("maps")

@@ -1,0 +1,139 @@
+"""examples/: each compiles and runs, and prints what it promises."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import msharefs
+from msharefs.launch import installed
+
+if TYPE_CHECKING:
+    from support.server import Mount
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LIMIT = 60
+pytestmark = pytest.mark.unsanitized("they are built as a user builds them")
+
+
+def output(*command: str | Path) -> str:
+    done = subprocess.run(
+        list(map(str, command)), check=False, capture_output=True, text=True, timeout=LIMIT
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+def flags() -> list[str]:
+    environ = {**os.environ, "PKG_CONFIG_PATH": str(installed.libdir() / "pkgconfig")}
+    command = ["pkg-config", "--cflags", "--libs", "msharefs"]
+    return shlex.split(subprocess.check_output(command, env=environ, text=True))
+
+
+def build(compiler: str, source: str, program: Path, *more: str) -> Path:
+    warnings = ["-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    output(compiler, *warnings, *more, "-o", program, EXAMPLES / source, *flags())
+    return program
+
+
+def test_c_a_ring(shared_mount: Mount, tmp_path: Path) -> None:
+    ring = build("cc", "c/ring.c", tmp_path / "ring")
+    path = shared_mount.path / "ring"
+    with subprocess.Popen([ring, path, "consume"], stdout=subprocess.PIPE, text=True) as consumer:
+        output(ring, path, "produce", "5000")
+        assert consumer.communicate(timeout=LIMIT)[0] == f"{5000 * 5001 // 2}\n"
+    assert consumer.returncode == 0
+
+
+def test_cpp_a_histogram(shared_mount: Mount, tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:  # what everybody has who builds msharefs is a C compiler
+        return
+    program = build(compiler, "cpp/histogram.cpp", tmp_path / "histogram", "-std=c++17")
+    said = output(program, shared_mount.path / "histogram")
+    assert said == "8000 counted, 16384 bytes of page tables\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("numpy_share", f"{512**2 * (512**2 - 1) // 2}, with 16384 bytes of page tables\n"),
+        ("trio_clients", "100 lines; the last one: client 99; clients: 1\n"),
+    ],
+)
+def test_python(shared_mount: Mount, name: str, said: str) -> None:
+    program = EXAMPLES / f"python/{name}.py"
+    assert output(sys.executable, program, shared_mount.path / name) == said
+
+
+def test_rust(shared_mount: Mount, tmp_path: Path) -> None:
+    if shutil.which("rustc") is None:
+        return
+    libdir = installed.libdir()
+    output(
+        "rustc", "-o", tmp_path / "first", EXAMPLES / "rust/first.rs", "-L", f"native={libdir}",
+        "-C", f"link-arg=-Wl,-rpath,{libdir}",
+    )  # fmt: skip
+    assert output(tmp_path / "first", shared_mount.path / "rust") == "hello from Rust\n"
+
+
+DEBUGGED = """
+#include <fcntl.h>
+#include <msharefs.h>
+int main(int argc, char **argv)
+{
+    struct mshare_stat found;
+    return argc < 2 || mshare_stat(open(argv[1], O_RDONLY), &found);
+}
+"""
+
+
+def test_gdb_prints_what_people_read(shared_mount: Mount, tmp_path: Path) -> None:
+    if shutil.which("gdb") is None:
+        return
+    path = shared_mount.path / "gdb"
+    with msharefs.open(path, os.O_RDWR | os.O_CREAT) as region:
+        region.truncate(2 << 20)
+        region.map(0, 2 << 20)
+    (tmp_path / "p.c").write_text(DEBUGGED)
+    build("cc", str(tmp_path / "p.c"), tmp_path / "p", "-O0")
+    steps = ["break mshare_stat", "run", "finish", "up 0", "next", "print found",
+             "mshare-entry 0x8000000123456867"]  # fmt: skip
+    said = output(
+        "gdb", "-q", "-batch", "-nx", "-ex", "set debuginfod enabled off",
+        "-x", EXAMPLES / "gdb/msharefs_gdb.py",
+        *(word for step in steps for word in ("-ex", step)), "--args", tmp_path / "p", path,
+    )  # fmt: skip
+    assert "2 MiB region, 0 B resident, " in said
+    assert " 0 clients, 0 faults, 0 links" in said
+    assert "frame 0x123456000: present, writable, user, accessed, dirty, no-execute" in said
+
+
+def test_a_notebook_shows_a_region(shared_mount: Mount) -> None:
+    path = shared_mount.path / "<b>"
+    with msharefs.open(path, os.O_RDWR | os.O_CREAT) as region:
+        assert "unsized" in region._repr_html_()
+        region.truncate(4 << 20)
+        region.map(0, 4 << 20)
+        region.attach()[:4096] = bytes(4096)
+        shown = region._repr_html_()
+        assert "&lt;b&gt;" in shown
+        assert "<b>/" not in shown
+        assert shown.count("<rect ") == 1, "one table is there"
+        assert "4 KiB" in shown
+        region.detach()
+
+
+def test_the_page_names_every_example() -> None:
+    page = (EXAMPLES / "README.md").read_text()
+    found = [path for path in EXAMPLES.rglob("*") if path.suffix in (".c", ".cpp", ".py", ".rs")]
+    assert len(found) == 6
+    for path in found:
+        assert f"({path.relative_to(EXAMPLES)})" in page
