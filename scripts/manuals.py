@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = ROOT / "native/include/msharefs.h"
-FUNCTION = re.compile(
-    r"/\*\n((?: \*.*\n)+?) \*/\nMSHARE_API ([^;]+);|/\* (.*?) \*/\nMSHARE_API ([^;]+);"
-)
+FUNCTIONS = re.compile(r"/\*\n?((?:[^*]|\*(?!/))*?)\*/\n((?:MSHARE_API [^;]+;\n)+)")
+FAMILY = re.compile(r"/\*\n( \* What madvise\(2\)(?:[^*]|\*(?!/))*?)\*/")
+"""The comment that stands before all calls on a range."""
 ERROR = re.compile(r"^(E[A-Z]+)(?:  +|: )(.*)$")
 ENVIRONMENT = (
     ("MSHAREFS_MOUNT", "The mount that `msharefs run` uses. It sets it for the program."),
@@ -217,13 +217,24 @@ def helper(name: str, command: click.Command, other: str) -> Page:
 def functions_of_header() -> dict[str, tuple[str, str]]:
     """The functions of msharefs.h, each with its declaration and the comment above it."""
     found = {}
-    for block, declared, line, short in FUNCTION.findall(HEADER.read_text(encoding="utf-8")):
-        text = re.sub(r"^ \* ?", "", block, flags=re.MULTILINE) if block else line
-        declaration = " ".join((declared or short).split())
-        name = re.search(r"(\w+)\(", declaration)
-        assert name is not None, declaration
-        found[name[1]] = declaration, text
+    header = HEADER.read_text(encoding="utf-8")
+    family = FAMILY.search(header)
+    assert family is not None
+    for block, declarations in FUNCTIONS.findall(header):
+        text = _text(block)
+        for each in re.findall(r"MSHARE_API ([^;]+);", declarations):
+            declaration = " ".join(each.split())
+            name = re.search(r"(\w+)\(", declaration)
+            assert name is not None, declaration
+            on_range = "off_t offset, size_t size" in declaration
+            more = f"\n\n{_text(family[1])}" if on_range else ""
+            found[name[1]] = declaration, text + more
     return found
+
+
+def _text(comment: str) -> str:
+    """A comment without its stars."""
+    return re.sub(r"^ ?\* ?", "", comment, flags=re.MULTILINE).strip()
 
 
 def function(name: str, declaration: str, text: str) -> Page:

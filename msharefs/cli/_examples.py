@@ -23,6 +23,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("msharefs stat /mnt", "the limits of a mount"),
     ],
     "maps": [("msharefs maps /mnt/r", "as in /proc/PID/maps, by region offsets")],
+    "smaps": [
+        ("msharefs smaps /mnt/r", "as a kernel would print it that knew of regions"),
+        ("msharefs smaps --status --pid 812 /mnt/r", "by four ways to count"),
+    ],
     "pagetable": [
         ("msharefs pagetable /mnt/r", "level by level"),
         ("msharefs pagetable --map /mnt/r", "a map: how full, and whose"),

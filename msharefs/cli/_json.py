@@ -41,6 +41,33 @@ def mapping(found: dict[str, Any]) -> dict[str, Any]:
     return _renamed(found, _UNITS | _OFFSETS)
 
 
+def smaps(found: dict[str, Any], region: str) -> dict[str, Any]:
+    """A region's smaps: all that it counts of a mapping are bytes."""
+    return {
+        **found,
+        "region": region,
+        "windows": [{"start": start, "end": end} for start, end in found["windows"]],
+        "mappings": [
+            {f"{key}_bytes" if isinstance(each, int) else key: each for key, each in one.items()}
+            for one in found["mappings"]
+        ],
+    }
+
+
+def smaps_status(figures: dict[str, dict[str, int]], region: str) -> dict[str, Any]:
+    """What the status of processes would say, by each way to count."""
+    return {
+        "region": region,
+        "counted": {
+            way.replace(" ", "_"): {_STATUS[field]: count for field, count in row.items()}
+            for way, row in figures.items()
+        },
+    }
+
+
+_STATUS = {"RssShmem": "rss_shmem_bytes", "VmPTE": "vmpte_bytes", "VmLck": "locked_bytes"}
+
+
 def _renamed(found: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {
         names.get(key, key): _renamed(each, names) if isinstance(each, dict) else each

@@ -9,7 +9,7 @@ import click
 
 from msharefs import proc, units
 
-from . import _region, _show, maps
+from . import _complete, _json, _region, _show, maps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +120,7 @@ _TITLES = {
 
 
 @click.command()
-@click.argument("region")
+@click.argument("region", shell_complete=_complete.regions)
 @click.option("--pid", type=int, help="Show it at the addresses that it has in this process.")
 @click.option(
     "--status", "as_status", is_flag=True,
@@ -139,7 +139,8 @@ def command(region: str, pid: int | None, as_status: bool, as_json: bool) -> Non
     if as_status:
         figures = status(found, pid)
         if as_json:
-            _show.print_json(figures)
+            document = _json.smaps_status(figures, region)
+            _show.print_json(_json.document("smaps-status", document))
             return
         table = _show.table("", *STATUS, right=STATUS)
         for key, row in figures.items():
@@ -147,7 +148,7 @@ def command(region: str, pid: int | None, as_status: bool, as_json: bool) -> Non
         _show.show(table)
         return
     if as_json:
-        _show.print_json(found)
+        _show.print_json(_json.document("smaps", _json.smaps(found, region)))
         return
     for base, _ in found["windows"] or [(0, 0)]:
         for line in lines(found, _show.printable(region), base):

@@ -19,7 +19,6 @@ from msharefs.lab import bench
 from msharefs.lab.bench import backends, figures, hugepages, run, targets
 from msharefs.launch.private_mount import parent
 
-from support import schema
 from support.wait import until
 
 SIZE = 4 << 20
@@ -47,7 +46,7 @@ def play(names: list[str], **wishes: Any) -> dict[str, Any]:
     scenarios = [bench.SCENARIOS[name] for name in names]
     found = run.run(scenarios, run.Wishes(**{"rounds": 1, "size": SIZE, **wishes}), observer)
     assert set(observer.left.values()) == {0}, observer.left
-    return schema.check(json.loads(json.dumps(found)))  # it must be JSON
+    return json.loads(json.dumps(found))  # it must be JSON
 
 
 def rows(found: dict[str, Any], name: str, **case: str) -> dict[str, dict[str, float]]:

@@ -15,6 +15,7 @@ import pytest
 import msharefs
 from msharefs import verbs
 
+from support import schema
 from support.actor import Actor
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def shown(*arguments: str | int) -> str:
 
 
 def smaps(region: msharefs.Region, *arguments: str | int) -> Any:
-    return json.loads(shown("smaps", region.path, "--json", *arguments))
+    return schema.check(json.loads(shown("smaps", region.path, "--json", *arguments)))
 
 
 def test_each_page_counts_once_and_is_shared_by_those_attached(
@@ -68,11 +69,11 @@ def test_each_page_counts_once_and_is_shared_by_those_attached(
     region.seal(PAGE, PAGE)
     found = smaps(region)
     assert found["processes"] == 2
-    assert sum(mapping["rss"] for mapping in found["mappings"]) == 12 * PAGE
-    assert sum(mapping["pss"] for mapping in found["mappings"]) == 6 * PAGE
-    assert sum(mapping["shared_dirty"] for mapping in found["mappings"]) == 8 * PAGE
-    assert sum(mapping["shared_clean"] for mapping in found["mappings"]) == 4 * PAGE
-    assert sum(mapping["locked"] for mapping in found["mappings"]) == 2 * PAGE
+    assert sum(mapping["rss_bytes"] for mapping in found["mappings"]) == 12 * PAGE
+    assert sum(mapping["pss_bytes"] for mapping in found["mappings"]) == 6 * PAGE
+    assert sum(mapping["shared_dirty_bytes"] for mapping in found["mappings"]) == 8 * PAGE
+    assert sum(mapping["shared_clean_bytes"] for mapping in found["mappings"]) == 4 * PAGE
+    assert sum(mapping["locked_bytes"] for mapping in found["mappings"]) == 2 * PAGE
     assert [mapping["vm_flags"].split()[7:] for mapping in found["mappings"]] == [
         ["lo"], ["lo", "sl"], ["lo"], [],
     ]  # fmt: skip
@@ -91,14 +92,14 @@ def test_status_by_four_ways_to_count(
     region.lock(0, PAGE)
     found = smaps(region, "--status", "--pid", first.pid)
     host, now, without, whole, share = (
-        found[key] for key in ("host mm", "now", "without", "whole", "share")
+        found["counted"][key] for key in ("host_mm", "now", "without", "whole", "share")
     )
-    assert host["RssShmem"] == SIZE
-    assert host["VmLck"] == PAGE
-    assert host["VmPTE"] == region.stat()["page_table_bytes"]
-    assert now["RssShmem"] - without["RssShmem"] == SIZE
-    assert whole["RssShmem"] - without["RssShmem"] == SIZE
-    assert share["RssShmem"] - without["RssShmem"] == SIZE // 2
+    assert host["rss_shmem_bytes"] == SIZE
+    assert host["locked_bytes"] == PAGE
+    assert host["vmpte_bytes"] == region.stat()["page_table_bytes"]
+    assert now["rss_shmem_bytes"] - without["rss_shmem_bytes"] == SIZE
+    assert whole["rss_shmem_bytes"] - without["rss_shmem_bytes"] == SIZE
+    assert share["rss_shmem_bytes"] - without["rss_shmem_bytes"] == SIZE // 2
     assert "share of it" in shown("smaps", region.path, "--status", "--pid", first.pid)
     done = subprocess.run(
         [sys.executable, "-m", "msharefs", "smaps", region.path, "--pid", "1"],
