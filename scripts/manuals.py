@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = ROOT / "native/include/msharefs.h"
-FUNCTIONS = re.compile(r"/\*\n?((?:[^*]|\*(?!/))*?)\*/\n((?:MSHARE_API [^;]+;\n)+)")
+FUNCTIONS = re.compile(
+    r"/\*\n?((?:[^*]|\*(?!/))*?)\*/\n(?:#define .*\n)*((?:MSHARE_API [^;]+;\n)+)"
+)
 FAMILY = re.compile(r"/\*\n( \* What madvise\(2\)(?:[^*]|\*(?!/))*?)\*/")
 """The comment that stands before all calls on a range."""
 ERROR = re.compile(r"^(E[A-Z]+)(?:  +|: )(.*)$")
@@ -37,6 +39,11 @@ ENVIRONMENT = (
     ("MSHAREFS_PT_BUDGET", "Bytes of its own page tables that a process keeps, as 4M."),
     ("NO_COLOR", "No colours on a terminal."),
 )  # fmt: skip
+RETURNS = {
+    "void *": "The address; MAP_FAILED on error, with errno set.",
+    "const char *": "The string, which is the library's.",
+    "int ": "0; -1 on error, with errno set.",
+}
 SHELLS = {
     "bash": "bash-completion/completions/msharefs",
     "zsh": "zsh/vendor-completions/_msharefs",
@@ -220,13 +227,13 @@ def functions_of_header() -> dict[str, tuple[str, str]]:
     header = HEADER.read_text(encoding="utf-8")
     family = FAMILY.search(header)
     assert family is not None
-    for block, declarations in FUNCTIONS.findall(header):
-        text = _text(block)
-        for each in re.findall(r"MSHARE_API ([^;]+);", declarations):
+    for match in FUNCTIONS.finditer(header):
+        text = _text(match[1])
+        for each in re.findall(r"MSHARE_API ([^;]+);", match[2]):
             declaration = " ".join(each.split())
             name = re.search(r"(\w+)\(", declaration)
             assert name is not None, declaration
-            on_range = "off_t offset, size_t size" in declaration
+            on_range = match.start() > family.start() and "off_t offset" in declaration
             more = f"\n\n{_text(family[1])}" if on_range else ""
             found[name[1]] = declaration, text + more
     return found
@@ -261,11 +268,7 @@ def function(name: str, declaration: str, text: str) -> Page:
         else:
             page.paragraph(part)
     page.heading("RETURN VALUE")
-    page.paragraph(
-        "The address; MAP_FAILED on error, with errno set."
-        if "void *mshare_attach" in declaration
-        else "0; -1 on error, with errno set."
-    )
+    page.paragraph(next(said for what, said in RETURNS.items() if declaration.startswith(what)))
     if errors:
         page.heading("ERRORS")
         for code, meaning in errors:

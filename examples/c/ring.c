@@ -45,7 +45,7 @@ static struct ring *attach(const char *path)
         (st.st_size ||
          (!ftruncate(fd, SIZE) && !mshare_map(fd, 0, SIZE, PROT_READ | PROT_WRITE,
                                               MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS, -1, 0))))
-        memory = mshare_attach(fd, NULL, PROT_READ | PROT_WRITE, MAP_SHARED);
+        memory = mshare_attach(fd, 0, 0, NULL, 0);
     close(fd); /* the lock goes, the attachment stays */
     return memory == MAP_FAILED ? NULL : memory;
 }

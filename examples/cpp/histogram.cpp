@@ -26,7 +26,7 @@ public:
         if (::ftruncate(fd_, static_cast<off_t>(size)) ||
             ::mshare_map(fd_, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS, -1, 0))
             fail(path);
-        memory_ = ::mshare_attach(fd_, nullptr, PROT_READ | PROT_WRITE, MAP_SHARED);
+        memory_ = ::mshare_attach(fd_, 0, 0, nullptr, 0);
         if (memory_ == MAP_FAILED)
             fail(path);
     }
@@ -43,7 +43,7 @@ public:
     std::uint64_t page_table_bytes() const
     {
         struct mshare_stat found;
-        if (::mshare_stat(fd_, &found))
+        if (::mshare_stat(fd_, &found, sizeof found))
             fail("stat");
         return found.page_table_bytes;
     }

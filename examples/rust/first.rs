@@ -11,8 +11,8 @@ use std::ptr;
 
 #[link(name = "msharefs")]
 extern "C" {
-    fn mshare_map(fd: c_int, offset: u64, size: u64, prot: c_int, flags: c_int, object: c_int, from: u64) -> c_int;
-    fn mshare_attach(fd: c_int, addr: *mut c_void, prot: c_int, flags: c_int) -> *mut c_void;
+    fn mshare_map(fd: c_int, offset: i64, size: usize, prot: c_int, flags: c_int, object: c_int, from: i64) -> c_int;
+    fn mshare_attach(fd: c_int, offset: i64, size: usize, addr: *mut c_void, flags: u32) -> *mut c_void;
     fn mshare_detach(addr: *mut c_void) -> c_int;
 }
 
@@ -34,10 +34,10 @@ impl Attached {
         file.set_len(SIZE)?;
         let fd = file.as_raw_fd();
         let flags = MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS;
-        if unsafe { mshare_map(fd, 0, SIZE, PROT_READ_WRITE, flags, -1, 0) } != 0 {
+        if unsafe { mshare_map(fd, 0, SIZE as usize, PROT_READ_WRITE, flags, -1, 0) } != 0 {
             return Err(Error::last_os_error());
         }
-        let base = unsafe { mshare_attach(fd, ptr::null_mut(), PROT_READ_WRITE, MAP_SHARED) };
+        let base = unsafe { mshare_attach(fd, 0, 0, ptr::null_mut(), 0) };
         if base as isize == -1 {
             return Err(Error::last_os_error());
         }

@@ -90,7 +90,7 @@ DEBUGGED = """
 int main(int argc, char **argv)
 {
     struct mshare_stat found;
-    return argc < 2 || mshare_stat(open(argv[1], O_RDONLY), &found);
+    return argc < 2 || mshare_stat(open(argv[1], O_RDONLY), &found, sizeof found);
 }
 """
 

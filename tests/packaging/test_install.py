@@ -29,7 +29,9 @@ int main(int argc, char **argv)
 {
     int fd = open(argv[1], O_RDWR | O_CREAT, 0600);
     struct mshare_stat st;
-    return argc != 2 || fd < 0 || mshare_stat(fd, &st) || printf("%lu\\n", st.quantum) < 0;
+    if (argc != 2 || fd < 0 || mshare_stat(fd, &st, sizeof st))
+        return 1;
+    return printf("%lu\\n", st.quantum) < 0;
 }
 """
 
