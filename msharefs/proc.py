@@ -217,6 +217,18 @@ def mount_of(fd: int) -> int:
         return 0
 
 
+def pid_of(pidfd: int) -> int:
+    """The process of a pidfd of our own; 0: it has ended, or that is no pidfd.
+
+    Of another file nothing is asked: it may be its file system that answers.
+    """
+    if not os.readlink(fd_path(pidfd)).startswith(("pidfd:", "anon_inode:[pidfd]")):
+        return 0
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+        found = re.search(rb"^Pid:\t(\d+)$", file.read(), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
 def open_pagemap(pid: int) -> BinaryIO:
     """/proc/PID/pagemap, for PAGEMAP_SCAN."""
     try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PIDFD_THREAD = os.O_EXCL
 """pidfd_open(2), since Linux 6.9."""
 
-_KCMP_FILE = 0
+_KCMP_FILE, _KCMP_VM = range(2)
 _LISTED = 8  # in one sentence
 
 
@@ -144,6 +144,11 @@ def command(pid: int) -> str:
         return ""
 
 
+def is_shadow(pid: int) -> bool:
+    """Whether a process only serves another one's memory, by its name (native/client/shadow.h)."""
+    return command(pid).startswith("msharefs: ")
+
+
 def named(pid: int) -> str:
     """A process for a sentence, with number and name."""
     return f"process {pid} ({command(pid) or 'gone'})" if pid else "an attached process"
@@ -164,7 +169,11 @@ def users_of(directory: Path) -> set[int]:
 
     By the names in /proc alone: its server is not asked.
     """
-    return {pid for pid in psutil.pids() if any(_is_below(name, directory) for name in _uses(pid))}
+    return {
+        pid
+        for pid in psutil.pids()
+        if any(_is_below(name, directory) for name in _uses(pid)) and not is_shadow(pid)
+    }
 
 
 def _is_below(name: str, directory: Path) -> bool:
@@ -245,6 +254,12 @@ def same_file(one: int, other: int) -> bool:
     """Whether two of our own descriptors are one open file: kcmp(2)."""
     pid = os.getpid()
     numbers = [ffi.cast("long", value) for value in (pid, pid, _KCMP_FILE, one, other)]
+    return bool(lib.syscall(lib.SYS_kcmp, *numbers) == 0)
+
+
+def same_memory(one: int, other: int) -> bool:
+    """Whether two processes share their address space: kcmp(2). False also if we may not ask."""
+    numbers = [ffi.cast("long", value) for value in (one, other, _KCMP_VM, 0, 0)]
     return bool(lib.syscall(lib.SYS_kcmp, *numbers) == 0)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from msharefs.launch.running import GivenMount, Outcome
+from msharefs.processes import is_shadow
 
 from . import missed, report
 from .sampling import Sampler
@@ -39,7 +40,8 @@ def reporting(
 
     def processes() -> list[int]:
         every = psutil.Process().children(recursive=True)
-        return [process.pid for process in every if process.pid != mount.server_pid]
+        pids = [process.pid for process in every if process.pid != mount.server_pid]
+        return [pid for pid in pids if not is_shadow(pid)]  # its tables are its program's
 
     if path is not None:
         path.touch()  # so that an error comes now, not after the run

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 import psutil
 
 from msharefs import home, mountpoint, native, proc
+from msharefs.processes import is_shadow
 
 from . import installed, suited
 from .private_mount import STOP_SECONDS, PrivateMount, is_private, sweep
@@ -383,10 +384,10 @@ class _Keeper:
             with home as mount, (watcher or _nobody)(mount) as outcome:
                 program = self._start(arguments, environment(mount.directory, adopt, arguments[0]))
                 outcome.status = status = self._wait(mount, program)
-                if self._descendants(mount):
+                if not all(map(is_shadow, self._descendants(mount))):
                     self._tell(status)
                     self._let_go()
-                    self._wait(mount)
+                self._wait(mount)  # a shadow ends right after its program
         except OSError as error:
             self._tell(error)
         else:

@@ -434,6 +434,7 @@ class Connection:
         host = self._region.sized()
         uffd = request.take_fd()
         try:
+            self._introduce(request)
             if not processes.is_userfaultfd(uffd):
                 raise OSError(errno.EBADF, f"process {self.pid} sent no userfaultfd")
             self._control.connections.attach(self._member)
@@ -450,6 +451,21 @@ class Connection:
             raise
         self.slot, self.uffd, self._claim = slot, uffd, claim
         self._take_figures(request)
+
+    def _introduce(self, request: Request) -> None:
+        """A socket of a shadow (native/client/shadow.h) comes with a pidfd of the program.
+
+        Both are one address space, or it is some other process that the client would like to be.
+        """
+        if not request.has_fd():
+            return
+        pidfd = request.take_fd()
+        try:
+            program = proc.pid_of(pidfd)
+        finally:
+            descriptors.close_later(pidfd, user=self.user)
+        if program and processes.same_memory(program, self.pid):
+            self.pid = program
 
     def _arrange(self) -> None:
         """Tells a client that comes while anything is executable to arrange its window."""

@@ -72,7 +72,9 @@ class NativeMappings:
 
     async def processes_of(self, device: int, inode: int) -> set[int]:
         """The processes that map a file, of whichever device. ETIMEDOUT: as `of`."""
-        return await self._look(lambda: {pid for pid, _ in _all_maps({device}, inode)})
+        return await self._look(
+            lambda: {pid for pid, _ in _all_maps({device}, inode) if not processes.is_shadow(pid)}
+        )
 
     def _keep(self, devices: set[int]) -> None:
         self._devices = devices
@@ -106,6 +108,7 @@ class NativeMappings:
                 **dict.fromkeys(describe.UNCOUNTED),
             }
             for pid, mapping in _all_maps(self._devices, ino)
+            if not processes.is_shadow(pid)
         ]
 
 

@@ -43,6 +43,10 @@ class Request:
             raise OSError(missing, "a message came without its descriptor")
         return self._fds.pop(0)
 
+    def has_fd(self) -> bool:
+        """Whether a descriptor is left."""
+        return bool(self._fds)
+
     def close(self) -> None:
         """Closes the descriptors that nobody took."""
         descriptors.close_later(*self._fds, user=self._user)

@@ -91,9 +91,9 @@ int mshare_budget(void *addr, uint64_t bytes)
     attachments_lock();
     struct attachment *att = attached_at(addr);
     if (att) {
-        pthread_mutex_lock(&att->lock);
-        err = budget_set(att, bytes, true);
-        pthread_mutex_unlock(&att->lock);
+        attachment_lock(att);
+        err = budget_set(att, bytes);
+        attachment_unlock(att);
     }
     attachments_unlock();
     return answer(err);

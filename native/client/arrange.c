@@ -31,6 +31,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "client/birth.h"
+#include "client/mode.h"
 #include "client/poison.h"
 #include "client/view.h"
 #include "client/watch.h"
@@ -79,12 +81,11 @@ static void read_events(const struct attachment *att)
 static int move_window(const struct attachment *att, struct move *move)
 {
     static _Alignas(16) char stack[MOVER_STACK_BYTES]; /* there is one service thread */
-    static _Atomic int running;
-    const int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |
-                      CLONE_SYSVSEM | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
+    uint8_t *end = mode_is_shadow() ? birth_second_stack(att) : (uint8_t *)stack + sizeof stack;
+    _Atomic int running = 0;
     struct pollfd ready = {att->moved_uffd, POLLIN, 0};
 
-    if (clone(mover, stack + sizeof stack, flags, move, &running, NULL, &running) < 0)
+    if (clone(mover, end, ARRANGE_CLONE, move, &running, NULL, &running) < 0)
         return -errno;
     /* The kernel clears it when the thread is gone, which does not report a failure. */
     while (running) {
@@ -104,8 +105,8 @@ static int watch_moved(struct attachment *att)
     if (err < 0)
         return err;
     att->moved_uffd = err;
-    err = watch_add_moved(att);
-    if (err) { /* nobody would read its events */
+    err = mode_is_shadow() ? 0 : watch_add_moved(att); /* a shadow looks at it anyway */
+    if (err) {                                         /* nobody would read its events */
         close(att->moved_uffd);
         att->moved_uffd = -1;
     }

@@ -6,6 +6,11 @@
 
 #include "client/attachment.h"
 
+/* How it makes a thread, for confine.h. */
+#define ARRANGE_CLONE                                                                   \
+    (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | \
+     CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID)
+
 /* Makes it so at region offsets [start, end). Blocks of objects there go, and come back by
  * faults; with `objects` also those where the region has another mapping by now. 0 or
  * -errno. Precondition: att->lock held, or nobody knows of `att` yet; on the service thread

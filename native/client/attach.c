@@ -3,7 +3,7 @@
  *
  *   server: .mm, .mem, userfaultfd device
  *   window of .mem, a slot, a userfaultfd over the window
- *   server: READY with the userfaultfd; the service thread takes over
+ *   server: READY with the userfaultfd; the service thread takes over, or a shadow
  */
 #define _GNU_SOURCE
 #include "client/attach.h"
@@ -20,6 +20,8 @@
 #include "client/budget_set.h"
 #include "client/check.h"
 #include "client/detach.h"
+#include "client/life.h"
+#include "client/mode.h"
 #include "client/proc.h"
 #include "client/reader.h"
 #include "client/service.h"
@@ -31,30 +33,6 @@
 #include "core/fd.h"
 #include "core/slots.h"
 #include "core/uffd.h"
-
-/* The program may have unmapped parts of adopted memory. */
-static int watch_pieces(const struct attachment *att)
-{
-    int err = 0;
-
-    for (unsigned i = 0; i < att->pieces.count && !err; i++) {
-        const struct piece *piece = &att->pieces.list[i];
-
-        err = uffd_watch(att->uffd, piece->start, piece->end - piece->start);
-    }
-    return err;
-}
-
-int attach_watch(struct attachment *att)
-{
-    int err = view_uffd(att, 0);
-
-    if (err < 0)
-        return err;
-    att->uffd = err;
-    return is_adopted(att) ? watch_pieces(att)
-                           : uffd_watch(att->uffd, (uintptr_t)att->base, att->length);
-}
 
 int attach_claim(struct attachment *att, uint64_t start_time)
 {
@@ -145,7 +123,7 @@ static int make_window(struct attachment *att, int fd, int mode,
                   : view_map(att);
     *mapped = *mapped || !err;
     if (!err)
-        err = attach_watch(att);
+        err = view_watch(att);
     return err ? err : mprotect(att->base, att->length, att->prot) ? -errno : 0;
 }
 
@@ -166,7 +144,7 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     if (!err)
         err = make_window(att, fd, mode, request, &mapped);
     if (!err)
-        err = attach_claim(att, proc_start_time());
+        err = attach_claim(att, proc_start_time(0));
     claimed = !err;
     if (!err)
         att->spare = spare_make();
@@ -182,9 +160,9 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     if (!err)
         err = arrange(att, 0, att->mm.size, false);
     if (!err)
-        err = service_start();
-    pthread_mutex_lock(&att->lock);
-    if (!err)
+        err = mode_is_shadow() ? life_start(att) : service_start();
+    attachment_lock(att);
+    if (!err && !mode_is_shadow())
         err = watch_add(att);
     /* The window goes first: after that none of our threads can be needed any more. */
     if (err && mapped)
@@ -193,7 +171,7 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
         detach_drop(att, claimed);
     else
         att->live = true;
-    pthread_mutex_unlock(&att->lock);
+    attachment_unlock(att);
     if (!err)
         attachments_mark();
     return err;
@@ -232,6 +210,9 @@ int attach(int fd, const struct attach_request *request, void **base)
 
     if (fcntl(fd, F_GETFD) < 0)
         return -errno;
+    err = mode_choose();
+    if (err)
+        return err;
     att = attachment_unused();
     if (!att)
         return -ENOMEM;

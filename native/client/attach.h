@@ -17,7 +17,5 @@ int attach(int fd, const struct attach_request *request, void **base);
 /* A slot of our own in the region. `start_time`: 0, if the server is about to put it there.
  * 0 or -errno. Precondition: both locks held, or nobody knows of `att` yet. */
 int attach_claim(struct attachment *att, uint64_t start_time);
-/* A userfaultfd of our own, over the window. 0 or -errno. Precondition: as attach_claim(). */
-int attach_watch(struct attachment *att);
 
 #endif

@@ -2,14 +2,14 @@
  * attachment.h - one attached region of this process: the types and the locks, and no
  * functions. Internal to the client (native/client/, native/preload/).
  *
- * Locks, all private to the process, outermost first:
+ * Locks, all private to the address space, outermost first:
  *
  *   the table's lock    attachments_lock(): who is attached where. Attach, detach, fork and
  *                       every change of the address space that concerns a window hold it
  *   att->lock           the attachment, while an event of it is handled
  *
- * The service thread never takes the first. Several att->lock are taken in the order of the
- * table; fork() holds all of them while it copies the process (fork.c).
+ * The service thread, or a shadow (shadow.h), never takes the first. Several att->lock are taken
+ * in the order of the table; fork() holds all of them while it copies the process (fork.c).
  *
  * What protects a field stands beside it:
  *
@@ -18,15 +18,19 @@
  *   [att]     att->lock
  *   [table]   the table's lock
  *   [both]    written with both locks, read with either
+ *
+ * Where an attachment has a shadow, its descriptors are numbers of the shadow's table, once that
+ * runs; the program has none.
  */
 #ifndef MSHARE_ATTACHMENT_H
 #define MSHARE_ATTACHMENT_H
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "client/lock.h"
 #include "client/pieces.h"
+#include "client/shadow.h"
 #include "core/control.h"
 #include "core/fault.h"
 #include "core/layout.h"
@@ -123,8 +127,9 @@ struct budget {
     /* The cost of coming back, since the last look at the clocks. */
     bool weighing;
     uint64_t lost;           /* faults that the budget has caused */
+    uint64_t answered;       /* faults that a shadow has answered */
     uint64_t faults;         /* all faults that were answered by then */
-    uint64_t own_ns, all_ns; /* CPU time by then: of the service thread, of the process */
+    uint64_t own_ns, all_ns; /* CPU time by then: our own, and with that of the program */
     int64_t allowed_ns;      /* time that may still be lost before the budget grows */
     uint32_t sample, sampled, returned; /* last sample: its number, its spans, those back */
     uint64_t period_ms, due_ms;         /* between samples; when the next is due */
@@ -146,10 +151,11 @@ struct handed {
 };
 
 struct attachment {
-    pthread_mutex_t lock;
+    struct lock lock;
     bool live;   /* [both] it is in the table */
     bool asking; /* [table] it is about to be: its server is being asked, with `ends` */
     struct control_ends ends; /* [table] */
+    struct shadow shadow;     /* who takes its faults, if it is not the service thread (mode.h) */
     struct mm mm;             /* [fixed] except for mm.fd, which is like the descriptors below */
     int mem_fd;               /* [both] the pages */
     int dev_fd;          /* [both] /dev/userfaultfd, for children; -1: uffd_new() does without */
@@ -174,6 +180,7 @@ struct attachment {
     struct budget budget;                 /* [att] */
     struct object objects[OBJECTS_MAX];   /* [att] */
     unsigned objects_at;                  /* [att] the next one to be replaced */
+    uint64_t objects_again_ms;            /* [att] when a shadow is to ask again; 0: never */
     struct memory_policy {
         int mode; /* MPOL_* */
         unsigned long nodes;
@@ -194,5 +201,13 @@ static inline uint64_t attachment_end(const struct attachment *att)
 {
     return (uintptr_t)att->base + att->length;
 }
+
+/* For the program and its threads; a shadow: tend.c. */
+static inline void attachment_lock(struct attachment *att)
+{
+    lock_take(&att->lock, &att->shadow.alive);
+}
+
+static inline void attachment_unlock(struct attachment *att) { lock_release(&att->lock); }
 
 #endif

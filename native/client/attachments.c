@@ -3,6 +3,7 @@
 #include "client/attachments.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -41,12 +42,15 @@ void attachments_mark(void)
 }
 
 /* In a child of a bare clone(2), which fork.c does not hear of: the threads that had locks are
- * not here to let go of them. (A child of vfork(2) has our memory itself, with the mark.) */
+ * not here to let go of them, nor the shadows. (A child of vfork(2) has our memory itself, with
+ * the mark, and so the shadows.) */
 static void forget_threads(void)
 {
     pthread_mutex_init(&table_lock, NULL);
-    for (unsigned i = 0; i < attachments_used; i++)
-        pthread_mutex_init(&attachments[i].lock, NULL);
+    for (unsigned i = 0; i < attachments_used; i++) {
+        lock_reset(&attachments[i].lock);
+        atomic_store(&attachments[i].shadow.alive, 0);
+    }
     attachments_mark();
 }
 
@@ -131,7 +135,7 @@ struct attachment *attachment_unused(void)
             return &attachments[i];
     if (used == ATTACHMENTS_MAX)
         return NULL;
-    pthread_mutex_init(&attachments[used].lock, NULL);
+    lock_reset(&attachments[used].lock);
     attachments_used = used + 1;
     return &attachments[used];
 }

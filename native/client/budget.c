@@ -34,6 +34,7 @@
 #include "client/clock.h"
 #include "client/counts.h"
 #include "client/handover.h"
+#include "client/mode.h"
 #include "client/reader.h"
 #include "client/reclaim.h"
 #include "core/linger.h"
@@ -63,10 +64,10 @@ enum span_state { SPAN_UNUSED, SPAN_MAPPED, SPAN_GONE };
 #define RAN_NS 50000000u
 #define RESTED_NS 1000000u
 
-/* Of all attachments; counted by the thread that answers faults. */
-static _Atomic uint64_t faults_answered;
+/* Of the service thread, for all attachments. A shadow has only one. */
+static _Atomic uint64_t all_answered;
 static _Atomic bool any_grown;
-static uint64_t look_ms; /* when budget_tick() next has something to do; of the service thread */
+static uint64_t look_ms; /* when budget_tick_all() next has something to do */
 
 static uint64_t now_ms(void) { return clock_ns(CLOCK_MONOTONIC) / 1000000u; }
 
@@ -161,13 +162,17 @@ void budget_trim(struct attachment *att)
 
 /* The working set */
 
-/* CPU time of the program itself. */
-static uint64_t program_ns(void)
+static void start_looking(struct attachment *att)
 {
-    return clock_ns(CLOCK_PROCESS_CPUTIME_ID) - clock_ns(CLOCK_THREAD_CPUTIME_ID);
+    att->budget.since_ns = att->budget.seen_ns = clock_program_ns(att);
 }
 
-static void start_looking(struct budget *b) { b->since_ns = b->seen_ns = program_ns(); }
+/* How many faults were answered in the time of clock_own_ns(). */
+static uint64_t answered(const struct attachment *att)
+{
+    return mode_is_shadow() ? att->budget.answered
+                            : atomic_load_explicit(&all_answered, memory_order_relaxed);
+}
 
 static void grow(struct attachment *att)
 {
@@ -182,32 +187,35 @@ static void grow(struct attachment *att)
     b->period_ms = PERIOD_MIN_MS;
     b->due_ms = now_ms() + b->period_ms;
     b->sampled = 0;
-    start_looking(b);
+    start_looking(att);
     /* The next look may be far away, if the last one found no budget or only idle ones. */
-    if (b->due_ms < look_ms)
+    if (!mode_is_shadow() && b->due_ms < look_ms)
         look_ms = b->due_ms;
     any_grown = true;
     budget_publish(att);
 }
 
-/* Starts to compare the time of our own thread from now on with that of the whole process. */
-static void start_weighing(struct budget *b)
+/* Starts to compare our own time from now on with that of the program and us. */
+static void start_weighing(struct attachment *att)
 {
+    struct budget *b = &att->budget;
+
     b->weighing = true;
     b->lost = 0;
-    b->faults = atomic_load_explicit(&faults_answered, memory_order_relaxed);
-    b->own_ns = clock_busy_ns(CLOCK_THREAD_CPUTIME_ID);
-    b->all_ns = clock_busy_ns(CLOCK_PROCESS_CPUTIME_ID);
+    b->faults = answered(att);
+    b->own_ns = clock_own_ns(att);
+    b->all_ns = b->own_ns + clock_program_ns(att);
 }
 
-/* Compares the cost of coming back with all the time of the process meanwhile. The time
- * of our own thread is divided among the faults that it answered. */
+/* Compares the cost of coming back with all the time of the program and us meanwhile. Our own
+ * time is divided among the faults that we answered. */
 static void weigh(struct attachment *att)
 {
     struct budget *b = &att->budget;
-    uint64_t own = clock_busy_ns(CLOCK_THREAD_CPUTIME_ID) - b->own_ns;
-    uint64_t all = clock_busy_ns(CLOCK_PROCESS_CPUTIME_ID) - b->all_ns;
-    uint64_t faults = atomic_load_explicit(&faults_answered, memory_order_relaxed) - b->faults;
+    const uint64_t now = clock_own_ns(att);
+    const uint64_t own = now - b->own_ns;
+    const uint64_t all = now + clock_program_ns(att) - b->all_ns;
+    const uint64_t faults = answered(att) - b->faults;
 
     b->allowed_ns += (int64_t)(all / LOSS_SHARE);
     b->allowed_ns -= (int64_t)(own * b->lost / faults + b->lost * SWITCH_NS);
@@ -217,7 +225,7 @@ static void weigh(struct attachment *att)
         grow(att);
         b->allowed_ns = BURST_NS;
     }
-    start_weighing(b);
+    start_weighing(att);
 }
 
 static void came_back(struct attachment *att, struct span *span)
@@ -239,11 +247,14 @@ void budget_fault(struct attachment *att, uint64_t offset, bool again)
 {
     struct budget *b = &att->budget;
 
-    atomic_fetch_add_explicit(&faults_answered, 1, memory_order_relaxed);
+    if (mode_is_shadow())
+        b->answered++;
+    else
+        atomic_fetch_add_explicit(&all_answered, 1, memory_order_relaxed);
     if (!b->spans || offset >= att->mm.size) /* a window may be longer than its region */
         return;
     if (!b->weighing) {
-        start_weighing(b);
+        start_weighing(att);
         b->allowed_ns = BURST_NS;
     }
 
@@ -279,7 +290,7 @@ static void sample(struct attachment *att)
     uint32_t wanted = b->limit / 64;
 
     wanted = wanted < SAMPLE_MIN ? SAMPLE_MIN : wanted > SAMPLE_MAX ? SAMPLE_MAX : wanted;
-    start_looking(b);
+    start_looking(att);
     if (b->used + wanted <= b->limit && !b->sampled) {
         shrink(att, wanted); /* so much is not in use */
         return;
@@ -301,15 +312,36 @@ static void sample(struct attachment *att)
 }
 
 /* Whether the program has run enough since then to show what is in use. */
-static bool telling(struct budget *b)
+static bool telling(struct attachment *att)
 {
-    const uint64_t now = program_ns(), lately = now - b->seen_ns;
+    struct budget *b = &att->budget;
+    const uint64_t now = clock_program_ns(att), lately = now - b->seen_ns;
 
     b->seen_ns = now;
     return lately < RESTED_NS || now - b->since_ns >= RAN_NS;
 }
 
-int budget_tick(void)
+static bool has_grown(const struct attachment *att)
+{
+    return att->live && att->budget.spans && att->budget.limit > att->budget.asked;
+}
+
+int budget_tick(struct attachment *att)
+{
+    struct budget *b = &att->budget;
+    const uint64_t now = now_ms();
+
+    if (!has_grown(att))
+        return -1;
+    if (now >= b->due_ms) {
+        if (telling(att))
+            sample(att);
+        b->due_ms = now + b->period_ms;
+    }
+    return (int)(b->due_ms - now);
+}
+
+int budget_tick_all(void)
 {
     uint64_t now = any_grown ? now_ms() : 0;
 
@@ -320,19 +352,13 @@ int budget_tick(void)
         look_ms = now + PERIOD_MAX_MS;
         for (unsigned i = 0; i < attachments_used; i++) {
             struct attachment *att = &attachments[i];
-            struct budget *b = &att->budget;
 
-            pthread_mutex_lock(&att->lock);
-            if (att->live && b->spans && b->limit > b->asked) {
-                if (now >= b->due_ms) {
-                    if (telling(b))
-                        sample(att);
-                    b->due_ms = now + b->period_ms;
-                }
+            attachment_lock(att);
+            if (budget_tick(att) >= 0) {
                 any_grown = true;
-                look_ms = b->due_ms < look_ms ? b->due_ms : look_ms;
+                look_ms = att->budget.due_ms < look_ms ? att->budget.due_ms : look_ms;
             }
-            pthread_mutex_unlock(&att->lock);
+            attachment_unlock(att);
         }
     }
     return any_grown ? (int)(look_ms - now) : -1;

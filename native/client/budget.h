@@ -9,12 +9,14 @@
 
 /* Call at the end of every answered fault: the span of `offset` may be mapped from now on.
  * `again`: the page was there already, so this is no first touch. May take other spans away.
- * Precondition: att->lock held, outside of epochs, on the service thread. */
+ * Precondition: att->lock held, outside of epochs, on the service thread or in the shadow. */
 void budget_fault(struct attachment *att, uint64_t offset, bool again);
-/* Takes the samples that are due for budgets that have grown. Returns after how many
- * milliseconds it must be called again, or -1: there is no need.
- * Precondition: on the service thread, without a lock held. */
-int budget_tick(void);
+/* Takes the sample that is due if the budget has grown. Returns after how many milliseconds it
+ * must be called again, or -1: there is no need.
+ * Precondition: att->lock held, outside of epochs, on the service thread or in the shadow. */
+int budget_tick(struct attachment *att);
+/* For all attachments. Precondition: on the service thread, without a lock held. */
+int budget_tick_all(void);
 
 /* For budget_set.c. */
 

@@ -10,7 +10,9 @@
 
 #include "client/budget.h"
 #include "client/handover.h"
+#include "client/mode.h"
 #include "client/reclaim.h"
+#include "client/request.h"
 #include "core/touched.h"
 #include "msharefs.h"
 
@@ -60,19 +62,34 @@ void budget_end(struct attachment *att)
     *b = (struct budget){0};
 }
 
-int budget_set(struct attachment *att, uint64_t bytes, bool mapped)
+static int check(uint64_t bytes)
+{
+    if (bytes && bytes < BUDGET_MIN_BYTES)
+        return -EINVAL;
+    if (bytes)
+        reclaim_probe(); /* which a shadow may not */
+    return 0;
+}
+
+int budget_set(struct attachment *att, uint64_t bytes)
+{
+    const int err = check(bytes);
+
+    if (err)
+        return err;
+    return mode_is_shadow() ? request(att, REQUEST_BUDGET, bytes) : budget_apply(att, bytes, true);
+}
+
+int budget_apply(struct attachment *att, uint64_t bytes, bool mapped)
 {
     struct budget *b = &att->budget;
     uint64_t spans = bytes / PAGE_SIZE;
 
-    if (bytes && bytes < BUDGET_MIN_BYTES)
-        return -EINVAL;
     if (!bytes) {
         if (handover_end(att))
             return -ENOMEM;
         budget_end(att);
     } else if (!b->spans) {
-        reclaim_probe();
         if (allocate_budget(att))
             return -ENOMEM;
         if (handover_end(att)) {
@@ -137,5 +154,7 @@ int budget_start(struct attachment *att)
     uint64_t bytes = att->mm.budget;
     int err = asked && *asked ? parse(asked, &bytes) : 0;
 
-    return err ? err : budget_set(att, bytes, false);
+    if (!err)
+        err = check(bytes);
+    return err ? err : budget_apply(att, bytes, false);
 }

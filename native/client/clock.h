@@ -5,14 +5,15 @@
 #ifndef MSHARE_CLOCK_H
 #define MSHARE_CLOCK_H
 
-#include <stdint.h>
-#include <time.h>
+#include "client/attachment.h"
 
 /* The service thread has spent so many ns of CPU time on staying awake for events.
  * Precondition: on the service thread. */
 void clock_add_lingered(uint64_t ns);
-/* CPU time in ns, of CLOCK_THREAD_CPUTIME_ID or CLOCK_PROCESS_CPUTIME_ID, without that.
- * Precondition: on the service thread. */
-uint64_t clock_busy_ns(clockid_t clock);
+/* CPU time in ns, of the program without us. Precondition: on the service thread, or in the
+ * shadow of `att`. */
+uint64_t clock_program_ns(const struct attachment *att);
+/* Our own, without that. Precondition: the same. */
+uint64_t clock_own_ns(const struct attachment *att);
 
 #endif

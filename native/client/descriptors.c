@@ -46,9 +46,9 @@ int descriptors_give_up(int fd)
 
         if (!att->live)
             continue;
-        pthread_mutex_lock(&att->lock);
+        attachment_lock(att);
         err = move_of(att, fd);
-        pthread_mutex_unlock(&att->lock);
+        attachment_unlock(att);
     }
     return err;
 }

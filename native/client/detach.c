@@ -1,19 +1,24 @@
 /*
  * detach.c - the end of attachments; see detach.h.
  *
- *   window gone; slot given back, by the server if there is one; descriptors closed
+ *   window gone; slot given back, by the server if there is one; descriptors closed. Where there
+ *   is a shadow, the last two are its part, and its end
  */
 #define _GNU_SOURCE
 #include "client/detach.h"
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "client/attachments.h"
+#include "client/birth.h"
 #include "client/budget_set.h"
+#include "client/mode.h"
 #include "client/objects.h"
 #include "client/reader.h"
+#include "client/request.h"
 #include "client/spare.h"
 #include "client/watch.h"
 #include "core/control.h"
@@ -29,6 +34,12 @@ static void release(struct attachment *att)
         slot_release(&att->mm, att->slot, att->claim);
     else if (att->ctl >= 0)
         control_send(att->ctl, &msg, NULL, 0, CONTROL_AT_ONCE);
+}
+
+void detach_forget(struct attachment *att)
+{
+    att->mm.fd = att->mem_fd = att->dev_fd = att->uffd = att->moved_uffd = att->ctl = -1;
+    memset(att->objects, 0, sizeof att->objects);
 }
 
 void detach_drop(struct attachment *att, bool claimed)
@@ -49,6 +60,7 @@ void detach_drop(struct attachment *att, bool claimed)
     att->linked = NULL;
     pieces_free(&att->pieces);
     mm_close(&att->mm);
+    birth_undo(att);
     att->live = false;
 }
 
@@ -56,7 +68,7 @@ void detach_drop(struct attachment *att, bool claimed)
  * program waits that long for one that is stopped. */
 #define GOODBYE_MS 1000
 
-static void say_goodbye(struct attachment *att)
+void detach_goodbye(struct attachment *att)
 {
     /* Replies carry the number of their request; a reply to the service thread, with number
      * 0, may still be on its way. */
@@ -81,10 +93,15 @@ static void say_goodbye(struct attachment *att)
 
 void detach_end(struct attachment *att)
 {
-    /* A child of a bare clone(2) has copies of its parent's connection and epoll. */
-    if (attachments_own()) {
+    if (mode_is_shadow()) {
+        const int err = request(att, REQUEST_END, 0);
+
+        detach_forget(att);
+        if (err && attachments_own()) /* it was killed */
+            release(att);
+    } else if (attachments_own()) { /* a child of a bare clone(2) has copies, of epoll, too */
         watch_remove(att);
-        say_goodbye(att);
+        detach_goodbye(att);
     }
     detach_drop(att, false);
 }
@@ -98,9 +115,9 @@ static int check_replaced(struct attachment *att, uint64_t start, uint64_t end)
         return -EPERM;
     if (!is_adopted(att))
         return start <= (uintptr_t)att->base && attachment_end(att) <= end ? 0 : -EINVAL;
-    pthread_mutex_lock(&att->lock);
+    attachment_lock(att);
     err = pieces_reserve(&att->pieces);
-    pthread_mutex_unlock(&att->lock);
+    attachment_unlock(att);
     return err;
 }
 
@@ -117,9 +134,10 @@ int detach_replace(uint64_t start, uint64_t end, int (*change)(void *), void *ar
         }
     if (err)
         return err;
-    /* The service thread must not touch pages that may belong to another mapping by now. */
+    /* Neither the service thread nor a shadow must touch pages that may belong to another mapping
+     * by now. */
     for (unsigned i = 0; i < count; i++)
-        pthread_mutex_lock(&taken[i]->lock);
+        attachment_lock(taken[i]);
     err = change(arg);
     for (unsigned i = count; i--;) {
         struct attachment *att = taken[i];
@@ -128,7 +146,7 @@ int detach_replace(uint64_t start, uint64_t end, int (*change)(void *), void *ar
             pieces_cut(&att->pieces, start, end);
         if (!err && (!is_adopted(att) || !att->pieces.count))
             detach_end(att);
-        pthread_mutex_unlock(&att->lock);
+        attachment_unlock(att);
     }
     return err;
 }

@@ -18,6 +18,11 @@ void detach_end(struct attachment *att);
 /* Lets go of everything that `att` holds except its window; `claimed`: also of its slot.
  * Precondition: both locks held. */
 void detach_drop(struct attachment *att, bool claimed);
+/* Its descriptors are numbers of somebody else's table. Precondition: both locks held. */
+void detach_forget(struct attachment *att);
+/* Tells the server, which takes the slot back. Precondition: att->lock held, by whoever has the
+ * descriptors. */
+void detach_goodbye(struct attachment *att);
 /* Unmaps the window, which ends the attachment. 0 or -errno.
  * Precondition: the table's lock held. */
 int detach(struct attachment *att);

@@ -10,6 +10,7 @@
 #include "client/fork.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,6 +22,8 @@
 #include "client/attachments.h"
 #include "client/budget_set.h"
 #include "client/detach.h"
+#include "client/life.h"
+#include "client/mode.h"
 #include "client/objects.h"
 #include "client/proc.h"
 #include "client/reader.h"
@@ -28,6 +31,7 @@
 #include "client/view.h"
 #include "client/watch.h"
 #include "core/control.h"
+#include "core/fd.h"
 
 /* The program waits for its child that long where the server reads nothing. */
 #define HELLO_MS 1000
@@ -49,38 +53,57 @@ static void join(struct attachment *att, int parent)
     close(pair[1]);
 }
 
-/* *claimed is set if the child has got a slot of its own. */
-static int attach_child(struct attachment *att, bool *claimed)
+/* Lets go of what is the parent's. Returns its connection. */
+static int leave_parent(struct attachment *att)
 {
-    int parent = att->ctl, err;
+    const int parent = att->ctl;
 
-    att->poisons_used = 0;
-    att->around = (struct around){0};
     att->ctl = -1;
-    close(att->uffd); /* the parent's */
-    if (att->moved_uffd >= 0)
-        close(att->moved_uffd);
+    close(att->uffd);
+    fd_close(att->moved_uffd);
     att->uffd = att->moved_uffd = -1;
-    memset(att->linked, 0, (att->mm.size / att->mm.quantum / 64 + 1) * sizeof(uint64_t));
     objects_unask(att);
-    err = attach_claim(att, 0);
-    *claimed = !err;
+    return parent;
+}
+
+/* For the service thread: userfaultfd, window, connection. */
+static int take_over(struct attachment *att, int parent)
+{
+    int err = is_adopted(att) ? 0 : view_map(att);
+
     if (!err)
-        budget_forked(att);
-    att->handed.count = 0;
-    if (!err && !is_adopted(att))
-        err = view_map(att);
-    if (!err)
-        err = attach_watch(att);
+        err = view_watch(att);
     if (!err)
         err = arrange(att, 0, att->mm.size, false);
     if (!err)
         join(att, parent);
     if (!err && att->ctl < 0)
-        att->mm.slots[att->slot].start_time = proc_start_time();
-    if (parent >= 0)
-        close(parent);
+        att->mm.slots[att->slot].start_time = proc_start_time(0);
     return err ? err : watch_add(att);
+}
+
+/* *claimed is set if the child has got a slot of its own. */
+static int attach_child(struct attachment *att, bool *claimed)
+{
+    int parent = -1, err;
+
+    att->poisons_used = 0;
+    att->around = (struct around){0};
+    att->objects_again_ms = 0;
+    if (mode_is_shadow())
+        detach_forget(att); /* they are its shadow's */
+    else
+        parent = leave_parent(att);
+    memset(att->linked, 0, (att->mm.size / att->mm.quantum / 64 + 1) * sizeof(uint64_t));
+    err = attach_claim(att, 0);
+    *claimed = !err;
+    if (!err)
+        budget_forked(att);
+    att->handed.count = 0;
+    if (!err)
+        err = mode_is_shadow() ? life_inherit(att) : take_over(att, parent);
+    fd_close(parent);
+    return err;
 }
 
 /* Whether the child has the window at all: MADV_DONTFORK. */
@@ -94,7 +117,8 @@ static bool inherited(struct attachment *att)
 
 static void attach_all(void)
 {
-    int err = attachment_over(0, UINT64_MAX) ? service_start() : 0;
+    const bool any = attachment_over(0, UINT64_MAX);
+    const int err = any && !mode_is_shadow() ? service_start() : 0;
 
     for (unsigned i = 0; i < attachments_used; i++) {
         struct attachment *att = &attachments[i];
@@ -106,6 +130,7 @@ static void attach_all(void)
         }
         if (!att->live)
             continue;
+        atomic_store(&att->shadow.alive, 0); /* the parent's */
         if (inherited(att)) {
             if (!err && !attach_child(att, &claimed))
                 continue;
@@ -116,6 +141,8 @@ static void attach_all(void)
                 mmap(att->base, att->length, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
         }
+        if (mode_is_shadow())
+            detach_forget(att);
         detach_drop(att, claimed);
     }
 }
@@ -130,15 +157,18 @@ static void announce(void) { announced = true; }
 static void freeze(void)
 {
     attachments_lock();
-    for (unsigned i = 0; i < attachments_used; i++)
-        pthread_mutex_lock(&attachments[i].lock);
+    for (unsigned i = 0; i < attachments_used; i++) {
+        attachment_lock(&attachments[i]);
+        if (attachments[i].live)
+            atomic_fetch_add(&attachments[i].shadow.forks, 1);
+    }
 }
 
 static void thaw(void)
 {
     announced = false;
     for (unsigned i = attachments_used; i--;)
-        pthread_mutex_unlock(&attachments[i].lock);
+        attachment_unlock(&attachments[i]);
     attachments_unlock();
 }
 
@@ -158,7 +188,7 @@ static void last_in_child(void)
 static void first_in_child(void)
 {
     for (unsigned i = 0; i < attachments_used; i++)
-        pthread_mutex_init(&attachments[i].lock, NULL);
+        lock_reset(&attachments[i].lock);
     if (announced) /* until then others' handlers run while we hold the table's lock */
         return;
     announce();

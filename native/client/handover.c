@@ -36,7 +36,9 @@
 #include <sys/ioctl.h>
 
 #include "client/counts.h"
+#include "client/mode.h"
 #include "client/present.h"
+#include "client/request.h"
 #include "core/touched.h"
 #include "core/uffd.h"
 
@@ -198,8 +200,12 @@ static int watch_again(struct attachment *att, struct handed_run run)
 
     if (!is_adopted(att)) { /* objects may be mapped there by now */
         unsigned calls = UINT_MAX;
-        const int64_t done = uffd_change(att->uffd, "/proc/thread-self/maps", base + run.start,
-                                         run.end - run.start, UFFD_WATCH, &calls);
+        const uint64_t bytes = run.end - run.start;
+        const int64_t done = mode_is_shadow()
+                                 ? uffd_change_by(att->uffd, att->shadow.maps_fd, base + run.start,
+                                                  bytes, UFFD_WATCH, &calls)
+                                 : uffd_change(att->uffd, "/proc/thread-self/maps",
+                                               base + run.start, bytes, UFFD_WATCH, &calls);
         return done < 0 ? (int)done : 0;
     }
     for (unsigned i = 0; i < att->pieces.count && !err; i++) {
@@ -234,6 +240,11 @@ int handover_end(struct attachment *att)
     while (att->handed.count && !err)
         err = watch_again(att, att->handed.runs[--att->handed.count]);
     return err;
+}
+
+int handover_leave(struct attachment *att)
+{
+    return mode_is_shadow() ? request(att, REQUEST_WATCH, 0) : handover_end(att);
 }
 
 /* There was a fault: if the page had been handed over, it has been taken away since, and the

@@ -21,6 +21,9 @@ void handover_clip(const struct attachment *att, struct fault *fault);
 /* Watches everything again; mapped pages stay mapped. 0 or -errno.
  * Precondition: att->lock held. */
 int handover_end(struct attachment *att);
+/* The same for the program, which may have no descriptor. 0 or -errno. Precondition: both locks
+ * held. */
+int handover_leave(struct attachment *att);
 /* Watches one 2 MiB span again, in an attachment with a budget. Precondition: att->lock held. */
 int handover_end_span(struct attachment *att, uint32_t number);
 

@@ -26,9 +26,11 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "client/attachments.h"
+#include "client/mode.h"
 #include "client/poison.h"
 #include "client/spare.h"
 #include "client/view.h"
@@ -39,7 +41,8 @@
 /* The time until we ask again for a descriptor that there was no room for. */
 #define AGAIN_MS 100
 
-static uint64_t again_ms; /* when objects_tick() has something to do; 0: it has nothing */
+/* When the service thread has something to do for any attachment; 0: never. */
+static uint64_t again_ms;
 
 static void choose_block(struct fault *fault, uint64_t file_size)
 {
@@ -66,10 +69,12 @@ static struct object *find(struct attachment *att, uint32_t number)
 }
 
 /* From Linux's own copy, without asking the file system: that may be slow, or hang, or be
- * served by this very process, and faults in all other memory wait for us. */
+ * served by this very program, and faults in all other memory wait for us. No path, since a
+ * shadow may not use any (confine.h). */
 static bool look_at(int fd, struct statx *found)
 {
-    return !statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_SIZE, found);
+    return !syscall(SYS_statx, fd, NULL, AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_SIZE,
+                    found);
 }
 
 static uint64_t device_of(const struct statx *found)
@@ -77,9 +82,12 @@ static uint64_t device_of(const struct statx *found)
     return (uint64_t)found->stx_dev_major << 32 | found->stx_dev_minor;
 }
 
-/* Whether `fd` still is the file that came; otherwise it is the program's, not ours to close. */
+/* Whether `fd` still is the file that came; otherwise it is the program's, not ours to close. A
+ * shadow's table is its own. */
 static bool is_ours(const struct object *object, struct statx *found)
 {
+    if (mode_is_shadow())
+        return look_at(object->fd, found);
     return look_at(object->fd, found) && device_of(found) == object->device &&
            found->stx_ino == object->inode;
 }
@@ -242,9 +250,11 @@ void object_answer(struct attachment *att, uint32_t number, int fd)
         const int err = keep(object, fd);
 
         if (passes(err)) {
+            uint64_t *again = mode_is_shadow() ? &att->objects_again_ms : &again_ms;
+
             object->state = OBJECT_LOST;
-            if (!again_ms)
-                again_ms = clock_ns(CLOCK_MONOTONIC) / 1000000u + AGAIN_MS;
+            if (!*again)
+                *again = clock_ns(CLOCK_MONOTONIC) / 1000000u + AGAIN_MS;
             return; /* threads that wait for it go on waiting */
         }
         if (err)
@@ -266,7 +276,27 @@ void objects_unask(struct attachment *att)
     forget(att, OBJECT_LOST);
 }
 
-int objects_tick(void)
+/* Threads that wait fault again, and ask. */
+static void ask_again(struct attachment *att)
+{
+    forget(att, OBJECT_LOST);
+    view_wake(att, 0, att->length);
+}
+
+int objects_tick(struct attachment *att)
+{
+    const uint64_t now = clock_ns(CLOCK_MONOTONIC) / 1000000u;
+
+    if (!att->objects_again_ms)
+        return -1;
+    if (now < att->objects_again_ms)
+        return (int)(att->objects_again_ms - now);
+    att->objects_again_ms = 0;
+    ask_again(att);
+    return -1;
+}
+
+int objects_tick_all(void)
 {
     const uint64_t now = again_ms ? clock_ns(CLOCK_MONOTONIC) / 1000000u : 0;
 
@@ -278,12 +308,10 @@ int objects_tick(void)
     for (unsigned i = 0; i < attachments_used; i++) {
         struct attachment *att = &attachments[i];
 
-        pthread_mutex_lock(&att->lock);
-        if (att->live) {
-            forget(att, OBJECT_LOST);
-            view_wake(att, 0, att->length); /* waiting threads fault again, and ask */
-        }
-        pthread_mutex_unlock(&att->lock);
+        attachment_lock(att);
+        if (att->live)
+            ask_again(att);
+        attachment_unlock(att);
     }
     return -1;
 }

@@ -21,8 +21,10 @@ void object_answer(struct attachment *att, uint32_t number, int fd);
  * Precondition: att->lock held. */
 void objects_unask(struct attachment *att);
 /* Asks again for what could not be had for a while. Returns when that is due, ms from now;
- * -1: nothing is. Precondition: on the service thread, no lock held. */
-int objects_tick(void);
+ * -1: nothing is. Precondition: in the shadow, att->lock held. */
+int objects_tick(struct attachment *att);
+/* For all attachments. Precondition: on the service thread, no lock held. */
+int objects_tick_all(void);
 /* Lets go of all descriptors. Precondition: att->lock held. */
 void objects_drop(struct attachment *att);
 /* The place that keeps the descriptor `fd` of an object, or NULL. Precondition: att->lock held. */

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "client/counts.h"
+#include "client/mode.h"
 #include "client/spare.h"
 #include "client/view.h"
 #include "core/slots.h"
@@ -39,6 +40,9 @@ struct uffdio_poison {
 };
 #define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
 #endif
+
+/* No .mem is ever that long. */
+#define NOWHERE ((off_t)1 << 62)
 
 /* The rights of a page that is a guard page no more. A block of an object may have been mapped
  * between the fault that was refused and its answer. It is to keep its rights, and then so may
@@ -134,13 +138,20 @@ static bool mark(const struct attachment *att, uint8_t *page)
             !ioctl(att->uffd, UFFDIO_POISON, &range));
 }
 
-/* Past the end of an empty file: SIGBUS, BUS_ADRERR. */
+/* Far behind the end of .mem: SIGBUS, BUS_ADRERR. */
+bool poison_nothing(const struct attachment *att, uint8_t *page)
+{
+    return mmap(page, PAGE_SIZE, att->prot, view_flags(att) | MAP_FIXED, att->mem_fd, NOWHERE) !=
+           MAP_FAILED;
+}
+
+/* Past the end of an empty file, which a shadow cannot make. */
 static bool map_nothing(const struct attachment *att, uint8_t *page)
 {
-    int empty = memfd_create("msharefs-sigbus", MFD_CLOEXEC);
+    int empty = mode_is_shadow() ? -1 : memfd_create("msharefs-sigbus", MFD_CLOEXEC);
 
     if (empty < 0)
-        return false;
+        return poison_nothing(att, page);
     bool done = mmap(page, PAGE_SIZE, att->prot, MAP_SHARED | MAP_FIXED, empty, 0) != MAP_FAILED;
     close(empty);
     return done;

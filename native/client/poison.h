@@ -18,4 +18,8 @@ void poison_rearm(struct attachment *att, uint64_t start, uint64_t end);
  * Precondition: att->lock held. */
 void poison_forget(struct attachment *att, uint64_t start, uint64_t end);
 
+/* Makes every access of a page a SIGBUS, whatever the region says. False: it was not possible.
+ * Precondition: on the service thread or in the shadow. */
+bool poison_nothing(const struct attachment *att, uint8_t *page);
+
 #endif

@@ -1,5 +1,6 @@
 /*
- * service.c - the thread that waits for this process's faults and for the server.
+ * service.c - the thread that waits for this process's faults and for the server, where no shadow
+ * does (mode.h).
  *
  * There is one thread for all attachments. It blocks every signal and never calls back
  * into the program. It can do without a server: faults need only shared memory. If the
@@ -9,20 +10,16 @@
 #include "client/service.h"
 
 #include <errno.h>
-#include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#include "client/arrange.h"
 #include "client/attachments.h"
 #include "client/budget.h"
 #include "client/clock.h"
 #include "client/objects.h"
-#include "client/poison.h"
-#include "client/reader.h"
-#include "client/resolve.h"
-#include "client/view.h"
+#include "client/serve.h"
 #include "client/watch.h"
 #include "core/control.h"
 #include "core/linger.h"
@@ -34,85 +31,27 @@
 
 static void answer_faults(struct attachment *att, int uffd)
 {
-    struct uffd_msg msgs[EVENTS];
-    ssize_t got = read(uffd, msgs, sizeof msgs);
+    struct uffd_msg msgs[SERVE_EVENTS];
 
-    for (ssize_t i = 0; i < got / (ssize_t)sizeof *msgs; i++)
-        if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
-            resolve_fault(att, msgs[i].arg.pagefault.address, msgs[i].arg.pagefault.flags);
-}
-
-/* Does what the server asks for. 0 or -errno. */
-static int obey(struct attachment *att, const struct msg *msg)
-{
-    switch (msg->op) {
-    case MSG_REARM:
-        poison_rearm(att, msg->arg[0], msg->arg[1]);
-        return 0;
-    case MSG_REVOKE:
-        return resolve_revoke(att, msg->arg[0], msg->arg[1], msg->arg[2] & REVOKE_OBJECTS);
-    default:
-        return arrange(att, msg->arg[0], msg->arg[1], false);
-    }
-}
-
-/* The descriptor that came with an answer to OBJECT, taken out of `fds`; or -errno. */
-static int object_of(const struct msg *msg, bool lost, int fds[MSG_FDS])
-{
-    const int fd = fds[0];
-
-    if (msg->result)
-        return msg->result < 0 ? msg->result : -EPROTO;
-    fds[0] = -1;
-    return fd >= 0 ? fd : lost ? -EMFILE : -EPROTO;
+    serve_faults(att, msgs, read(uffd, msgs, sizeof msgs));
 }
 
 static void answer_server(struct attachment *att)
 {
-    struct msg msg;
-    int fds[MSG_FDS];
-    int err = control_recv(att->ctl, &msg, fds, CONTROL_AT_ONCE);
-
-    if (err == -ETIMEDOUT)
-        return;
-    const bool lost = err == -EMFILE; /* the rest of the message has come */
-    err = lost ? 0 : err;
-    if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_OBJECT >> 32)
-        object_answer(att, (uint32_t)msg.seq, object_of(&msg, lost, fds));
-    if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_FAULT >> 32)
-        resolve_told(att, &msg);
-    for (unsigned i = 0; !err && i < MSG_FDS; i++)
-        if (fds[i] >= 0)
-            close(fds[i]);
-    if (!err && (msg.op == MSG_REARM || msg.op == MSG_REVOKE || msg.op == MSG_ARRANGE)) {
-        msg.result = obey(att, &msg);
-        msg.op = MSG_REPLY;
-        /* Faults wait for us: a server that reads no answers has to be joined anew. */
-        err = control_send(att->ctl, &msg, NULL, 0, CONTROL_AT_ONCE);
-    }
-    if (err)
+    if (serve_server(att))
         watch_lose_server(att);
 }
 
-/* The server is back: show it the host mm, which proves the right to be its client. */
 static void rejoin(struct attachment *att)
 {
-    struct msg msg = {.op = MSG_REJOIN, .arg = {att->slot, att->claim}};
-    const int fds[] = {att->mm.fd, att->uffd};
     int sock = control_connect_path(att->path, CONTROL_AT_ONCE);
 
     if (sock < 0)
         return;
-    if (att->reader)
-        reader_introduce(att, &msg);
-    if (control_send(sock, &msg, fds, 2, CONTROL_AT_ONCE) || watch_regain_server(att, sock)) {
+    if (serve_rejoin(att, sock, -1) || watch_regain_server(att, sock))
         close(sock);
-        return;
-    }
-    /* Threads that wait for an answer fault again, and ask this server. */
-    objects_unask(att);
-    reader_unask(att);
-    view_wake(att, 0, att->length);
+    else
+        serve_rejoined(att);
 }
 
 static void rejoin_all(void)
@@ -120,10 +59,10 @@ static void rejoin_all(void)
     for (unsigned i = 0; i < attachments_used; i++) {
         struct attachment *att = &attachments[i];
 
-        pthread_mutex_lock(&att->lock);
+        attachment_lock(att);
         if (att->live && att->ctl < 0)
             rejoin(att);
-        pthread_mutex_unlock(&att->lock);
+        attachment_unlock(att);
     }
 }
 
@@ -155,7 +94,7 @@ static void handle_event(const struct epoll_event *event)
     enum watch_source source;
     struct attachment *att = watch_whose(event, &source);
 
-    pthread_mutex_lock(&att->lock);
+    attachment_lock(att);
     /* A detach may have come between the wait and the lock. */
     if (att->live && source == WATCH_UFFD)
         answer_faults(att, att->uffd);
@@ -163,7 +102,7 @@ static void handle_event(const struct epoll_event *event)
         answer_faults(att, att->moved_uffd);
     else if (att->live && source == WATCH_CTL && att->ctl >= 0)
         answer_server(att);
-    pthread_mutex_unlock(&att->lock);
+    attachment_unlock(att);
 }
 
 /* Of two times, ms from now; -1 is never. */
@@ -177,7 +116,7 @@ static void *serve(void *unused)
     /* Not by pthread_setname_np() from outside, which opens /proc, in every child. */
     prctl(PR_SET_NAME, "mshare-service");
     for (;;) {
-        int rest = sooner(budget_tick(), objects_tick());
+        int rest = sooner(budget_tick_all(), objects_tick_all());
 
         if (watch_away())
             rest = sooner(rest, RECONNECT_MS);

@@ -61,6 +61,30 @@ int view_uffd(const struct attachment *att, uint64_t more)
     return uffd;
 }
 
+/* The program may have unmapped parts of adopted memory. */
+static int watch_pieces(const struct attachment *att)
+{
+    int err = 0;
+
+    for (unsigned i = 0; i < att->pieces.count && !err; i++) {
+        const struct piece *piece = &att->pieces.list[i];
+
+        err = uffd_watch(att->uffd, piece->start, piece->end - piece->start);
+    }
+    return err;
+}
+
+int view_watch(struct attachment *att)
+{
+    int err = view_uffd(att, 0);
+
+    if (err < 0)
+        return err;
+    att->uffd = err;
+    return is_adopted(att) ? watch_pieces(att)
+                           : uffd_watch(att->uffd, (uintptr_t)att->base, att->length);
+}
+
 /* No other function wakes threads: a thread goes on only when its fault has left the epoch,
  * so a process that is stopped after an access holds nobody up. */
 void view_wake(const struct attachment *att, uint64_t start, uint64_t end)

@@ -31,4 +31,7 @@ int view_block_prot(const struct attachment *att, uint32_t flags);
  * Precondition: inside an epoch. */
 int view_prot_at(const struct attachment *att, uint64_t offset);
 
+/* A userfaultfd of our own, over the window. 0 or -errno. Precondition: as attach_claim(). */
+int view_watch(struct attachment *att);
+
 #endif

@@ -22,8 +22,11 @@
 
 int control_hide_fd(int fd)
 {
-    int hidden = fcntl(fd, F_DUPFD_CLOEXEC, HIDDEN_FD_MIN);
+    int hidden;
 
+    if (!hidden_any())
+        return fd;
+    hidden = fcntl(fd, F_DUPFD_CLOEXEC, HIDDEN_FD_MIN);
     if (hidden >= 0)
         close(fd);
     else if (fcntl(fd, F_SETFD, FD_CLOEXEC)) /* a low RLIMIT_NOFILE: it keeps its number */

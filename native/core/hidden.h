@@ -11,6 +11,10 @@
 /* fs.nr_open's default: no process has more. */
 #define HIDDEN_FDS (1u << 20)
 
+/* From now on none is. Precondition: none was. */
+void hidden_none(void);
+/* Whether some may be. */
+bool hidden_any(void);
 void hidden_add(int fd);
 void hidden_remove(int fd);
 bool hidden_is(int fd);

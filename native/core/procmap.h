@@ -5,7 +5,23 @@
 #ifndef MSHARE_PROCMAP_H
 #define MSHARE_PROCMAP_H
 
+#include <linux/ioctl.h>
 #include <stdint.h>
+
+/* linux/fs.h, since 6.11. */
+struct procmap_query {
+    uint64_t size;
+    uint64_t flags;
+    uint64_t addr;
+    uint64_t start, end;
+    uint64_t vma_flags, vma_page_size, vma_offset;
+    uint64_t inode;
+    uint32_t dev_major, dev_minor;
+    uint32_t vma_name_size, build_id_size;
+    uint64_t vma_name_addr, build_id_addr;
+};
+
+#define PROCMAP_QUERY_CALL _IOWR('f', 17, struct procmap_query)
 
 /* Opens a /proc/PID/maps. The descriptor, or -errno. */
 int procmap_open(const char *path);

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "core/fd.h"
 #include "core/layout.h"
 #include "core/procmap.h"
 
@@ -133,17 +134,14 @@ static int change_halves(int uffd, uint64_t addr, uint64_t size, enum uffd_chang
     return err ? err : change_halves(uffd, addr + half, size - half, change, left);
 }
 
-static int64_t change_parts(int uffd, const char *maps, uint64_t addr, uint64_t size,
+static int64_t change_parts(int uffd, int maps, uint64_t addr, uint64_t size,
                             enum uffd_change change, unsigned *calls)
 {
     unsigned left = HALVES_MAX;
-    const int fd = procmap_open(maps);
     int64_t done = -ENOTTY;
 
-    if (fd >= 0) {
-        done = change_mappings(uffd, fd, addr, size, change, calls);
-        close(fd);
-    }
+    if (maps >= 0)
+        done = change_mappings(uffd, maps, addr, size, change, calls);
     if (done != -ENOTTY && done != -EACCES && done != -ESRCH)
         return done;
     *calls = 0;
@@ -151,21 +149,38 @@ static int64_t change_parts(int uffd, const char *maps, uint64_t addr, uint64_t 
     return done ? done : (int64_t)size;
 }
 
-int64_t uffd_change(int uffd, const char *maps, uint64_t addr, uint64_t size,
-                    enum uffd_change change, unsigned *calls)
+/* `path`, if it is not NULL, is opened when it is needed, in the place of `maps`. */
+static int64_t change(int uffd, const char *path, int maps, uint64_t addr, uint64_t size,
+                      enum uffd_change kind, unsigned *calls)
 {
     int64_t done;
 
     if (addr >= HOST_END || size > HOST_END - addr) /* no address of a window */
         return UFFD_NOTHING_MORE;
-    done = change_range(uffd, addr, size, change);
+    done = change_range(uffd, addr, size, kind);
     *calls -= *calls > 0;
     if (!done)
         return (int64_t)size;
     /* A part of the window, or all of it, may be unmapped or somebody else's mapping by now. */
-    if (not_ours((int)done) && uffd_alive(uffd))
-        done = change_parts(uffd, maps, addr, size, change, calls);
+    if (not_ours((int)done) && uffd_alive(uffd)) {
+        maps = path ? procmap_open(path) : maps;
+        done = change_parts(uffd, maps, addr, size, kind, calls);
+        if (path)
+            fd_close(maps);
+    }
     if (done < 0 && !uffd_alive(uffd)) /* exited, or another program by exec */
         return UFFD_NOTHING_MORE;
     return done;
+}
+
+int64_t uffd_change(int uffd, const char *maps, uint64_t addr, uint64_t size, enum uffd_change kind,
+                    unsigned *calls)
+{
+    return change(uffd, maps, -1, addr, size, kind, calls);
+}
+
+int64_t uffd_change_by(int uffd, int maps, uint64_t addr, uint64_t size, enum uffd_change kind,
+                       unsigned *calls)
+{
+    return change(uffd, NULL, maps, addr, size, kind, calls);
 }

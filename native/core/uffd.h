@@ -33,6 +33,9 @@ int uffd_watch(int uffd, uint64_t addr, uint64_t size);
  * gone has nothing left to change. */
 int64_t uffd_change(int uffd, const char *maps, uint64_t addr, uint64_t size,
                     enum uffd_change change, unsigned *calls);
+/* The same, with `maps` open already; -1: it could not be opened. */
+int64_t uffd_change_by(int uffd, int maps, uint64_t addr, uint64_t size, enum uffd_change change,
+                       unsigned *calls);
 /* Whether the memory that `uffd` watches still exists: it goes away when the
  * process exits or starts another program. */
 bool uffd_alive(int uffd);

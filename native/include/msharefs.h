@@ -12,7 +12,8 @@
  *
  * Caveats
  *  - Each attached process runs one service thread of ours. It blocks all
- *    signals and never calls back into the program.
+ *    signals and never calls back into the program. With MSHAREFS_CLIENT=shadow
+ *    in the environment a process beside it does that work instead.
  *  - fork() keeps the attachment: the child is attached before fork() returns
  *    in it. A child made by a bare clone(2) system call is not attached: detach
  *    there.
@@ -142,7 +143,8 @@ struct mshare_connect {
  * EACCES  descriptor open for writing only
  * EEXIST  MAP_FIXED_NOREPLACE and something is there
  * ENOMEM  no aligned hole of that size in the address space
- * EINVAL  MSHAREFS_PT_BUDGET has a value that mshare_budget() does not take
+ * EINVAL  MSHAREFS_PT_BUDGET has a value that mshare_budget() does not take, or MSHAREFS_CLIENT one
+ *         that is neither thread nor shadow
  * ENOTTY  `fd` is not a region of an msharefs mount
  * EPERM   the server cannot open /dev/userfaultfd, and userfaultfd(2) is not for all
  *         (sysctl vm.unprivileged_userfaultfd)

@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
+#include <pthread.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -97,7 +98,7 @@ static int unlink_quanta(struct attachment *att, struct range range)
     const uint64_t quantum = att->mm.quantum;
     const uint64_t first = offset_of(att, range.start) / quantum;
     const uint64_t last = (offset_of(att, range.end) - 1) / quantum;
-    int err = handover_end(att); /* or a touch would come back without us */
+    int err = handover_leave(att); /* or a touch would come back without us */
 
     if (err)
         return err;
@@ -171,9 +172,9 @@ static int advise(struct attachment *att, struct range range, void *arg)
         call->holes = err;
         return 0;
     }
-    pthread_mutex_lock(&att->lock);
+    attachment_lock(att);
     err = advise_window(att, range, call->advice);
-    pthread_mutex_unlock(&att->lock);
+    attachment_unlock(att);
     return err;
 }
 
@@ -186,10 +187,10 @@ static void mark_adopted(struct range range, bool stays)
          at = attachment_end(att)) {
         if (!is_adopted(att))
             continue;
-        pthread_mutex_lock(&att->lock);
+        attachment_lock(att);
         if (!pieces_reserve(&att->pieces))
             pieces_mark(&att->pieces, range.start, range.end, stays);
-        pthread_mutex_unlock(&att->lock);
+        attachment_unlock(att);
     }
 }
 
@@ -303,9 +304,9 @@ static int core_part(struct attachment *att, struct range range, void *arg)
         return sys_mincore((void *)range.start, range.end - range.start, vec) ? -errno : 0;
     for (uint64_t at = range.start, next; at < range.end && !err; at = next, vec += CHUNK) {
         next = range.end - at < CHUNK * PAGE_SIZE ? range.end : at + CHUNK * PAGE_SIZE;
-        pthread_mutex_lock(&att->lock);
+        attachment_lock(att);
         present_pages(att, offset_of(att, at), offset_of(att, next), some);
-        pthread_mutex_unlock(&att->lock);
+        attachment_unlock(att);
         err = copy_out(vec, some, (next - at) / PAGE_SIZE);
     }
     return err;

@@ -50,9 +50,9 @@ static int lock_part(struct attachment *att, struct range range, void *arg)
     if (!att)
         return sys_mlock2((void *)range.start, length, flags) ? -errno : 0;
     start = range.start - (uintptr_t)att->base;
-    pthread_mutex_lock(&att->lock);
+    attachment_lock(att);
     pages = present_pages(att, start, start + length, NULL);
-    pthread_mutex_unlock(&att->lock);
+    attachment_unlock(att);
     return pages == length / PAGE_SIZE ? 0 : -ENOMEM;
 }
 

@@ -200,10 +200,10 @@ static int remap_adopted(struct attachment *att, struct remap *remap)
 {
     int err;
 
-    pthread_mutex_lock(&att->lock);
+    attachment_lock(att);
     err = pieces_reserve(&att->pieces);
     if (!err) /* unwatched memory is another mapping, and mremap(2) moves only one */
-        err = handover_end(att);
+        err = handover_leave(att);
     if (!err)
         err = remap_kernel(remap);
     if (!err && (uintptr_t)remap->got == remap->old)
@@ -212,7 +212,7 @@ static int remap_adopted(struct attachment *att, struct remap *remap)
         pieces_cut(&att->pieces, remap->old, remap->old + remap->old_size);
     if (!att->pieces.count)
         detach_end(att);
-    pthread_mutex_unlock(&att->lock);
+    attachment_unlock(att);
     return err;
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import signal
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from support.actor import PAGE, Board, accerr, adrerr, maperr
 from support.audit import assert_whole
 from support.calls import refused
 from support.memory import QUANTUM
+from support.stopping import go_on, stop
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -271,13 +271,13 @@ def test_one_that_is_stopped_holds_up_no_unmap(actors: Actors, make_region: Regi
     region, reader = make_region(), actors()
     base = attach(reader, region)
     assert reader.call("load", base) == [0]
-    os.kill(reader.pid, signal.SIGSTOP)
+    stop(reader)
     region.unmap(0, PAGE)
     region.map(0, PAGE)
     region.protect(0, PAGE, READ)
     with refused(errno.EBUSY):
         region.protect(0, PAGE, NONE)
-    os.kill(reader.pid, signal.SIGCONT)
+    go_on(reader)
     region.protect(0, PAGE, NONE)
     assert reader.call("load", base) == accerr(base)
 

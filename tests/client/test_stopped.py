@@ -20,7 +20,7 @@ from support.actor import PAGE, Board, maperr
 from support.audit import assert_whole
 from support.hostview import number_of
 from support.memory import QUANTUM
-from support.stopping import go_on, stop, stop_inside_a_fault
+from support.stopping import go_on, kill, stop, stop_inside_a_fault
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def test_what_is_killed_inside_a_fault_holds_nobody_up(
         victim = actors()
         flood(victim, region, board, 0, 0)
         stop_inside_a_fault(victim, shared_mount, number_of(region.path))
-        victim.kill()
+        kill(victim)
         region.unmap(0, SIZE)
         assert region.describe("clients") == []
     assert_whole(region)

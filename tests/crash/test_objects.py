@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +17,7 @@ from msharefs import verbs
 from support.actor import Fault
 from support.audit import assert_whole
 from support.hostview import is_changing, number_of
-from support.stopping import kill_in_a_change
+from support.stopping import go_on, kill, kill_in_a_change, stop
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -163,13 +162,13 @@ def test_killed_while_objects_are_taken(
     base, view = attach(stopped, path), attach(other, path)
     assert stopped.call("store", base, 9) == []
     assert other.call("load", view) == [9]
-    os.kill(stopped.pid, signal.SIGSTOP)
+    stop(stopped)
     ident = number_of(str(path))
     kill_in_a_change(mount, path, change, 0, PAGE)
     mount.expect(r"(?m)^.* WARNING .*: region \d+: what the server before was changing .*\n")
     mount.start()
     assert is_changing(mount, ident), "it needs the stopped process"
-    os.kill(stopped.pid, signal.SIGCONT)
+    go_on(stopped)
     until(lambda: not is_changing(mount, ident), "the change is finished")
     for actor, where in ((stopped, base), (other, view)):
         if change == "unmap":
@@ -191,9 +190,9 @@ def test_what_a_dead_server_has_replaced_is_forgotten(
     stopped = actors()
     base = attach(stopped, path)
     assert stopped.call("load", base) == [1]
-    os.kill(stopped.pid, signal.SIGSTOP)
+    stop(stopped)
     kill_in_a_change(mount, path, "map", 0, 2 * PAGE)
-    stopped.kill()
+    kill(stopped)
     mount.expect(r"(?m)^.* WARNING .*: region \d+: what the server before was changing .*\n")
     mount.start()
     with msharefs.open(path) as region:

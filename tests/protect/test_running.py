@@ -18,6 +18,7 @@ import msharefs
 
 from support import cc
 from support.calls import refused
+from support.stopping import go_on_all, stop_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -187,11 +188,10 @@ class Client:
         return self.read()
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+        stop_all(self.pid)
 
     def go_on(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
+        go_on_all(self.pid)
 
     def end(self) -> int:
         self.go_on()

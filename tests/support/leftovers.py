@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from . import fusectl, namespace
+
+# How long the shadow of a program that has ended may take to end.
+SHADOW_SECONDS = 3.0
 
 # All programs that the tests start inherit this: a program that became a daemon is still known to
 # be ours.
@@ -46,9 +50,14 @@ def snapshot() -> Snapshot:
 
 def clean(before: Snapshot) -> list[str]:
     """Remove everything that is new since `before`, and name it."""
-    now = snapshot()
-    new = now.pids - before.pids - kept
-    left = [process for pid in new if (process := _ours(pid))]
+    # A shadow ends when its program has ended, which is a moment later.
+    deadline = time.monotonic() + SHADOW_SECONDS
+    while True:
+        now = snapshot()
+        left = [process for pid in now.pids - before.pids - kept if (process := _ours(pid))]
+        if not any(map(_is_shadow, left)) or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
     found = []
     for process in left:
         found.append(f"process {process.pid} is left: {_command(process)}")
@@ -79,6 +88,13 @@ def _ours(pid: int) -> psutil.Process | None:
         ):
             return process
     return None
+
+
+def _is_shadow(process: psutil.Process) -> bool:
+    try:
+        return process.name().startswith("msharefs: ")
+    except psutil.Error:
+        return False
 
 
 def _command(process: psutil.Process) -> str:

@@ -124,9 +124,22 @@ def stacks(pid: int) -> str:
     return "\n".join(lines)
 
 
+def shadows(pid: int) -> list[Path]:
+    """The processes that take the faults of process `pid`, one for each attachment.
+
+    One that has ended is none, whoever still has to wait for it.
+    """
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if comm(path) == f"msharefs: {pid}"[:15] and state(path) not in "ZX":
+                found.append(path)
+    return found
+
+
 def service_thread(pid: int) -> Path:
-    """The client library's thread, once it runs and has its name."""
-    (found,) = (task for task in tasks(pid) if comm(task) == "mshare-service")
+    """Who takes the faults of process `pid`: its thread, once that has its name, or its shadow."""
+    (found,) = [task for task in tasks(pid) if comm(task) == "mshare-service"] or shadows(pid)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import msharefs
 
 from .hostview import inside_faults, is_changing, number_of
-from .proc import state, tasks
+from .proc import shadows, state, tasks
 from .wait import until
 
 if TYPE_CHECKING:
@@ -21,15 +22,40 @@ if TYPE_CHECKING:
     from .server import Mount
 
 
+def stop_all(pid: int) -> None:
+    """SIGSTOP to a process and its shadows, as if its cgroup were frozen; waits until they stand.
+
+    The shadows first: so a process can stand in the middle of a fault.
+    """
+    all_of_it = [*(int(shadow.name) for shadow in shadows(pid)), pid]
+    for each in all_of_it:
+        os.kill(each, signal.SIGSTOP)
+    for each in all_of_it:
+        until(lambda each=each: all(state(it) == "T" for it in tasks(each)), f"{each} stands")
+
+
+def go_on_all(pid: int) -> None:
+    """SIGCONT, to those that are there."""
+    for each in (*(int(shadow.name) for shadow in shadows(pid)), pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGCONT)
+
+
 def stop(actor: Actor) -> None:
-    """SIGSTOP; waits until all threads stand."""
-    actor.process.send_signal(signal.SIGSTOP)
-    until(lambda: all(state(task) == "T" for task in tasks(actor.pid)), "the process stands")
+    """A stopped client, which answers nobody."""
+    stop_all(actor.pid)
 
 
 def go_on(actor: Actor) -> None:
-    """SIGCONT."""
-    actor.process.send_signal(signal.SIGCONT)
+    """It runs again."""
+    go_on_all(actor.pid)
+
+
+def kill(actor: Actor) -> None:
+    """SIGKILL to a process that stands, and to its shadows."""
+    for shadow in shadows(actor.pid):
+        os.kill(int(shadow.name), signal.SIGKILL)
+    actor.kill()
 
 
 def stop_inside_a_fault(actor: Actor, mount: Mount, ident: int) -> None:

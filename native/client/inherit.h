@@ -1,0 +1,21 @@
+/*
+ * inherit.h - how the shadow of a forked child comes to its descriptors: from its parent's
+ * shadow, over a socket. Neither the parent nor the child has any.
+ */
+#ifndef MSHARE_INHERIT_H
+#define MSHARE_INHERIT_H
+
+#include "client/attachment.h"
+
+/* Opens the address at which the shadow hears of children. Without it they cannot be attached.
+ * Precondition: in the shadow, which may still make sockets. */
+void inherit_listen(struct attachment *att);
+/* The shadow of a parent: one child's wish is there, or a stranger's message. */
+void inherit_give(struct attachment *att);
+/* The shadow of a child, which has no descriptor yet: asks for them. A socket, or -errno. */
+int inherit_ask(const struct attachment *att);
+/* Takes what comes over that socket, and closes it. *parent: the parent's connection to the
+ * server, for a word; -1: it has none. 0 or -errno. */
+int inherit_take(struct attachment *att, int sock, int *parent);
+
+#endif

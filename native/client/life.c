@@ -1,0 +1,278 @@
+/*
+ * life.c - a shadow from its birth to its work; see life.h.
+ *
+ *   signals, session, limits of its own
+ *   descriptors     the program's copies, closed there at once; in a child of fork(2), those
+ *                   that inherit.c gets
+ *   confine.c       no rights but what serving takes
+ *   service.c       its work
+ */
+#define _GNU_SOURCE
+#include "client/life.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "client/arrange.h"
+#include "client/attachments.h"
+#include "client/birth.h"
+#include "client/confine.h"
+#include "client/inherit.h"
+#include "client/proc.h"
+#include "client/reader.h"
+#include "client/request.h"
+#include "client/tend.h"
+#include "client/view.h"
+#include "core/control.h"
+#include "core/fd.h"
+#include "core/linger.h"
+
+/* Set while the shadow may die of a SIGBUS: it is the program's memory, and each shadow has its
+ * own attachment. Found by the stack that the signal came on. */
+static struct attachment *whose(const void *stack)
+{
+    for (unsigned i = 0; i < attachments_used; i++) {
+        const uint8_t *place = attachments[i].shadow.place;
+
+        if (place && (const uint8_t *)stack >= place &&
+            (const uint8_t *)stack < attachments[i].shadow.bell)
+            return &attachments[i];
+    }
+    return NULL;
+}
+
+static void on_bus_error(int number, siginfo_t *info, void *context)
+{
+    struct attachment *att = whose(__builtin_frame_address(0));
+
+    (void)number, (void)context;
+    if (info->si_code <= 0) /* sent by somebody */
+        return;
+    if (!att || att->shadow.broken)
+        syscall(SYS_exit_group, 1);
+    else
+        __builtin_longjmp(att->shadow.escape, 1);
+}
+
+__asm__(".pushsection .text\n"
+        "shadow_restorer: movq $15, %rax\n" /* rt_sigreturn */
+        "syscall\n"
+        ".popsection\n");
+extern void shadow_restorer(void) __asm__("shadow_restorer");
+
+/* As the kernel has it; the C library's function may be the program's own. */
+static void catch_bus_error(void)
+{
+    const struct {
+        void (*handler)(int, siginfo_t *, void *);
+        unsigned long flags;
+        void (*restorer)(void);
+        uint64_t mask;
+    } action = {on_bus_error, SA_SIGINFO | SA_NODEFER | 0x04000000 /* SA_RESTORER */,
+                shadow_restorer, 0};
+    const uint64_t blocked = ~(1ull << (SIGBUS - 1));
+
+    syscall(SYS_rt_sigaction, SIGBUS, &action, NULL, 8);
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &blocked, NULL, 8);
+}
+
+/* The program waits for its child that long where the server reads nothing. */
+#define HELLO_MS 1000
+
+static void name(int program)
+{
+    char text[PROC_PATH] = "msharefs: ", path[PROC_PATH];
+
+    proc_path(path, program, "");
+    strcpy(text + strlen(text), path + strlen("/proc/"));
+    syscall(SYS_prctl, PR_SET_NAME, text, 0, 0, 0); /* the C library's may be the program's own */
+}
+
+/* Our own limits: the program's may be too low for us. */
+static void set_limits(void)
+{
+    const struct rlimit no_core = {0, 0};
+    struct rlimit files;
+
+    setrlimit(RLIMIT_CORE, &no_core);
+    if (getrlimit(RLIMIT_NOFILE, &files))
+        return;
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    if (files.rlim_max < 2 * OBJECTS_MAX) {
+        files.rlim_cur = files.rlim_max = 2 * OBJECTS_MAX;
+        setrlimit(RLIMIT_NOFILE, &files); /* if we may */
+    }
+}
+
+/* Of the table that we have from the program, everything but our own is closed. */
+static void keep_own_descriptors(const struct attachment *att)
+{
+    int own[] = {att->mm.fd, att->mem_fd, att->dev_fd, att->uffd, att->ctl};
+    unsigned from = 0;
+
+    for (unsigned done = 0; done < sizeof own / sizeof *own; done++) {
+        unsigned least = done;
+
+        for (unsigned i = done + 1; i < sizeof own / sizeof *own; i++)
+            if (own[i] < own[least])
+                least = i;
+        const int fd = own[least];
+
+        own[least] = own[done];
+        own[done] = fd;
+        if (fd < 0)
+            continue;
+        if ((unsigned)fd > from)
+            syscall(SYS_close_range, from, (unsigned)fd - 1, 0);
+        from = (unsigned)fd + 1;
+    }
+    syscall(SYS_close_range, from, ~0u, 0);
+}
+
+/* The server hears of the child through the parent's connection, and need not answer. */
+static void join(struct attachment *att, int parent)
+{
+    struct msg forked = {.op = MSG_FORKED, .arg = {att->slot, att->claim}};
+    int pair[2];
+
+    if (att->reader)
+        reader_introduce(att, &forked);
+    if (parent < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+        return;
+    const int fds[] = {pair[1], att->uffd, att->shadow.end_fd};
+    if (!control_send(parent, &forked, fds, 3, control_deadline(HELLO_MS)))
+        att->ctl = pair[0];
+    else
+        close(pair[0]); /* the server is away: we rejoin */
+    close(pair[1]);
+}
+
+/* In a child of fork(2): what its parent's shadow gives, a userfaultfd of its own, and a window as
+ * it must be. */
+static int take_over(struct attachment *att, int sock)
+{
+    int parent = -1, err = inherit_take(att, sock, &parent);
+
+    if (!err && !is_adopted(att))
+        err = view_map(att);
+    if (!err)
+        err = view_watch(att);
+    if (!err)
+        err = arrange(att, 0, att->mm.size, false);
+    if (!err)
+        join(att, parent);
+    fd_close(parent);
+    return err;
+}
+
+/* What takes another name to open than a descriptor, before that is forbidden. */
+static int look_at_program(struct shadow *shadow)
+{
+    char path[PROC_PATH];
+
+    shadow->end_fd = (int)syscall(SYS_pidfd_open, shadow->program, 0);
+    if (shadow->end_fd < 0) /* it may have ended already */
+        return -errno;
+    shadow->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    shadow->own_size_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    /* Of our own, if there is no number. */
+    proc_path(path, proc_number(shadow->program, shadow->end_fd), "/statm");
+    shadow->size_fd = open(path, O_RDONLY | O_CLOEXEC);
+    return 0;
+}
+
+static int begin(struct attachment *att)
+{
+    struct shadow *shadow = &att->shadow;
+    int sock = -1, err;
+
+    catch_bus_error();
+    set_limits();
+    /* Closing a file may take its file system's time: of what we do not need, none is copied. */
+    if (shadow->inherits)
+        syscall(SYS_close_range, 0u, ~0u, CLOSE_RANGE_UNSHARE);
+    else if (!unshare(CLONE_FILES))
+        keep_own_descriptors(att);
+    else
+        return -errno;
+    /* The parent's shadow is asked first: it may have to wake up, and meanwhile we go on. */
+    if (shadow->inherits)
+        sock = inherit_ask(att);
+    if (shadow->inherits && sock < 0)
+        return sock;
+    setsid();
+    name(shadow->program);
+    err = look_at_program(shadow);
+    if (err)
+        return err;
+    inherit_listen(att);
+    if (chdir("/")) /* a directory that is somebody's must not be busy for our sake */
+        return -errno;
+    err = confine(shadow->server);
+    if (!err && shadow->inherits)
+        err = take_over(att, sock);
+    return err ? err : request_listen(att);
+}
+
+static void live(struct attachment *att)
+{
+    const int err = begin(att);
+
+    birth_done(att, err ? err : SHADOW_READY);
+    if (!err)
+        tend(att);
+}
+
+static int start(struct attachment *att, bool inherits)
+{
+    struct shadow *shadow = &att->shadow;
+
+    shadow->inherits = inherits;
+    shadow->bell_fd = shadow->end_fd = shadow->maps_fd = shadow->size_fd = -1;
+    shadow->own_size_fd = shadow->post_fd = -1;
+    shadow->broken = shadow->burst = false;
+    shadow->lingered_ns = 0;
+    shadow->rest_ms = TEND_EXEC_MIN_MS;
+    shadow->look_ms = clock_ns(CLOCK_MONOTONIC) / 1000000u + TEND_EXEC_MIN_MS;
+    atomic_store(&shadow->forks, 0);
+    atomic_store(&shadow->served, 0);
+    atomic_store(&shadow->request.op, REQUEST_NONE);
+    return birth(att, live);
+}
+
+int life_inherit(struct attachment *att)
+{
+    const int err = start(att, true);
+
+    /* Otherwise the server knows when we have started. */
+    if (!err && att->ctl < 0)
+        att->mm.slots[att->slot].start_time = proc_start_time(0);
+    return err;
+}
+
+int life_start(struct attachment *att)
+{
+    int *own[] = {&att->mm.fd, &att->mem_fd, &att->dev_fd, &att->uffd, &att->ctl};
+    int err;
+
+    /* The first process in a new namespace would be its init, and not for the program. */
+    if (!proc_children_here())
+        return -EINVAL;
+    att->shadow.server = confine_address(att->path);
+    if (getentropy(att->shadow.cookie, sizeof att->shadow.cookie))
+        return -errno;
+    err = start(att, false);
+    for (unsigned i = 0; !err && i < sizeof own / sizeof *own; i++)
+        fd_close(*own[i]); /* the numbers are the shadow's from now on */
+    return err;
+}

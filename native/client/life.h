@@ -1,0 +1,17 @@
+/*
+ * life.h - a shadow comes to life.
+ */
+#ifndef MSHARE_LIFE_H
+#define MSHARE_LIFE_H
+
+#include "client/attachment.h"
+
+/* Makes the shadow of an attachment, and gives it all descriptors; the program has none of them
+ * afterwards. 0 or -errno; then the program still has them. Precondition: the table's lock held,
+ * and nobody knows of `att` yet. */
+int life_start(struct attachment *att);
+/* In a child of fork(2): makes the shadow of an attachment that the child has inherited. It
+ * makes the window ready, too. 0 or -errno. Precondition: both locks held. */
+int life_inherit(struct attachment *att);
+
+#endif

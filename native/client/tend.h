@@ -1,0 +1,17 @@
+/*
+ * tend.h - the work of a shadow: it takes the faults of an attachment, and hears the server.
+ */
+#ifndef MSHARE_TEND_H
+#define MSHARE_TEND_H
+
+#include "client/attachment.h"
+
+/* How long after its birth a shadow first looks whether its program was replaced by exec(2): a
+ * child of fork(2) mostly is, and soon. It then looks less and less often. */
+#define TEND_EXEC_MIN_MS 2
+
+/* Does it until the program has ended or been replaced, or wants it to end.
+ * Precondition: in the shadow. */
+_Noreturn void tend(struct attachment *att);
+
+#endif

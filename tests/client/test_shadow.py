@@ -1,0 +1,142 @@
+"""The process that takes a program's faults: the program does not notice it, nor can it use it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import QUANTUM
+from support import cc, proc
+from support.wait import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import msharefs
+
+    from support.actor import Actor
+
+    Actors = Callable[..., Actor]
+    Regions = Callable[..., msharefs.Region]
+
+PAGE = 4096
+PROGRAMS = Path(__file__).parents[1] / "programs"
+CASES = [
+    "end-main-first", "raw-exit", "alone", "no-descriptor", "few-descriptors", "own-namespaces",
+    "forbidden", "stopped", "replaced",
+]  # fmt: skip
+
+
+pytestmark = pytest.mark.unsanitized("a shadow has nothing that a sanitizer's functions could use")
+
+
+@pytest.fixture(autouse=True)
+def shadowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program is started with."""
+    monkeypatch.setenv("MSHAREFS_CLIENT", "shadow")
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cc.build(PROGRAMS / "unseen.c", tmp_path_factory.mktemp("shadow") / "unseen")
+
+
+@pytest.fixture(scope="module")
+def misuse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cc.build(PROGRAMS / "misuse.c", tmp_path_factory.mktemp("shadow") / "misuse")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_program_finds_all_as_without_it(unseen: Path, make_region: Regions, case: str) -> None:
+    subprocess.run([unseen, case], check=True, timeout=30)
+    subprocess.run([unseen, case, make_region().path], check=True, timeout=30)
+
+
+def field(shadow: Path, name: str) -> str:
+    return proc.status(shadow, name)
+
+
+def test_it_has_no_rights_and_no_descriptor_of_the_program(
+    actors: Actors, make_region: Regions
+) -> None:
+    actor = actors()
+    open_before = set(os.listdir(f"/proc/{actor.pid}/fd"))
+    fd = actor.give(make_region().fd)
+    actor.attach(fd)
+    shadow = proc.service_thread(actor.pid)
+    for each in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(field(shadow, each), 16) == 0
+    assert (field(shadow, "NoNewPrivs"), field(shadow, "Seccomp")) == ("1", "2")
+    assert set(os.listdir(f"/proc/{actor.pid}/fd")) == open_before | {str(fd)}
+    theirs = {os.readlink(path) for path in Path(f"/proc/{actor.pid}/fd").iterdir()}
+    ours = {os.readlink(path) for path in (shadow / "fd").iterdir()}
+    assert not ours & theirs
+    assert os.readlink(shadow / "cwd") == "/"
+    assert os.getsid(int(shadow.name)) == int(shadow.name)
+
+
+def test_it_may_only_serve(actors: Actors, make_region: Regions, misuse: Path) -> None:
+    """Whoever can write its memory decides what it does, for instance a program that gave up root.
+
+    A tracer stands in for that, and lets it try.
+    """
+    actor = actors()
+    base = actor.attach(actor.give(make_region().fd))
+    shadow = proc.service_thread(actor.pid)
+    tried = subprocess.run(
+        [misuse, shadow.name], check=True, stdout=subprocess.PIPE, text=True, timeout=20
+    )
+    assert tried.stdout == ""
+    assert actor.call("store", base + PAGE, 7) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_do_not_concern_it(
+    actors: Actors, make_region: Regions, number: signal.Signals
+) -> None:
+    actor = actors()
+    base = actor.attach(actor.give(make_region().fd))
+    os.kill(int(proc.service_thread(actor.pid).name), number)
+    assert actor.call("store", base + PAGE, 7) == []
+
+
+def test_it_ends_with_its_program(actors: Actors, make_region: Regions) -> None:
+    actor = actors()
+    region = make_region()
+    base = actor.attach(actor.give(region.fd))
+    child = actor.fork(base + PAGE)
+    assert child.finish() == [0]
+    shadows = [*proc.shadows(actor.pid), *proc.shadows(child.pid)]
+    assert len(shadows) == 2
+    actor.kill()
+    child.end()
+    until(lambda: not any((each / "exe").exists() for each in shadows), "both have ended")
+    until(lambda: region.describe("clients") == [], "the region knows")
+
+
+def test_each_attachment_has_one(actors: Actors, make_region: Regions) -> None:
+    actor = actors()
+    bases = [actor.attach(actor.give(make_region(QUANTUM).fd)) for _ in range(3)]
+    assert len(proc.shadows(actor.pid)) == 3
+    assert actor.call("detach", bases[1]) == []
+    until(lambda: len(proc.shadows(actor.pid)) == 2, "the third has ended")
+    assert actor.call("store", bases[2], 1) == []
+
+
+def test_a_child_of_a_parent_that_ends_at_once(actors: Actors, make_region: Regions) -> None:
+    """As a daemon has it: its shadow comes for its descriptors when the parent's is about to go."""
+    region = make_region()
+    actor = actors()
+    base = actor.attach(actor.give(region.fd))
+    for _ in range(20):
+        child = actor.fork(base + PAGE)
+        actor.kill()
+        child.finish()
+        assert child.call("store", base, 1) == []
+        actor = child
+    actor.end()

@@ -1,0 +1,125 @@
+"""A program whose faults are taken by a process beside it finds nothing of ours in itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import PAGE, QUANTUM, File, clients
+from support.proc import service_thread, shadows, tasks
+from support.wait import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.agent import Agent
+
+SIZE = 2 * QUANTUM
+CLOSE_RANGE_END = (1 << 32) - 1
+
+
+pytestmark = pytest.mark.unsanitized("a shadow has nothing that a sanitizer's functions could use")
+
+
+@pytest.fixture(autouse=True)
+def shadowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the agents are started with."""
+    monkeypatch.setenv("MSHAREFS_CLIENT", "shadow")
+
+
+def descriptors(agent: Agent) -> set[int]:
+    """The numbers that are open in a process."""
+    return {int(name) for name in os.listdir(f"/proc/{agent.pid}/fd")}
+
+
+def works(region: File, base: int) -> bool:
+    """Whether pages are served there, and the process and a child are known."""
+    fine = region.agent.store(base + PAGE, 1) == "ok"
+    child = region.agent.fork()
+    fine = fine and child.load(base + PAGE) == "1"
+    known = {client["pid"] for client in clients(region.path)} == {region.agent.pid, child.pid}
+    child.exit()
+    return fine and known
+
+
+def test_no_thread_and_no_descriptor_is_ours(region: File) -> None:
+    before = descriptors(region.agent)
+    base = region.attach()
+    assert region.agent.store(base, 1) == "ok"
+    assert (len(tasks(region.agent.pid)), descriptors(region.agent)) == (1, before)
+    child = region.agent.fork()
+    assert child.load(base) == "1"
+    assert len(tasks(child.pid)) == 1
+    assert len(descriptors(child)) <= len(before) + 1  # it has a socket of its own
+
+
+@pytest.mark.parametrize("call", ["close_range", "closefrom"])
+def test_a_program_closes_all(region: File, call: str) -> None:
+    base = region.attach()
+    agent = region.agent
+    for fd in (500, 601, 700, 1000):
+        assert agent.call("dup2", region.fd, fd) == fd
+    # From beyond the agent's own socket.
+    if call == "close_range":
+        assert agent.call("close_range", 500, CLOSE_RANGE_END, 0) == 0
+    else:
+        agent.result("closefrom", 500)
+    assert max(descriptors(agent)) < 500
+    assert works(region, base)
+
+
+def test_a_program_may_have_any_number(region: File) -> None:
+    base = region.attach()
+    agent = region.agent
+    for fd in range(100, 700, 50):
+        assert agent.call("dup2", region.fd, fd) == fd
+        assert os.readlink(f"/proc/{agent.pid}/fd/{fd}") == region.path
+        assert agent.call("close", fd) == 0
+    assert works(region, base)
+
+
+def test_a_hole_and_what_is_mapped_there_later(make_region: Callable[..., File]) -> None:
+    region = make_region(mapped=False)
+    base = region.attach()
+    child = region.agent.fork()
+    for agent in (region.agent, child):
+        assert agent.load(base) == "SIGSEGV MAPERR"
+    region.map(0, PAGE)
+    for agent in (region.agent, child):
+        assert agent.store(base, 1) == "ok"
+
+
+def test_each_ends_its_own(region: File) -> None:
+    base = region.attach()
+    child = region.agent.fork()
+    assert child.call("munmap", base, SIZE) == 0
+    assert child.load(base) == "SIGSEGV MAPERR"
+    assert region.agent.load(base) == "0"
+    assert [client["pid"] for client in clients(region.path)] == [region.agent.pid]
+    until(lambda: not shadows(child.pid), "its own has ended")
+    assert len(shadows(region.agent.pid)) == 1
+
+
+def test_nobody_waits_for_one_that_was_killed(region: File) -> None:
+    """The program goes on, and its children have no window."""
+    base = region.attach()
+    agent = region.agent
+    os.kill(int(service_thread(agent.pid).name), signal.SIGKILL)
+    until(lambda: not shadows(agent.pid), "it is gone")
+    assert agent.store(base, 1) == "ok"
+    child = agent.fork()
+    assert child.load(base) == "SIGSEGV ACCERR"
+    assert agent.call("munmap", base, SIZE) == 0
+    assert agent.load(base) == "SIGSEGV MAPERR"
+
+
+def test_a_word_that_is_none(region: File) -> None:
+    agent = region.agent
+    assert agent.call("setenv", "MSHAREFS_CLIENT", "both", 1) == 0
+    assert region.refused() == "EINVAL"
+    assert agent.call("setenv", "MSHAREFS_CLIENT", "thread", 1) == 0
+    region.attach()
+    assert len(tasks(agent.pid)) == 2
