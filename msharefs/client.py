@@ -81,6 +81,11 @@ class _Attached(NamedTuple):
         return self.owner() is None
 
 
+def _off_t(offset: int) -> int:
+    """Bit for bit, as the ioctls have it (u64): what is too large is the rules' to refuse."""
+    return offset - (1 << 64) if 1 << 63 <= offset < 1 << 64 else offset
+
+
 class Region:
     """An open region file; a context manager that detaches and closes.
 
@@ -147,12 +152,12 @@ class Region:
             verbs.check_create(create, region_size)
             verbs.check_create_range(create, region_size)
 
-        failed = lib.mshare_map(self.fd, offset, size, prot, flags, fd, fd_offset)
+        failed = lib.mshare_map(self.fd, _off_t(offset), size, prot, flags, fd, _off_t(fd_offset))
         self._check_change(failed, "mapping", offset, size, rules)
 
     def unmap(self, offset: int, size: int) -> None:
         """Takes a range out of the region, everywhere at once; bytes."""
-        failed = lib.mshare_unmap(self.fd, offset, size)
+        failed = lib.mshare_unmap(self.fd, _off_t(offset), size)
         rules = partial(verbs.check_unmap, offset, size)
         self._check_change(failed, "unmapping", offset, size, rules)
 
@@ -161,13 +166,13 @@ class Region:
 
         ENOMEM: a part of it is not mapped. EBUSY: an attached process does not answer.
         """
-        failed = lib.mshare_protect(self.fd, offset, size, prot)
+        failed = lib.mshare_protect(self.fd, _off_t(offset), size, prot)
         rules = partial(verbs.check_protect, offset, size, prot, 0)
         self._check_change(failed, "protecting", offset, size, rules)
 
     def advise(self, offset: int, size: int, advice: int) -> None:
         """madvise(2) of a range for all attached processes (mmap.MADV_*); bytes. See msharefs.h."""
-        failed = lib.mshare_advise(self.fd, offset, size, advice)
+        failed = lib.mshare_advise(self.fd, _off_t(offset), size, advice)
         rules = partial(verbs.check_advise, offset, size, advice, 0)
         self._check_change(failed, f"advice {advice} for", offset, size, rules)
 
@@ -176,13 +181,13 @@ class Region:
 
         ENOMEM: a part of it is not mapped, or more than the owner's RLIMIT_MEMLOCK.
         """
-        failed = lib.mshare_lock(self.fd, offset, size, flags)
+        failed = lib.mshare_lock(self.fd, _off_t(offset), size, flags)
         rules = partial(verbs.check_lock, offset, size, flags)
         self._check_change(failed, "locking", offset, size, rules)
 
     def unlock(self, offset: int, size: int) -> None:
         """Takes the lock off a range."""
-        failed = lib.mshare_unlock(self.fd, offset, size)
+        failed = lib.mshare_unlock(self.fd, _off_t(offset), size)
         self._check_change(failed, "unlocking", offset, size, self._range(offset, size))
 
     def mbind(
@@ -193,26 +198,26 @@ class Region:
         words = [mask >> 64 * at & (1 << 64) - 1 for at in range(mask.bit_length() // 64 + 1)]
         given = ffi.new("unsigned long[]", words) if mask else ffi.NULL
         most = 64 * len(words) + 1 if mask else 0
-        failed = lib.mshare_mbind(self.fd, offset, size, mode, given, most, flags)
+        failed = lib.mshare_mbind(self.fd, _off_t(offset), size, mode, given, most, flags)
         rules = partial(verbs.check_mbind, offset, size, mode, flags)
         self._check_change(failed, f"memory policy {mode} for", offset, size, rules)
 
     def sync(self, offset: int, size: int, flags: int = verbs.MS_SYNC) -> None:
         """Has the disks have what was stored in the files of a range: msync(2)."""
-        failed = lib.mshare_sync(self.fd, offset, size, flags)
+        failed = lib.mshare_sync(self.fd, _off_t(offset), size, flags)
         rules = partial(verbs.check_sync, offset, size, flags)
         self._check_change(failed, "syncing", offset, size, rules)
 
     def query(self, offset: int, size: int) -> bytes:
         """Which pages of a range are in memory: for each a byte, 1 or 0, as from mincore(2)."""
         vec = ffi.new("unsigned char[]", verbs.page_up(size) // verbs.PAGE)
-        failed = lib.mshare_query(self.fd, offset, size, vec)
+        failed = lib.mshare_query(self.fd, _off_t(offset), size, vec)
         self._check_change(failed, "querying", offset, size, self._range(offset, size))
         return bytes(vec)
 
     def seal(self, offset: int, size: int) -> None:
         """Makes the mappings of a range stay as they are, for all and for ever (EPERM)."""
-        failed = lib.mshare_seal(self.fd, offset, size)
+        failed = lib.mshare_seal(self.fd, _off_t(offset), size)
         self._check_change(failed, "sealing", offset, size, self._range(offset, size))
 
     @staticmethod

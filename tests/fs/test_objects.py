@@ -95,7 +95,7 @@ def test_maps_names_files_and_offsets(region: msharefs.Region, file: int, tmp_pa
     region.unmap(PAGE, PAGE)
     assert region.maps()[1] == {
         "start": 2 * PAGE, "end": 3 * PAGE, "prot": "r--s", "offset": 2 * PAGE,
-        "object": str(tmp_path / "file"),
+        "object": str(tmp_path / "file"), "flags": [],
     }  # fmt: skip
     os.close(anonymous)
 
