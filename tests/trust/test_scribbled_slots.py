@@ -13,7 +13,7 @@ import pytest
 
 import msharefs
 from msharefs import proc, processes
-from msharefs.server.hostmm import GRACE_SECONDS
+from msharefs.server.changing import GRACE_SECONDS
 
 from support import libc, wire
 from support.calls import refused

@@ -18,7 +18,8 @@ import trio.testing
 from msharefs import proc, processes
 from msharefs.native import lib
 from msharefs.server import lateness, revocation
-from msharefs.server.hostmm import GRACE_SECONDS, HostMM
+from msharefs.server.changing import GRACE_SECONDS
+from msharefs.server.hostmm import HostMM
 from msharefs.server.lateness import EXCUSED_SECONDS
 from msharefs.server.owners import Owner
 
