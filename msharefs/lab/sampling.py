@@ -128,9 +128,10 @@ class Sampler:
         self._objects = home.store(state) / "regions"
         self._names = home.store(state) / "tree" / "root"
         self._control = state / "control"
-        mounts = (mount.device for mount in proc.mounts() if mount.fstype == FSTYPE)
-        self._devices = {os.stat(self._objects).st_dev, *mounts}
+        self._devices = {mount.device for mount in proc.mounts() if mount.fstype == FSTYPE}
         """Of what is ours, where a process maps it."""
+        with contextlib.suppress(FileNotFoundError):  # there is no mount: a plain program
+            self._devices.add(os.stat(self._objects).st_dev)
         self._pids: list[int] = []
         self._linked: dict[int, set[tuple[int, int, int]]] = {}
         """Of adopted memory: process, start time and quantum of each link that was seen."""
