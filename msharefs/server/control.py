@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 REAP_SECONDS = 5.0
 # And even if there is a hurry, nobody looks for them all the time.
 REAP_REST_SECONDS = 0.05
+# A process that ends has closed its connection before its other files.
+REMOVE_AFTER_SECONDS = (0.001, 0.01, 0.1)
 # Processes may be waiting for a change that an earlier server began.
 CATCH_UP_SECONDS = 0.5
 # Faults of a reader that wait for pages which somebody keeps locked: so many of them, and how often
@@ -598,6 +600,7 @@ class Control:
                 self._nursery.start_soon(self.inboxes.run)
                 self._nursery.start_soon(self._reap)
                 self._nursery.start_soon(self._catch_up)
+                self._nursery.start_soon(self._remove)
                 task_status.started()
                 await accepting.forever(listener, self._accepted)
 
@@ -646,6 +649,15 @@ class Control:
         while True:
             await trio.sleep(CATCH_UP_SECONDS)
             await self.regions.catch_up()
+
+    async def _remove(self) -> None:
+        """Removes what a process that was about to end still had open."""
+        while True:
+            await self.regions.left.wait()
+            self.regions.left = trio.Event()
+            for seconds in REMOVE_AFTER_SECONDS:
+                await trio.sleep(seconds)
+                self.regions.remove_some()
 
     async def _reap(self) -> None:
         while True:

@@ -79,6 +79,8 @@ class Regions:
         self._native = NativeMappings(store)
         self._adopted = Adopted(self._directory)
         self.hurry = trio.Event()
+        self.left = trio.Event()
+        """Files of a region could not be removed: `remove_some` is to be called soon."""
         """Set when `reap_dead` should not wait for its time."""
         self._parking = Parking()
         self._patience = RECOVER_SECONDS
@@ -265,7 +267,11 @@ class Regions:
         self._adopted.forget(ident)
         if not remove_objects(self._directory, ident):
             self._waiting_for_files.add(ident)
-            self._leftover.append(ident)
+            if hurry:  # a process that ends closes them in a moment
+                self._leftover.appendleft(ident)
+                self.left.set()
+            else:
+                self._leftover.append(ident)
             return
         self._waiting_for_files.discard(ident)
         owners.forget_unsized(self._directory, ident)
@@ -445,9 +451,9 @@ class Regions:
         for region in list(self._regions.values()):
             if region.host is not None:
                 await region.host.catch_up()
-        self._remove_some()
+        self.remove_some()
 
-    def _remove_some(self) -> None:
+    def remove_some(self) -> None:
         """Tries again to remove files that processes had open, of a few regions at a time."""
         for _ in range(min(len(self._leftover), LEFTOVER_AT_ONCE)):
             ident = self._leftover.popleft()
