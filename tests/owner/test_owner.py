@@ -54,7 +54,7 @@ def attach(client: Agent, path: Path) -> int:
     """Attaches with the library; returns the address."""
     client.call("dlopen", str(installed.prefix() / "lib" / "libmsharefs.so.1"), 0x102)
     fd = client.call("open", str(path), os.O_RDWR)
-    return client.call("mshare_attach", fd, 0, RW, 1)
+    return client.call("mshare_attach", fd, 0, 0, 0, 0)
 
 
 def look(path: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def test_the_region_ends_with_its_process(pair: tuple[Agent, Agent, Path, int], 
     assert client.load(base) == "SIGSEGV MAPERR"
     assert client.store(base, 1) == "SIGSEGV MAPERR"
     fd = client.call("open", str(path), os.O_RDWR)
-    assert client.result("mshare_attach", fd, 0, RW, 1) == (-1, "EINVAL")
+    assert client.result("mshare_attach", fd, 0, 0, 0, 0) == (-1, "EINVAL")
     whole = struct.pack("=QQQIIi4x", 0, QUANTUM, 0, RW, 0x31, -1)
     assert client.say("ioctl", fd, CREATE, whole) == "EINVAL"
     assert client.say("ioctl", fd, UNMAP, struct.pack("=QQ", 0, QUANTUM)) == "0"
@@ -220,7 +220,7 @@ def test_what_v3_lets_pass(pair: tuple[Agent, Agent, Path, int]) -> None:
     reader = client.call("open", str(path), os.O_RDONLY)
     page = struct.pack("=QQQIIi4x", 4096, 4096, 0, RW, 0x31, -1)
     assert client.say("ioctl", reader, CREATE, page) == "0"
-    second = client.call("mshare_attach", reader, 0, 1, 1)  # PROT_READ
+    second = client.call("mshare_attach", reader, 0, 0, 0, 0)
     assert client.store(second + 1, 9) == "ok", "the protection of the attachment is not enforced"
     assert client.load(base + 1) == "9"
     maker.exit()
@@ -229,7 +229,7 @@ def test_what_v3_lets_pass(pair: tuple[Agent, Agent, Path, int]) -> None:
     assert client.say("ioctl", reader, CREATE, page) == "0", "an orphan can be filled again"
     assert client.store(second + 4096, 5) == "ok"
     assert client.load(base + 4096) == "5"
-    assert client.result("mshare_attach", reader, 0, 1, 1) == (-1, "EINVAL")
+    assert client.result("mshare_attach", reader, 0, 0, 0, 0) == (-1, "EINVAL")
 
 
 @pytest.mark.mount("quantum=2M", "owner=process")

@@ -23,6 +23,9 @@ INHERITED = (
     "Cpus_allowed", "Mems_allowed",
 )  # fmt: skip
 NAMESPACES = ("mnt", "pid", "user", "ipc", "net", "cgroup")
+# What a server may read before it has been forked: all but what changes from test to test.
+ENVIRONMENT = dict(os.environ)
+OURS = ("PYTEST_CURRENT_TEST", "MSHAREFS_TEST_SECONDS", leftovers.TOKEN)
 MESSAGE_MAX = 1 << 12
 ANSWER_LIMIT = 60.0  # seconds
 
@@ -86,6 +89,7 @@ class ForkServer:
                 [sys.executable, "-P", "-X", "faulthandler",
                  HERE / "serve.py", "--fork", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
+                env={**ENVIRONMENT, leftovers.TOKEN: os.environ.get(leftovers.TOKEN, "")},
             )  # fmt: skip
         self._channel = ours
         leftovers.kept.add(self.process.pid)
@@ -117,13 +121,22 @@ def start(
     if not wrapper and "MSHAREFS_SANITIZE" not in os.environ:
         if _forkserver is None:
             _forkserver = ForkServer()
-        if _forkserver.surroundings == _surroundings():
+        if _forkserver.surroundings == _surroundings() and _usual(environment):
             return _forkserver.start(arguments, log, environment)
     return subprocess.Popen(
         [*wrapper, sys.executable, "-P", "-X", "faulthandler", HERE / "serve.py", *arguments],
         stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         env=environment,
     )  # fmt: skip
+
+
+def _usual(environment: dict[str, str]) -> bool:
+    """Whether it is the one that the tests were started with: Python reads some of it at once."""
+    return all(
+        environment.get(name) == ENVIRONMENT.get(name)
+        for name in environment.keys() | ENVIRONMENT.keys()
+        if name not in OURS
+    )
 
 
 def _surroundings() -> tuple[object, ...]:
