@@ -266,18 +266,22 @@ class Regions:
             region.host = None
         self._adopted.forget(ident)
         if not remove_objects(self._directory, ident):
-            self._waiting_for_files.add(ident)
-            if hurry:  # a process that ends closes them in a moment
-                self._leftover.appendleft(ident)
-                self.left.set()
-            else:
-                self._leftover.append(ident)
+            self._leave(ident, hurry=hurry)
             return
         self._waiting_for_files.discard(ident)
         owners.forget_unsized(self._directory, ident)
         if region.watch is not None:
             self.owners.forget(region.watch, ident)
         self._forget(ident)
+
+    def _leave(self, ident: int, *, hurry: bool) -> None:
+        """Keeps files that a process has open, to be removed later; `hurry`: perhaps it ends."""
+        self._waiting_for_files.add(ident)
+        if hurry:
+            self._leftover.appendleft(ident)
+            self.left.set()
+        else:
+            self._leftover.append(ident)
 
     def by_host(self, device: int, inode: int) -> Region | None:
         """The region whose `.mm` object is that file, which a client shows to rejoin."""

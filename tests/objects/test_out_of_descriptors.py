@@ -62,7 +62,8 @@ static long kernel(long number, const long *arg)
 
     __asm__ volatile("syscall"
                      : "=a"(result)
-                     : "a"(number), "D"(arg[0]), "S"(arg[1]), "d"(arg[2]), "r"(r10), "r"(r8), "r"(r9)
+                     : "a"(number), "D"(arg[0]), "S"(arg[1]), "d"(arg[2]), "r"(r10), "r"(r8),
+                       "r"(r9)
                      : "rcx", "r11", "memory");
     if (result >= 0 || result < -4095)
         return result;
