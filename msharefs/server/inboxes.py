@@ -225,7 +225,9 @@ class _Reader:
         with self._lock:
             thread.at = None
             inbox.busy, inbox.coming = False, not again
-            self._stuck -= thread.retired
+            # From here on it may also be retired because nobody needs it: then its next turn ends.
+            was_stuck = thread.retired
+            self._stuck -= was_stuck
             if inbox.closed:
                 self._close(inbox)
             elif again:
@@ -233,7 +235,7 @@ class _Reader:
                 self._epoll.modify(inbox.sock, _ONCE)
         if not again:
             self._deliver(inbox, outcome)
-        return not thread.retired
+        return not was_stuck
 
     def look(self) -> bool:
         """Gives up a thread that is held up; False: nobody needs this reader any more."""
