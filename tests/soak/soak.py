@@ -56,7 +56,7 @@ GROWTH = 2 << 20
 """Bytes an hour that the server may grow by."""
 WARM_SECONDS = 150.0
 """A server's caches, and malloc's arenas, are full by then: it has grown by more than a MiB."""
-NOISE, NOISE_BEFORE = 128 << 10, 1 << 20
+NOISE, NOISE_BEFORE = 128 << 10, 4 << 20
 """Bytes by which two looks may differ without any growth, afterwards and before. A run that is too
 short for a warm server finds only what is lost quickly."""
 FILE = mmap.MAP_SHARED | MAP_FIXED
