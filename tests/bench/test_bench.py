@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -360,7 +361,12 @@ def test_a_signal_ends_it_and_nothing_is_left(number: signal.Signals) -> None:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children() if child.name() == "mshare-worker"]
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # others come and go
+            if child.name() == "mshare-worker":
+                found.append(child)
+    return found
 
 
 @pytest.mark.parametrize(
