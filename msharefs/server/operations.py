@@ -12,6 +12,7 @@ from . import contents, limits
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from .hostmm import HostMM
     from .region import Region
 
 
@@ -43,26 +44,22 @@ async def _lock(region: Region, data: bytes, mode: int, tid: int) -> bytes:
     return b""
 
 
-async def _unlock(region: Region, data: bytes, mode: int, tid: int) -> bytes:
-    del tid
-    ask = ffi.from_buffer("struct mshare_range *", data)
-    host = region.to_change(mode)
-    verbs.check_flags(ask.flags | ask.pad, 0)
-    end = verbs.check_range(ask.region_offset, ask.size, host.size)
-    if ask.region_offset < end:
-        await contents.unlock(host, ask.region_offset, end)
-    return b""
+def _on_range(
+    change: Callable[[HostMM, int, int], Awaitable[None]],
+) -> Callable[[Region, bytes, int, int], Awaitable[bytes]]:
+    """A verb that has a range, and no flags."""
 
+    async def work(region: Region, data: bytes, mode: int, tid: int) -> bytes:
+        del tid
+        ask = ffi.from_buffer("struct mshare_range *", data)
+        host = region.to_change(mode)
+        verbs.check_flags(ask.flags | ask.pad, 0)
+        end = verbs.check_range(ask.region_offset, ask.size, host.size)
+        if ask.region_offset < end:
+            await change(host, ask.region_offset, end)
+        return b""
 
-async def _seal(region: Region, data: bytes, mode: int, tid: int) -> bytes:
-    del tid
-    ask = ffi.from_buffer("struct mshare_range *", data)
-    host = region.to_change(mode)
-    verbs.check_flags(ask.flags | ask.pad, 0)
-    end = verbs.check_range(ask.region_offset, ask.size, host.size)
-    if ask.region_offset < end:
-        await contents.seal(host, ask.region_offset, end)
-    return b""
+    return work
 
 
 async def _sync(region: Region, data: bytes, mode: int, tid: int) -> bytes:
@@ -103,8 +100,8 @@ async def _mbind(region: Region, data: bytes, mode: int, tid: int) -> bytes:
 HANDLERS: dict[int, Callable[[Region, bytes, int, int], Awaitable[bytes]]] = {
     lib.MSHAREFS_ADVISE: _advise,
     lib.MSHAREFS_LOCK: _lock,
-    lib.MSHAREFS_UNLOCK: _unlock,
-    lib.MSHAREFS_SEAL: _seal,
+    lib.MSHAREFS_UNLOCK: _on_range(contents.unlock),
+    lib.MSHAREFS_SEAL: _on_range(contents.seal),
     lib.MSHAREFS_SYNC: _sync,
     lib.MSHAREFS_QUERY: _query,
     lib.MSHAREFS_MBIND: _mbind,

@@ -79,9 +79,9 @@ class Regions:
         self._native = NativeMappings(store)
         self._adopted = Adopted(self._directory)
         self.hurry = trio.Event()
+        """Set when `reap_dead` should not wait for its time."""
         self.left = trio.Event()
         """Files of a region could not be removed: `remove_some` is to be called soon."""
-        """Set when `reap_dead` should not wait for its time."""
         self._parking = Parking()
         self._patience = RECOVER_SECONDS
         self._waiting_for_files: set[int] = set()
