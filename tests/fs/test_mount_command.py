@@ -18,7 +18,7 @@ import pytest
 from msharefs import mountpoint, proc
 from msharefs.home import default_state
 
-from support import fusectl, namespace
+from support import namespace
 from support.calls import AS_NOBODY, NOBODY
 
 if TYPE_CHECKING:
@@ -63,12 +63,8 @@ def fails(*arguments: str | Path, status: int = 1, **more: object) -> str:
 @pytest.fixture
 def directory(public_tmp: Path) -> Iterator[Path]:
     """An empty mount point; whatever is mounted on it is ended afterwards."""
-    directory = public_tmp / "mnt"
-    directory.mkdir()
-    yield directory
-    while (mount := namespace.at(directory)) is not None:
-        fusectl.abort(mount.minor)
-        namespace.detach(directory)
+    with namespace.mount_point(public_tmp) as directory:
+        yield directory
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from msharefs import mountpoint
 
-from support import fusectl, namespace
+from support import namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,12 +27,8 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 @pytest.fixture
 def directory(public_tmp: Path) -> Iterator[Path]:
-    directory = public_tmp / "mnt"
-    directory.mkdir()
-    yield directory
-    while (mount := namespace.at(directory)) is not None:
-        fusectl.abort(mount.minor)
-        namespace.detach(directory)
+    with namespace.mount_point(public_tmp) as directory:
+        yield directory
 
 
 @pytest.fixture

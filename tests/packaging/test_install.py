@@ -14,7 +14,7 @@ import pytest
 
 from msharefs.cli import VERBS
 
-from support import fusectl, namespace
+from support import namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,12 +50,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
-    directory = tmp_path / "mnt"
-    directory.mkdir()
-    yield directory
-    while (mount := namespace.at(directory)) is not None:
-        fusectl.abort(mount.minor)
-        namespace.detach(directory)
+    with namespace.mount_point(tmp_path) as directory:
+        yield directory
 
 
 def run(*command: str | Path, **environ: str) -> str:

@@ -5,11 +5,16 @@ Whatever a test mounts, nobody outside sees it, and it ends with us.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import libc
+from . import fusectl, libc
 from .fusectl import CONNECTIONS
 from .proc import MountPoint, mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SHM = Path("/dev/shm")  # noqa: S108  # our own, once we are in the namespace
 
@@ -44,6 +49,17 @@ def hugetlbfs(path: Path, options: str) -> None:
 def at(path: Path) -> MountPoint | None:
     """The topmost mount on a directory, if there is one; never touches the directory itself."""
     return next((mount for mount in reversed(mounts()) if mount.path == str(path)), None)
+
+
+@contextlib.contextmanager
+def mount_point(base: Path) -> Iterator[Path]:
+    """An empty directory in `base`; whatever is mounted on it is ended afterwards."""
+    directory = base / "mnt"
+    directory.mkdir()
+    yield directory
+    while (mount := at(directory)) is not None:
+        fusectl.abort(mount.minor)
+        detach(directory)
 
 
 def detach(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import mmap
 import os
@@ -22,23 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from support.server import Mount
 
 pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
 
 PAGE = 4096
 SIZE = 2 << 20
-names = (f"r{number}" for number in itertools.count())
-
-
-@pytest.fixture
-def region(shared_mount: Mount) -> Iterator[msharefs.Region]:
-    path = shared_mount.path / next(names)
-    with msharefs.open(path, os.O_RDWR | os.O_CREAT) as made:
-        made.truncate(2 * SIZE)
-        made.map(0, SIZE)
-        yield made
-    path.unlink()
 
 
 @pytest.fixture

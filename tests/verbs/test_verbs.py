@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import itertools
 import mmap
 import os
 import re
@@ -38,18 +37,6 @@ SIZE = 2 << 20
 PAGES = SIZE // PAGE
 R, RW = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 FILE = mmap.MAP_SHARED | verbs.MAP_FIXED
-names = (f"r{number}" for number in itertools.count())
-
-
-@pytest.fixture
-def region(shared_mount: Mount) -> Iterator[msharefs.Region]:
-    """A region of 4 MiB whose first half is mapped."""
-    path = shared_mount.path / next(names)
-    with msharefs.open(path, os.O_RDWR | os.O_CREAT) as made:
-        made.truncate(2 * SIZE)
-        made.map(0, SIZE)
-        yield made
-    path.unlink()
 
 
 class Process:
@@ -517,7 +504,7 @@ def test_what_every_verb_refuses(
 ) -> None:
     region.unmap(8 * PAGE, PAGE)
     before = (region.maps(), region.describe("audit"))
-    unsized = os.open(shared_mount.path / next(names), os.O_RDWR | os.O_CREAT)
+    unsized = os.open(f"{region.path}-unsized", os.O_RDWR | os.O_CREAT)
     info = os.open(shared_mount.path / "mshare_info", os.O_RDONLY)
     reader = os.open(region.path, os.O_RDONLY)
     path = os.open(region.path, os.O_PATH)
