@@ -54,6 +54,8 @@ class Client(Protocol):
     """The control connection of an attached process."""
 
     pid: int
+    flags: int
+    """O_RDONLY or O_RDWR: its rights."""
     uffd: int
     """A duplicate of its userfaultfd."""
     reader: bool
@@ -166,6 +168,30 @@ class Clients:
         if not fresh:
             lib.touched_mark(self.mm, slot, 0, self.mm.host_end - lib.HOST_BASE)
         return slot, self.claim(slot)
+
+    def of_process(self, pid: int, slot: int, claim: int, base: int) -> Client:
+        """The client of a slot that process `pid` holds by `claim`; 0: the reader's at `base`.
+
+        EPERM: it holds none. EAGAIN: it has no connection yet.
+        """
+        if not claim:
+            return self._reader(pid, base)
+        if slot >= lib.MM_SLOTS or self.claim(slot) != claim:
+            raise OSError(errno.EPERM, f"{self.name}: process {pid} does not hold slot {slot}")
+        client = self.connected.get(slot)
+        if client is None:
+            raise OSError(errno.EAGAIN, f"{self.name}: slot {slot} has no connection yet")
+        if client.pid != pid:
+            raise OSError(errno.EPERM, f"{self.name}: process {pid} does not hold slot {slot}")
+        return client
+
+    def _reader(self, pid: int, base: int) -> Client:
+        for slot, client in self.connected.items():
+            if client.reader and client.pid == pid:
+                held = self._view.attachment(slot)
+                if held is not None and held.base == base:
+                    return client
+        raise OSError(errno.EAGAIN, f"{self.name}: process {pid} has no connection yet")
 
     def disconnect(self, slot: int, client: Client) -> None:
         """That connection has ended; the attachment stays."""

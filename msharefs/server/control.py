@@ -36,6 +36,7 @@ from .messages import (
     send,
     send_now,
 )
+from .operations import HANDLERS
 from .tokens import Tokens
 from .turns import Turns
 
@@ -61,6 +62,8 @@ CATCH_UP_SECONDS = 0.5
 # Faults of a reader that wait for pages which somebody keeps locked: so many of them, and how often
 # to look.
 _WAITING_MAX = 64
+# Of an ioctl's number: the size of its argument.
+_SIZE_SHIFT, _SIZE_MASK = 16, 0x3FFF
 _LOCKED_POLL_SECONDS = 0.05
 
 
@@ -230,8 +233,10 @@ class Connection:
                 errno.EACCES, f"{self._region.name}: a read-only descriptor, attach PROT_READ"
             )
         self.reader = self._reads_only() and not self._region.quirks
-        flags = (lib.ATTACH_READER if self.reader else 0) | (
-            lib.ATTACH_ANY_PROT if self._region.quirks else 0
+        flags = (
+            (lib.ATTACH_READER if self.reader else 0)
+            | (lib.ATTACH_ANY_PROT if self._region.quirks else 0)
+            | (lib.ATTACH_INNER if self._region.window == "inner" else 0)
         )
         files = read_only(host.fd, host.mem_fd) if self.reader else duplicated(host.fd, host.mem_fd)
         return Reply(
@@ -367,6 +372,21 @@ class Connection:
         offset, size, prot, flags, *_ = request.arguments
         await self._region.protect(offset, size, prot, flags, self.flags)
 
+    async def _verb(self, request: Request) -> Reply:
+        command = request.arguments[0]
+        if command not in HANDLERS:
+            raise OSError(errno.ENOTTY, f"{self._region.name}: there is no verb {command:#x}")
+        data = request.text.ljust(command >> _SIZE_SHIFT & _SIZE_MASK, b"\0")
+        answer = await HANDLERS[command](self._region, data, self.flags, self.pid)
+        return Reply(fds=[_told(answer)], own=True) if answer else Reply()
+
+    async def _window(self, request: Request) -> None:
+        self._check_unsettled()
+        number, slot, claim, base, *_ = request.arguments
+        region = self._control.regions.find(number)
+        client = region.sized().clients.of_process(self.pid, slot, claim, base)
+        self.region, self.flags = region, client.flags
+
     async def _object(self, request: Request) -> Reply:
         write = not self._reads_only() or (self._region.quirks and not self.reader)
         host = self._region.sized()
@@ -390,13 +410,7 @@ class Connection:
         if what == "clients":
             native = await self._control.regions.native_mappings(self._region.ident)
             answer = json.dumps(json.loads(answer) + native).encode()
-        fd = os.memfd_create("msharefs-describe", os.MFD_CLOEXEC)
-        try:
-            os.write(fd, answer)
-        except BaseException:
-            os.close(fd)
-            raise
-        return Reply(fds=[fd], own=True)
+        return Reply(fds=[_told(answer)], own=True)
 
     # Common parts
 
@@ -543,6 +557,17 @@ def _rights(shown: int) -> int:
     return flags & os.O_ACCMODE
 
 
+def _told(answer: bytes) -> int:
+    """A memfd with an answer that is too long for a message."""
+    fd = os.memfd_create("msharefs-answer", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, answer)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def _ask_again() -> Reply:
     told = ffi.new("struct fault_told *")
     told.verdict = lib.FAULT_WAIT
@@ -550,7 +575,7 @@ def _ask_again() -> Reply:
 
 
 _NO_REPLY = Reply()
-_WITHOUT_REGION = lib.MSG_TOKEN, lib.MSG_REJOIN, lib.MSG_LOOK
+_WITHOUT_REGION = lib.MSG_TOKEN, lib.MSG_REJOIN, lib.MSG_LOOK, lib.MSG_WINDOW
 
 _HANDLERS: dict[int, Any] = {
     lib.MSG_TOKEN: Connection._token,  # noqa: SLF001
@@ -569,6 +594,8 @@ _HANDLERS: dict[int, Any] = {
     lib.MSG_LOOK: Connection._look,  # noqa: SLF001
     lib.MSG_FAULT: Connection._fault,  # noqa: SLF001
     lib.MSG_FIGURES: Connection._figures,  # noqa: SLF001
+    lib.MSG_VERB: Connection._verb,  # noqa: SLF001
+    lib.MSG_WINDOW: Connection._window,  # noqa: SLF001
 }
 
 

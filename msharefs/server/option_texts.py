@@ -10,6 +10,9 @@ TEXTS = {
     "owner": "Whose end is a region's end: the file's (by default), or that of the process or "
     "thread which has made it, as in the series.",
     "quirks": "v3: the series to the letter, its defects included.",
+    "window": "What mprotect(2), madvise(2) and the like of an attachment do in a program under "
+    "`msharefs run`. refuse: they are refused, as in the series (by default). inner: they are for "
+    "the region, and hold for all processes.",
     "fault_around": "Pages that a sequential first touch may fill together, 1 to 512; 64 by "
     "default. 1 is strict.",
     "faults": "Who takes first touches of memory that all may read and write: Linux, at its own "
@@ -35,6 +38,7 @@ SHORT = {
     "huge": "pages of that tmpfs",
     "owner": "whose end is a region's end; file",
     "quirks": "the series to the letter",
+    "window": "mprotect(2) of a window; refuse",
     "fault_around": "filled together, up to 512; 64",
     "faults": "who takes first touches; watched",
     "passthrough": "plain mmap(2) of regions",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Owner = Literal["file", "process", "thread"]
 Quirks = Literal["", "v3"]
 Faults = Literal["linux", "watched"]
+Window = Literal["refuse", "inner"]
 
 # The level of the x86-64 page table that is shared decides: a PUD page, a PMD page or a PTE page.
 QUANTA = {"512G": 512 << 30, "1G": 1 << 30, "2M": 2 << 20}
@@ -24,6 +25,7 @@ KEYS = {
     "huge": "/".join(home.HUGE),
     "owner": "/".join(get_args(Owner)),
     "quirks": "v3",
+    "window": "/".join(get_args(Window)),
     "fault_around": "PAGES",
     "faults": "/".join(get_args(Faults)),
     "passthrough": "yes/no",
@@ -82,6 +84,8 @@ class MountOptions:
     """Whose end is the region's end: the file's, or that of the process or thread that made it."""
     quirks: Quirks = ""
     """"v3": the series to the letter, its harmless defects included."""
+    window: Window = "refuse"
+    """What ordinary calls on a window do, under the preload library: v3's answers, or the verbs."""
     fault_around: int = FAULT_AROUND
     """Pages that a sequential first touch may fill together; 1: only touched pages."""
     faults: Faults = "watched"
@@ -175,6 +179,7 @@ def parse(
         huge=_choice(_own(values, "huge", state), "huge", home.HUGE, ""),
         owner=owner,  # type: ignore[arg-type]  # _choice has checked it
         quirks=quirks,  # type: ignore[arg-type]
+        window=_choice(values, "window", get_args(Window), "refuse"),  # type: ignore[arg-type]
         faults="linux" if faults == "linux" else "watched",
         fault_around=_pages(values),
         passthrough=_choice(values, "passthrough", ("yes", "no"), "yes") == "yes",

@@ -38,6 +38,7 @@ class Region:
         self.quantum = options.quantum
         self.quirks = options.quirks == "v3"
         """With quirks=v3: the series to the letter."""
+        self.window = options.window
         self.host: HostMM | None = None
         self.frozen = False
         """Sized 0 for ever: a quirk of v3."""

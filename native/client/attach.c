@@ -68,6 +68,7 @@ static int fetch(struct attachment *att, int mode)
     att->mem_fd = fds[1] < 0 ? -1 : control_hide_fd(fds[1]);
     att->dev_fd = fds[2] < 0 ? -1 : control_hide_fd(fds[2]);
     att->reader = msg.arg[2] & ATTACH_READER;
+    att->inner = msg.arg[2] & ATTACH_INNER && !is_adopted(att);
     att->prot = msg.arg[2] & ATTACH_ANY_PROT ? PROT_READ | PROT_WRITE : att->asked;
     memcpy(att->path, msg.text, sizeof att->path);
     att->path[sizeof att->path - 1] = 0;

@@ -167,6 +167,7 @@ struct attachment {
     enum attach_way way; /* [fixed] */
     int asked;           /* [fixed] PROT_* of the attachment */
     int prot;            /* [fixed] PROT_* of the window: the same, or all with -o quirks=v3 */
+    bool inner;          /* [fixed] ordinary calls on the window are for the region */
     bool reader;         /* [fixed] .mm and .mem are open for reading only (reader.c) */
     uint8_t *own;        /* [fixed] of a reader: its slot, and the bitmap of it */
     struct asked asked_faults[ASKED_MAX]; /* [att] of a reader */

@@ -46,30 +46,35 @@ int mshare_seal(int fd, off_t offset, size_t size)
     return call(fd, MSHAREFS_SEAL, offset, size, 0);
 }
 
+int calls_set_nodes(struct mshare_mbind *range, const unsigned long *nodemask,
+                    unsigned long maxnode)
+{
+    /* As in mbind(2): it counts one node more than there are, and 0 is none but with NULL. */
+    range->maxnode = nodemask ? maxnode - 1 : 0;
+    if (nodemask && range->maxnode > MSHARE_NODES)
+        range->maxnode = maxnode ? MSHARE_NODES : UINT64_MAX - 1;
+    range->maxnode += nodemask != NULL;
+    for (unsigned long node = 0; nodemask && node + 1 < maxnode; node++) {
+        const unsigned long bit = nodemask[node / 64] >> node % 64 & 1;
+
+        if (bit && node >= MSHARE_NODES)
+            return -EINVAL;
+        if (bit)
+            range->nodemask[node / 64] |= bit << node % 64;
+    }
+    return 0;
+}
+
 int mshare_mbind(int fd, off_t offset, size_t size, int mode, const unsigned long *nodemask,
                  unsigned long maxnode, unsigned int flags)
 {
     struct mshare_mbind range = {
-        .region_offset = (uint64_t)offset,
-        .size = size,
-        .mode = (uint32_t)mode,
-        .flags = flags,
-        /* As in mbind(2): it counts one node more than there are, and 0 is none but with NULL. */
-        .maxnode = nodemask ? maxnode - 1 : 0,
-    };
+        .region_offset = (uint64_t)offset, .size = size, .mode = (uint32_t)mode, .flags = flags};
+    const int err = calls_set_nodes(&range, nodemask, maxnode);
 
-    if (nodemask && range.maxnode > MSHARE_NODES)
-        range.maxnode = maxnode ? MSHARE_NODES : UINT64_MAX - 1;
-    range.maxnode += nodemask != NULL;
-    for (unsigned long node = 0; nodemask && node + 1 < maxnode; node++) {
-        const unsigned long bit = nodemask[node / 64] >> node % 64 & 1;
-
-        if (bit && node >= MSHARE_NODES) {
-            errno = EINVAL;
-            return -1;
-        }
-        if (bit)
-            range.nodemask[node / 64] |= bit << node % 64;
+    if (err) {
+        errno = -err;
+        return -1;
     }
     return ioctl(fd, MSHAREFS_MBIND, &range);
 }

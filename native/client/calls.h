@@ -6,4 +6,8 @@
 
 #include "msharefs.h"
 
+/* Puts the nodes of an mbind(2) into the argument of ours. -EINVAL: there is no such node. */
+int calls_set_nodes(struct mshare_mbind *range, const unsigned long *nodemask,
+                    unsigned long maxnode);
+
 #endif

@@ -20,6 +20,10 @@
  *                       object offset
  *   UNMAP       client  offset, size                                   result
  *   PROTECT     client  offset, size, prot, flags                      result
+ *   VERB        client  number of an ioctl of ours                     result; memfd with its
+ *                       (its argument in `text`)                       output, if it has one
+ *   WINDOW      client  region, slot, claim (a reader: 0, 0, and its   result; EAGAIN: that one has
+ *                       window's address)                              no connection yet
  *   STAT        client                                                 struct mshare_stat in `text`
  *   DESCRIBE    client  (what in `text`)                               memfd with JSON
  *   OBJECT      client  number                                         result; its file. Answered
@@ -41,6 +45,10 @@
  *   ARRANGE     server  start, end (region offsets)                    result: execution is
  *                                                                      permitted there as the
  *                                                                      mappings say now
+ *
+ * WINDOW gives a new connection the rights of an attachment of the process that made it, which the
+ * kernel tells. So a thread of a client can ask for a change, while the connection of the
+ * attachment is there for what the server asks meanwhile.
  *
  * REARM goes to the clients that have guard pages, REVOKE to those that touched the range,
  * ARRANGE to all that are attached, since we do not see an instruction fetch that is not
@@ -81,12 +89,15 @@ enum msg_op {
     MSG_LOOK,
     MSG_FAULT,
     MSG_FIGURES,
+    MSG_VERB,
+    MSG_WINDOW,
 };
 
 /* Flags in the reply to ATTACH. */
 enum attach_flags {
     ATTACH_ANY_PROT = 1, /* only the region's mappings say what is permitted (-o quirks=v3) */
     ATTACH_READER = 2,   /* .mm and .mem are open for reading only, see above */
+    ATTACH_INNER = 4,    /* ordinary calls on the window are for the region (-o window=inner) */
 };
 
 /* Flags of REVOKE. */

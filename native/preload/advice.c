@@ -4,7 +4,7 @@
  * The series leaves advice to the VMA of the attachment. Advice that sets a flag of the
  * VMA is refused for a part of it (EINVAL: the VMA cannot be split), unless the flag is
  * set already; advice that needs memory of the VMA's own is always refused;
- * MADV_DONTNEED unlinks. Source: running v3 kernel.
+ * MADV_DONTNEED unlinks. Source: running v3 kernel. With -o window=inner: inner.h.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,6 +19,7 @@
 #include "client/handover.h"
 #include "client/present.h"
 #include "msharefs.h"
+#include "preload/inner.h"
 #include "preload/range.h"
 #include "preload/sys.h"
 
@@ -194,14 +195,25 @@ static void mark_adopted(struct range range, bool stays)
     }
 }
 
+/* Whether advice is about this process alone, whatever the window is. */
+static bool is_own_affair(int advice)
+{
+    return advice == MADV_DONTFORK || advice == MADV_DOFORK || advice == MADV_DONTDUMP ||
+           advice == MADV_KEEPONFORK || advice == MADV_MERGEABLE || advice == MADV_UNMERGEABLE;
+}
+
 static int advise_range(void *addr, size_t length, int advice)
 {
     struct advice_call call = {.advice = advice};
     struct range range;
+    struct inner inner;
     int err;
 
     if (!preload_concerns(addr, length, &range))
         return sys_madvise(addr, length, advice);
+    err = is_own_affair(advice) ? 0 : inner_of(range, &inner);
+    if (err)
+        return preload_answer(err < 0 ? err : inner_advise(&inner, advice));
     attachments_lock();
     err = preload_parts(range, advise, &call);
     if (!err && (advice == MADV_DONTFORK || advice == MADV_DOFORK))
@@ -266,12 +278,16 @@ MSHARE_API int msync(void *addr, size_t length, int flags)
     const int known = MS_ASYNC | MS_SYNC | MS_INVALIDATE;
     struct advice_call call = {.advice = flags};
     struct range range;
+    struct inner inner;
     int err;
 
     pthread_testcancel();
     if (flags & ~known || (flags & MS_ASYNC && flags & MS_SYNC) ||
         !preload_concerns(addr, length, &range))
         return sys_msync(addr, length, flags);
+    err = inner_of(range, &inner);
+    if (err)
+        return preload_answer(err < 0 ? err : inner_verb(&inner, MSHAREFS_SYNC, (unsigned)flags));
     attachments_lock();
     err = preload_parts(range, sync_part, &call);
     attachments_unlock();
@@ -312,13 +328,35 @@ static int core_part(struct attachment *att, struct range range, void *arg)
     return err;
 }
 
+static int core_inner(struct inner inner, unsigned char *vec)
+{
+    const uint64_t end = inner.offset + inner.size;
+    unsigned char some[MSHARE_QUERY_PAGES];
+    int err = 0;
+
+    for (; !err && inner.offset < end; inner.offset += inner.size) {
+        const uint64_t left = end - inner.offset;
+
+        inner.size = left < sizeof some * PAGE_SIZE ? left : sizeof some * PAGE_SIZE;
+        err = inner_query(&inner, some);
+        if (!err)
+            err = copy_out(vec, some, inner.size / PAGE_SIZE);
+        vec += inner.size / PAGE_SIZE;
+    }
+    return err;
+}
+
 MSHARE_API int mincore(void *addr, size_t length, unsigned char *vec)
 {
     struct range range;
+    struct inner inner;
     int err;
 
     if (!preload_concerns(addr, length, &range))
         return sys_mincore(addr, length, vec);
+    err = inner_of(range, &inner);
+    if (err)
+        return preload_answer(err < 0 ? err : core_inner(inner, vec));
     struct core_call call = {vec, range.start};
     attachments_lock();
     err = preload_parts(range, core_part, &call);

@@ -3,7 +3,8 @@
  *
  * The series locks nothing of an attachment: mlock() only says whether every page is in
  * the caller's tables, with MLOCK_ONFAULT, too, and VmLck never counts it. We must not lock
- * a window either: filling one of 512 GiB would touch every hole of it.
+ * a window either: filling one of 512 GiB would touch every hole of it. With -o window=inner:
+ * inner.h; mlockall() locks no window then either.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,6 +19,7 @@
 #include "client/attachments.h"
 #include "client/present.h"
 #include "msharefs.h"
+#include "preload/inner.h"
 #include "preload/range.h"
 #include "preload/sys.h"
 
@@ -75,10 +77,14 @@ static bool concerns(const void *addr, size_t length, struct range *range)
 MSHARE_API int mlock2(const void *addr, size_t length, unsigned flags)
 {
     struct range range;
+    struct inner inner;
     int err;
 
     if (flags & ~(unsigned)MLOCK_ONFAULT || !concerns(addr, length, &range))
         return flags ? sys_mlock2(addr, length, flags) : sys_mlock(addr, length);
+    err = inner_of(range, &inner);
+    if (err)
+        return preload_answer(err < 0 ? err : inner_verb(&inner, MSHAREFS_LOCK, flags));
     err = check_limit(range.end - range.start);
     if (err)
         return preload_answer(err);
@@ -93,10 +99,14 @@ MSHARE_API int mlock(const void *addr, size_t length) { return mlock2(addr, leng
 MSHARE_API int munlock(const void *addr, size_t length)
 {
     struct range range;
+    struct inner inner;
     int err;
 
     if (!concerns(addr, length, &range))
         return sys_munlock(addr, length);
+    err = inner_of(range, &inner);
+    if (err)
+        return preload_answer(err < 0 ? err : inner_verb(&inner, MSHAREFS_UNLOCK, 0));
     attachments_lock();
     err = preload_parts(range, unlock_part, NULL);
     attachments_unlock();

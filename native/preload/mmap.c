@@ -10,6 +10,7 @@
 #include "client/detach.h"
 #include "msharefs.h"
 #include "preload/adopt.h"
+#include "preload/inner.h"
 #include "preload/mapping.h"
 #include "preload/mounts.h"
 #include "preload/range.h"
@@ -74,11 +75,31 @@ static void *map_region(const struct mmap_call *call)
     return preload_answer(err) ? MAP_FAILED : base;
 }
 
+/* Whether the call is for a part of a window whose region it changes; the answer is in *err. */
+static bool map_inner(const struct mmap_call *call, int *err)
+{
+    struct range range;
+    struct inner inner;
+
+    if (!(call->flags & MAP_FIXED) || call->flags & MAP_FIXED_NOREPLACE ||
+        !preload_concerns(call->addr, call->length, &range))
+        return false;
+    *err = inner_part_of(range, &inner);
+    if (*err > 0) /* the kernel looks at the offset first, whatever is to be mapped */
+        *err = call->offset % (off_t)PAGE_SIZE ? -EINVAL : inner_map(&inner, call);
+    else if (!*err)
+        return false;
+    return true;
+}
+
 MSHARE_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
     const struct mmap_call call = {addr, length, prot, flags, fd, offset};
     void *got;
+    int err;
 
+    if (map_inner(&call, &err))
+        return preload_answer(err) ? MAP_FAILED : addr;
     if (flags & MAP_ANONYMOUS) {
         if (adopt_wanted(&call))
             return adopt_map(&call);

@@ -13,6 +13,7 @@
  *   adopt.c    shared memory that the program makes for itself becomes a region
  *   tell.c     shared memory that Linux makes for it: the server is told of it
  *   sysv.c     shmat is such memory
+ *   inner.c    with -o window=inner, the calls below on a window are calls on its region
  *   unmap.c    munmap, mremap, mprotect, ... of windows
  *   advice.c   madvise, process_madvise, msync, mincore of windows
  *   lock.c     mlock, mlockall

@@ -12,6 +12,7 @@
 #include "client/attachments.h"
 #include "msharefs.h"
 #include "preload/filter.h"
+#include "preload/inner.h"
 #include "preload/range.h"
 #include "preload/sys.h"
 #include "preload/unmap.h"
@@ -71,11 +72,18 @@ static int bind_part(struct attachment *att, struct range range, void *arg)
 static long bind_memory(long addr, long length, struct mbind_call call)
 {
     struct range range;
+    struct inner inner;
     int err;
 
     if (!preload_concerns((void *)addr, (size_t)length, &range))
         return sys_syscall(SYS_mbind, addr, length, call.mode, call.nodes, call.max_node,
                            call.flags);
+    err = inner_of(range, &inner);
+    if (err)
+        return preload_answer(
+            err < 0 ? err
+                    : inner_mbind(&inner, (int)call.mode, (const unsigned long *)call.nodes,
+                                  (unsigned long)call.max_node, (unsigned)call.flags));
     call.policy.mode = (int)call.mode;
     if (call.nodes && call.max_node)
         call.policy.nodes = *(const unsigned long *)call.nodes;

@@ -7,7 +7,8 @@
  *   mremap            same size: 0; larger EFAULT; smaller or moved EINVAL
  *   mseal             sealed            EINVAL
  *
- * Source: running v3 kernel. The kernel changes adopted memory; we only keep a record.
+ * Source: running v3 kernel. With -o window=inner: inner.h, and an mremap of a window that would
+ * change anything is EINVAL. The kernel changes adopted memory; we only keep a record.
  */
 #define _GNU_SOURCE
 #include "preload/unmap.h"
@@ -19,6 +20,7 @@
 #include "client/detach.h"
 #include "client/handover.h"
 #include "msharefs.h"
+#include "preload/inner.h"
 #include "preload/range.h"
 #include "preload/sys.h"
 
@@ -37,10 +39,14 @@ int preload_unmap(struct range range)
 MSHARE_API int munmap(void *addr, size_t length)
 {
     struct range range;
+    struct inner inner;
     int err;
 
     if (!preload_concerns(addr, length, &range))
         return sys_munmap(addr, length);
+    err = inner_part_of(range, &inner);
+    if (err)
+        return preload_answer(err < 0 ? err : inner_unmap(&inner));
     attachments_lock();
     err = preload_unmap(range);
     attachments_unlock();
@@ -66,10 +72,21 @@ static int protect(struct attachment *att, struct range range, void *arg)
     return 0;
 }
 
+/* A key is one process's own: 0 is what all memory has. */
+static int protect_inner(const struct inner *inner, struct protect_call call)
+{
+    return call.pkey > 0 ? -EINVAL : inner_protect(inner, call.prot);
+}
+
 static int protect_parts(struct range range, struct protect_call call)
 {
+    struct inner inner;
+    int err = inner_of(range, &inner);
+
+    if (err)
+        return preload_answer(err < 0 ? err : protect_inner(&inner, call));
     attachments_lock();
-    int err = preload_parts(range, protect, &call);
+    err = preload_parts(range, protect, &call);
     attachments_unlock();
     return preload_answer(err);
 }
@@ -133,10 +150,14 @@ static int seal(struct attachment *att, struct range range, void *unused)
 MSHARE_API int mseal(void *addr, size_t length, unsigned long flags)
 {
     struct range range;
+    struct inner inner;
     int err;
 
     if (flags || !preload_concerns(addr, length, &range))
         return sys_mseal(addr, length, flags);
+    err = inner_of(range, &inner);
+    if (err)
+        return preload_answer(err < 0 ? err : inner_verb(&inner, MSHAREFS_SEAL, 0));
     attachments_lock();
     err = splits(range) ? -EINVAL : preload_parts(range, seal, NULL);
     attachments_unlock();
@@ -165,7 +186,14 @@ static int unmap_tail(struct remap *remap)
 
 static int remap_window(const struct attachment *att, struct remap *remap)
 {
+    const int changes = MREMAP_DONTUNMAP | MREMAP_FIXED;
+
     remap->got = (void *)remap->old;
+    if (att->inner)
+        return remap->flags & changes || remap->new_size != remap->old_size ||
+                       remap->old_size > attachment_end(att) - remap->old
+                   ? -EINVAL
+                   : 0;
     if (remap->flags & MREMAP_DONTUNMAP)
         return -EINVAL;
     if (att->sealed && (remap->flags & MREMAP_FIXED || remap->new_size != remap->old_size))

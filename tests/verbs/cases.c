@@ -1,10 +1,11 @@
 /*
  * cases.c - what the verbs on a range of memory answer and do, case by case: on plain shared memory
- * with the system calls of Linux, or on a region with the verbs of the same name.
+ * with the system calls of Linux, on a region with the verbs of the same name, or with the system
+ * calls again, on a window of a region (under the preload library, with -o window=inner).
  *
- *   cases plain          cases region PATH      (PATH: a new region file)
+ *   cases plain       cases region PATH       cases window PATH       (PATH: a new region file)
  *
- * Prints one line for each case. Both must print the same.
+ * Prints one line for each case. All must print the same.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -46,6 +47,19 @@ static void on_signal(int number, siginfo_t *info, void *context)
     (void)number, (void)context;
     got = *info;
     siglongjmp(caught, 1);
+}
+
+/* A part of a window: munmap(2) of the whole would detach it. */
+static void attach_window(const char *path)
+{
+    const int file = open(path, O_RDWR | O_CREAT, 0600);
+
+    if (file < 0 || ftruncate(file, 2 * SIZE))
+        die(path);
+    memory = mmap(NULL, 2 * SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    if (memory == MAP_FAILED)
+        die("attach");
 }
 
 static void attach(const char *path)
@@ -340,7 +354,10 @@ int main(int argc, char **argv)
 
     sigaction(SIGSEGV, &action, NULL);
     sigaction(SIGBUS, &action, NULL);
-    attach(argc > 2 ? argv[2] : NULL);
+    if (argc > 2 && !strcmp(argv[1], "window"))
+        attach_window(argv[2]);
+    else
+        attach(argc > 2 ? argv[2] : NULL);
     for (unsigned i = 0; i < ADVICES; i++)
         advice_cases(advices[i].number, advices[i].name);
     for (unsigned i = 0; i < ADVICES; i++)
