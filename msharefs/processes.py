@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PIDFD_THREAD = os.O_EXCL
 """pidfd_open(2), since Linux 6.9."""
 
+SHORT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR))
+"""Errors of a call for which we are short of something now: they say nothing about its object."""
+
 _KCMP_FILE, _KCMP_VM = range(2)
 _LISTED = 8  # in one sentence
 
@@ -271,9 +274,12 @@ def is_userfaultfd(fd: int) -> bool:
 def mapped_files(pid: int, inode: int) -> list[str]:
     """Paths that open the files with that inode number which process `pid` has mapped.
 
-    They work for files without a name too, for a process with CAP_CHECKPOINT_RESTORE.
+    They work for files without a name too, for a process with CAP_CHECKPOINT_RESTORE. EMFILE and
+    its like: we cannot look.
     """
     try:
         return [proc.map_file(pid, each.start, each.end) for each in proc.maps(pid, inode=inode)]
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORT:
+            raise
         return []

@@ -211,6 +211,7 @@ class Objects:
         """A descriptor of an object, still ours; without `write` a read-only one, if possible.
 
         Without `may_write` nothing else. `clients` are the attached processes. ESTALE: it is lost.
+        EMFILE and its like: it cannot be opened now.
         """
         known = self._objects.get(number)
         if known is not None and known.fd < 0:
@@ -264,7 +265,8 @@ class Objects:
 
         async def work() -> None:
             for each in lost:
-                await self._find(each, pids)
+                with contextlib.suppress(OSError):  # whoever needs it tries again
+                    await self._find(each, pids)
 
         async with trio.open_nursery() as nursery:
             for _ in range(_FOUND_AT_ONCE):
@@ -284,6 +286,8 @@ class Objects:
             )
         except OSError as error:
             log.info("%s: %s", self._name, error)
+            if error.errno in processes.SHORT:
+                raise
             return
         if lost.fd < 0 and self._objects.get(lost.number) is lost:
             lost.fd, lost.kept = found
@@ -310,15 +314,19 @@ def _drop(user: int, found: tuple[int, Mapping | None]) -> None:
 
 
 def _find(record: Record, pids: list[int]) -> tuple[int, Mapping | None]:
-    """Opens the file of a record again. ENOENT: it cannot be found. ESTALE: nor be recognized."""
+    """Opens the file of a record again. ENOENT: it cannot be found. ESTALE: nor be recognized.
+
+    EMFILE and its like: we could not look everywhere.
+    """
     if record.user < 0:
         raise OSError(
             errno.ESTALE,
             f"{record.path} was recorded by an older version, without what tells it from a file "
             "that has the same number today",
         )
+    short: OSError | None = None
     for reach in _looks(record, pids):
-        with contextlib.suppress(OSError):
+        try:
             seen = reach()
             try:
                 if _is_file_of(record, seen):
@@ -326,6 +334,11 @@ def _find(record: Record, pids: list[int]) -> tuple[int, Mapping | None]:
                     return fd, _keep(fd, record)
             finally:
                 os.close(seen)
+        except OSError as error:
+            if error.errno in processes.SHORT:
+                short = error
+    if short is not None:
+        raise short
     raise OSError(errno.ENOENT, f"{record.path} is no more, and no attached process has it mapped")
 
 

@@ -26,6 +26,7 @@
 #include "client/reader.h"
 #include "client/service.h"
 #include "client/spare.h"
+#include "client/trouble.h"
 #include "client/view.h"
 #include "client/watch.h"
 #include "client/window.h"
@@ -214,6 +215,7 @@ int attach(int fd, const struct attach_request *request, void **base)
     err = mode_choose();
     if (err)
         return err;
+    trouble_choose();
     att = attachment_unused();
     if (!att)
         return -ENOMEM;

@@ -182,6 +182,7 @@ struct attachment {
     struct object objects[OBJECTS_MAX];   /* [att] */
     unsigned objects_at;                  /* [att] the next one to be replaced */
     uint64_t objects_again_ms;            /* [att] when a shadow is to ask again; 0: never */
+    uint64_t unfit_ms; /* [att] until when to ask anew for unfit ones; 0: none was */
     struct memory_policy {
         int mode; /* MPOL_* */
         unsigned long nodes;

@@ -89,7 +89,7 @@ static int attach_child(struct attachment *att, bool *claimed)
 
     att->poisons_used = 0;
     att->around = (struct around){0};
-    att->objects_again_ms = 0;
+    att->objects_again_ms = att->unfit_ms = 0;
     if (mode_is_shadow())
         detach_forget(att); /* they are its shadow's */
     else

@@ -40,6 +40,8 @@
 
 /* The time until we ask again for a descriptor that there was no room for. */
 #define AGAIN_MS 100
+/* How long we ask anew for a descriptor that cannot be mapped as its mapping says. */
+#define UNFIT_MS CONTROL_TIMEOUT_MS
 
 /* When the service thread has something to do for any attachment; 0: never. */
 static uint64_t again_ms;
@@ -171,6 +173,24 @@ static int map_huge_block(uint8_t *at, uint64_t bytes, int prot, int fd, off_t o
     return err;
 }
 
+/* Whether it is the descriptor that does not do. EACCES: it is open for reading only, since no
+ * mapping let the file be written when the server looked, after we had asked. EBADF: the program
+ * has closed it. */
+static bool is_unfit(int err) { return err == -EACCES || err == -EBADF; }
+
+/* Lets go of it, so that the thread that faults again asks for another one. */
+static int ask_anew(struct attachment *att, struct object *object, int err)
+{
+    const uint64_t now = clock_ns(CLOCK_MONOTONIC) / 1000000u;
+
+    if (!att->unfit_ms)
+        att->unfit_ms = now + UNFIT_MS;
+    if (now > att->unfit_ms)
+        return err;
+    drop(object);
+    return -EAGAIN;
+}
+
 static int map_block(uint8_t *at, uint64_t bytes, int prot, int fd, off_t offset, bool huge)
 {
     if (huge && prot & PROT_WRITE)
@@ -182,7 +202,7 @@ static int map_block(uint8_t *at, uint64_t bytes, int prot, int fd, off_t offset
 
 int64_t object_map(struct attachment *att, const struct fault *fault)
 {
-    const struct object *object = find(att, fault->vma.object);
+    struct object *object = find(att, fault->vma.object);
     const uint64_t bytes = fault->end - fault->start;
     uint8_t *at = att->base + fault->start;
 
@@ -197,8 +217,11 @@ int64_t object_map(struct attachment *att, const struct fault *fault)
         spare_give(att->spare);
         err = map_block(at, bytes, prot, object->fd, offset, fault->vma.flags & VMA_HUGE);
     }
+    if (is_unfit(err))
+        return ask_anew(att, object, err);
     if (err)
         return err == -EAGAIN ? -ENOMEM : err; /* EAGAIN: more than may be locked */
+    att->unfit_ms = 0;
     poison_forget(att, fault->start, fault->end);
     /* Like the window around it. */
     madvise(at, bytes, MADV_DONTDUMP);
@@ -274,6 +297,7 @@ void objects_unask(struct attachment *att)
 {
     forget(att, OBJECT_ASKED);
     forget(att, OBJECT_LOST);
+    forget(att, OBJECT_FAILED);
 }
 
 /* Threads that wait fault again, and ask. */

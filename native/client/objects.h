@@ -17,7 +17,8 @@ bool object_held(struct attachment *att, uint32_t number);
 int64_t object_map(struct attachment *att, const struct fault *fault);
 /* Takes the server's answer; `fd` is ours now, or -errno. Precondition: att->lock held. */
 void object_answer(struct attachment *att, uint32_t number, int fd);
-/* Open questions will not be answered, because the connection is gone.
+/* Open questions will not be answered, because the connection is gone. The next server may have
+ * what the last one had not.
  * Precondition: att->lock held. */
 void objects_unask(struct attachment *att);
 /* Asks again for what could not be had for a while. Returns when that is due, ms from now;

@@ -34,6 +34,7 @@
 #include "client/poison.h"
 #include "client/present.h"
 #include "client/reader.h"
+#include "client/trouble.h"
 #include "client/view.h"
 #include "core/slots.h"
 #include "core/touched.h"
@@ -157,11 +158,14 @@ static int reach_object(struct attachment *att, struct fault *fault)
     return pages < 0 ? (int)pages : 0;
 }
 
-/* What becomes of a fault if something went wrong. */
-static enum fault_verdict verdict_of(int err, enum fault_verdict otherwise)
+/* What becomes of a fault if something went wrong in that step. */
+static enum fault_verdict verdict_of(struct fault *fault, const char *step, int err,
+                                     enum fault_verdict otherwise)
 {
     if (!err)
         return otherwise;
+    fault->step = step;
+    fault->error = err;
     return err == -EINPROGRESS ? FAULT_LATER : err == -EAGAIN ? FAULT_WAIT : FAULT_BROKEN;
 }
 
@@ -187,13 +191,14 @@ static enum fault_verdict ask(struct attachment *att, struct fault *fault, uint6
                       touched_has(&att->mm, att->slot, fault->offset), att->mm.fault_around);
     if (!err)
         err = reader_ask(att, fault, flags & UFFD_PAGEFAULT_FLAG_MINOR);
-    return verdict_of(err, FAULT_LATER);
+    return verdict_of(fault, "asking the server", err, FAULT_LATER);
 }
 
 /* First the host mm's part, then the real MMU's; between slot_enter() and slot_leave(). */
 static enum fault_verdict handle(struct attachment *att, struct fault *fault, uint64_t flags)
 {
     enum fault_verdict verdict = fault_look(&att->mm, fault);
+    const char *step = "asking for the file";
     int err = 0;
 
     if (att->reader)
@@ -211,9 +216,10 @@ static enum fault_verdict handle(struct attachment *att, struct fault *fault, ui
         verdict = fault_fill(&att->mm, att->slot, fault);
     if (!err && verdict == FAULT_MAP) {
         counts_fault(att, fault);
+        step = "mapping it";
         err = fault->vma.object ? reach_object(att, fault) : make_reachable(att, fault, flags);
     }
-    return verdict_of(err, verdict);
+    return verdict_of(fault, step, err, verdict);
 }
 
 static bool is_refused(enum fault_verdict verdict)
@@ -223,6 +229,8 @@ static bool is_refused(enum fault_verdict verdict)
 
 static void refuse(struct attachment *att, const struct fault *fault, enum fault_verdict verdict)
 {
+    if (verdict == FAULT_BROKEN)
+        trouble_tell(fault);
     poison_page(att, fault, verdict);
     if (att->reader) /* the server asks those that have guard pages to remove them */
         reader_report(att);
@@ -293,7 +301,8 @@ void resolve_told(struct attachment *att, const struct msg *msg)
     if (!reader_told(att, msg, &answer))
         return;
     if (answer.verdict == FAULT_MAP)
-        answer.verdict = verdict_of(reach_told(att, &answer), FAULT_MAP);
+        answer.verdict = verdict_of(&answer.fault, "mapping it", reach_told(att, &answer),
+                                    FAULT_MAP);
     if (is_refused(answer.verdict))
         refuse(att, &answer.fault, answer.verdict);
     let_go_on(att, &answer.fault, answer.verdict);

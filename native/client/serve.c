@@ -33,6 +33,13 @@ static int obey(struct attachment *att, const struct msg *msg)
     }
 }
 
+/* Whether a server that has refused us may take us in a while: it is short of something. ESTALE: it
+ * does not know us, and will not. */
+static bool refused_for_now(const struct msg *msg)
+{
+    return msg->op == MSG_REPLY && msg->seq == SEQ_REJOIN && msg->result && msg->result != -ESTALE;
+}
+
 /* The descriptor that came with an answer to OBJECT, taken out of `fds`; or -errno. */
 static int object_of(const struct msg *msg, bool lost, int fds[MSG_FDS])
 {
@@ -54,11 +61,13 @@ int serve_server(struct attachment *att)
         return 0;
     const bool lost = err == -EMFILE; /* the rest of the message has come */
     err = lost ? 0 : err;
+    if (!err && refused_for_now(&msg))
+        err = -EAGAIN; /* we knock again, as if it were away */
     if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_OBJECT >> 32)
         object_answer(att, (uint32_t)msg.seq, object_of(&msg, lost, fds));
     if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_FAULT >> 32)
         resolve_told(att, &msg);
-    for (unsigned i = 0; !err && i < MSG_FDS; i++)
+    for (unsigned i = 0; i < MSG_FDS; i++)
         fd_close(fds[i]);
     if (!err && (msg.op == MSG_REARM || msg.op == MSG_REVOKE || msg.op == MSG_ARRANGE)) {
         msg.result = obey(att, &msg);
@@ -71,7 +80,7 @@ int serve_server(struct attachment *att)
 
 int serve_rejoin(struct attachment *att, int sock, int program)
 {
-    struct msg msg = {.op = MSG_REJOIN, .arg = {att->slot, att->claim}};
+    struct msg msg = {.op = MSG_REJOIN, .seq = SEQ_REJOIN, .arg = {att->slot, att->claim}};
     const int fds[] = {att->mm.fd, att->uffd, program};
 
     if (att->reader)

@@ -144,12 +144,19 @@ static void clip(struct fault *fault)
         fault->end = fault->vma.end;
 }
 
+static enum fault_verdict broken(struct fault *fault, const char *step, int err)
+{
+    fault->step = step;
+    fault->error = err;
+    return FAULT_BROKEN;
+}
+
 enum fault_verdict fault_look(const struct mm *mm, struct fault *fault)
 {
     int err = vma_find(mm, fault->offset, &fault->vma);
 
     if (err)
-        return err == -ENOENT ? FAULT_MAPERR : FAULT_BROKEN;
+        return err == -ENOENT ? FAULT_MAPERR : broken(fault, "finding the mapping", err);
     if (fault->vma.flags & VMA_BUSY)
         return FAULT_WAIT;
     if (fault->vma.flags & VMA_GUARD)
@@ -184,16 +191,18 @@ enum fault_verdict fault_fill(struct mm *mm, unsigned slot, struct fault *fault)
                          .slot = slot,
                          .huge = fault->vma.flags & VMA_HUGE,
                          .arg = fault};
+    int err = 0;
 
     clip(fault);
     fault->filled = fault->beside = 0;
     fault->protect = !(fault->vma.flags & VMA_WRITE);
     memset(fault->present, 0, sizeof fault->present);
-    if ((!object || fault->offset < fault->limit) && walk_range(&touch, addr, addr + PAGE_SIZE))
-        return FAULT_BROKEN;
-    if (object ? fill_object(touch, fault) : fill_anonymous(mm, fault))
-        return FAULT_BROKEN;
-    return FAULT_MAP;
+    if (!object || fault->offset < fault->limit)
+        err = walk_range(&touch, addr, addr + PAGE_SIZE);
+    if (err)
+        return broken(fault, "its entry in the page tables", err);
+    err = object ? fill_object(touch, fault) : fill_anonymous(mm, fault);
+    return err ? broken(fault, "entries beside it", err) : FAULT_MAP;
 }
 
 /* EINTR even where all signals are blocked: somebody has stopped the process, and let it go on. */

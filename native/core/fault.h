@@ -37,6 +37,9 @@ struct fault {
     uint64_t beside; /* and other entries, of an object */
     bool protect;    /* the VMA is not writable */
     struct mm_vma vma;
+    /* out, with FAULT_BROKEN: what could not be done, and -errno or 0 */
+    const char *step;
+    int error;
 };
 
 /* How much of an object is mapped, and filled, at once: a power of two of bytes. */

@@ -109,6 +109,7 @@ enum revoke_flags {
  * start at 0. */
 #define SEQ_OBJECT (1ull << 32)
 #define SEQ_FAULT (1ull << 33)
+#define SEQ_REJOIN (1ull << 34)
 
 #define MSG_TEXT 192
 #define MSG_FDS 3

@@ -163,6 +163,7 @@ class Soakers:
                     [self._program, path, str(self._board.fd), *files, str(index),
                      str(next(seeds))],
                     pass_fds=[self._board.fd],
+                    env={**os.environ, "MSHAREFS_DEBUG": "1"},
                 )  # fmt: skip
 
     def pids(self) -> list[int]:
