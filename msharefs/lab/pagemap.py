@@ -36,12 +36,14 @@ HUGE = 1 << 6
 _SCAN = struct.Struct("=12Q")
 _PAGEMAP_SCAN = 3 << 30 | _SCAN.size << 16 | ord("f") << 8 | 16
 _WALK_END = 4
-_RUNS = 4096
+_RUNS = 1024
 _COLUMNS = 3
 START, END, WHAT = range(_COLUMNS)
 """The columns of an array of runs: addresses, and what their pages are."""
-# The kernel holds the mmap_lock of the process for one call: a millisecond at most, then.
-_CALL_BYTES = 1 << 30
+# The kernel holds the mmap_lock of the process for one call: some milliseconds at most, then. What
+# takes time there is pages and runs; holes take little.
+_CALL_BYTES = 16 << 30
+_CALL_PAGES = 1 << 18
 # proc_pid_pagemap(5), one entry.
 _ENTRY_BYTES = 8
 _ENTRY_FRAME = (1 << 55) - 1
@@ -72,7 +74,7 @@ class Pagemap:
         OSError: ENOTTY before Linux 6.7.
         """
         while start < end:
-            found, start = self._scan(start, min(end, start + _CALL_BYTES), 0)
+            found, start = self._scan(start, min(end, start + _CALL_BYTES), _CALL_PAGES)
             if len(found):
                 yield found
 

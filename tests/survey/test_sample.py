@@ -105,3 +105,21 @@ def test_processes_are_drawn_where_they_are_many(
     assert 0 < drawn["error_bytes"] < 0.5 * exact["saved_bytes"]
     assert abs(drawn["saved_bytes"] - exact["saved_bytes"]) < 3 / 1.96 * drawn["error_bytes"]
     assert "20 of 40 processes" in " ".join(words.remarks(drawn))
+
+
+def test_how_many_are_drawn_is_measured() -> None:
+    """Processes that take longer to look at than their page tables tell are fewer in the sample."""
+    sizes = [(pid, "slow" if pid % 2 else "fast", 1 << 20) for pid in range(1, 2001)]
+    asked: list[list[int]] = []
+
+    def measure(pids: list[int]) -> float:
+        asked.append(pids)
+        return len(pids) * (0.1 if pids[0] % 2 else 0.001)
+
+    chosen = sample.processes(sizes, measure)
+    # 101 s in all, of which 15 s may be used.
+    assert sum(pid % 2 for pid in chosen) == sum(1 - pid % 2 for pid in chosen) == 149
+    assert [len(pids) for pids in asked] == [3, 3]
+    assert {pid for pids in asked for pid in pids} < chosen
+    assert sample.processes(sizes[:100], measure) == set(range(1, 101))
+    assert len(asked) == 2

@@ -53,10 +53,16 @@ class Census:
         return 1.0 + sum(self.passed[program]) / looked if looked else 1.0
 
 
-def census(pids: Iterable[int], objects: Objects, notify: Notify, *, exact: bool) -> Census:
+def census(
+    pids: Iterable[int],
+    objects: Objects,
+    notify: Notify,
+    measure: Callable[[list[int]], float] | None,
+) -> Census:
     """Meet all these processes; threads of the kernel have no page tables and do not count.
 
-    Unless `exact`, a sample of them is looked at if they are many.
+    A sample of them is looked at if they are many, and if somebody can `measure` how long looking
+    at some takes, in seconds of a processor.
     """
     found = Census()
     sizes: dict[int, tuple[int, str]] = {}
@@ -67,7 +73,7 @@ def census(pids: Iterable[int], objects: Objects, notify: Notify, *, exact: bool
             found.ended += 1
     # Threads of the kernel have none, nor zombies.
     there = [(pid, program, size) for pid, (size, program) in sizes.items() if size]
-    chosen = {pid for pid, _, _ in there} if exact else sample.processes(there)
+    chosen = sample.processes(there, measure) if measure else {pid for pid, _, _ in there}
     for pid, program, size in there:
         notify(1)
         try:

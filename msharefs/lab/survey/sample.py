@@ -24,7 +24,7 @@ from .look import Process, Rows, Vmas, join, rows, walked, windows
 from .moved import leaf
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from msharefs.lab.pagemap import Pagemap
 
@@ -39,6 +39,8 @@ SECONDS = 15.0
 """Of a processor, for all processes: where they would take longer, some of them are drawn."""
 _PROCESS_SECONDS = 6e-3
 _TABLE_SECONDS = 4e-6
+_SURELY = 0.2  # of those seconds: where so much is likely, it is measured how much it would be
+_FIRST = 3  # processes of a program, to measure that
 _LEAST = 30  # of a program, if it has as many
 _PMD_BYTES = 1 << 30
 _SURE = 3.0  # standard deviations
@@ -194,20 +196,26 @@ def calibrated(process: Process, base: Rows, upper: Rows) -> float | None:
     return factor if abs(factor - 1) <= likely else None
 
 
-def processes(sizes: list[tuple[int, str, int]]) -> set[int]:
-    """Which of these processes are looked at: number, program, and bytes of page tables of each."""
+def processes(sizes: list[tuple[int, str, int]], measure: Callable[[list[int]], float]) -> set[int]:
+    """Which of these processes are looked at: number, program, and bytes of page tables of each.
+
+    `measure` looks at some of a program, and says how many seconds of a processor that took.
+    """
     # With a table for each span of a mapping, a sample is as good as whole from this size on.
     most = _DEARER * 4 * WANTED
-    seconds = [
-        _PROCESS_SECONDS + _TABLE_SECONDS * min(size // TABLE_BYTES, most) for _, _, size in sizes
-    ]
-    share = SECONDS / max(SECONDS, sum(seconds))
     programs: dict[str, list[int]] = defaultdict(list)
-    for pid, program, _ in sizes:
+    likely: dict[str, float] = defaultdict(float)
+    for pid, program, size in sizes:
         programs[program].append(pid)
-    chosen: set[int] = set()
-    for pids in programs.values():
-        wanted = max(_LEAST, round(share * len(pids)))
+        likely[program] += _PROCESS_SECONDS + _TABLE_SECONDS * min(size // TABLE_BYTES, most)
+    if sum(likely.values()) <= SECONDS * _SURELY:
+        return {pid for pid, _, _ in sizes}
+    for program, pids in programs.items():
         order = np.argsort(spans.mix(np.array(pids)))
-        chosen |= {pids[place] for place in order[:wanted].tolist()}
-    return chosen
+        pids[:] = [pids[place] for place in order.tolist()]
+        if len(pids) > _LEAST:
+            likely[program] = measure(pids[:_FIRST]) / _FIRST * len(pids)
+    share = SECONDS / max(SECONDS, sum(likely.values()))
+    return {
+        pid for pids in programs.values() for pid in pids[: max(_LEAST, round(share * len(pids)))]
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -62,6 +63,13 @@ class Program:
         return ratio * self.vmpte_bytes, variance
 
 
+def _measure(pids: list[int]) -> float:
+    """Seconds of a processor that looking at these processes takes."""
+    started = time.process_time()
+    Survey(pids, lambda _: None).look(lambda _: None)
+    return time.process_time() - started
+
+
 class Survey:
     """All counts, once every process was looked at; `exact`: no sample is taken."""
 
@@ -69,7 +77,7 @@ class Survey:
         self.objects = Objects()
         self.scans = pagemap.can_scan()
         self.frames = pagemap.sees_frames()
-        self.census = census(pids, self.objects, notify, exact=exact)
+        self.census = census(pids, self.objects, notify, None if exact else _measure)
         births = Counter(process.birth for process in self.census.seen)
         forked = {birth for birth, count in births.items() if count > 1 and any(birth)}
         self.moved = Moved(self.objects)
