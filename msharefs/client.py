@@ -263,8 +263,14 @@ class Region:
         prot: int | None = None,
         flags: int = 0,
         budget: int | None = None,
+        *,
+        offset: int = 0,
+        size: int = 0,
     ) -> memoryview:
         """Attaches the region; all of it, holes included, as a view of bytes.
+
+        Or a part: `size` bytes from `offset` on, both multiples of its quantum; size 0 is the rest.
+        Any number of parts may be attached, and each of them more than once.
 
         The view is writable if the region is open for writing, and `prot`, if given, has
         PROT_WRITE. Touching a hole is SIGSEGV, as in C. `flags` may have MAP_FIXED,
@@ -282,10 +288,10 @@ class Region:
                 )
             writes = bool(prot & mmap.PROT_WRITE)
         flags = flags & ~mmap.MAP_SHARED | (0 if writes else lib.MSHARE_ATTACH_READ)
-        base = lib.mshare_attach(self.fd, 0, 0, ffi.cast("void *", addr), flags)
+        base = lib.mshare_attach(self.fd, _off_t(offset), size, ffi.cast("void *", addr), flags)
         if int(ffi.cast("intptr_t", base)) == -1:
-            code, size = ffi.errno, os.fstat(self.fd).st_size
-            reason = os.strerror(code) if size or code != errno.EINVAL else _UNSIZED
+            code = ffi.errno
+            reason = self._why_unattached(code, offset, size)
             if code == errno.EPERM and not addr:
                 reason = _NO_USERFAULTFD
             raise OSError(code, f"{self.path}: attaching {where}: {reason}")
@@ -297,12 +303,27 @@ class Region:
                 f"{self.path}: a budget of {budget} bytes: "
                 f"must be {lib.BUDGET_MIN_BYTES} or more, or 0",
             )
-        owner = ffi.buffer(base, os.fstat(self.fd).st_size)
+        owner = ffi.buffer(base, size or self.size - offset)
         view = memoryview(owner).cast("B")
         if not writes:
             view = view.toreadonly()
         self._views[int(ffi.cast("uintptr_t", base))] = _Attached(view, weakref.ref(owner))
         return view
+
+    def _why_unattached(self, code: int, offset: int, size: int) -> str:
+        whole = self.size
+        if code == errno.EINVAL and not whole:
+            return _UNSIZED
+        if code == errno.EINVAL and (offset or size):
+            quantum = self.quantum
+            if offset % quantum or size % quantum:
+                return (
+                    f"a part begins and ends at multiples of the quantum {quantum:#x}, "
+                    f"not at {offset:#x} and {offset + size:#x}"
+                )
+            if not 0 <= offset < whole or offset + size > whole:
+                return f"[{offset:#x}, +{size:#x}) is not inside {whole:#x}, the region's size"
+        return os.strerror(code)
 
     @property
     def addresses(self) -> list[int]:

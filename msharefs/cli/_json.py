@@ -46,7 +46,10 @@ def smaps(found: dict[str, Any], region: str) -> dict[str, Any]:
     return {
         **found,
         "region": region,
-        "windows": [{"start": start, "end": end} for start, end in found["windows"]],
+        "windows": [
+            {"start": each.start, "end": each.end, "offset_bytes": each.offset}
+            for each in found["windows"]
+        ],
         "mappings": [
             {f"{key}_bytes" if isinstance(each, int) else key: each for key, each in one.items()}
             for one in found["mappings"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -34,15 +34,27 @@ FIELDS = {
 STATUS = ("RssShmem", "VmPTE", "VmLck")
 
 
-def lines(found: dict[str, Any], name: str, base: int = 0) -> Iterator[str]:
+class Window(NamedTuple):
+    """A window, or the region itself: addresses, and where in the region it begins; bytes."""
+
+    start: int
+    end: int
+    offset: int
+
+    def shows(self, mapping: dict[str, Any]) -> bool:
+        """Whether it has a mapping, which it then has whole."""
+        size = self.end - self.start
+        return bool(self.offset <= mapping["start"] < self.offset + size)
+
+
+def lines(found: dict[str, Any], name: str, window: Window) -> Iterator[str]:
     """The lines for people: the window as a container, and each mapping in it."""
-    size = found["size_bytes"]
-    window = {"start": 0, "end": size, "prot": "rw-s", "offset": 0, "object": name}
-    yield maps.line(_moved(window, base))
-    yield f"{'Size:':<16}{size >> 10:8} kB"
+    container = {**window._asdict(), "prot": "rw-s", "object": name}
+    yield maps.line(container)
+    yield f"{'Size:':<16}{window.end - window.start >> 10:8} kB"
     yield "VmFlags: rd wr sh mr mw me ms de sd mshare container"
-    for mapping in found["mappings"]:
-        yield maps.line(_moved(mapping, base))
+    for mapping in filter(window.shows, found["mappings"]):
+        yield maps.line(_moved(mapping, window.start - window.offset))
         for field, key in FIELDS.items():
             yield f"{field + ':':<16}{mapping[key] >> 10:8} kB"
         yield f"VmFlags: {mapping['vm_flags']}"
@@ -66,6 +78,12 @@ def status(found: dict[str, Any], pid: int | None) -> dict[str, dict[str, int]]:
     }
     if pid is None:
         return {"host mm": host}
+    own = [m for m in found["mappings"] if any(each.shows(m) for each in found["windows"])]
+    share = {
+        "RssShmem": sum(mapping["pss"] for mapping in own),
+        "VmPTE": host["VmPTE"] // processes,
+        "VmLck": sum(mapping["locked"] for mapping in own),
+    }
     now = {field: _kilobytes(pid, field) for field in STATUS}
     without = {**now, "RssShmem": max(0, now["RssShmem"] - resident(found, pid))}
     return {
@@ -73,7 +91,7 @@ def status(found: dict[str, Any], pid: int | None) -> dict[str, dict[str, int]]:
         "now": now,
         "without": without,
         "whole": {field: without[field] + host[field] for field in STATUS},
-        "share": {field: without[field] + host[field] // processes for field in STATUS},
+        "share": {field: without[field] + share[field] for field in STATUS},
     }
 
 
@@ -85,7 +103,7 @@ def resident(found: dict[str, Any], pid: int) -> int:
         head, _, rest = line.partition(b" ")
         if b"-" in head and not head.endswith(b":"):
             start = int(head.partition(b"-")[0], 16)
-            inside = any(low <= start < high for low, high in found["windows"])
+            inside = any(each.start <= start < each.end for each in found["windows"])
         elif inside and head == b"Rss:":
             total += int(rest.split()[0]) << 10
     return total
@@ -95,10 +113,10 @@ def _kilobytes(pid: int, field: str) -> int:
     return int((proc.status(pid, field) or "0").split()[0]) << 10
 
 
-def windows(clients: list[dict[str, Any]], pid: int) -> list[tuple[int, int]]:
+def windows(clients: list[dict[str, Any]], pid: int) -> list[Window]:
     """Where a process has the region attached. ESRCH: nowhere."""
     found = [
-        (client["base"], client["base"] + client["size"])
+        Window(client["base"], client["base"] + client["size"], client["offset"])
         for client in clients
         if client["pid"] == pid
     ]
@@ -150,6 +168,6 @@ def command(region: str, pid: int | None, as_status: bool, as_json: bool) -> Non
     if as_json:
         _show.print_json(_json.document("smaps", _json.smaps(found, region)))
         return
-    for base, _ in found["windows"] or [(0, 0)]:
-        for line in lines(found, _show.printable(region), base):
+    for window in found["windows"] or [Window(0, found["size_bytes"], 0)]:
+        for line in lines(found, _show.printable(region), window):
             click.echo(line)

@@ -235,7 +235,7 @@ class Sampler:
                 region.links = self._links(ident, view, clients)
             own_before, upper_before = sample.own_tables_bytes, sample.upper_tables_bytes
             for client in clients:
-                parts = client.get("parts", [(client["base"], view.size, 0)])
+                parts = client.get("parts", [(client["base"], client["size"], client["offset"])])
                 own = _own_tables(client["pid"], parts, view.quantum)
                 sample.own_tables_bytes += own.shareable if own else 0
                 sample.upper_tables_bytes += own.upper if own else 0

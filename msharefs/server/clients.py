@@ -147,26 +147,38 @@ class Clients:
         lib.mm_set_client(self.mm, slot, client.pid, self._started[slot])
 
     def claim_for(
-        self, client: Client, base: int, prot: int, way: int, *, fresh: bool
+        self,
+        client: Client,
+        base: int,
+        prot: int,
+        way: int,
+        offset: int,
+        size: int,
+        *,
+        fresh: bool,
     ) -> tuple[int, int]:
         """A slot, and its claim, for a client that can only read: its window is at `base`.
 
-        Without `fresh` the one that an earlier server had for it, if it can be found; if not, its
-        window may have any page of the region. EUSERS: all are taken.
+        There it has `size` bytes of the region from `offset` on; 0 is the rest. Without `fresh` the
+        one that an earlier server had for it, if it can be found; if not, its window may have any
+        page of those. EUSERS: all are taken. EINVAL: no such part of the region can be attached.
         """
         started = processes.start_time(client.pid)
+        size = size or max(0, self._view.size - offset)
         if not fresh:
             slot = lib.readers_find(self.mm, client.pid, started, base)
             if slot >= 0 and slot not in self.connected:
                 return slot, self.claim(slot)
         slot = check(
             lib.readers_claim(
-                self.mm, client.pid, started, base, prot & lib.VMA_PROT, way & 0xFFFF
+                self.mm, client.pid, started, base, prot & lib.VMA_PROT, way & 0xFF, offset, size
             ),
             f"{self.name}: a slot for process {client.pid}",
         )
         if not fresh:
-            lib.touched_mark(self.mm, slot, 0, self.mm.host_end - lib.HOST_BASE)
+            end = min(offset + size, self.mm.host_end - lib.HOST_BASE)
+            if offset < end:
+                lib.touched_mark(self.mm, slot, offset, end - offset)
         return slot, self.claim(slot)
 
     def of_process(self, pid: int, slot: int, claim: int, base: int) -> Client:
@@ -202,6 +214,14 @@ class Clients:
     def slots(self) -> list[int]:
         """The slots of the attachments, connected or not."""
         return [client.slot for client in self._view.attachments()]
+
+    def over(self, start: int, end: int) -> list[int]:
+        """The slots of the attachments that, as they say, have a part of [start, end)."""
+        return [
+            client.slot
+            for client in self._view.attachments()
+            if client.offset < end and client.offset + client.size > start
+        ]
 
     def claims(self) -> list[tuple[int, int]]:
         """Slots and claims of the attachments."""

@@ -456,7 +456,7 @@ class Connection:
             self._control.connections.attach(self._member)
             if self.reader:
                 slot, claim = host.clients.claim_for(
-                    self, *request.arguments[:3], fresh=request.op != lib.MSG_REJOIN
+                    self, *request.arguments, fresh=request.op != lib.MSG_REJOIN
                 )
             else:
                 slot, claim, *_ = request.arguments

@@ -115,12 +115,10 @@ async def arrange(clients: Clients, start: int, end: int, *, must: bool = False)
     With `must`, EBUSY if a client does not. Without it, a client that does not may see a SIGSEGV
     too many or too few for a while.
     """
-    slots = list(clients.connected)
+    slots = clients.over(start, end)
     if must:
         deadline = trio.current_time() + CONNECT_SECONDS
-        slots = [
-            slot for slot in clients.slots() if await _client(clients, slot, deadline) is not None
-        ]
+        slots = [slot for slot in slots if await _client(clients, slot, deadline) is not None]
     refused = await _ask(clients, slots, lib.MSG_ARRANGE, start, end)
     if refused and must:
         raise OSError(

@@ -51,6 +51,7 @@ void *mshare_attach(int fd, off_t offset, size_t size, void *addr, unsigned int 
     const struct attach_request request = {
         .addr = addr,
         .length = size,
+        .offset = (uint64_t)offset,
         .prot = reads ? PROT_READ : PROT_READ | PROT_WRITE,
         .flags = MAP_SHARED | ((int)flags & where),
     };
@@ -58,7 +59,7 @@ void *mshare_attach(int fd, off_t offset, size_t size, void *addr, unsigned int 
 
     if (mode < 0)
         return MAP_FAILED;
-    if (offset || flags & ~((unsigned)where | MSHARE_ATTACH_READ)) {
+    if (flags & ~((unsigned)where | MSHARE_ATTACH_READ)) {
         errno = EINVAL;
         return MAP_FAILED;
     }

@@ -72,7 +72,7 @@ static void read_events(const struct attachment *att)
 
     for (ssize_t i = 0; i < got / (ssize_t)sizeof *msgs; i++)
         if (msgs[i].event == UFFD_EVENT_PAGEFAULT) {
-            const uint64_t offset = msgs[i].arg.pagefault.address - (uintptr_t)att->base;
+            const uint64_t offset = attachment_offset(att, msgs[i].arg.pagefault.address);
 
             view_wake(att, offset & ~(PAGE_SIZE - 1), (offset & ~(PAGE_SIZE - 1)) + PAGE_SIZE);
         }
@@ -116,7 +116,7 @@ static int watch_moved(struct attachment *att)
 /* Puts .mem, under userfaultfd, over whatever is at [start, end). */
 static int put_back(struct attachment *att, uint64_t start, uint64_t end, int prot)
 {
-    struct move move = {.to = att->base + start, .bytes = end - start};
+    struct move move = {.to = attachment_at(att, start), .bytes = end - start};
     int err = watch_moved(att);
 
     if (err)
@@ -145,7 +145,7 @@ static int put_back(struct attachment *att, uint64_t start, uint64_t end, int pr
 
 static int set_prot(const struct attachment *att, uint64_t start, uint64_t end, int prot)
 {
-    return start < end && mprotect(att->base + start, end - start, prot) ? -errno : 0;
+    return start < end && mprotect(attachment_at(att, start), end - start, prot) ? -errno : 0;
 }
 
 /* Arranges a range of one protection. Blocks can only be in spans that we touched. */
@@ -220,6 +220,8 @@ int arrange(struct attachment *att, uint64_t start, uint64_t end, bool objects)
     if (start > end || end > att->mm.size || (start | end) % PAGE_SIZE)
         return -EINVAL;
     if (is_adopted(att)) /* the program protects that memory at will */
+        return 0;
+    if (!attachment_clip(att, &start, &end))
         return 0;
     do { /* nobody waits for a reader before the next snapshot but one is written here */
         epoch = atomic_load(&att->mm.header->epoch);

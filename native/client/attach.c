@@ -44,15 +44,17 @@ int attach_claim(struct attachment *att, uint64_t start_time)
         return slot;
     att->slot = (unsigned)slot;
     att->claim = atomic_load(&att->mm.slots[slot].claim);
-    att->mm.slots[slot].base = (uintptr_t)att->base;
-    att->mm.slots[slot].prot = (uint32_t)att->asked;
-    att->mm.slots[slot].way = att->way;
+    /* mremap(2) can make a window of adopted memory longer. */
+    mm_set_part(&att->mm.slots[slot], (uintptr_t)att->base, is_adopted(att) ? 0 : att->offset,
+                is_adopted(att) ? att->mm.size : att->length);
+    att->mm.slots[slot].prot = (uint8_t)att->asked;
+    att->mm.slots[slot].way = (uint8_t)att->way;
     return 0;
 }
 
 /* Asks for the region's `.mm` and `.mem`. Does not ask for rights that the descriptor does not
- * allow: check_attach() refuses those in its turn. */
-static int fetch(struct attachment *att, int mode)
+ * allow: check_attach() refuses those in its turn. *v3: the mount has -o quirks=v3. */
+static int fetch(struct attachment *att, int mode, bool *v3)
 {
     const int prot = mode == O_RDONLY ? att->asked & ~PROT_WRITE : att->asked;
     struct msg msg = {.op = MSG_ATTACH, .arg = {(uint64_t)prot}};
@@ -70,7 +72,8 @@ static int fetch(struct attachment *att, int mode)
     att->dev_fd = fds[2] < 0 ? -1 : control_hide_fd(fds[2]);
     att->reader = msg.arg[2] & ATTACH_READER;
     att->inner = msg.arg[2] & ATTACH_INNER && !is_adopted(att);
-    att->prot = msg.arg[2] & ATTACH_ANY_PROT ? PROT_READ | PROT_WRITE : att->asked;
+    *v3 = msg.arg[2] & ATTACH_ANY_PROT;
+    att->prot = *v3 ? PROT_READ | PROT_WRITE : att->asked;
     memcpy(att->path, msg.text, sizeof att->path);
     att->path[sizeof att->path - 1] = 0;
     fds[0] = fds[0] < 0 ? -1 : control_hide_fd(fds[0]);
@@ -84,12 +87,26 @@ static int fetch(struct attachment *att, int mode)
     return !err && att->reader && is_adopted(att) ? -EACCES : err;
 }
 
-static int set_length(struct attachment *att, const struct attach_request *request)
+/* Which part of the region it is. mmap(2) of as much as the whole is the whole, whatever the
+ * offset, as in the series; with -o quirks=v3 a part is an error, as there. */
+static int choose_part(struct attachment *att, const struct attach_request *request, bool v3)
 {
     const uint64_t length = (request->length + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
+    const uint64_t size = att->mm.size, quantum = att->mm.quantum;
 
-    att->length = request->length ? length : att->mm.size;
-    return att->length == att->mm.size || (is_adopted(att) && att->length < att->mm.size) ? 0
+    att->length = length;
+    if (is_adopted(att))
+        return length && length <= size ? 0 : -EINVAL;
+    if (request->way == ATTACH_PRELOAD && (length == size || v3))
+        return length == size ? 0 : -EINVAL;
+    if (request->offset >= size || request->offset % quantum)
+        return -EINVAL;
+    if (request->offset >= att->mm.host_end - HOST_BASE)
+        return -ENOMEM; /* a host mm has no addresses there */
+    att->offset = request->offset;
+    if (!request->length)
+        att->length = size - att->offset;
+    return att->length && att->length <= size - att->offset && att->length % quantum == 0 ? 0
                                                                                           : -EINVAL;
 }
 
@@ -134,15 +151,15 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
 {
     struct msg ready = {.op = MSG_READY};
     const int type = request->flags & MAP_TYPE, mode = fcntl(fd, F_GETFL) & O_ACCMODE;
-    bool mapped = false, claimed = false;
+    bool mapped = false, claimed = false, v3 = false;
     int err = 0;
 
     if (type != MAP_SHARED && type != MAP_SHARED_VALIDATE)
         err = -EINVAL;
     if (!err)
-        err = fetch(att, mode);
+        err = fetch(att, mode, &v3);
     if (!err)
-        err = set_length(att, request);
+        err = choose_part(att, request, v3);
     if (!err)
         err = make_window(att, fd, mode, request, &mapped);
     if (!err)

@@ -163,7 +163,8 @@ struct attachment {
     int moved_uffd;      /* [att] of memory that arrange.c has moved into the window; -1: none */
     int ctl;             /* [att] control connection; -1: the server is away */
     uint8_t *base;       /* [fixed] */
-    uint64_t length;     /* [both] of the window, bytes: the region's size, less if adopted */
+    uint64_t offset;     /* [fixed] region offset of `base`: it may be a part that is attached */
+    uint64_t length;     /* [both] of the window, bytes: whole quanta, unless it is adopted */
     enum attach_way way; /* [fixed] */
     int asked;           /* [fixed] PROT_* of the attachment */
     int prot;            /* [fixed] PROT_* of the window: the same, or all with -o quirks=v3 */
@@ -202,6 +203,35 @@ static inline bool is_adopted(const struct attachment *att) { return att->way ==
 static inline uint64_t attachment_end(const struct attachment *att)
 {
     return (uintptr_t)att->base + att->length;
+}
+
+/* From region offsets to addresses of the window, and back. Nobody else adds `base` to an offset:
+ * the window need not begin where the region does. */
+static inline uint8_t *attachment_at(const struct attachment *att, uint64_t offset)
+{
+    return att->base + (int64_t)(offset - att->offset);
+}
+
+static inline uint64_t attachment_offset(const struct attachment *att, uint64_t addr)
+{
+    return addr - (uintptr_t)att->base + att->offset;
+}
+
+/* Where the window ends in the region. Precondition: as attachment_end(). */
+static inline uint64_t attachment_limit(const struct attachment *att)
+{
+    return att->offset + att->length;
+}
+
+/* Cuts the region offsets [*start, *end) to those of the window. False: it has none of them.
+ * Precondition: as attachment_end(). */
+static inline bool attachment_clip(const struct attachment *att, uint64_t *start, uint64_t *end)
+{
+    if (*start < att->offset)
+        *start = att->offset;
+    if (*end > attachment_limit(att))
+        *end = attachment_limit(att);
+    return *start < *end;
 }
 
 /* For the program and its threads; a shadow: tend.c. */

@@ -18,9 +18,9 @@
 
 static void push_mapped(struct attachment *att)
 {
-    uint64_t start = 0, stop;
+    uint64_t start = att->offset, stop;
 
-    for (; touched_run(&att->mm, att->slot, &start, att->length, &stop); start = stop)
+    for (; touched_run(&att->mm, att->slot, &start, attachment_limit(att), &stop); start = stop)
         for (uint64_t span = start / PMD_SIZE; span * PMD_SIZE < stop; span++)
             budget_push(&att->budget, (uint32_t)span);
 }

@@ -11,9 +11,9 @@
 /* The arguments of mmap(2). */
 struct attach_request {
     void *addr;
-    /* Bytes; rounded up to a page they must be the region's size. 0: that size. */
+    /* Bytes, rounded up to a page, and where in the region: whole quanta. 0: the rest. */
     uint64_t length;
-    uint64_t offset; /* into the file: without effect, but checked as by the kernel */
+    uint64_t offset;
     int prot, flags;
     enum attach_way way; /* adopted: `length` may be less than the region's size */
 };

@@ -73,7 +73,7 @@ static struct handed_run cut_touched(const struct attachment *att, uint64_t offs
 /* The largest possible run around a fault. */
 static struct handed_run bounds_of(const struct attachment *att, const struct fault *fault)
 {
-    const uint64_t base = (uintptr_t)att->base, offset = fault->offset;
+    const uint64_t offset = fault->offset;
     /* Other quanta are not linked yet; in adopted memory nobody would see that. */
     const uint64_t look = is_adopted(att) || att->mm.quantum > LOOK_BYTES ? LOOK_BYTES
                                                                           : att->mm.quantum;
@@ -81,9 +81,11 @@ static struct handed_run bounds_of(const struct attachment *att, const struct fa
 
     for (unsigned i = 0; i < att->pieces.count; i++) {
         const struct piece *piece = &att->pieces.list[i];
+        const struct handed_run left = {attachment_offset(att, piece->start),
+                                        attachment_offset(att, piece->end)};
 
-        if (base + offset >= piece->start && base + offset < piece->end)
-            bounds = cut(bounds, piece->start - base, piece->end - base);
+        if (offset >= left.start && offset < left.end)
+            bounds = cut(bounds, left.start, left.end);
     }
     if (att->budget.spans)
         bounds = cut(bounds, offset & ~(PMD_SIZE - 1), (offset & ~(PMD_SIZE - 1)) + PMD_SIZE);
@@ -143,7 +145,7 @@ static uint64_t enlist_in_span(struct budget *budget, struct handed_run run)
 /* Also wakes the threads that wait there. */
 static bool unwatch(const struct attachment *att, struct handed_run run)
 {
-    struct uffdio_range range = {(uintptr_t)att->base + run.start, run.end - run.start};
+    struct uffdio_range range = {(uintptr_t)attachment_at(att, run.start), run.end - run.start};
 
     return !ioctl(att->uffd, UFFDIO_UNREGISTER, &range);
 }
@@ -195,25 +197,26 @@ void handover_clip(const struct attachment *att, struct fault *fault)
 
 static int watch_again(struct attachment *att, struct handed_run run)
 {
-    const uint64_t base = (uintptr_t)att->base;
+    const uint64_t start = (uintptr_t)attachment_at(att, run.start);
     int err = 0;
 
     if (!is_adopted(att)) { /* objects may be mapped there by now */
         unsigned calls = UINT_MAX;
         const uint64_t bytes = run.end - run.start;
-        const int64_t done = mode_is_shadow()
-                                 ? uffd_change_by(att->uffd, att->shadow.maps_fd, base + run.start,
-                                                  bytes, UFFD_WATCH, &calls)
-                                 : uffd_change(att->uffd, "/proc/thread-self/maps",
-                                               base + run.start, bytes, UFFD_WATCH, &calls);
+        const int64_t done = mode_is_shadow() ? uffd_change_by(att->uffd, att->shadow.maps_fd,
+                                                               start, bytes, UFFD_WATCH, &calls)
+                                              : uffd_change(att->uffd, "/proc/thread-self/maps",
+                                                            start, bytes, UFFD_WATCH, &calls);
         return done < 0 ? (int)done : 0;
     }
     for (unsigned i = 0; i < att->pieces.count && !err; i++) {
         const struct piece *piece = &att->pieces.list[i];
-        const struct handed_run part = cut(run, piece->start - base, piece->end - base);
+        const struct handed_run part = cut(run, attachment_offset(att, piece->start),
+                                           attachment_offset(att, piece->end));
 
         if (part.start < part.end)
-            err = uffd_watch(att->uffd, base + part.start, part.end - part.start);
+            err = uffd_watch(att->uffd, (uintptr_t)attachment_at(att, part.start),
+                             part.end - part.start);
     }
     return err;
 }

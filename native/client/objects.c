@@ -46,7 +46,7 @@
 /* When the service thread has something to do for any attachment; 0: never. */
 static uint64_t again_ms;
 
-static void choose_block(struct fault *fault, uint64_t file_size)
+static void choose_block(const struct attachment *att, struct fault *fault, uint64_t file_size)
 {
     const struct mm_vma *vma = &fault->vma;
     const uint64_t page = vma->flags & VMA_HUGE ? PMD_SIZE : PAGE_SIZE;
@@ -59,6 +59,7 @@ static void choose_block(struct fault *fault, uint64_t file_size)
         fault->start = vma->start;
     if (fault->end > vma->end)
         fault->end = vma->end;
+    attachment_clip(att, &fault->start, &fault->end); /* a block may be larger than a quantum */
     fault->limit = vma->start + ((behind + page - 1) & ~(page - 1));
 }
 
@@ -145,7 +146,7 @@ int object_find(struct attachment *att, struct fault *fault)
     }
     if (!object)
         return ask(att, fault->vma.object, writing);
-    choose_block(fault, found.stx_size);
+    choose_block(att, fault, found.stx_size);
     return 0;
 }
 
@@ -204,7 +205,7 @@ int64_t object_map(struct attachment *att, const struct fault *fault)
 {
     struct object *object = find(att, fault->vma.object);
     const uint64_t bytes = fault->end - fault->start;
-    uint8_t *at = att->base + fault->start;
+    uint8_t *at = attachment_at(att, fault->start);
 
     if (!object || object->state != OBJECT_HELD)
         return -EUCLEAN;
@@ -283,7 +284,7 @@ void object_answer(struct attachment *att, uint32_t number, int fd)
         if (err)
             object->state = OBJECT_FAILED;
     }
-    view_wake(att, 0, att->length);
+    view_wake_all(att);
 }
 
 static void forget(struct attachment *att, enum object_state state)
@@ -304,7 +305,7 @@ void objects_unask(struct attachment *att)
 static void ask_again(struct attachment *att)
 {
     forget(att, OBJECT_LOST);
-    view_wake(att, 0, att->length);
+    view_wake_all(att);
 }
 
 int objects_tick(struct attachment *att)

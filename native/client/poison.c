@@ -58,7 +58,7 @@ static int prot_at(const struct attachment *att, uint64_t offset)
 
 static void unpoison(struct attachment *att, struct poison poison)
 {
-    uint8_t *page = att->base + poison.offset;
+    uint8_t *page = attachment_at(att, poison.offset);
     const int prot = prot_at(att, poison.offset);
 
     switch (poison.kind) {
@@ -99,7 +99,7 @@ static void put_newest(struct attachment *att, struct poison poison)
 
 static void publish_poisoned(const struct attachment *att)
 {
-    atomic_store(&att->mm.slots[att->slot].poisoned, att->poisons_used);
+    atomic_store(&att->mm.slots[att->slot].poisoned, (uint8_t)att->poisons_used);
 }
 
 static void remember_poison(struct attachment *att, struct poison poison)
@@ -172,7 +172,7 @@ static int refusing_prot(const struct attachment *att, const struct fault *fault
 static bool refuse(struct attachment *att, const struct fault *fault, enum fault_verdict verdict,
                    enum poison_kind *kind)
 {
-    uint8_t *page = att->base + fault->offset;
+    uint8_t *page = attachment_at(att, fault->offset);
 
     *kind = POISON_BUS;
     if (verdict == FAULT_BROKEN && map_nothing(att, page))
@@ -186,7 +186,7 @@ static bool refuse(struct attachment *att, const struct fault *fault, enum fault
 
 void poison_page(struct attachment *att, const struct fault *fault, enum fault_verdict verdict)
 {
-    uint8_t *page = att->base + fault->offset;
+    uint8_t *page = attachment_at(att, fault->offset);
     struct poison made = {fault->offset, POISON_PROT};
     bool done = refuse(att, fault, verdict, &made.kind);
 

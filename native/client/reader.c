@@ -98,6 +98,8 @@ void reader_introduce(const struct attachment *att, struct msg *msg)
     msg->arg[0] = (uintptr_t)att->base;
     msg->arg[1] = (uint64_t)att->asked;
     msg->arg[2] = att->way;
+    msg->arg[3] = att->offset;
+    msg->arg[4] = att->length;
     reader_figures(att, msg);
 }
 
@@ -166,11 +168,14 @@ static bool fits(const struct attachment *att, const struct fault *fault)
     const uint64_t span = fault->offset & ~(PMD_SIZE - 1);
 
     if ((fault->start | fault->end) % PAGE_SIZE || fault->start > fault->offset ||
-        fault->end <= fault->offset || fault->end > att->length)
+        fault->end <= fault->offset || fault->start < att->offset ||
+        fault->end > attachment_limit(att))
         return false;
     return fault->vma.object ? fault->start >= fault->vma.start && fault->end <= fault->vma.end
                              : fault->start >= span && fault->end <= span + PMD_SIZE;
 }
+
+static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 bool reader_told(struct attachment *att, const struct msg *msg, struct answer *answer)
 {
@@ -192,7 +197,7 @@ bool reader_told(struct attachment *att, const struct msg *msg, struct answer *a
                   .beside = told.beside,
                   .vma = told.vma},
         .verdict = msg->result || told.verdict > FAULT_BROKEN ? FAULT_BROKEN : told.verdict,
-        .ahead = asked->ahead < told.vma.end ? asked->ahead : told.vma.end,
+        .ahead = least(asked->ahead, least(told.vma.end, attachment_limit(att))),
         .epoch = told.epoch,
     };
     memcpy(fault->present, told.present, sizeof fault->present);
@@ -217,7 +222,7 @@ bool reader_confirm(const struct attachment *att, const struct answer *answer)
     if (!vma_find(&att->mm, fault->offset, &now) && now.serial == fault->vma.serial &&
         now.start <= fault->start && now.end >= end && !(now.flags & VMA_BUSY))
         return true;
-    view_drop((uintptr_t)att->base + fault->start, (uintptr_t)att->base + end);
+    view_drop((uintptr_t)attachment_at(att, fault->start), (uintptr_t)attachment_at(att, end));
     return false;
 }
 

@@ -161,12 +161,13 @@ static int move_and_discard(const struct attachment *att, uint8_t *page)
 
 static int map_again(const struct attachment *att, uint8_t *page)
 {
+    const uint64_t offset = attachment_offset(att, (uintptr_t)page);
     int err = discard(page, PMD_SIZE);
 
     if (err)
         return err;
-    if (mmap(page, PMD_SIZE, view_prot_at(att, (uint64_t)(page - att->base)),
-             view_flags(att) | MAP_FIXED, att->mem_fd, page - att->base) == MAP_FAILED)
+    if (mmap(page, PMD_SIZE, view_prot_at(att, offset), view_flags(att) | MAP_FIXED, att->mem_fd,
+             (off_t)offset) == MAP_FAILED)
         return -errno;
     madvise(page, PMD_SIZE, MADV_DONTDUMP);
     err = uffd_watch(att->uffd, (uintptr_t)page, PMD_SIZE);
@@ -177,10 +178,10 @@ static int map_again(const struct attachment *att, uint8_t *page)
 
 int reclaim_span(struct attachment *att, uint64_t start)
 {
-    uint8_t *page = att->base + start;
+    uint8_t *page = attachment_at(att, start);
     int err;
 
-    if (start + PMD_SIZE > att->length)
+    if (start + PMD_SIZE > attachment_limit(att))
         return -ERANGE;
     /* A guard page would stay behind as a marker, or it splits the mapping. */
     poison_rearm(att, start, start + PMD_SIZE);

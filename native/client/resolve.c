@@ -59,7 +59,8 @@ static int continue_run(struct attachment *att, uint64_t start, uint64_t end, bo
     touched_mark(&att->mm, att->slot, start, end - start);
     while (start < end) {
         struct uffdio_continue run = {
-            .range = {(uintptr_t)att->base + start, step < end - start ? step : end - start},
+            .range = {(uintptr_t)attachment_at(att, start),
+                      step < end - start ? step : end - start},
             .mode = UFFDIO_CONTINUE_MODE_DONTWAKE | (protect ? UFFDIO_CONTINUE_MODE_WP : 0),
         };
         int err = ioctl(att->uffd, UFFDIO_CONTINUE, &run) ? errno : 0;
@@ -133,7 +134,7 @@ static int make_reachable(struct attachment *att, const struct fault *fault, uin
 
     if (flags & UFFD_PAGEFAULT_FLAG_WP) {
         struct uffdio_writeprotect off = {
-            .range = {(uintptr_t)att->base + fault->offset, PAGE_SIZE},
+            .range = {(uintptr_t)attachment_at(att, fault->offset), PAGE_SIZE},
             .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
         return ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off) ? -errno : 0;
     }
@@ -255,7 +256,7 @@ static void let_go_on(struct attachment *att, const struct fault *fault, enum fa
 
 void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
 {
-    const uint64_t offset = (addr - (uintptr_t)att->base) & ~(PAGE_SIZE - 1);
+    const uint64_t offset = attachment_offset(att, addr) & ~(PAGE_SIZE - 1);
     struct fault fault = {
         .offset = offset,
         .access = flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP) ? ACCESS_WRITE
@@ -314,12 +315,14 @@ int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool ob
 
     if (start > end || end > att->mm.size)
         return -EINVAL;
+    if (!attachment_clip(att, &start, &end))
+        return 0;
     if (objects && !is_adopted(att)) {
         objects_drop(att);
         return arrange(att, start, end, true);
     }
-    start += (uintptr_t)att->base;
-    end += (uintptr_t)att->base;
+    end = (uintptr_t)attachment_at(att, end);
+    start = (uintptr_t)attachment_at(att, start);
     if (!is_adopted(att))
         return view_drop(start, end);
     for (unsigned i = 0; i < att->pieces.count && !err; i++) {

@@ -93,5 +93,5 @@ void serve_rejoined(struct attachment *att)
     /* Threads that wait for an answer fault again, and ask this server. */
     objects_unask(att);
     reader_unask(att);
-    view_wake(att, 0, att->length);
+    view_wake_all(att);
 }

@@ -185,7 +185,7 @@ static void refuse_faults(struct attachment *att, const struct uffd_msg *msgs, s
         if (msgs[i].event != UFFD_EVENT_PAGEFAULT)
             continue;
         poison_nothing(att, (uint8_t *)addr);
-        view_wake(att, addr - (uintptr_t)att->base, addr - (uintptr_t)att->base + PAGE_SIZE);
+        view_wake(att, attachment_offset(att, addr), attachment_offset(att, addr) + PAGE_SIZE);
     }
 }
 

@@ -29,7 +29,7 @@ int view_map(const struct attachment *att)
      * without us, and stay. Other threads may be using a window that was there before. Nor
      * may it be filled when it is made, after mlockall(MCL_FUTURE). */
     void *got = mmap(att->base, att->length, PROT_NONE, view_flags(att) | MAP_FIXED, att->mem_fd,
-                     0);
+                     (off_t)att->offset);
 
     if (got == MAP_FAILED)
         return -errno;
@@ -89,11 +89,16 @@ int view_watch(struct attachment *att)
  * so a process that is stopped after an access holds nobody up. */
 void view_wake(const struct attachment *att, uint64_t start, uint64_t end)
 {
-    struct uffdio_range range = {(uintptr_t)att->base + start, end - start};
+    struct uffdio_range range = {(uintptr_t)attachment_at(att, start), end - start};
 
     ioctl(att->uffd, UFFDIO_WAKE, &range);
     if (att->moved_uffd >= 0)
         ioctl(att->moved_uffd, UFFDIO_WAKE, &range);
+}
+
+void view_wake_all(const struct attachment *att)
+{
+    view_wake(att, att->offset, attachment_limit(att));
 }
 
 int view_drop(uint64_t start, uint64_t end)

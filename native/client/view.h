@@ -18,6 +18,8 @@ int view_uffd(const struct attachment *att, uint64_t more);
 /* Wakes all threads that wait for a page of region offsets [start, end), to fault again.
  * Precondition: att->lock held. */
 void view_wake(const struct attachment *att, uint64_t start, uint64_t end);
+/* As view_wake(), of the whole window. Precondition: att->lock held. */
+void view_wake_all(const struct attachment *att);
 /* Takes the pages of addresses [start, end) out of the process, locked ones too: the next access
  * faults. What the program has unmapped there is passed over. 0 or -errno. Precondition: none. */
 int view_drop(uint64_t start, uint64_t end);

@@ -206,19 +206,21 @@ struct mm_slot {
     _Alignas(64) _Atomic uint64_t state; /* its process, or SLOT_FREE */
     uint64_t start_time;                 /* of the process, clock ticks since boot */
     uint64_t base;                       /* of the window, client address */
-    uint32_t prot;                       /* of the window */
-    _Atomic uint32_t poisoned;           /* guard pages: made to fault natively (poison.c) */
-    _Atomic uint64_t touched;            /* pages of the bitmap in use (touched.h) */
+    uint32_t part, part_spans; /* what of the region it is: the number of its first 2 MiB span, and
+                                * how many they are */
+    _Atomic uint64_t touched;  /* pages of the bitmap in use (touched.h) */
     /* Number of the claim: a message about a slot that has changed hands since must
      * not be taken for a message about its new holder. 0: not claimed. */
     _Atomic uint64_t claim;
     /* Page tables of one page each that the client may keep; 0: any number. */
     _Atomic uint32_t budget, budget_asked; /* now; at first, which is less or equal */
     _Atomic uint32_t budget_grown;         /* how often it had to grow */
-    uint16_t way;                          /* enum attach_way */
+    uint8_t prot;                          /* of the window */
+    uint8_t way;                           /* enum attach_way */
+    _Atomic uint8_t poisoned;              /* guard pages: made to fault natively (poison.c) */
     /* 1: pages of its window are not watched, and before anything can be taken away there,
      * they have to be registered with its userfaultfd again (handover.c). */
-    _Atomic uint16_t handed;
+    _Atomic uint8_t handed;
     _Alignas(64) _Atomic uint64_t epoch; /* not 0: inside a fault since that epoch */
     struct mm_counters counters;
 };
@@ -284,7 +286,7 @@ static inline uint64_t layout_signature(void)
         offsetof(struct mm_header, retired), offsetof(struct mm_slot, epoch),
         offsetof(struct mm_slot, counters), offsetof(struct mm_slot, touched),
         offsetof(struct mm_slot, claim), offsetof(struct mm_slot, budget),
-        offsetof(struct mm_slot, handed),
+        offsetof(struct mm_slot, handed), offsetof(struct mm_slot, part),
         offsetof(struct mm_header, claims), offsetof(struct mm_header, unwatched), MM_SLOTS,
         MM_VMAS, TABLES_BASE, DATA_BASE, OBJECTS_BASE, HOST_BASE, VMA_BUSY, VMA_HUGE, FRAME_TABLE,
         INTENT_DROPPED, VMA_GUARD, VMA_POLICY,

@@ -193,3 +193,22 @@ int64_t mm_frame_bytes(const struct mm *mm)
 
     return pages < 0 ? data_bytes(mm->fd, (off_t)mm->frames_at) : pages * (int64_t)PAGE_SIZE;
 }
+
+void mm_set_part(struct mm_slot *slot, uint64_t base, uint64_t offset, uint64_t bytes)
+{
+    const uint64_t spans = (bytes + PMD_SIZE - 1) / PMD_SIZE;
+
+    slot->base = base;
+    slot->part = (uint32_t)(offset / PMD_SIZE);
+    slot->part_spans = spans < UINT32_MAX ? (uint32_t)spans : UINT32_MAX;
+}
+
+void mm_part(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t *end)
+{
+    *start = mm->slots[slot].part * PMD_SIZE;
+    *end = *start + mm->slots[slot].part_spans * PMD_SIZE;
+    if (*end > mm->size)
+        *end = mm->size;
+    if (*start > *end)
+        *start = *end;
+}

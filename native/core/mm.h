@@ -50,6 +50,11 @@ void mm_close(struct mm *mm);
 /* How many pages a file in memory has in [start, end), those that are swapped out among them; or
  * -errno. Does not wait for whoever keeps the file locked. */
 int64_t mm_pages(int fd, uint64_t start, uint64_t end);
+/* Says in a slot where its window is, and which part of the region: whole spans of 2 MiB.
+ * Precondition: the slot is ours. */
+void mm_set_part(struct mm_slot *slot, uint64_t base, uint64_t offset, uint64_t bytes);
+/* Which part that is, by what the slot says: region offsets, inside the region. */
+void mm_part(const struct mm *mm, unsigned slot, uint64_t *start, uint64_t *end);
 /* Bytes that the frames area really takes in the file, or -errno. */
 int64_t mm_frame_bytes(const struct mm *mm);
 

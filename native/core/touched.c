@@ -118,23 +118,29 @@ int64_t touched_change(const struct mm *mm, unsigned slot, int uffd, int pid, ui
                        uint64_t end, enum uffd_change change)
 {
     unsigned calls = TURN_CALLS;
-    uint64_t stop, done = 0;
+    uint64_t first, last, stop, done = 0;
     char maps[32];
 
     if (slot >= MM_SLOTS)
         return -EINVAL;
+    /* Elsewhere it has no window, whatever its bitmap says. */
+    mm_part(mm, slot, &first, &last);
+    if (start < first)
+        start = first;
+    if (last > end)
+        last = end;
     snprintf(maps, sizeof maps, "/proc/%d/maps", pid);
-    while (touched_run(mm, slot, &start, end, &stop)) {
+    while (touched_run(mm, slot, &start, last, &stop)) {
         if (done >= TURN_BYTES || !calls)
             return (int64_t)start;
         if (stop - start > TURN_BYTES)
             stop = start + TURN_BYTES;
-        const uint64_t base = mm->slots[slot].base;
-        const int64_t got = uffd_change(uffd, maps, base + start, stop - start, change, &calls);
+        const uint64_t at = mm->slots[slot].base + (start - first);
+        const int64_t got = uffd_change(uffd, maps, at, stop - start, change, &calls);
         if (got < 0)
             return got;
         done += stop - start;
-        start = (uint64_t)got < end - start ? start + (uint64_t)got : end;
+        start = (uint64_t)got < last - start ? start + (uint64_t)got : last;
     }
     return (int64_t)end;
 }

@@ -129,20 +129,23 @@ struct mshare_connect {
 #define MSHAREFS_CONNECT _IOWR('x', 0x11, struct mshare_connect)
 
 /*
- * Attaches the region open at `fd` and returns its address, a multiple of the quantum; MAP_FAILED
- * with errno. What may be done with the memory is what the descriptor was opened for, and what the
- * region's mappings permit; holes fault with SIGSEGV.
+ * Attaches the region open at `fd`, or a part, and returns its address, a multiple of the quantum;
+ * MAP_FAILED with errno. What may be done with the memory is what the descriptor was opened for,
+ * and what the region's mappings permit; holes fault with SIGSEGV.
  *
- *   offset, size   the whole region: 0, and its size or 0. (Parts of a region are no windows yet.)
+ *   offset, size   what of the region: multiples of the quantum; size 0: the rest. Any number of
+ *                  parts may be attached, and the same part more than once
  *   addr           a hint (rounded up to the quantum), or exact with MAP_FIXED or
  *                  MAP_FIXED_NOREPLACE
  *   flags          those two, and MSHARE_ATTACH_READ: for reading only, whatever the descriptor
  *
- * EINVAL  region not sized, another part than the whole, unknown bits, misaligned fixed address,
- *         MAP_FIXED over a part of another attachment (over all of it: that one is detached)
+ * EINVAL  region not sized, a part that is misaligned or not inside it, unknown bits, misaligned
+ *         fixed address, MAP_FIXED over a part of another attachment (over all of it: that one is
+ *         detached)
  * EACCES  descriptor open for writing only
  * EEXIST  MAP_FIXED_NOREPLACE and something is there
- * ENOMEM  no aligned hole of that size in the address space
+ * ENOMEM  no aligned hole of that size in the address space; or nothing can be mapped so far
+ *         behind in a region, for want of addresses
  * EINVAL  MSHAREFS_PT_BUDGET has a value that mshare_budget() does not take, or MSHAREFS_CLIENT one
  *         that is neither thread nor shadow
  * ENOTTY  `fd` is not a region of an msharefs mount

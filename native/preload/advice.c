@@ -47,11 +47,6 @@ static bool is_whole(const struct attachment *att, struct range range)
     return (uintptr_t)att->base == range.start && attachment_end(att) == range.end;
 }
 
-static uint64_t offset_of(const struct attachment *att, uint64_t addr)
-{
-    return addr - (uintptr_t)att->base;
-}
-
 /* The flags of the VMA after `advice`. */
 static unsigned advised(unsigned flags, int advice)
 {
@@ -97,13 +92,13 @@ static int set_flags(struct attachment *att, struct range range, int advice)
 static int unlink_quanta(struct attachment *att, struct range range)
 {
     const uint64_t quantum = att->mm.quantum;
-    const uint64_t first = offset_of(att, range.start) / quantum;
-    const uint64_t last = (offset_of(att, range.end) - 1) / quantum;
+    const uint64_t first = attachment_offset(att, range.start) / quantum;
+    const uint64_t last = (attachment_offset(att, range.end) - 1) / quantum;
     int err = handover_leave(att); /* or a touch would come back without us */
 
     if (err)
         return err;
-    if (sys_madvise(att->base + first * quantum, (last + 1 - first) * quantum,
+    if (sys_madvise(attachment_at(att, first * quantum), (last + 1 - first) * quantum,
                     MADV_DONTNEED_LOCKED))
         return -errno;
     for (uint64_t i = first; i <= last; i++)
@@ -113,7 +108,8 @@ static int unlink_quanta(struct attachment *att, struct range range)
 
 static int populate(struct attachment *att, struct range range, int needed)
 {
-    const uint64_t start = offset_of(att, range.start), end = offset_of(att, range.end);
+    const uint64_t start = attachment_offset(att, range.start),
+                   end = attachment_offset(att, range.end);
 
     if (!(att->prot & needed))
         return -EINVAL;
@@ -321,7 +317,7 @@ static int core_part(struct attachment *att, struct range range, void *arg)
     for (uint64_t at = range.start, next; at < range.end && !err; at = next, vec += CHUNK) {
         next = range.end - at < CHUNK * PAGE_SIZE ? range.end : at + CHUNK * PAGE_SIZE;
         attachment_lock(att);
-        present_pages(att, offset_of(att, at), offset_of(att, next), some);
+        present_pages(att, attachment_offset(att, at), attachment_offset(att, next), some);
         attachment_unlock(att);
         err = copy_out(vec, some, (next - at) / PAGE_SIZE);
     }

@@ -31,7 +31,7 @@ static bool lies_in(struct range range, const struct attachment *att)
 
 static void name(struct inner *inner, const struct attachment *att, struct range range)
 {
-    inner->offset = range.start - (uintptr_t)att->base;
+    inner->offset = attachment_offset(att, range.start);
     inner->size = range.end - range.start;
     inner->region = att->mm.header->region;
     inner->slot = att->reader ? 0 : att->slot; /* a reader's own is not the server's */

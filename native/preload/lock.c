@@ -51,7 +51,7 @@ static int lock_part(struct attachment *att, struct range range, void *arg)
 
     if (!att)
         return sys_mlock2((void *)range.start, length, flags) ? -errno : 0;
-    start = range.start - (uintptr_t)att->base;
+    start = attachment_offset(att, range.start);
     attachment_lock(att);
     pages = present_pages(att, start, start + length, NULL);
     attachment_unlock(att);

@@ -255,6 +255,8 @@ bool mm_client(const struct mm *mm, unsigned number, struct mm_client *client)
 
     if (process == SLOT_FREE)
         return false;
+    uint64_t start, end;
+    mm_part(mm, number, &start, &end);
     *client = (struct mm_client){
         .slot = number,
         .pid = (uint32_t)process,
@@ -262,6 +264,8 @@ bool mm_client(const struct mm *mm, unsigned number, struct mm_client *client)
         .claim = atomic_load(&slot->claim),
         .start_time = slot->start_time,
         .base = slot->base,
+        .offset = start,
+        .size = end - start,
         .prot = slot->prot,
         .way = slot->way,
         .poisoned = atomic_load(&slot->poisoned),

@@ -67,6 +67,7 @@ struct mm_client {
     uint32_t pid_namespace; /* `pid` belongs to that namespace; 0: the server's */
     uint64_t claim;
     uint64_t start_time, base;
+    uint64_t offset, size; /* of the part of the region that it has there */
     uint32_t prot, poisoned;
     uint32_t way; /* enum attach_way */
     uint64_t faults, links, materialised, segv;

@@ -14,15 +14,17 @@
 #define AHEAD_BYTES (32ull << 20)
 
 int readers_claim(struct mm *mm, uint32_t pid, uint64_t start_time, uint64_t base, uint32_t prot,
-                  uint32_t way)
+                  uint32_t way, uint64_t offset, uint64_t bytes)
 {
+    if ((offset | bytes) % mm->quantum || !bytes || bytes > mm->size || offset > mm->size - bytes)
+        return -EINVAL;
     const int slot = slot_claim(mm, slot_process(pid, 0), start_time);
 
     if (slot < 0)
         return slot;
-    mm->slots[slot].base = base;
-    mm->slots[slot].prot = prot;
-    mm->slots[slot].way = (uint16_t)way;
+    mm_set_part(&mm->slots[slot], base, offset, bytes);
+    mm->slots[slot].prot = (uint8_t)prot;
+    mm->slots[slot].way = (uint8_t)way;
     return slot;
 }
 
@@ -57,7 +59,7 @@ void readers_figures(struct mm *mm, unsigned slot, const struct figures *figures
     atomic_store(&to->budget, figures->budget);
     atomic_store(&to->budget_asked, figures->budget_asked);
     atomic_store(&to->budget_grown, figures->budget_grown);
-    atomic_store(&to->poisoned, figures->poisoned);
+    atomic_store(&to->poisoned, (uint8_t)figures->poisoned);
 }
 
 /* Whether the range that is asked for is one that a fault may have. */

@@ -11,9 +11,10 @@
 #include "core/mm.h"
 #include "core/protocol.h"
 
-/* Claims a slot for process `pid`, whose window begins at `base`. Returns its number; -EUSERS. */
+/* Claims a slot for process `pid`, whose window at `base` has `bytes` of the region from `offset`
+ * on. Returns its number; -EUSERS. -EINVAL: there is no such part. */
 int readers_claim(struct mm *mm, uint32_t pid, uint64_t start_time, uint64_t base, uint32_t prot,
-                  uint32_t way);
+                  uint32_t way, uint64_t offset, uint64_t bytes);
 /* The slot that an earlier server claimed for it; that server may have died at any instruction of
  * ours. -ENOENT: there is none. */
 int readers_find(struct mm *mm, uint32_t pid, uint64_t start_time, uint64_t base);

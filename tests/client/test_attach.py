@@ -177,12 +177,11 @@ class TestRefused:
             with refused(errno.EACCES):
                 actor.attach(number, prot=prot)
 
-    def test_unknown_flags_and_parts(self, make_region: Regions) -> None:
+    def test_unknown_flags_and_odd_lengths(self, make_region: Regions) -> None:
         region = make_region()
         size = region.stat()["size_bytes"]
         for offset, length, flags in (
             (PAGE, 0, 0),
-            (QUANTUM, 0, 0),
             (0, PAGE, 0),
             (0, size + 1, 0),
             (0, 0, mmap.MAP_SHARED),

@@ -125,5 +125,6 @@ LATER = Reason(
 SAFE = Reason(Kind.CHOICE)
 SIZE = Reason(Kind.CHOICE, "The memory of a mount is a tmpfs, and may have a bound as any other.")
 STICKY = Reason(Kind.CHOICE, "In v3 any user may remove or rename another's region.")
+PARTS = Reason(Kind.CHOICE, "A part of a region can be mapped, as with the calls shown in 2026.")
 UNSIZED = Reason(Kind.CHOICE, "The region is still unsized.")
 LIFE = Reason(Kind.CHOICE, "v3 ends a region with its maker, as `-o owner=process` does.")

@@ -81,7 +81,8 @@ for name, length in (
 ):
     T(f"attach-length-{name}", f"length {name}", "EINVAL", mmap(length=length))
 T("attach-length-Q-1", "length Q-1 counts as Q", "0", mmap(length=Q - 1))
-T("attach-length-part", "length Q of a region of 2Q", "EINVAL", lambda s: s.region(2 * Q).mmap(Q))
+T("attach-length-part", "length Q of a region of 2Q", "EINVAL", lambda s: s.region(2 * Q).mmap(Q),
+  default="0", why=reasons.PARTS)
 T("attach-length-all", "length 2Q of a region of 2Q", "0", lambda s: s.region(2 * Q).mmap(2 * Q))
 MODES = {"read-only": os.O_RDONLY, "write-only": os.O_WRONLY, "read-write": os.O_RDWR}
 for mode, opening in MODES.items():

@@ -121,8 +121,8 @@ class TestAttaching:
 class TestRefused:
     """Each alone, then two together: which one wins."""
 
-    @pytest.mark.parametrize("length", [1, PAGE, QUANTUM, 3 * QUANTUM, 2 * QUANTUM + 1])
-    def test_a_length_that_is_not_the_regions(self, region: File, length: int) -> None:
+    @pytest.mark.parametrize("length", [1, PAGE, QUANTUM + PAGE, 3 * QUANTUM, 2 * QUANTUM + 1])
+    def test_a_length_that_is_no_parts(self, region: File, length: int) -> None:
         assert region.refused(length=length) == "EINVAL"
 
     def test_a_region_without_a_size(self, make_region: Callable[..., File]) -> None:

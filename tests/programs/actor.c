@@ -75,10 +75,10 @@ static void reply_result(int failed)
 
 /* Memory */
 
-static void attach(const uint64_t *arg) /* fd, address, prot, flags */
+static void attach(const uint64_t *arg) /* fd, address, prot, flags, offset, size */
 {
     const unsigned reads = arg[2] & PROT_WRITE ? 0 : MSHARE_ATTACH_READ;
-    void *base = mshare_attach((int)arg[0], 0, 0, (void *)arg[1],
+    void *base = mshare_attach((int)arg[0], (off_t)arg[4], arg[5], (void *)arg[1],
                                ((unsigned)arg[3] & ~(unsigned)MAP_SHARED) | reads);
 
     if (base == MAP_FAILED)

@@ -147,10 +147,16 @@ class Actor:
         return found
 
     def attach(
-        self, fd: int, address: int = 0, prot: int = READ_WRITE, flags: int = mmap.MAP_SHARED
+        self,
+        fd: int,
+        address: int = 0,
+        prot: int = READ_WRITE,
+        flags: int = mmap.MAP_SHARED,
+        offset: int = 0,
+        size: int = 0,
     ) -> int:
-        """Attach the region of the process's descriptor `fd`; returns the address."""
-        return self.number("attach", fd, address, prot, flags)
+        """Attach the region of the process's descriptor `fd`, or a part; returns the address."""
+        return self.number("attach", fd, address, prot, flags, offset, size)
 
     def fork(self, address: int = 0) -> Actor:
         """A child. It loads from `address` first, unless 0; its `finish` returns the value."""
