@@ -112,16 +112,24 @@ def described(page: Page, help_text: str) -> None:
 
 def synopsis(page: Page, name: str, command: click.Command) -> None:
     """The line of usage."""
-    context = click.Context(command, info_name=name)
-    usage = " ".join(command.collect_usage_pieces(context))
     page.heading("SYNOPSIS")
-    page.raw(f"{bold(name)} {escaped(usage)}")
+    page.raw(f"{bold(name)} {escaped(' '.join(pieces(command)))}")
+
+
+def pieces(command: click.Command) -> list[str]:
+    """The words behind a command's name in the line of usage."""
+    return command.collect_usage_pieces(click.Context(command))
 
 
 def parameters(page: Page, command: click.Command) -> None:
+    """Its options, under a heading."""
+    page.heading("OPTIONS")
+    options_of(page, command)
+
+
+def options_of(page: Page, command: click.Command) -> None:
     """Its options."""
     context = click.Context(command)
-    page.heading("OPTIONS")
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         if record is not None and record[1]:
@@ -137,6 +145,11 @@ def verb(name: str) -> Page:
     page.heading("DESCRIPTION")
     described(page, command.help or "")
     parameters(page, command)
+    for each, below in getattr(command, "commands", {}).items():
+        page.heading(escaped(each.upper()))
+        page.raw(f"{bold(f'msharefs {name} {each}')} {escaped(' '.join(pieces(below)))}")
+        described(page, below.help or "")
+        options_of(page, below)
     if name == "mount":
         page.paragraph("msharefs(5) has the options that -o takes.")
     page.heading("EXIT STATUS")

@@ -33,6 +33,10 @@ def verbs() -> str:
         context = click.Context(command, info_name=f"msharefs {name}", max_content_width=WIDTH)
         context.terminal_width = WIDTH
         parts.append(f"## {name}\n\n{VERBS[name]}\n\n{fenced(command.get_help(context))}")
+        for each, below in getattr(command, "commands", {}).items():
+            inner = click.Context(below, parent=context, info_name=each, max_content_width=WIDTH)
+            inner.terminal_width = WIDTH
+            parts.append(f"### {name} {each}\n\n{fenced(below.get_help(inner))}")
     return "\n".join(parts)
 
 

@@ -39,6 +39,7 @@ VERBS = {
     "demo": "Measure page tables with and without sharing, with real processes.",
     "bench": "Measure msharefs beside what programs use today.",
     "survey": "Measure what sharing page tables would save, for programs as they run now.",
+    "lab": "Put questions about shared page tables to the machine.",
     "plan": "Compute what page tables cost, shared and unshared.",
 }
 

@@ -73,6 +73,11 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("msharefs survey --pid 812,813 --exact --json", ""),
         ("msharefs survey --tree 812 --watch 10", "again every ten seconds"),
     ],
+    "lab": [
+        ("msharefs lab walk /mnt/r", "let a processor walk its tables, in 64 address spaces"),
+        ("msharefs lab walk --spaces 2000 --check /mnt/r", "every page in all of them"),
+        ("msharefs lab walk --wait 60 /mnt/r", "and look on when it is changed meanwhile"),
+    ],
     "plan": [
         ("msharefs plan --size 300G --clients 1500", "a database's buffer"),
         ("msharefs plan --from-run survey.json --clients 5000", "what was measured, for more"),

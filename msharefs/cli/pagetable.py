@@ -17,16 +17,19 @@ ENTRIES = 512  # entries of an x86-64 table
 TABLE_BYTES = 4096
 
 
-def alike(table: dict[str, Any]) -> tuple[int, int]:
+def alike(table: dict[str, Any], marks: bool) -> tuple[int, ...]:
     """The figures that the tables of a run have in common."""
-    return table["present"], table["huge"]
+    marked = (table["accessed"], table["dirty"]) if marks else ()
+    return table["present"], table["huge"], *marked
 
 
-def runs(tables: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def runs(tables: list[dict[str, Any]], marks: bool) -> Iterator[list[dict[str, Any]]]:
     """Group tables that follow each other and are equally full."""
     run: list[dict[str, Any]] = []
     for table in tables:
-        if run and (table["start"] != run[-1]["end"] or alike(table) != alike(run[-1])):
+        if run and (
+            table["start"] != run[-1]["end"] or alike(table, marks) != alike(run[-1], marks)
+        ):
             yield run
             run = []
         run.append(table)
@@ -44,17 +47,20 @@ def frames(run: list[dict[str, Any]]) -> str:
     return f"{len(run)} frames"
 
 
-def lines(pagetable: dict[str, Any], every: bool) -> Iterator[str]:
+def lines(pagetable: dict[str, Any], every: bool, marks: bool) -> Iterator[str]:
     """The tree for people: a heading for each level, under it its tables by address."""
     for level in pagetable["levels"]:
         tables = level["tables"]
         count = f"{len(tables)} table{'' if len(tables) == 1 else 's'}"
         yield f"{level['level']:<4} {count}, {units.size(len(tables) * TABLE_BYTES)}"
-        for run in ([table] for table in tables) if every else runs(tables):
+        shown = marks and level["level"] == "pte"
+        for run in ([table] for table in tables) if every else runs(tables, shown):
             each = "" if len(run) == 1 else " each"
             span = f"{run[0]['start']:012x}-{run[-1]['end']:012x}"
-            present, huge = alike(run[0])
+            present, huge, *marked = alike(run[0], shown)
             pages = f", {huge} of 2 MiB" if huge else ""
+            if marked:
+                pages += f", {marked[0]:>3} accessed, {marked[1]:>3} dirty"
             yield f"  {span}  {present:>3}/{ENTRIES} present{pages}{each}  {frames(run)}"
     if pagetable["mappings"]:
         yield "mappings that verbs have changed"
@@ -86,6 +92,9 @@ def show_map(path: str, plot: str | None, as_json: bool) -> None:
     "--all", "every", is_flag=True, help="One line for every table, also where they are alike."
 )
 @click.option(
+    "--marks", is_flag=True, help="Of each PTE table: how many pages were accessed, and written."
+)
+@click.option(
     "--map", "as_map", is_flag=True,
     help="Draw a map: a cell for 2 MiB, by entries present and by who has it.",
 )  # fmt: skip
@@ -94,7 +103,9 @@ def show_map(path: str, plot: str | None, as_json: bool) -> None:
     help="Write the map as a picture to this PNG file.",
 )  # fmt: skip
 @_show.json_option
-def command(region: str, every: bool, as_map: bool, plot: str | None, as_json: bool) -> None:
+def command(
+    region: str, every: bool, marks: bool, as_map: bool, plot: str | None, as_json: bool
+) -> None:
     """Show a region's page tables, level by level.
 
     Addresses are those of the host mm, as the tables have them. Tables that follow each other and
@@ -107,5 +118,5 @@ def command(region: str, every: bool, as_map: bool, plot: str | None, as_json: b
     if as_json:
         _show.print_json(_json.document("pagetable", {"region": region, **pagetable}))
         return
-    for line in lines(pagetable, every):
+    for line in lines(pagetable, every, marks):
         click.echo(line)

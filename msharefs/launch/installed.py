@@ -40,3 +40,8 @@ def preload() -> Path:
 def worker() -> Path:
     """The program ``mshare-worker``: one process of the demonstration."""
     return prefix() / "libexec" / "mshare-worker"
+
+
+def walk() -> Path:
+    """The program ``mshare-walk``: it lets a processor walk a region's page tables."""
+    return prefix() / "libexec" / "mshare-walk"

@@ -144,6 +144,8 @@ def pagetable(view: View) -> dict[str, Any]:
                     "end": table.end,
                     "present": table.present,
                     "huge": table.huge,
+                    "accessed": table.accessed,
+                    "dirty": table.dirty,
                 }
             )
     return {

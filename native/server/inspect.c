@@ -138,6 +138,8 @@ static void list(struct listing *listing, const struct mm *mm, uint64_t frame, u
             .level = level,
             .present = entries_with(table, ENTRY_PRESENT),
             .huge = level == 1 ? entries_with(table, ENTRY_PRESENT | ENTRY_HUGE) : 0,
+            .accessed = level ? 0 : entries_with(table, ENTRY_PRESENT | ENTRY_ACCESSED),
+            .dirty = level ? 0 : entries_with(table, ENTRY_PRESENT | ENTRY_DIRTY),
             .start = addr,
             .end = addr + entry_span(level + 1),
         };

@@ -36,9 +36,10 @@ int64_t mm_vmas(const struct mm *mm, struct mm_vma *vmas, uint64_t max);
 /* One table of the tree. Addresses are host addresses. */
 struct mm_table {
     uint64_t frame;
-    uint32_t level;   /* 0: PTE page ... 3: PGD */
-    uint32_t present; /* entries in use */
-    uint32_t huge;    /* those of them that are leaves: 2 MiB pages */
+    uint32_t level;           /* 0: PTE page ... 3: PGD */
+    uint32_t present;         /* entries in use */
+    uint32_t huge;            /* those of them that are leaves: 2 MiB pages */
+    uint32_t accessed, dirty; /* those of a PTE page that have the bit */
     uint64_t start, end;
 };
 

@@ -196,6 +196,18 @@ def test_pagetable_tells_huge_pages_from_tables(monkeypatch: pytest.MonkeyPatch)
     ]
 
 
+def test_pagetable_shows_marks_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = [(512, 3), (512, 3), (512, 4)]
+    tables = [pte(4 + at, at, 512) | {"accessed": a, "dirty": d} for at, (a, d) in enumerate(marks)]
+    document = {"levels": [{"level": "pte", "tables": tables}], "mappings": []}
+    monkeypatch.setattr(_region, "describe", lambda _path, _kind: document)
+    lines = CliRunner().invoke(pagetable.command, ["--marks", "r"]).output.splitlines()
+    assert lines[1:] == [
+        "  000000000000-000000400000  512/512 present, 512 accessed,   3 dirty each  frames 4-5",
+        "  000000400000-000000600000  512/512 present, 512 accessed,   4 dirty  frame 6",
+    ]
+
+
 def test_pagetable_all_has_a_line_for_every_table(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = answer(monkeypatch, pagetable.command, "--all", "r").output.splitlines()
     assert [line.split()[-1] for line in lines if "frame" in line] == ["0", "4", "5", "6", "9", "8"]

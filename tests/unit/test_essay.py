@@ -47,6 +47,8 @@ def test_nothing_in_the_drawing_stands_above_the_diagonal() -> None:
 
 
 def test_every_file_it_names_is_there() -> None:
-    named = set(re.findall(r"`((?:core|client|preload|server|fuse|python|worker)/[\w.]+)`", ESSAY))
+    named = set(
+        re.findall(r"`((?:core|client|preload|server|fuse|python|worker|walk)/[\w.]+)`", ESSAY)
+    )
     assert len(named) > 20
     assert not [name for name in named if not (NATIVE / name).is_file()]
