@@ -424,8 +424,10 @@ class Clients:
     async def _ask(self, holders: list[_Holder], seconds: float) -> list[_Holder]:
         file = os.fstat(self._view.fd)
         connections = Counter(client.pid for client in self.connected.values())
+        # A thread that is given up may go on when the region has been closed: it has no `mm`.
+        made = int(self.mm.header.owner_start_time)
         return await trio.to_thread.run_sync(
-            partial(self._gone, holders, connections, file, seconds),
+            partial(self._gone, holders, connections, file, made, seconds),
             abandon_on_cancel=True,
             limiter=Limiters(self._asking, _askers),  # type: ignore[arg-type]  # as trio's
         )
@@ -449,9 +451,12 @@ class Clients:
         holders: list[_Holder],
         connections: Counter[int],
         file: os.stat_result,
+        made: int,
         seconds: float,
     ) -> list[_Holder]:
         """Those of these attachments whose processes are gone. For a thread.
+
+        The region was made by a process that started at `made`.
 
         A client may have filled the slots with whatever takes the longest: each process is asked
         once, and not for longer than `seconds`. Nor is a slot believed that names a process with
@@ -459,7 +464,6 @@ class Clients:
         may have been about to come or go: two looks have to find it.
         """
         census = processes.Census()  # made after `holders`: it has all of them
-        made = int(self.mm.header.owner_start_time)
         answers: dict[tuple[int, int, int], int] = {}
         gone = []
         surplus = set()

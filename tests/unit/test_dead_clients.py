@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 from msharefs import proc, processes
 from msharefs.native import lib
@@ -22,6 +24,7 @@ QUANTUM = 2 << 20
 GONE = 0xFFFFFFFF
 ELSEWHERE = (1 << 64) - 1
 """A process of some pid namespace."""
+LIMIT = 30
 STEPS = 40
 """More than a look has."""
 
@@ -74,6 +77,29 @@ def test_a_look_that_is_called_off(make: Callable[[int], HostMM]) -> None:
         pytest.fail("a look has more steps than the test has")
 
     trio.run(main)
+
+
+def test_a_region_that_is_closed_before_a_look_has_ended(
+    make: Callable[[int], HostMM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process kept the look waiting for longer than anybody waits for it."""
+    closed, looked = threading.Event(), threading.Event()
+
+    class Census:
+        def __init__(self) -> None:
+            assert closed.wait(LIMIT)
+
+        def find(self, *_process: int) -> list[int]:
+            looked.set()
+            return []
+
+    monkeypatch.setattr(processes, "Census", Census)
+    host = make(1)
+    assert lib.slot_claim(host.mm, GONE, 1) == 0
+    trio.run(host.clients.reap_dead, clock=trio.testing.MockClock(autojump_threshold=0))
+    host.close()
+    closed.set()
+    assert looked.wait(LIMIT)
 
 
 @pytest.mark.parametrize(("started", "believed"), [(1, True), (1 << 62, False)])
