@@ -19,9 +19,11 @@ setup:
 demo: setup
 	.venv/bin/msharefs demo $(ARGS)
 
+# Two tests at a time, each file's by the same process: most of their time is waiting. One at a time: JOBS=
+JOBS = -n 2 --dist loadfile
 test:
 	@scripts/setup tests
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest $(JOBS) $(ARGS)
 
 lint:
 	@scripts/setup lint

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from support import leftovers, namespace
+from support import alone, leftovers, namespace
 from support.actor import Actor, build
 from support.server import mounting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from support.server import Mount
 
@@ -56,6 +56,12 @@ def pytest_configure(config: pytest.Config) -> None:
         namespace.enter()
     except PermissionError as error:
         config.stash[NEEDS_ROOT] = f"mounting needs root: run the tests as root ({error.strerror})"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the test's time begins
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with alone.turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

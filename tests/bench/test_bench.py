@@ -22,6 +22,8 @@ from msharefs.launch.private_mount import parent
 
 from support.wait import until
 
+pytestmark = pytest.mark.alone
+
 SIZE = 4 << 20
 PAGES = SIZE // 4096
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")

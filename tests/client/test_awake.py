@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from support.proc import service_thread, state
 from support.wait import until
 
@@ -27,6 +29,7 @@ def cpu_seconds(task: Path) -> float:
     return int((task / "schedstat").read_text().split()[0]) / 1e9
 
 
+@pytest.mark.alone
 def test_after_a_burst_they_sleep(
     shared_mount: Mount, actors: Callable[[], Actor], make_region: Callable[..., msharefs.Region]
 ) -> None:

@@ -305,6 +305,7 @@ def small(public_tmp: Path) -> Iterator[Path]:
     namespace.detach(place)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("sizes", "plain"), [(["32"], 0), (["128"], 1), (["40", "40"], 1), (["20", "20"], 0)]
 )

@@ -199,6 +199,7 @@ with msharefs.open("/mnt/m/r") as region:
 """
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(shutil.which("fusermount3") is None, reason="needs the package fuse3")
 def test_the_system_call_instead_of_the_device(tmp_path: Path) -> None:
     """vm.unprivileged_userfaultfd=1: neither the server nor its clients need the device."""

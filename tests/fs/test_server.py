@@ -110,6 +110,7 @@ def test_a_handler_that_fails_is_eio_and_the_mount_lives_on(sabotaged: Mount) ->
     assert (sabotaged.path / "fine").is_dir()
 
 
+@pytest.mark.alone
 def test_others_are_served_while_one_waits(sabotaged: Mount) -> None:
     fd = os.open(sabotaged.path / "r", CREATE)
     with one_waiting(fd, 5) as results:

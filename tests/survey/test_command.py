@@ -98,6 +98,7 @@ def test_the_survey_is_not_in_its_own_tree() -> None:
     assert json.loads(done.stdout)["processes"] == 1
 
 
+@pytest.mark.alone
 def test_the_system_is_everybody_but_the_survey(shared: str) -> None:
     found = schema.check(json.loads(run("--json").stdout))
     assert found["processes"] >= 4  # with us

@@ -103,6 +103,7 @@ def load(server: Postgres, mount: Mount, seconds: float) -> tuple[Load, Looks]:
     return Load(done, failed, said.count("aborted")), looks
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(3 * SECONDS + 240)
 def test_beside_postgresql(mounts: Callable[..., Mount], public_tmp: Path) -> None:

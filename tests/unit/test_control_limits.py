@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.alone
+
 LIMIT_MS = 300
 CALL_SECONDS = 10.0  # CONTROL_TIMEOUT_MS
 SLOW = 5.0  # seconds that this machine may need on top

@@ -52,6 +52,7 @@ def test_a_request_now_and_then_waits_for_nothing() -> None:
     trio.run(main)
 
 
+@pytest.mark.alone
 def test_many_requests_of_one_user_and_one_of_another() -> None:
     async def main() -> None:
         done = []
