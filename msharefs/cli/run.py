@@ -53,7 +53,8 @@ _LEAST = 2 << 20
 @click.option(
     "--verbose",
     is_flag=True,
-    help="Say at the end which shared memory was not adopted, and why. The report says it, too.",
+    help="Say at the end which shared memory was not adopted, and why, as the report does, and "
+    "where no shadow can be made for a program, and what takes its faults instead.",
 )
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
@@ -76,6 +77,8 @@ def command(
             chosen = running.choose_mount(directory, adopts=classes is not None, tell=tell)
     except running.SeveralMountsError as error:
         raise click.UsageError(str(error)) from None
+    if verbose:
+        os.environ[running.VERBOSE] = "1"
     watcher = None
     if report is not None or verbose:
         from msharefs.lab.watching import reporting

@@ -45,6 +45,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 SIGNALLED = 128  # plus the signal's number
 
 MOUNT = "MSHAREFS_MOUNT"
+VERBOSE = "MSHAREFS_VERBOSE"
 ADOPT, ADOPT_OTHERS = "MSHAREFS_ADOPT_ANON", "MSHAREFS_ADOPT"
 CLASSES = ("anon", "zero", "sysv", "memfd", "shm", "file")
 """The classes of shared memory that may be adopted."""

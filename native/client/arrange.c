@@ -32,7 +32,6 @@
 #include <unistd.h>
 
 #include "client/birth.h"
-#include "client/mode.h"
 #include "client/poison.h"
 #include "client/view.h"
 #include "client/watch.h"
@@ -81,7 +80,7 @@ static void read_events(const struct attachment *att)
 static int move_window(const struct attachment *att, struct move *move)
 {
     static _Alignas(16) char stack[MOVER_STACK_BYTES]; /* there is one service thread */
-    uint8_t *end = mode_is_shadow() ? birth_second_stack(att) : (uint8_t *)stack + sizeof stack;
+    uint8_t *end = has_shadow(att) ? birth_second_stack(att) : (uint8_t *)stack + sizeof stack;
     _Atomic int running = 0;
     struct pollfd ready = {att->moved_uffd, POLLIN, 0};
 
@@ -105,8 +104,8 @@ static int watch_moved(struct attachment *att)
     if (err < 0)
         return err;
     att->moved_uffd = err;
-    err = mode_is_shadow() ? 0 : watch_add_moved(att); /* a shadow looks at it anyway */
-    if (err) {                                         /* nobody would read its events */
+    err = has_shadow(att) ? 0 : watch_add_moved(att); /* a shadow looks at it anyway */
+    if (err) {                                        /* nobody would read its events */
         close(att->moved_uffd);
         att->moved_uffd = -1;
     }

@@ -17,6 +17,7 @@
 
 #include "client/arrange.h"
 #include "client/attachments.h"
+#include "client/birth.h"
 #include "client/budget_set.h"
 #include "client/check.h"
 #include "client/detach.h"
@@ -146,6 +147,24 @@ static int make_window(struct attachment *att, int fd, int mode,
     return err ? err : mprotect(att->base, att->length, att->prot) ? -errno : 0;
 }
 
+/* Who takes its faults: a shadow, or the thread where none can be made (a limit, a filter of system
+ * calls, an own pid namespace for children). */
+static int start_service(struct attachment *att)
+{
+    int *own[] = {&att->mm.fd, &att->mem_fd, &att->dev_fd, &att->uffd, &att->ctl};
+    int err = has_shadow(att) ? life_start(att) : 0;
+
+    if (err) {
+        mode_tell("no shadow can be made: a thread takes its faults", err);
+        birth_undo(att);
+        att->served = BY_THREAD;
+        mode_thread();
+        for (unsigned i = 0; i < sizeof own / sizeof *own; i++)
+            mode_hide(own[i]);
+    }
+    return has_shadow(att) ? 0 : service_start();
+}
+
 /* Precondition: the table's lock held. */
 static int make(struct attachment *att, int fd, const struct attach_request *request)
 {
@@ -179,9 +198,9 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     if (!err)
         err = arrange(att, 0, att->mm.size, false);
     if (!err)
-        err = mode_is_shadow() ? life_start(att) : service_start();
+        err = start_service(att);
     attachment_lock(att);
-    if (!err && !mode_is_shadow())
+    if (!err && !has_shadow(att))
         err = watch_add(att);
     /* The window goes first: after that none of our threads can be needed any more. */
     if (err && mapped)
@@ -202,6 +221,7 @@ static void reset(struct attachment *att, const struct attach_request *request)
     memset((char *)att + sizeof att->lock, 0, sizeof *att - sizeof att->lock);
     att->mm.fd = att->mem_fd = att->dev_fd = att->uffd = att->moved_uffd = att->ctl = -1;
     att->way = request->way;
+    att->served = mode_of_next();
     att->asked = request->prot & (PROT_READ | PROT_WRITE);
 }
 

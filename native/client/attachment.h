@@ -37,6 +37,13 @@
 #include "core/mm.h"
 #include "core/protocol.h"
 
+/* Who takes the faults of an attachment. */
+enum served_by {
+    BY_THREAD, /* service.h */
+    BY_SHADOW, /* shadow.h */
+    BY_NOBODY, /* in a child of fork(2) that could have neither: see fork.c */
+};
+
 /* Guard pages at one time; each may split a mapping in two. */
 #define POISONS_MAX 32
 
@@ -155,9 +162,10 @@ struct attachment {
     bool live;   /* [both] it is in the table */
     bool asking; /* [table] it is about to be: its server is being asked, with `ends` */
     struct control_ends ends; /* [table] */
-    struct shadow shadow;     /* who takes its faults, if it is not the service thread (mode.h) */
-    struct mm mm;             /* [fixed] except for mm.fd, which is like the descriptors below */
-    int mem_fd;               /* [both] the pages */
+    enum served_by served;    /* [fixed] */
+    struct shadow shadow;
+    struct mm mm;        /* [fixed] except for mm.fd, which is like the descriptors below */
+    int mem_fd;          /* [both] the pages */
     int dev_fd;          /* [both] /dev/userfaultfd, for children; -1: uffd_new() does without */
     int uffd;            /* [both] */
     int moved_uffd;      /* [att] of memory that arrange.c has moved into the window; -1: none */
@@ -198,6 +206,8 @@ struct attachment {
 /* Shared memory that the program made for itself: it may unmap and protect parts of the window
  * at will. */
 static inline bool is_adopted(const struct attachment *att) { return att->way == ATTACH_ADOPTED; }
+
+static inline bool has_shadow(const struct attachment *att) { return att->served == BY_SHADOW; }
 
 /* Precondition: a lock that protects `length`. */
 static inline uint64_t attachment_end(const struct attachment *att)

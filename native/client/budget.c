@@ -34,7 +34,6 @@
 #include "client/clock.h"
 #include "client/counts.h"
 #include "client/handover.h"
-#include "client/mode.h"
 #include "client/reader.h"
 #include "client/reclaim.h"
 #include "core/linger.h"
@@ -170,8 +169,8 @@ static void start_looking(struct attachment *att)
 /* How many faults were answered in the time of clock_own_ns(). */
 static uint64_t answered(const struct attachment *att)
 {
-    return mode_is_shadow() ? att->budget.answered
-                            : atomic_load_explicit(&all_answered, memory_order_relaxed);
+    return has_shadow(att) ? att->budget.answered
+                           : atomic_load_explicit(&all_answered, memory_order_relaxed);
 }
 
 static void grow(struct attachment *att)
@@ -189,7 +188,7 @@ static void grow(struct attachment *att)
     b->sampled = 0;
     start_looking(att);
     /* The next look may be far away, if the last one found no budget or only idle ones. */
-    if (!mode_is_shadow() && b->due_ms < look_ms)
+    if (!has_shadow(att) && b->due_ms < look_ms)
         look_ms = b->due_ms;
     any_grown = true;
     budget_publish(att);
@@ -247,7 +246,7 @@ void budget_fault(struct attachment *att, uint64_t offset, bool again)
 {
     struct budget *b = &att->budget;
 
-    if (mode_is_shadow())
+    if (has_shadow(att))
         b->answered++;
     else
         atomic_fetch_add_explicit(&all_answered, 1, memory_order_relaxed);

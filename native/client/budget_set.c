@@ -10,7 +10,6 @@
 
 #include "client/budget.h"
 #include "client/handover.h"
-#include "client/mode.h"
 #include "client/reclaim.h"
 #include "client/request.h"
 #include "core/touched.h"
@@ -77,7 +76,10 @@ int budget_set(struct attachment *att, uint64_t bytes)
 
     if (err)
         return err;
-    return mode_is_shadow() ? request(att, REQUEST_BUDGET, bytes) : budget_apply(att, bytes, true);
+    if (att->served == BY_NOBODY)
+        return -ESRCH;
+    return has_shadow(att) ? request(att, REQUEST_BUDGET, bytes, 0)
+                           : budget_apply(att, bytes, true);
 }
 
 int budget_apply(struct attachment *att, uint64_t bytes, bool mapped)

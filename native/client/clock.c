@@ -4,7 +4,6 @@
 
 #include <time.h>
 
-#include "client/mode.h"
 #include "core/linger.h"
 
 static uint64_t lingered_ns; /* used by the service thread alone */
@@ -18,7 +17,7 @@ uint64_t clock_program_ns(const struct attachment *att)
 {
     struct timespec now = {0};
 
-    if (!mode_is_shadow())
+    if (!has_shadow(att))
         return clock_ns(CLOCK_PROCESS_CPUTIME_ID) - clock_ns(CLOCK_THREAD_CPUTIME_ID);
     clock_gettime(clock_of(att->shadow.program), &now); /* 0 once it has ended */
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
@@ -27,5 +26,5 @@ uint64_t clock_program_ns(const struct attachment *att)
 uint64_t clock_own_ns(const struct attachment *att)
 {
     return clock_ns(CLOCK_THREAD_CPUTIME_ID) -
-           (mode_is_shadow() ? att->shadow.lingered_ns : lingered_ns);
+           (has_shadow(att) ? att->shadow.lingered_ns : lingered_ns);
 }

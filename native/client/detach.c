@@ -15,7 +15,6 @@
 #include "client/attachments.h"
 #include "client/birth.h"
 #include "client/budget_set.h"
-#include "client/mode.h"
 #include "client/objects.h"
 #include "client/reader.h"
 #include "client/request.h"
@@ -42,19 +41,34 @@ void detach_forget(struct attachment *att)
     memset(att->objects, 0, sizeof att->objects);
 }
 
-void detach_drop(struct attachment *att, bool claimed)
+/* Gives back all but memory. */
+static void let_go(struct attachment *att, bool claimed)
 {
     if (claimed)
         release(att);
     objects_drop(att);
     budget_end(att);
-    spare_free(att->spare);
-    att->spare = NULL;
     fd_close(att->uffd);
     fd_close(att->moved_uffd);
     fd_close(att->ctl);
     fd_close(att->mem_fd);
     fd_close(att->dev_fd);
+}
+
+void detach_unserved(struct attachment *att, bool claimed)
+{
+    let_go(att, claimed);
+    fd_close(att->mm.fd);
+    detach_forget(att);
+    birth_undo(att);
+    att->served = BY_NOBODY;
+}
+
+void detach_drop(struct attachment *att, bool claimed)
+{
+    let_go(att, claimed);
+    spare_free(att->spare);
+    att->spare = NULL;
     reader_end(att);
     free(att->linked);
     att->linked = NULL;
@@ -93,13 +107,14 @@ void detach_goodbye(struct attachment *att)
 
 void detach_end(struct attachment *att)
 {
-    if (mode_is_shadow()) {
-        const int err = request(att, REQUEST_END, 0);
+    if (has_shadow(att)) {
+        const int err = request(att, REQUEST_END, 0, 0);
 
         detach_forget(att);
         if (err && attachments_own()) /* it was killed */
             release(att);
-    } else if (attachments_own()) { /* a child of a bare clone(2) has copies, of epoll, too */
+    } else if (att->served == BY_THREAD &&
+               attachments_own()) { /* a child of a bare clone(2) has copies, of epoll, too */
         watch_remove(att);
         detach_goodbye(att);
     }

@@ -18,6 +18,9 @@ void detach_end(struct attachment *att);
 /* Lets go of everything that `att` holds except its window; `claimed`: also of its slot.
  * Precondition: both locks held. */
 void detach_drop(struct attachment *att, bool claimed);
+/* Nobody is to take its faults: lets go of everything but its window and its place in the table.
+ * Precondition: as detach_drop(). */
+void detach_unserved(struct attachment *att, bool claimed);
 /* Its descriptors are numbers of somebody else's table. Precondition: both locks held. */
 void detach_forget(struct attachment *att);
 /* Tells the server, which takes the slot back. Precondition: att->lock held, by whoever has the

@@ -5,6 +5,10 @@
  * child, it makes a slot, a userfaultfd and a connection of its own. A window is
  * mapped anew, without the objects in it, whose descriptors the child inherits;
  * adopted memory stays as the program has arranged it.
+ *
+ * Where a limit or a filter of system calls leaves no room for a shadow, a thread takes the
+ * child's faults; where it leaves none for that either, nobody does: the window stays the mapping
+ * of .mem that the child has inherited, which is all that most programs need.
  */
 #define _GNU_SOURCE
 #include "client/fork.h"
@@ -20,8 +24,10 @@
 #include "client/arrange.h"
 #include "client/attach.h"
 #include "client/attachments.h"
+#include "client/birth.h"
 #include "client/budget_set.h"
 #include "client/detach.h"
+#include "client/inherit.h"
 #include "client/life.h"
 #include "client/mode.h"
 #include "client/objects.h"
@@ -32,6 +38,8 @@
 #include "client/watch.h"
 #include "core/control.h"
 #include "core/fd.h"
+#include "core/slots.h"
+#include "core/vma.h"
 
 /* The program waits for its child that long where the server reads nothing. */
 #define HELLO_MS 1000
@@ -82,6 +90,22 @@ static int take_over(struct attachment *att, int parent)
     return err ? err : watch_add(att);
 }
 
+/* No shadow could be made: from the parent's, the child itself takes what it needs. */
+static int take_descriptors(struct attachment *att, int *parent)
+{
+    int *own[] = {&att->mm.fd, &att->mem_fd, &att->dev_fd, parent};
+    const int sock = inherit_ask(att);
+    const int err = sock < 0 ? sock : inherit_take(att, sock, parent);
+
+    birth_undo(att);
+    objects_drop(att); /* they are asked for again */
+    att->served = BY_THREAD;
+    mode_thread();
+    for (unsigned i = 0; i < sizeof own / sizeof *own; i++)
+        mode_hide(own[i]);
+    return err;
+}
+
 /* *claimed is set if the child has got a slot of its own. */
 static int attach_child(struct attachment *att, bool *claimed)
 {
@@ -90,7 +114,7 @@ static int attach_child(struct attachment *att, bool *claimed)
     att->poisons_used = 0;
     att->around = (struct around){0};
     att->objects_again_ms = att->unfit_ms = 0;
-    if (mode_is_shadow())
+    if (has_shadow(att))
         detach_forget(att); /* they are its shadow's */
     else
         parent = leave_parent(att);
@@ -100,10 +124,47 @@ static int attach_child(struct attachment *att, bool *claimed)
     if (!err)
         budget_forked(att);
     att->handed.count = 0;
-    if (!err)
-        err = mode_is_shadow() ? life_inherit(att) : take_over(att, parent);
+    if (!err && has_shadow(att)) {
+        const int none = life_inherit(att);
+
+        if (none) {
+            mode_tell("no shadow can be made after fork: a thread takes its faults", none);
+            err = take_descriptors(att, &parent);
+        }
+    }
+    if (!err && !has_shadow(att))
+        err = service_start();
+    if (!err && !has_shadow(att))
+        err = take_over(att, parent);
     fd_close(parent);
     return err;
+}
+
+/* The window as it is now, for good; holes can be used. */
+static void leave_to_linux(struct attachment *att, bool claimed)
+{
+    uint64_t used = 0;
+
+    mprotect(att->base, att->length, att->prot); /* a refused page may be without */
+    if (claimed)
+        slot_enter(&att->mm, att->slot);
+    const struct mm_vma *set = vma_snapshot(&att->mm, atomic_load(&att->mm.header->epoch), &used);
+
+    for (uint64_t i = 0; set && i < used; i++) {
+        struct mm_vma vma = set[i];
+
+        if ((vma.start | vma.end) % PAGE_SIZE || !attachment_clip(att, &vma.start, &vma.end))
+            continue;
+        if (vma.object) /* .mem has nothing of it */
+            mmap(attachment_at(att, vma.start), vma.end - vma.start, PROT_NONE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+        else
+            mprotect(attachment_at(att, vma.start), vma.end - vma.start,
+                     view_block_prot(att, vma.flags));
+    }
+    if (claimed)
+        slot_leave(&att->mm, att->slot);
+    detach_unserved(att, claimed);
 }
 
 /* Whether the child has the window at all: MADV_DONTFORK. */
@@ -117,9 +178,6 @@ static bool inherited(struct attachment *att)
 
 static void attach_all(void)
 {
-    const bool any = attachment_over(0, UINT64_MAX);
-    const int err = any && !mode_is_shadow() ? service_start() : 0;
-
     for (unsigned i = 0; i < attachments_used; i++) {
         struct attachment *att = &attachments[i];
         bool claimed = false;
@@ -132,16 +190,19 @@ static void attach_all(void)
             continue;
         atomic_store(&att->shadow.alive, 0); /* the parent's */
         if (inherited(att)) {
-            if (!err && !attach_child(att, &claimed))
+            const int err = att->served == BY_NOBODY ? 0 : attach_child(att, &claimed);
+
+            if (!err)
                 continue;
-            /* fork() cannot fail any more. A window that works without us would show
-             * memory that the region does not have: let it fault instead. Adopted memory
-             * has no holes, so it works. */
-            if (!is_adopted(att))
-                mmap(att->base, att->length, PROT_NONE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+            mode_tell("nobody can take the faults of a child: holes and protections of its regions "
+                      "are not enforced there, and files in them cannot be reached",
+                      err);
+            if (!is_adopted(att)) { /* fork() cannot fail any more */
+                leave_to_linux(att, claimed);
+                continue;
+            }
         }
-        if (mode_is_shadow())
+        if (!claimed && has_shadow(att))
             detach_forget(att);
         detach_drop(att, claimed);
     }

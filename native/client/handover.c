@@ -31,12 +31,12 @@
  */
 #include "client/handover.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 
 #include "client/counts.h"
-#include "client/mode.h"
 #include "client/present.h"
 #include "client/request.h"
 #include "core/touched.h"
@@ -203,10 +203,10 @@ static int watch_again(struct attachment *att, struct handed_run run)
     if (!is_adopted(att)) { /* objects may be mapped there by now */
         unsigned calls = UINT_MAX;
         const uint64_t bytes = run.end - run.start;
-        const int64_t done = mode_is_shadow() ? uffd_change_by(att->uffd, att->shadow.maps_fd,
-                                                               start, bytes, UFFD_WATCH, &calls)
-                                              : uffd_change(att->uffd, "/proc/thread-self/maps",
-                                                            start, bytes, UFFD_WATCH, &calls);
+        const int64_t done = has_shadow(att) ? uffd_change_by(att->uffd, att->shadow.maps_fd, start,
+                                                              bytes, UFFD_WATCH, &calls)
+                                             : uffd_change(att->uffd, "/proc/thread-self/maps",
+                                                           start, bytes, UFFD_WATCH, &calls);
         return done < 0 ? (int)done : 0;
     }
     for (unsigned i = 0; i < att->pieces.count && !err; i++) {
@@ -247,7 +247,13 @@ int handover_end(struct attachment *att)
 
 int handover_leave(struct attachment *att)
 {
-    return mode_is_shadow() ? request(att, REQUEST_WATCH, 0) : handover_end(att);
+    int err = 0;
+
+    if (att->served == BY_THREAD)
+        return handover_end(att);
+    if (has_shadow(att))
+        err = request(att, REQUEST_WATCH, 0, 0);
+    return err == -ESRCH ? 0 : err; /* it was killed: nothing is watched any more */
 }
 
 /* There was a fault: if the page had been handed over, it has been taken away since, and the

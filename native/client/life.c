@@ -169,6 +169,8 @@ static int take_over(struct attachment *att, int sock)
         err = view_watch(att);
     if (!err)
         err = arrange(att, 0, att->mm.size, false);
+    if (!err) /* the server is told last: it takes the slot back where we end after that */
+        err = request_listen(att);
     if (!err)
         join(att, parent);
     fd_close(parent);
@@ -219,9 +221,9 @@ static int begin(struct attachment *att)
     if (chdir("/")) /* a directory that is somebody's must not be busy for our sake */
         return -errno;
     err = confine(shadow->server);
-    if (!err && shadow->inherits)
-        err = take_over(att, sock);
-    return err ? err : request_listen(att);
+    if (err)
+        return err;
+    return shadow->inherits ? take_over(att, sock) : request_listen(att);
 }
 
 static void live(struct attachment *att)

@@ -1,13 +1,19 @@
 /* mode.c - thread or shadow; see mode.h. */
+#define _GNU_SOURCE
 #include "client/mode.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "client/attachments.h"
+#include "core/control.h"
 #include "core/hidden.h"
 
-static bool chosen, shadow;
+static bool chosen, verbose;
+static enum served_by mode = BY_THREAD;
 
 int mode_choose(void)
 {
@@ -16,13 +22,46 @@ int mode_choose(void)
     if (chosen)
         return 0;
     if (asked && !strcmp(asked, "shadow"))
-        shadow = true;
+        mode = BY_SHADOW;
     else if (asked && *asked && strcmp(asked, "thread") != 0)
         return -EINVAL;
-    if (shadow) /* the program has none of ours */
-        hidden_none();
+    verbose = getenv("MSHAREFS_VERBOSE");
+    if (mode == BY_SHADOW) /* the program has none of ours */
+        hidden_none(true);
     chosen = true;
     return 0;
 }
 
-bool mode_is_shadow(void) { return shadow; }
+enum served_by mode_of_next(void) { return mode; }
+
+void mode_tell(const char *what, int err)
+{
+    const char *why = strerrordesc_np(-err);
+    char text[256];
+    int size;
+
+    if (!verbose)
+        return;
+    size = snprintf(text, sizeof text, "msharefs: process %d: %s (%s)\n", (int)getpid(), what,
+                    why ? why : "unknown");
+    (void)!write(STDERR_FILENO, text, (size_t)size);
+}
+
+void mode_thread(void)
+{
+    bool any = false;
+
+    mode = BY_THREAD;
+    for (unsigned i = 0; i < attachments_used; i++)
+        any = any || (attachments[i].live && has_shadow(&attachments[i]));
+    /* The numbers of a shadow's descriptors are in a table of its own. */
+    hidden_none(any);
+}
+
+void mode_hide(int *fd)
+{
+    const int hidden = *fd < 0 ? *fd : control_hide_fd(*fd);
+
+    if (hidden >= 0) /* otherwise it keeps its number */
+        *fd = hidden;
+}

@@ -30,7 +30,6 @@
 #include <unistd.h>
 
 #include "client/attachments.h"
-#include "client/mode.h"
 #include "client/poison.h"
 #include "client/spare.h"
 #include "client/view.h"
@@ -87,19 +86,19 @@ static uint64_t device_of(const struct statx *found)
 
 /* Whether `fd` still is the file that came; otherwise it is the program's, not ours to close. A
  * shadow's table is its own. */
-static bool is_ours(const struct object *object, struct statx *found)
+static bool is_ours(const struct attachment *att, const struct object *object, struct statx *found)
 {
-    if (mode_is_shadow())
+    if (has_shadow(att))
         return look_at(object->fd, found);
     return look_at(object->fd, found) && device_of(found) == object->device &&
            found->stx_ino == object->inode;
 }
 
-static void drop(struct object *object)
+static void drop(const struct attachment *att, struct object *object)
 {
     struct statx found;
 
-    if (object->state == OBJECT_HELD && is_ours(object, &found))
+    if (object->state == OBJECT_HELD && is_ours(att, object, &found))
         close(object->fd);
     object->state = OBJECT_NONE;
 }
@@ -109,7 +108,7 @@ static struct object *place(struct attachment *att, uint32_t number)
     struct object *object = &att->objects[att->objects_at];
 
     att->objects_at = (att->objects_at + 1) % OBJECTS_MAX;
-    drop(object);
+    drop(att, object);
     object->number = number;
     return object;
 }
@@ -140,8 +139,8 @@ int object_find(struct attachment *att, struct fault *fault)
         return -EINPROGRESS;
     if (object && object->state == OBJECT_FAILED)
         return -ENOENT;
-    if (object && (!is_ours(object, &found) || (writing && !object->writing))) {
-        drop(object);
+    if (object && (!is_ours(att, object, &found) || (writing && !object->writing))) {
+        drop(att, object);
         object = NULL;
     }
     if (!object)
@@ -188,7 +187,7 @@ static int ask_anew(struct attachment *att, struct object *object, int err)
         att->unfit_ms = now + UNFIT_MS;
     if (now > att->unfit_ms)
         return err;
-    drop(object);
+    drop(att, object);
     return -EAGAIN;
 }
 
@@ -274,7 +273,7 @@ void object_answer(struct attachment *att, uint32_t number, int fd)
         const int err = keep(object, fd);
 
         if (passes(err)) {
-            uint64_t *again = mode_is_shadow() ? &att->objects_again_ms : &again_ms;
+            uint64_t *again = has_shadow(att) ? &att->objects_again_ms : &again_ms;
 
             object->state = OBJECT_LOST;
             if (!*again)
@@ -344,7 +343,7 @@ int objects_tick_all(void)
 void objects_drop(struct attachment *att)
 {
     for (unsigned i = 0; i < OBJECTS_MAX; i++)
-        drop(&att->objects[i]);
+        drop(att, &att->objects[i]);
 }
 
 int *object_descriptor(struct attachment *att, int fd)

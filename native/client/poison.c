@@ -19,7 +19,6 @@
 #include <unistd.h>
 
 #include "client/counts.h"
-#include "client/mode.h"
 #include "client/spare.h"
 #include "client/view.h"
 #include "core/slots.h"
@@ -148,7 +147,7 @@ bool poison_nothing(const struct attachment *att, uint8_t *page)
 /* Past the end of an empty file, which a shadow cannot make. */
 static bool map_nothing(const struct attachment *att, uint8_t *page)
 {
-    int empty = mode_is_shadow() ? -1 : memfd_create("msharefs-sigbus", MFD_CLOEXEC);
+    int empty = has_shadow(att) ? -1 : memfd_create("msharefs-sigbus", MFD_CLOEXEC);
 
     if (empty < 0)
         return poison_nothing(att, page);

@@ -1,8 +1,11 @@
 /* present.c - see present.h. */
+#define _GNU_SOURCE
 #include "client/present.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
+#include "client/request.h"
 #include "core/entries.h"
 #include "core/pagetable.h"
 #include "core/slots.h"
@@ -36,6 +39,35 @@ static int skip(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint
     return 0;
 }
 
+int present_catch_up(struct attachment *att, uint64_t start, uint64_t end)
+{
+    int64_t found;
+
+    slot_enter(&att->mm, att->slot);
+    found = entries_catch_up(&att->mm, att->slot, att->mem_fd, start, end, ENTRIES_NOW);
+    slot_leave(&att->mm, att->slot);
+    return found < 0 ? (int)found : 0;
+}
+
+/* Nobody keeps entries of what this process touches: the pages that the window has. */
+static uint64_t resident(const struct attachment *att, uint64_t start, uint64_t end,
+                         unsigned char *vec)
+{
+    unsigned char some[SPAN_PAGES];
+    uint64_t pages = 0;
+
+    for (uint64_t at = start, next; at < end; at = next) {
+        unsigned char *part = vec ? vec + (at - start) / PAGE_SIZE : some;
+
+        next = at + PMD_SIZE < end ? at + PMD_SIZE : end;
+        if (mincore(attachment_at(att, at), next - at, part))
+            continue;
+        for (uint64_t i = 0; i < (next - at) / PAGE_SIZE; i++)
+            pages += part[i] & 1;
+    }
+    return pages;
+}
+
 uint64_t present_pages(struct attachment *att, uint64_t start, uint64_t end, unsigned char *vec)
 {
     const uint64_t quantum = att->mm.quantum;
@@ -44,10 +76,15 @@ uint64_t present_pages(struct attachment *att, uint64_t start, uint64_t end, uns
 
     if (vec)
         memset(vec, 0, (end - start) / PAGE_SIZE);
+    if (att->served == BY_NOBODY)
+        return resident(att, start, end, vec);
+    if (!att->reader && atomic_load(&att->mm.header->unwatched)) {
+        if (has_shadow(att))
+            request(att, REQUEST_ENTRIES, start, end);
+        else
+            present_catch_up(att, start, end);
+    }
     slot_enter(&att->mm, att->slot);
-    if (!att->reader &&
-        atomic_load(&att->mm.header->unwatched)) /* Linux may have filled pages meanwhile */
-        entries_catch_up(&att->mm, att->slot, att->mem_fd, start, end, ENTRIES_NOW);
     for (uint64_t at = start, next; at < end; at = next) {
         const uint64_t number = at / quantum;
 

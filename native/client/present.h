@@ -12,6 +12,10 @@
  * Precondition: att->lock held, outside of epochs. */
 uint64_t present_pages(struct attachment *att, uint64_t start, uint64_t end, unsigned char *vec);
 
+/* Linux may have filled pages of the range without us: makes their entries, with att->mem_fd, a
+ * descriptor of the caller. 0 or -errno. Precondition: as above. */
+int present_catch_up(struct attachment *att, uint64_t start, uint64_t end);
+
 /* The end of the pages that have entries from region offset `from` on without a gap; at most
  * `limit`. Precondition: inside an epoch. */
 uint64_t present_end(struct mm *mm, uint64_t from, uint64_t limit);

@@ -14,11 +14,12 @@
 #define MADV_DONTNEED_LOCKED 24
 #endif
 
-int request(struct attachment *att, enum request_op op, uint64_t arg)
+int request(struct attachment *att, enum request_op op, uint64_t arg, uint64_t end)
 {
     struct request *request = &att->shadow.request;
 
     request->arg = arg;
+    request->end = end;
     atomic_store(&request->op, op);
     lock_nudge(&att->lock);
     while (atomic_load(&att->shadow.alive)) {

@@ -9,7 +9,7 @@
 
 /* Asks, and waits for the result. -ESRCH: there is no shadow.
  * Precondition: both locks held, which the shadow then works under. */
-int request(struct attachment *att, enum request_op op, uint64_t arg);
+int request(struct attachment *att, enum request_op op, uint64_t arg, uint64_t end);
 
 /* For the shadow. */
 

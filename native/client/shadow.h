@@ -26,14 +26,15 @@
 /* What the program wants of a shadow that runs (request.h). */
 enum request_op {
     REQUEST_NONE,
-    REQUEST_END,    /* say goodbye to the server, and end */
-    REQUEST_WATCH,  /* handover_end() */
-    REQUEST_BUDGET, /* budget_apply(), with bytes */
+    REQUEST_END,     /* say goodbye to the server, and end */
+    REQUEST_WATCH,   /* handover_end() */
+    REQUEST_BUDGET,  /* budget_apply(), with bytes */
+    REQUEST_ENTRIES, /* present_catch_up(), with region offsets */
 };
 
 struct request {
     _Atomic int op; /* enum request_op; REQUEST_NONE: it is done */
-    uint64_t arg;
+    uint64_t arg, end;
     int result;
 };
 
@@ -56,7 +57,7 @@ struct shadow {
      * beginning zero of an abstract address. */
     char post[8];
     uint8_t cookie[SHADOW_COOKIE];  /* that they show */
-    _Atomic unsigned forks, served; /* children that will want something; those that have got it */
+    _Atomic unsigned forks, served; /* children that will want something; how often it was given */
     /* Its own state, between events. */
     void *escape[5]; /* where to go on after a SIGBUS */
     bool broken;     /* .mm or .mem is not what it was: every access is refused */

@@ -26,6 +26,7 @@
 #include "client/inherit.h"
 #include "client/objects.h"
 #include "client/poison.h"
+#include "client/present.h"
 #include "client/request.h"
 #include "client/serve.h"
 #include "client/view.h"
@@ -104,7 +105,8 @@ static void see_off_children(struct attachment *att)
     const uint64_t end = now_ms() + CHILDREN_MS;
     struct pollfd post = {att->shadow.post_fd, POLLIN, 0};
 
-    while (post.fd >= 0 && atomic_load(&att->shadow.forks) != atomic_load(&att->shadow.served)) {
+    while (post.fd >= 0 &&
+           (int)(atomic_load(&att->shadow.forks) - atomic_load(&att->shadow.served)) > 0) {
         const uint64_t now = now_ms();
 
         if (now >= end || poll(&post, 1, (int)(end - now)) <= 0)
@@ -137,6 +139,8 @@ static int serve_request(struct attachment *att, const struct request *request)
         return handover_end(att);
     case REQUEST_BUDGET:
         return budget_apply(att, request->arg, true);
+    case REQUEST_ENTRIES:
+        return present_catch_up(att, request->arg, request->end);
     default: /* nothing may come after this one: the program frees what we stand on */
         detach_goodbye(att);
         return 0;

@@ -47,7 +47,7 @@ void trouble_tell(const struct fault *fault)
 {
     char line[LINE_MAX_BYTES], *at = line;
 
-    if (!wanted || mode_is_shadow())
+    if (!wanted || mode_of_next() == BY_SHADOW)
         return;
     at = put_number(put(at, "msharefs: process "), (uint64_t)getpid(), 10);
     at = put_number(put(at, ": SIGBUS at region offset 0x"), fault->offset, 16);

@@ -11,7 +11,7 @@ static _Atomic uint64_t bits[WORDS];
 static _Atomic unsigned words_used; /* only grows */
 static bool none;
 
-void hidden_none(void) { none = true; }
+void hidden_none(bool yes) { none = yes; }
 
 bool hidden_any(void) { return !none; }
 

@@ -11,8 +11,8 @@
 /* fs.nr_open's default: no process has more. */
 #define HIDDEN_FDS (1u << 20)
 
-/* From now on none is. Precondition: none was. */
-void hidden_none(void);
+/* `yes`: from now on none is. Precondition: none was. */
+void hidden_none(bool yes);
 /* Whether some may be. */
 bool hidden_any(void);
 void hidden_add(int fd);

@@ -28,7 +28,7 @@ PAGE = 4096
 PROGRAMS = Path(__file__).parents[1] / "programs"
 CASES = [
     "end-main-first", "raw-exit", "alone", "no-descriptor", "few-descriptors", "own-namespaces",
-    "forbidden", "stopped", "replaced",
+    "forbidden", "no-process", "no-process-later", "few-processes", "stopped", "replaced",
 ]  # fmt: skip
 
 
@@ -55,6 +55,32 @@ def misuse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_program_finds_all_as_without_it(unseen: Path, make_region: Regions, case: str) -> None:
     subprocess.run([unseen, case], check=True, timeout=30)
     subprocess.run([unseen, case, make_region().path], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("case", ["no-process-later", "few-processes"])
+def test_a_child_goes_on_where_no_thread_can_be_made(
+    unseen: Path, make_region: Regions, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setenv("MSHAREFS_CLIENT", "thread")
+    subprocess.run([unseen, case, make_region().path], check=True, timeout=30)
+
+
+def test_it_says_what_it_does_instead(
+    unseen: Path, make_region: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MSHAREFS_VERBOSE", "1")
+    said = {
+        case: subprocess.run(
+            [unseen, case, make_region().path],
+            check=True, timeout=30, stderr=subprocess.PIPE, text=True,
+        ).stderr
+        for case in ("alone", "no-process", "few-processes")
+    }  # fmt: skip
+    assert said["alone"] == ""
+    assert said["no-process"].endswith(
+        ": no shadow can be made: a thread takes its faults (Operation not permitted)\n"
+    )
+    assert "nobody can take the faults of a child: " in said["few-processes"]
 
 
 def field(shadow: Path, name: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 from typing import TYPE_CHECKING
 
 import pytest
+
+from msharefs.launch import running
 
 from .conftest import PAGE, QUANTUM, File, clients
 from support.proc import service_thread, shadows, tasks
@@ -14,8 +17,10 @@ from support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from support.agent import Agent
+    from support.agent import Agent, Agents
+    from support.server import Mount
 
 SIZE = 2 * QUANTUM
 CLOSE_RANGE_END = (1 << 32) - 1
@@ -104,16 +109,42 @@ def test_each_ends_its_own(region: File) -> None:
 
 
 def test_nobody_waits_for_one_that_was_killed(region: File) -> None:
-    """The program goes on, and its children have no window."""
+    """The program goes on, and so do its children."""
     base = region.attach()
     agent = region.agent
     os.kill(int(service_thread(agent.pid).name), signal.SIGKILL)
     until(lambda: not shadows(agent.pid), "it is gone")
     assert agent.store(base, 1) == "ok"
     child = agent.fork()
-    assert child.load(base) == "SIGSEGV ACCERR"
+    assert child.load(base) == "1"
+    assert child.store(base + QUANTUM, 2) == "ok"
+    assert agent.load(base + QUANTUM) == "2"
+    for each in (child, agent):
+        assert each.call("madvise", base, SIZE, mmap.MADV_DONTNEED) == 0
+        assert each.load(base + QUANTUM) == "2"
+    assert child.call("mincore", base, PAGE, each.pool) == 0
+    assert child.fork().load(base) == "1"
+    assert child.call("munmap", base, SIZE) == 0
+    assert child.load(base) == "SIGSEGV MAPERR"
     assert agent.call("munmap", base, SIZE) == 0
     assert agent.load(base) == "SIGSEGV MAPERR"
+
+
+def test_pages_that_linux_has_filled(
+    mounts: Callable[..., Mount], agents: Agents, agent_program: Path
+) -> None:
+    """The shadow finds them, which has the region's file."""
+    mount = mounts("quantum=2M", "faults=linux")
+    agent = agents.start([agent_program], running.environment(mount.path, None))
+    fd = agent.call("open", str(mount.path / "r"), os.O_RDWR | os.O_CREAT, 0o600)
+    assert agent.call("ftruncate", fd, QUANTUM) == 0
+    region = File(agent, fd, QUANTUM)
+    region.map(0, QUANTUM)
+    base = region.attach()
+    for page in (0, 1, 3):
+        assert agent.store(base + page * PAGE, 1) == "ok"
+    assert agent.call("mincore", base, 5 * PAGE, agent.pool) == 0
+    assert agent.get(agent.pool, 5) == b"\1\1\0\1\0"
 
 
 def test_a_word_that_is_none(region: File) -> None:

@@ -181,6 +181,65 @@ static void forbidden(void)
     _exit(0);
 }
 
+/* No new process in this memory; threads and fork(2) as ever. */
+static void forbid_processes(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone3, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 0, 4),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 16), /* the lower half of its flags */
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, CLONE_VM | CLONE_THREAD),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CLONE_VM, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog filter = {sizeof code / sizeof *code, code};
+
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    must(!syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter), "seccomp");
+}
+
+static void two_generations(void)
+{
+    memory[PAGE] = 1;
+    if (!fork()) {
+        memory[2 * PAGE] = memory[PAGE];
+        if (!fork()) {
+            memory[3 * PAGE] = memory[2 * PAGE];
+            _exit(0);
+        }
+        _exit(children());
+    }
+    must(!children() && memory[3 * PAGE] == 1, "children and theirs");
+}
+
+static void no_process_later(void)
+{
+    forbid_processes();
+    two_generations();
+}
+
+/* Room for this process and one more. */
+static void few_processes(void)
+{
+    const rlim_t most = (rlim_t)threads() + 1;
+    const struct rlimit few = {most, most};
+
+    must(!setuid(1u << 30 | (uid_t)getpid()), "setuid"); /* which no other process has */
+    must(!setrlimit(RLIMIT_NPROC, &few), "setrlimit");
+    memory[PAGE] = 1;
+    for (int i = 0; i < 3; i++) {
+        if (!fork()) {
+            memory[2 * PAGE] += memory[PAGE];
+            _exit(0);
+        }
+        must(!children(), "a child");
+    }
+    must(memory[2 * PAGE] == 3, "what children have written");
+}
+
 static void stopped(void)
 {
     char got = 0;
@@ -223,6 +282,9 @@ static const struct {
     {"few-descriptors", few_descriptors},
     {"own-namespaces", own_namespaces},
     {"forbidden", forbidden},
+    {"no-process", two_generations},
+    {"no-process-later", no_process_later},
+    {"few-processes", few_processes},
     {"stopped", stopped},
     {"replaced", replaced},
 };
@@ -230,6 +292,8 @@ static const struct {
 int main(int count, char **argument)
 {
     how = count > 1 ? argument[1] : "";
+    if (!strcmp(how, "no-process"))
+        forbid_processes();
     map(count > 2 ? argument[2] : NULL);
     for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++)
         if (!strcmp(cases[i].name, how)) {

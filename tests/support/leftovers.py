@@ -13,8 +13,8 @@ import psutil
 
 from . import fusectl, namespace
 
-# How long the shadow of a program that has ended may take to end.
-SHADOW_SECONDS = 3.0
+# How long the shadow of a program that has ended may take to end; and one that has no name yet.
+SHADOW_SECONDS, NEW_SECONDS = 3.0, 0.5
 
 # All programs that the tests start inherit this: a program that became a daemon is still known to
 # be ours.
@@ -51,11 +51,12 @@ def snapshot() -> Snapshot:
 def clean(before: Snapshot) -> list[str]:
     """Remove everything that is new since `before`, and name it."""
     # A shadow ends when its program has ended, which is a moment later.
-    deadline = time.monotonic() + SHADOW_SECONDS
+    start = time.monotonic()
     while True:
         now = snapshot()
         left = [process for pid in now.pids - before.pids - kept if (process := _ours(pid))]
-        if not any(map(_is_shadow, left)) or time.monotonic() > deadline:
+        limit = SHADOW_SECONDS if any(map(_is_shadow, left)) else NEW_SECONDS
+        if not left or time.monotonic() - start > limit:
             break
         time.sleep(0.01)
     found = []
