@@ -65,6 +65,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "bench": [
         ("msharefs bench", "all scenarios, and the figures to reach"),
         ("msharefs bench steady --rounds 3 -o steady.json", "one of them"),
+        (
+            "msharefs bench steady --compare steady.json --gate",
+            "what changed; 3: a target is missed",
+        ),
     ],
     "survey": [
         ("msharefs survey", "all processes; as root"),

@@ -22,6 +22,8 @@ SCENARIOS = (
     "metadata", "pagetables", "clients", "budget",
 )  # fmt: skip
 PLAN_CHECK = "plan-check"
+MISSED = 3
+"""The exit status of --gate where a target is missed."""
 BACKENDS = (
     "memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-native",
     "msharefs-budget",
@@ -156,6 +158,48 @@ def show(found: dict[str, Any]) -> None:
     if found["targets"]:
         print("\ntargets\n")
         _show.show(targets_table(found["targets"]))
+    if "compared" in found:
+        show_changes(found["compared"])
+
+
+def show_changes(compared: dict[str, Any]) -> None:
+    """Print what differs from an earlier run."""
+    elsewhere = "" if compared["same_machine"] else ", on another machine"
+    print(f"\ncompared with the run of {compared['started']}{elsewhere}")
+    if not compared["changes"]:
+        print(f"none of {compared['compared']:,} figures changed beyond noise")
+        return
+    print(
+        f"{len(compared['changes']):,} of {compared['compared']:,} figures changed beyond noise\n"
+    )
+    lines = _show.table("", "", "figure", "before", "now", right=("before", "now"))
+    for change in compared["changes"]:
+        case = ", ".join(value for key, value in change["case"].items() if key != "size")
+        place = ", ".join(filter(None, (change["scenario"], case)))
+        count = change["processes"]
+        lines.add_row(
+            place if count == 1 else f"{place}, {count:,} processes",
+            change["row"],
+            change["figure"],
+            *(
+                f"{change[key]:.3g}x"
+                if change["unit"] == "ratio"
+                else figure(change["figure"], change[key])
+                for key in ("before", "now")
+            ),
+        )
+    _show.show(lines)
+
+
+def gate(targets: Sequence[dict[str, Any]]) -> None:
+    """End with MISSED if a figure that was to be reached was not, or none was asked for."""
+    missed = [target["what"] for target in targets if not target["met"]]
+    if missed:
+        click.echo(f"msharefs: missed: {'; '.join(missed)}", err=True)
+    elif not targets:
+        click.echo("msharefs: --gate: nothing that was measured has a target", err=True)
+    if missed or not targets:
+        sys.exit(MISSED)
 
 
 def targets_table(targets: Sequence[dict[str, Any]]) -> Table:
@@ -217,6 +261,26 @@ def plan_check(size: int | None, output: TextIO | None, *, as_json: bool) -> Non
     sys.exit(0 if found["equal"] else 1)
 
 
+def _read(earlier: TextIO) -> dict[str, Any]:
+    from msharefs.lab.bench import compare
+
+    try:
+        return compare.read(earlier)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _draw(draw: Any, found: dict[str, Any], plot: str | None) -> None:
+    for path in draw.draw_bench(found, plot):
+        click.echo(f"msharefs: drew {path}", err=True)
+    for scenario in found["scenarios"]:
+        if not draw.has_figures(scenario):
+            click.echo(
+                f"msharefs: no picture of {scenario['name']}: none of its rows was to be had",
+                err=True,
+            )
+
+
 @click.command()
 @click.argument(
     "scenarios", nargs=-1, metavar="[SCENARIO]...", type=click.Choice([*SCENARIOS, PLAN_CHECK])
@@ -238,6 +302,12 @@ def plan_check(size: int | None, output: TextIO | None, *, as_json: bool) -> Non
     "--plot", type=click.Path(file_okay=False, readable=False),
     help="Draw a picture of each scenario into this directory; with pagetables also a map.",
 )  # fmt: skip
+@click.option(
+    "--compare", "earlier", type=click.File(), metavar="OLD.json",
+    help="Say what changed since an earlier run, beyond the noise of the rounds: times as ratios "
+    "to the first row, bytes and counts as they are.",
+)  # fmt: skip
+@click.option("--gate", "gated", is_flag=True, help="Exit status 3 if a target is missed.")
 def command(
     scenarios: Sequence[str],
     processes: tuple[int, ...] | None,
@@ -247,6 +317,8 @@ def command(
     as_json: bool,
     output: TextIO | None,
     plot: str | None,
+    earlier: TextIO | None,
+    gated: bool,
 ) -> None:
     """Measure msharefs beside what programs use today.
 
@@ -258,13 +330,14 @@ def command(
     compares them to the byte.
     """
     if PLAN_CHECK in scenarios:
-        if len(scenarios) > 1 or processes or backends or plot:
+        if len(scenarios) > 1 or processes or backends or plot or earlier or gated:
             raise click.UsageError("plan-check stands alone, with --size, --json and --output only")
         plan_check(size, output, as_json=as_json)
     from msharefs.lab import bench
     from msharefs.lab.bench import run
 
     draw = None
+    old = _read(earlier) if earlier else None
     if plot:
         draw = _plot.module()
         _types.make_directory(plot)
@@ -276,14 +349,13 @@ def command(
     chosen = [bench.SCENARIOS[name] for name in names]
     with _progress.Bars() as bars:
         found = run.run(chosen, wishes, bars)
+    if old is not None:
+        from msharefs.lab.bench import compare
+
+        found["compared"] = compare.compare(old, found)
     if _show.give_json(found, output, as_json=as_json):
         show(found)
     if draw is not None:
-        for path in draw.draw_bench(found, plot):
-            click.echo(f"msharefs: drew {path}", err=True)
-        for scenario in found["scenarios"]:
-            if not draw.has_figures(scenario):
-                click.echo(
-                    f"msharefs: no picture of {scenario['name']}: none of its rows was to be had",
-                    err=True,
-                )
+        _draw(draw, found, plot)
+    if gated:
+        gate(found["targets"])
