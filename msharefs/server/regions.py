@@ -11,7 +11,7 @@ import errno
 import heapq
 import logging
 import os
-from collections import Counter, deque
+from collections import Counter, OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ class Regions:
         self._parking = Parking()
         self._patience = RECOVER_SECONDS
         self._waiting_for_files: set[int] = set()
-        self._leftover: deque[int] = deque()
+        self._leftover: OrderedDict[int, None] = OrderedDict()
         """Regions that are gone but for their files, which processes have open; see `catch_up`."""
 
     async def adopt(self, sizes: dict[int, int], users: dict[int, int] | None = None) -> None:
@@ -277,11 +277,10 @@ class Regions:
     def _leave(self, ident: int, *, hurry: bool) -> None:
         """Keeps files that a process has open, to be removed later; `hurry`: perhaps it ends."""
         self._waiting_for_files.add(ident)
+        self._leftover[ident] = None  # somebody may have asked twice
         if hurry:
-            self._leftover.appendleft(ident)
+            self._leftover.move_to_end(ident, last=False)
             self.left.set()
-        else:
-            self._leftover.append(ident)
 
     def by_host(self, device: int, inode: int) -> Region | None:
         """The region whose `.mm` object is that file, which a client shows to rejoin."""
@@ -460,7 +459,7 @@ class Regions:
     def remove_some(self) -> None:
         """Tries again to remove files that processes had open, of a few regions at a time."""
         for _ in range(min(len(self._leftover), LEFTOVER_AT_ONCE)):
-            ident = self._leftover.popleft()
+            ident, _ = self._leftover.popitem(last=False)
             if ident in self._regions:
                 self.drop_unused(ident, hurry=False)
 
