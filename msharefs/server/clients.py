@@ -283,9 +283,10 @@ class Clients:
             )
         if freed == -errno.ESTALE:
             return
-        if self.connected.get(slot) is client:
-            self.connected.pop(slot, None)
-            self._started.pop(slot, None)
+        if client is not None and self.connected.get(slot) is client:
+            del self.connected[slot]
+            del self._started[slot]
+            client.end()  # others may have the socket, and nobody looks for it from here on
         check(freed, f"{self.name}: slot {slot}")
 
     async def end_dead(self) -> None:

@@ -174,8 +174,12 @@ def test_both_ends_of_a_pair(mount: Mount) -> None:
         until(lambda: descriptors(mount) <= before, "the server has let go of them")
 
 
-def test_a_connection_that_others_keep_open(mount: Mount) -> None:
-    """Its process is gone, but not the socket: it goes, and so does the attachment."""
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_connection_that_others_keep_open(mount: Mount, *, asked: bool) -> None:
+    """Its process is gone, but not the socket: it goes, and so does the attachment.
+
+    `asked`: whoever frees the slot is not the one who looks after connections.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     code = (
         "import array, os, socket, stat, sys, msharefs\n"
@@ -193,13 +197,17 @@ def test_a_connection_that_others_keep_open(mount: Mount) -> None:
         "os._exit(0)\n"
     )
     with made(mount) as region, ours, theirs:
+        before = descriptors(mount)
         subprocess.run(
             [sys.executable, "-c", code, region.path, str(theirs.fileno())],
             pass_fds=[theirs.fileno()], check=True,
         )  # fmt: skip
         _, fds, _, _ = socket.recv_fds(ours, 1, 8)
         assert fds
+        if asked:
+            assert region.describe("reap") == 1
         until(lambda: region.stat()["clients"] == 0, "the dead process is let go", limit=30)
+        until(lambda: descriptors(mount) <= before, "the server has closed what was its")
         for fd in fds:
             os.close(fd)
 
