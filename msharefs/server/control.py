@@ -405,11 +405,11 @@ class Connection:
             answer = json.dumps(await self._region.reap(self.flags)).encode()
         elif what == "refusal":
             answer = json.dumps(self._region.refusal(self.pid)).encode()
+        elif what == "clients":
+            native = await self._control.regions.native_mappings(self._region.ident)
+            answer = await self._region.describe(what, native)
         else:
             answer = await self._region.describe(what)
-        if what == "clients":
-            native = await self._control.regions.native_mappings(self._region.ident)
-            answer = json.dumps(json.loads(answer) + native).encode()
         return Reply(fds=[_told(answer)], own=True)
 
     # Common parts

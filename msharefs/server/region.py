@@ -16,7 +16,7 @@ from msharefs.native import ffi
 from . import checking, describe, descriptors, fetching, limits, room, smaps, sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from . import owners
     from .hostmm import HostMM
@@ -223,8 +223,11 @@ class Region:
         """Why the last request of process `pid` was refused (verbs.EXPLAINED); empty: none was."""
         return self._refusals.get(pid, "")
 
-    async def describe(self, what: str) -> bytes:
-        """One of the look verbs' documents, as JSON."""
+    async def describe(self, what: str, native: Sequence[dict[str, Any]] = ()) -> bytes:
+        """One of the look verbs' documents, as JSON; `clients` ends with those that are `native`.
+
+        It can be large: a thread makes it.
+        """
         if what == "stat":
             raw = await self.raw_stat()
             found = describe.stat(raw, self.owner)
@@ -235,7 +238,7 @@ class Region:
         looks = {
             "maps": describe.maps,
             "pagetable": describe.pagetable,
-            "clients": describe.clients,
+            "clients": lambda view: [*describe.clients(view), *native],
             "audit": describe.audit,
             "check": checking.findings,
             "smaps": smaps.smaps,
