@@ -225,6 +225,7 @@ class Soak:
         except AssertionError as error:
             pids = set(self.crowd.not_calm())
             where = "\n".join(f"process {pid}:\n{proc.stacks(pid)}" for pid in pids)
+            self._tell_tasks()
             raise SoakError(f"{error}: {pids}\n{where}") from None
         self._look()
         problems: list[str] = []
@@ -242,6 +243,13 @@ class Soak:
             assert_whole(region)
         memory = proc.status_bytes(self.mount.pid, "RssAnon")
         self._memory.append((time.monotonic() - self._started, memory))
+
+    def _tell_tasks(self) -> None:
+        """Has the server write into its log what it is waiting for."""
+        for number, said in ((signal.SIGUSR1, "most recent call first"), (signal.SIGUSR2, "task ")):
+            os.kill(self.mount.pid, number)
+            with contextlib.suppress(AssertionError):
+                until(lambda said=said: said in self.mount.text(), "the server says so")
 
     def _ebb(self) -> None:
         """Nobody is there, and nothing is mapped."""

@@ -1,5 +1,7 @@
 """The command msharefs as the tests start it: SIGUSR1 writes the stacks of all threads to stderr.
 
+SIGUSR2 writes what each task waits for.
+
 Called with the arguments of msharefs, or as ``serve.py --fork SOCKET``. Then it forks servers: a
 message is what one needs (arguments, environment, directory; a socket to answer on, the log), the
 answer its pid and its pidfd, and once it has ended its status. To import takes a server half a
@@ -21,8 +23,14 @@ import select
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
+
+import trio
 
 from msharefs.cli import main
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 MESSAGE_MAX = 1 << 17
 
@@ -119,6 +127,23 @@ def change_limits() -> None:
 
 if sys.argv[1] == "--fork":
     sys.argv[1:] = forked(int(sys.argv[2]))
+
+
+def tell_tasks(_: int, __: FrameType | None) -> None:
+    """Writes what each task of the server waits for."""
+    with contextlib.suppress(RuntimeError):  # the loop does not run
+        tasks = [trio.lowlevel.current_root_task()]
+        for task in tasks:
+            if task is None:
+                continue
+            tasks += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+            where = [
+                f"{frame.f_code.co_qualname}:{line}" for frame, line in task.iter_await_frames()
+            ]
+            os.write(2, f"task {task.name}: {' > '.join(where)}\n".encode())
+
+
 faulthandler.register(signal.SIGUSR1, all_threads=True)
+signal.signal(signal.SIGUSR2, tell_tasks)
 change_limits()
 main()
