@@ -36,6 +36,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("msharefs clients --sort faults /mnt", "to any region of a mount"),
         ("msharefs clients --pid 812 /mnt", "what one process is attached to"),
     ],
+    "idle": [
+        ("msharefs idle /mnt/r", "six looks, 10 s apart"),
+        ("msharefs idle --interval 60 --rounds 30 --html idle.html /mnt", "all regions of a mount"),
+    ],
     "top": [
         ("msharefs top", "all mounts, live; needs the extra `tui`"),
         ("msharefs top --once /mnt", "once, as a table"),

@@ -6,7 +6,9 @@ files, never computed from a formula; those of running clients change meanwhile.
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from msharefs import proc, processes
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 _PIECE = 500  # items of a list
+_PRESENT_BYTES = 1 << 30  # of a mapping, looked at in one go
 
 
 def as_json(document: Any) -> bytes:
@@ -164,6 +167,34 @@ def pagetable(view: View) -> dict[str, Any]:
             if vma.flags & _KEPT
         ],
     }
+
+
+def entries(view: View) -> dict[str, Any]:
+    """Which pages have an entry, mapping by mapping: a byte for each, compressed, in base64.
+
+    And what makes entries beside faults: how many pages a sequential first touch fills at most, and
+    whether Linux fills memory by itself.
+    """
+    header = view.mm.header
+    return {
+        "fault_around": int(header.fault_around),
+        "linux_fills": bool(header.linux_fills),
+        "ranges": [
+            {"start": vma.start, "end": vma.end, "present": _present(view, vma.start, vma.end)}
+            for vma in view.vmas()
+        ],
+    }
+
+
+def _present(view: View, start: int, end: int) -> str:
+    packer = zlib.compressobj(level=1)
+    packed = []
+    for at in range(start, end, _PRESENT_BYTES):
+        until = min(end, at + _PRESENT_BYTES)
+        vec = ffi.new("uint8_t[]", (until - at) // PAGE)
+        lib.mm_present(view.mm, at, until, vec)
+        packed.append(packer.compress(ffi.buffer(vec)))
+    return base64.b64encode(b"".join((*packed, packer.flush()))).decode()
 
 
 def _huge_pages(view: View) -> list[int]:

@@ -238,6 +238,7 @@ class Region:
         looks = {
             "maps": describe.maps,
             "pagetable": describe.pagetable,
+            "entries": describe.entries,
             "clients": lambda view: [*describe.clients(view), *native],
             "audit": describe.audit,
             "check": checking.findings,

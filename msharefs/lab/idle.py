@@ -1,0 +1,289 @@
+"""How long the pages of regions have not been used, by anybody and by each process.
+
+A look gives the entries of a region's memory back (MADV_DONTNEED of a region: the data stay), and
+sees an interval later which ones have come back. An entry is the whole region's, so that is exact
+by the page for all processes together, whoever they are and even if they have ended since. A
+process by itself is looked at in its own page tables: there pages come together, so it is told by
+2 MiB spans.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import os
+import time
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+
+import msharefs
+from msharefs import proc, verbs
+
+from . import head, ptmap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    Rounds = NDArray[np.int32]
+
+PAGE = verbs.PAGE
+INTERVAL_SECONDS = 10.0
+COST_SHARE = 0.03
+"""Of a process's time, that is: of a processor. A look that costs more makes the next one later."""
+_SERVICE = "mshare-service"
+_KEPT = {"locked", "guard", "hugetlb"}
+"""Flags of mappings that DONTNEED refuses, or whose entries are of another size."""
+
+
+_TRIES = 10
+
+
+class Who(NamedTuple):
+    """An attachment in several looks."""
+
+    pid: int
+    start_time: int
+    base: int
+
+
+@dataclass
+class Interval:
+    """From a drop of the entries to the look at them; seconds by the monotonic clock."""
+
+    start: float
+    end: float
+    service: dict[int, float] = field(default_factory=dict)
+    """CPU seconds of the service threads of each process."""
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.end - self.start
+
+    @property
+    def cost(self) -> float:
+        """The share of the interval that the costliest service thread has run."""
+        return max(self.service.values(), default=0.0) / max(self.seconds, 1e-9)
+
+
+class Watched:
+    """One region that is looked at."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._region = msharefs.open(path, os.O_RDWR)
+        self._last: dict[tuple[int, int], Rounds] = {}
+        """By range: the number of the round in which each page was last used; 0: known, in none of
+        them; -1: nobody has touched it."""
+        self._cells: dict[Who, dict[int, int]] = {}
+        self._comm: dict[int, str] = {}
+        self.left_out_bytes = 0
+        self.native = 0
+        """Attachments by a plain mmap(2), whose accesses make no entries."""
+        self.fault_around = 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._region.close()
+
+    def begin(self) -> None:
+        """Takes note of the pages that have been touched by now. OSError: it cannot be told."""
+        for start, end, told in self._mappings():
+            if told:
+                self._last[start, end] = np.full((end - start) // PAGE, -1, np.int32)
+            else:
+                self.left_out_bytes += end - start
+        self._note(0)
+
+    def _mappings(self) -> Iterator[tuple[int, int, bool]]:
+        """The mappings, and whether their entries may be given back."""
+        for each in self._region.maps():
+            kept = _KEPT & set(each["flags"]) or each["prot"].startswith("---")
+            yield each["start"], each["end"], not kept
+
+    def drop(self) -> None:
+        """Gives the entries back. EBUSY: a process does not answer."""
+        for tries in range(_TRIES):
+            try:
+                for start, end, told in self._mappings():
+                    if told:
+                        self._region.advise(start, end - start, verbs.MADV_DONTNEED)
+            except OSError as error:
+                # A mapping has gone, or has got a lock, since it was listed.
+                if error.errno not in (errno.ENOMEM, errno.EINVAL) or tries + 1 == _TRIES:
+                    raise
+            else:
+                return
+
+    def look(self, number: int) -> None:
+        """Round `number` is over: what has come back by now was used in it."""
+        self._note(number)
+        clients = self._region.describe("clients")
+        self.native = sum(client["kind"] == "native" for client in clients)
+        for client in clients:
+            if client["kind"] != "native":
+                who = Who(client["pid"], client["start_time"], client["base"])
+                self._comm[who.pid] = client["comm"]
+                self._see(who, client, number)
+
+    def pids(self) -> set[int]:
+        """The processes that are attached now, by our library."""
+        clients = self._region.describe("clients")
+        return {client["pid"] for client in clients if client["kind"] != "native"}
+
+    def _see(self, who: Who, client: dict[str, Any], number: int) -> None:
+        whole = (client["base"], client["size"], client["offset"])
+        cells = self._cells.setdefault(who, {})
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            for part in client.get("parts", [whole]):
+                cells.update(dict.fromkeys(ptmap.held_cells(who.pid, *part), number))
+
+    def _note(self, number: int) -> None:
+        """Pages that have an entry were used in round `number`."""
+        found = self._region.describe("entries")
+        if found["linux_fills"]:
+            raise OSError(
+                errno.EOPNOTSUPP,
+                f"{self.path}: on a mount with -o faults=linux first touches leave no entry, so "
+                "which pages are used cannot be told: mount with -o faults=watched",
+            )
+        self.fault_around = found["fault_around"]
+        for each in found["ranges"]:
+            data = zlib.decompress(base64.b64decode(each["present"]))
+            present = np.frombuffer(data, np.uint8).astype(bool)
+            for (start, end), last in self._last.items():
+                low, high = max(start, each["start"]), min(end, each["end"])
+                if low < high:
+                    part = last[(low - start) // PAGE : (high - start) // PAGE]
+                    seen = present[(low - each["start"]) // PAGE : (high - each["start"]) // PAGE]
+                    part[seen] = number
+
+    def ages(self, rounds: int) -> list[int]:
+        """How many pages were last used in the last round, in the one before ...; in none."""
+        counts = np.zeros(rounds + 1, np.int64)
+        for last in self._last.values():
+            counts += np.bincount(last[last >= 0], minlength=rounds + 1)
+        return [int(count) for count in counts[::-1]]
+
+    def last_used(self, offset: int) -> int:
+        """In which round the page at this offset was last used; 0: in none, -1: never touched."""
+        for (start, end), last in self._last.items():
+            if start <= offset < end:
+                return int(last[(offset - start) // PAGE])
+        return -1
+
+    def clients(self, rounds: int) -> list[dict[str, Any]]:
+        """Spans of 2 MiB in which each process has pages, by the last round in which it had."""
+        return [
+            {
+                "pid": who.pid,
+                "comm": self._comm[who.pid],
+                "spans": [
+                    sum(last == number for last in cells.values())
+                    for number in range(rounds, 0, -1)
+                ],
+            }
+            for who, cells in sorted(self._cells.items())
+        ]
+
+
+def _service_seconds(pids: Iterable[int]) -> dict[int, float]:
+    """CPU seconds that the service thread of each process has run."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            found[pid] = sum(
+                proc.running(tid).nanoseconds / 1e9
+                for tid in proc.threads(pid)
+                if proc.comm(tid) == _SERVICE
+            )
+    return found
+
+
+def _looks(
+    regions: Sequence[Watched],
+    rounds: int,
+    interval: float | None,
+    pause: Callable[[float], None],
+) -> list[Interval]:
+    done = []
+    wanted = INTERVAL_SECONDS if interval is None else interval
+    for number in range(1, rounds + 1):
+        before = _service_seconds(set().union(*(region.pids() for region in regions)))
+        start = time.monotonic()
+        for region in regions:
+            region.drop()
+        pause(wanted)
+        for region in regions:
+            region.look(number)
+        after = _service_seconds(before)
+        spent = {pid: after[pid] - before[pid] for pid in after}
+        done.append(Interval(start, time.monotonic(), spent))
+        if interval is None and done[-1].cost > COST_SHARE:
+            wanted *= 2
+    return done
+
+
+def _ages(counts: Sequence[int], done: Sequence[Interval]) -> list[dict[str, Any]]:
+    """`counts` as bounds of how long pages have not been used."""
+    end = done[-1].end
+    found: list[dict[str, Any]] = [
+        {"at_least_seconds": end - each.end, "at_most_seconds": end - each.start, "pages": count}
+        for each, count in zip(reversed(done), counts, strict=False)
+    ]
+    never = {"at_least_seconds": end - done[0].start, "at_most_seconds": None}
+    return [*found, {**never, "pages": counts[-1]}]
+
+
+def _region(watched: Watched, done: Sequence[Interval]) -> dict[str, Any]:
+    counts = watched.ages(len(done))
+    used = np.cumsum(counts[:-1])
+    ages = _ages(counts, done)
+    return {
+        "region": watched.path,
+        "pages": sum(counts),
+        "left_out_bytes": watched.left_out_bytes,
+        "native_attachments": watched.native,
+        "error_pages": watched.fault_around - 1,
+        "ages": ages,
+        "working_set": [
+            {"seconds": age["at_most_seconds"], "bytes": int(pages) * PAGE}
+            for age, pages in zip(ages, used, strict=False)
+        ],
+        "clients": watched.clients(len(done)),
+    }
+
+
+def run(
+    paths: Sequence[str],
+    rounds: int,
+    interval: float | None,
+    pause: Callable[[float], None] = time.sleep,
+) -> dict[str, Any]:
+    """Looks at regions for `rounds` intervals; a document.
+
+    `interval` is in seconds; None: 10, and twice as long whenever a look has cost a process more
+    than 3 % of its time. OSError: with a sentence.
+    """
+    started = head.head()
+    with contextlib.ExitStack() as stack:
+        regions = [stack.enter_context(Watched(path)) for path in paths]
+        for region in regions:
+            region.begin()
+        done = _looks(regions, rounds, interval, pause)
+        return {
+            **started,
+            "method": "entries given back, and found again",
+            "exact_to": {"all": "4 KiB page", "each": "2 MiB span"},
+            "intervals": [{"seconds": each.seconds, "cost": each.cost} for each in done],
+            "between_seconds": done[-1].end - done[0].start - sum(each.seconds for each in done),
+            "regions": [_region(region, done) for region in regions],
+        }

@@ -1,0 +1,215 @@
+"""`msharefs idle`, with processes whose accesses the test knows, interval by interval."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import mmap
+import os
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+import msharefs
+from msharefs.cli import cli
+from msharefs.lab import idle
+
+from support import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from support.actor import Actor
+    from support.server import Mount
+
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
+PAGE = 4096
+SPAN = 2 << 20
+SIZE = 8 << 20
+PAGES = SIZE // PAGE
+NOBODY_TOUCHED = 100
+
+
+@contextlib.contextmanager
+def filled(mount: Mount, name: str) -> Iterator[msharefs.Region]:
+    """A region of which all pages but the last ones have been written."""
+    with msharefs.open(mount.path / name, os.O_RDWR | os.O_CREAT) as region:
+        region.truncate(SIZE)
+        region.map(0, SIZE)
+        view = region.attach()
+        for page in range(PAGES - NOBODY_TOUCHED):
+            view[page * PAGE] = page % 251
+        region.detach()
+        yield region
+        region.detach()
+
+
+class Accesses:
+    """What the processes do in each interval, in the place of a sleep."""
+
+    def __init__(self, *rounds: Callable[[], object]) -> None:
+        self.rounds = list(rounds)
+
+    def __call__(self, seconds: float) -> None:
+        del seconds
+        self.rounds.pop(0)()
+
+
+def ages(found: dict[str, Any]) -> list[int]:
+    return [age["pages"] for age in found["regions"][0]["ages"]]
+
+
+def attached(actor: Actor, region: msharefs.Region) -> int:
+    return actor.attach(actor.give(region.fd))
+
+
+def load(actor: Actor, base: int, pages: Iterator[int] | range | list[int]) -> None:
+    for page in pages:
+        assert actor.call("load", base + page * PAGE) == [page % 251]
+
+
+def test_ages_are_exact_to_the_interval(shared_mount: Mount, actors: Callable[[], Actor]) -> None:
+    with filled(shared_mount, "exact") as region:
+        actor = actors()
+        base = attached(actor, region)
+        first, second, third = range(300), range(200, 400), [0, 7, 1000]
+        found = idle.run(
+            [region.path], 3, 1.0,
+            Accesses(*(lambda pages=pages: load(actor, base, pages)
+                       for pages in (first, second, third))),
+        )  # fmt: skip
+        # Last used in the third interval, in the second, in the first, in none.
+        assert ages(found) == [3, 200, 198, PAGES - NOBODY_TOUCHED - 401]
+        assert [each["bytes"] // PAGE for each in found["regions"][0]["working_set"]] == [
+            3, 203, 401,
+        ]  # fmt: skip
+        # 1.0 s was asked for, and nobody slept: what counts is the time that has passed.
+        steps = found["regions"][0]["ages"]
+        for newer, older in itertools.pairwise(steps[:-1]):
+            assert newer["at_most_seconds"] <= older["at_least_seconds"] + found["between_seconds"]
+        assert steps[-1]["at_most_seconds"] is None
+
+
+def test_a_page_that_one_of_many_uses_is_not_idle(
+    shared_mount: Mount, actors: Callable[[], Actor]
+) -> None:
+    with filled(shared_mount, "many") as region:
+        crowd = [actors() for _ in range(64)]
+        bases = [attached(actor, region) for actor in crowd]
+        user, page = 37, 777
+
+        def one() -> None:
+            load(crowd[user], bases[user], [page])
+
+        def all_of_them() -> None:
+            for actor, base in zip(crowd, bases, strict=True):
+                load(actor, base, [3])
+
+        found = idle.run([region.path], 2, None, Accesses(all_of_them, one))
+        assert ages(found) == [1, 1, PAGES - NOBODY_TOUCHED - 2]
+        spans = {each["pid"]: each["spans"] for each in found["regions"][0]["clients"]}
+        assert spans == {
+            actor.pid: [int(number == user), 1] for number, actor in enumerate(crowd)
+        }, "in the last interval only one process had a page, in a span of its own"
+
+
+def test_what_an_ended_process_used_counts(
+    shared_mount: Mount, actors: Callable[[], Actor]
+) -> None:
+    with filled(shared_mount, "ended") as region:
+        actor = actors()
+        base = attached(actor, region)
+
+        def use_and_end() -> None:
+            load(actor, base, [1, 2])
+            actor.kill()
+
+        found = idle.run([region.path], 1, None, Accesses(use_and_end))
+        assert ages(found) == [2, PAGES - NOBODY_TOUCHED - 2]
+
+
+def test_first_touches_and_changes_meanwhile(
+    shared_mount: Mount, actors: Callable[[], Actor]
+) -> None:
+    with filled(shared_mount, "changes") as region:
+        actor = actors()
+        base = attached(actor, region)
+
+        def touch() -> None:
+            assert actor.call("store", base + (PAGES - 1) * PAGE, 1) == []
+
+        def change() -> None:
+            region.unmap(SPAN, SPAN)
+            load(actor, base, [0])
+
+        found = idle.run([region.path], 3, None, Accesses(touch, change, change))
+        known = PAGES - NOBODY_TOUCHED + 1
+        assert ages(found) == [1, 0, 1, known - 2]
+
+
+def test_contents_stay(shared_mount: Mount) -> None:
+    with filled(shared_mount, "contents") as region:
+        view = region.attach()
+        before = bytes(view[: SIZE - NOBODY_TOUCHED * PAGE])
+        chosen = random.Random(7).sample(range(PAGES - NOBODY_TOUCHED), 50)
+
+        def write() -> None:
+            for page in chosen:
+                view[page * PAGE + 8] = 9
+
+        found = idle.run([region.path], 1, None, Accesses(write))
+        assert ages(found)[0] == len(chosen)
+        for page in chosen:
+            view[page * PAGE + 8] = before[page * PAGE + 8]
+        assert view[: len(before)] == before
+
+
+def test_what_cannot_be_told_is_said(shared_mount: Mount) -> None:
+    with filled(shared_mount, "said") as region:
+        region.protect(0, SPAN, 0)
+        region.lock(SPAN, SPAN)
+        found = idle.run([region.path], 1, None, Accesses(lambda: None))
+        assert found["regions"][0]["left_out_bytes"] == 2 * SPAN
+        assert sum(ages(found)) == (SIZE - 2 * SPAN) // PAGE - NOBODY_TOUCHED
+        region.unlock(SPAN, SPAN)
+        region.protect(0, SPAN, mmap.PROT_READ)
+
+
+def test_a_look_that_costs_too_much_makes_the_next_one_later(
+    shared_mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(idle, "_service_seconds", lambda _pids: {1: next(clock) * 1000.0})
+    asked: list[float] = []
+    with filled(shared_mount, "cost") as region:
+        idle.run([region.path], 3, None, asked.append)
+        idle.run([region.path], 2, 5.0, asked.append)
+    assert asked == [10.0, 20.0, 40.0, 5.0, 5.0]
+
+
+def test_the_verb(shared_mount: Mount, tmp_path: Path) -> None:
+    with filled(shared_mount, "verb") as region, filled(shared_mount, "verb too"):
+        page = tmp_path / "idle.html"
+        shown = CliRunner().invoke(
+            cli, ["idle", "--interval", "0.01", "--rounds", "2", "--html", str(page), region.path]
+        )
+        assert shown.exit_code == 0, shown.output
+        assert f"{region.path}: {PAGES - NOBODY_TOUCHED:,} pages" in shown.output
+        assert page.read_text().count("<svg") == 1
+        told = CliRunner().invoke(
+            cli,
+            ["idle", "--json", "--interval", "0.01", "--rounds", "1", str(shared_mount.path)],
+        )
+        document = schema.check(json.loads(told.output))
+        names = {os.path.basename(each["region"]) for each in document["regions"]}
+        assert {"verb", "verb too"} <= names
+
+
+def test_where_linux_fills_it_says_so(mounts: Callable[..., Mount]) -> None:
+    mount = mounts("quantum=2M", "faults=linux")
+    with filled(mount, "linux") as region, pytest.raises(OSError, match="faults=watched"):
+        idle.run([region.path], 1, None, Accesses(lambda: None))
