@@ -108,8 +108,8 @@ int confine_connect(const void *address)
 #define INT(n, value, otherwise) LOAD(ARG(n)), IF(value, otherwise)
 #define REFUSE ANSWER(SECCOMP_RET_ERRNO | EPERM)
 
-/* The kernel tries a new filter with the number of every system call: 0.1 ms, a quarter of the time
- * that a shadow is born in. In two lists most numbers are decided early, and it takes half of that. */
+/* The kernel tries a new filter with the number of every system call, which took 0.1 ms, a quarter
+ * of a shadow's birth. In two lists most numbers are decided early, and it takes half of that. */
 #define LOW 64
 #define HIGHEST SYS_statx
 
