@@ -201,18 +201,29 @@ static void answer_object(const struct msg *asked)
     }
 }
 
+/* The signal of libFuzzer's timer may come meanwhile. */
+static bool wait_for_message(void)
+{
+    struct pollfd ready = {fuzz.server, POLLIN, 0};
+    int count;
+
+    do
+        count = poll(&ready, 1, ANSWER_MS);
+    while (count < 0 && errno == EINTR);
+    return count == 1;
+}
+
 /* Reads the client's messages until it has answered everything that it was sent, or is gone. */
 static void settle(void)
 {
     const struct msg last = {.op = MSG_REARM, .seq = SYNC_SEQ};
-    struct pollfd ready = {fuzz.server, POLLIN, 0};
     struct msg msg;
 
     if (fuzz.server < 0)
         return;
     give(&last, sizeof last, NULL, 0);
     for (;;) {
-        must(poll(&ready, 1, ANSWER_MS) == 1, "the service thread does not answer");
+        must(wait_for_message(), "the service thread does not answer");
         const ssize_t got = recv(fuzz.server, &msg, sizeof msg, 0);
         if (got <= 0 || (msg.op == MSG_REPLY && msg.seq == SYNC_SEQ))
             return;
