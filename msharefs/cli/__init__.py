@@ -41,6 +41,7 @@ VERBS = {
     "bench": "Measure msharefs beside what programs use today.",
     "survey": "Measure what sharing page tables would save, for programs as they run now.",
     "lab": "Put questions about shared page tables to the machine.",
+    "conformance": "Ask a mount what the kernel series has an answer to, case by case.",
     "plan": "Compute what page tables cost, shared and unshared.",
 }
 

@@ -86,6 +86,11 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("msharefs lab walk --spaces 2000 --check /mnt/r", "every page in all of them"),
         ("msharefs lab walk --wait 60 /mnt/r", "and look on when it is changed meanwhile"),
     ],
+    "conformance": [
+        ("msharefs conformance /mnt", "what is not as in the series, and a count"),
+        ("msharefs conformance --tap /sys/fs/mshare", "a kernel that has the series"),
+        ("msharefs conformance --only 'munmap-*' /mnt", "some of the cases"),
+    ],
     "plan": [
         ("msharefs plan --size 300G --clients 1500", "a database's buffer"),
         ("msharefs plan --from-run survey.json --clients 5000", "what was measured, for more"),

@@ -37,6 +37,11 @@ def preload() -> Path:
     return libdir() / "libmsharefs-preload.so.1"
 
 
+def agent() -> Path:
+    """The program ``mshare-agent``: a process whose system calls `msharefs conformance` decides."""
+    return prefix() / "libexec" / "mshare-agent"
+
+
 def worker() -> Path:
     """The program ``mshare-worker``: one process of the demonstration."""
     return prefix() / "libexec" / "mshare-worker"

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from msharefs.conformance.stage import cleared
+from msharefs.conformance.world import World
+
+from .ours import OwnStage
 from .report import Report
-from .stage import staged
-from .table import World
 from support import agent, leftovers, namespace
 from support.agent import Agents
 from support.server import Mount
@@ -22,7 +24,8 @@ from support.server import Mount
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .stage import Stage
+    from msharefs.conformance.stage import Stage
+
     from support.agent import Agent
 
 # The folder of CONFORMANCE.md and README.md, given by `make conformance`.
@@ -71,8 +74,9 @@ class Worlds:
             return one
 
         try:
-            top = self._top(world)
-            with staged(world, top, self._elsewhere, zygote, agents, mount) as stage:
+            directory = self._top(world) / "row"
+            stage = OwnStage(world, directory, self._elsewhere, zygote, mount)
+            with cleared(stage, agents, zygote):
                 yield stage
         finally:
             problems: list[str] = []

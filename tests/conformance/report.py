@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .reasons import Kind
-from .table import ROWS, World
+from msharefs.conformance.reasons import Kind
+from msharefs.conformance.table import ROWS
+from msharefs.conformance.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from .table import Row
+    from msharefs.conformance.table import Row
 
 HEAD = """\
 # Conformance

@@ -6,16 +6,27 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import reasons
-from .stage import ANON, HUGE, HUGETLB, NORESERVE, PAGE, RW, SHARED_FIXED, Memory, Q
-from .table import Table
+from msharefs.conformance import reasons
+from msharefs.conformance.stage import (
+    ANON,
+    HUGE,
+    HUGETLB,
+    NORESERVE,
+    PAGE,
+    RW,
+    SHARED_FIXED,
+    Memory,
+    Q,
+)
+from msharefs.conformance.table import Table
+
 from support import hugepages, proc
 from support.proc import meminfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .stage import Stage
+    from .ours import OwnStage as Stage
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 MFD_HUGETLB = 4
@@ -131,7 +142,7 @@ T("huge-shared", "a store by one process, a load by another", "9", shared)
 
 def leaf(stage: Stage) -> str:
     """Tables of a region with a huge page that is there: no PTE page is needed."""
-    from .figures import look
+    from msharefs.conformance.figures import look
 
     memory = stage.memory()
     with hugepages.exactly(2):

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from . import reasons
-from .figures import look
-from .stage import RW, Memory
-from .table import Table
+from msharefs.conformance import reasons
+from msharefs.conformance.figures import look
+from msharefs.conformance.stage import RW, Memory
+from msharefs.conformance.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .stage import Stage
+    from .ours import OwnStage as Stage
 
 SOME = 32 << 20
 

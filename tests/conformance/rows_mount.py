@@ -7,11 +7,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from msharefs.conformance import reasons
+from msharefs.conformance.stage import EXEC, READ, RW, File, Memory, Q, said
+from msharefs.conformance.table import Table
 from msharefs.server import options, server
 
-from . import reasons
-from .stage import EXEC, READ, RW, File, Memory, Q, said
-from .table import Table
 from support import libc, proc
 from support.calls import NOBODY, in_child
 from support.libc import MNT_DETACH, MS_NOEXEC, MS_RDONLY
@@ -19,7 +19,7 @@ from support.libc import MNT_DETACH, MS_NOEXEC, MS_RDONLY
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .stage import Stage
+    from .ours import OwnStage as Stage
     from support.server import Mount
 
 def start(*arguments: str) -> str:

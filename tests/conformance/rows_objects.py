@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .stage import (
+from msharefs.conformance.stage import (
     EXEC,
     GROWSDOWN,
     HAS_PKU,
@@ -25,11 +25,12 @@ from .stage import (
     Q,
     said,
 )
-from .table import Table
+from msharefs.conformance.table import Table
+
 from support import libc, namespace
 
 if TYPE_CHECKING:
-    from .stage import Stage
+    from .ours import OwnStage as Stage
     from support.agent import Agent
 
 Opener = Callable[["Stage", "Agent"], int] if TYPE_CHECKING else None

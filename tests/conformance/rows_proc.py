@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from . import reasons
-from .rows_vma import status
-from .stage import ANON, PAGE, RW, SHARED, Memory, Q, on_page
-from .table import Table
+from msharefs.conformance import reasons
+from msharefs.conformance.rows_vma import status
+from msharefs.conformance.stage import ANON, PAGE, RW, SHARED, Memory, Q, on_page
+from msharefs.conformance.table import Table
+
 from support import proc
 from support.proc import meminfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .stage import Stage
+    from .ours import OwnStage as Stage
     from support.agent import Agent
 
 SOME = 64 << 20
@@ -27,11 +28,6 @@ TRIES = 5
 def inside(memory: Memory, mappings: list[proc.Mapping]) -> list[proc.Mapping]:
     """Those in the attachment."""
     return [each for each in mappings if each.start < memory.base + Q and each.end > memory.base]
-
-
-def lines(memory: Memory) -> list[proc.Mapping]:
-    """The lines of /proc/PID/maps inside the attachment."""
-    return inside(memory, proc.maps(memory.agent.pid))
 
 
 def filled(stage: Stage) -> Memory:
@@ -66,15 +62,15 @@ def grows_by_quantum(stage: Stage) -> str:
 
 
 T = Table("/proc of an attacher", "1.9, 1.11, A, C")
-T("maps-lines", "lines of /proc/PID/maps", "1", lambda s: str(len(lines(s.page()))))
+T("maps-lines", "lines of /proc/PID/maps", "1", lambda s: str(len(s.page().lines())))
 T("maps-lines-touched", "the same after accesses to an object and a hole", "1",
-  on_page(lambda m: m.store() and m.load(PAGE) and str(len(lines(m)))))
-T("maps-prot", "its permissions", "rw-s", lambda s: lines(s.page())[0].prot)
+  on_page(lambda m: m.store() and m.load(PAGE) and str(len(m.lines()))))
+T("maps-prot", "its permissions", "rw-s", lambda s: s.page().lines()[0].prot)
 T("maps-name", "its path ends in the region's name", "r",
-  lambda s: os.path.basename(lines(s.page())[0].path.split(".")[-1]),
+  lambda s: os.path.basename(s.page().lines()[0].path.split(".")[-1]),
   ours="mem", why=reasons.OBJECT_NAME)
 T("maps-deleted", "its path once the region is unlinked ends in", "(deleted)",
-  on_page(lambda m: m.file.unlink() and lines(m)[0].path.split(".")[-1]),
+  on_page(lambda m: m.file.unlink() and m.lines()[0].path.split(".")[-1]),
   ours="mem", why=reasons.OBJECT_NAME)
 T("vmsize", "VmSize after attaching grows by Q", "yes", grows_by_quantum)
 T("vmrss", "VmRSS after 64 MiB were touched", "unchanged", grown("VmRSS"), ours="grows",

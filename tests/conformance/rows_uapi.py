@@ -8,15 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msharefs.conformance.stage import ANON, PAGE, RW, SHARED_FIXED, Memory, Q, errno_name
+from msharefs.conformance.table import Table
 from msharefs.launch import installed
-
-from .stage import ANON, PAGE, RW, SHARED_FIXED, Memory, Q, errno_name
-from .table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .stage import Stage
+    from msharefs.conformance.stage import Stage
 
 SOURCE = """\
 #include <msharefs.h>

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from msharefs.conformance.table import ROWS
+from msharefs.conformance.world import World
+
 from . import rows  # noqa: F401  # fills ROWS
 from .report import Report
-from .table import ROWS, World
 
 TOP = Path(__file__).resolve().parents[2]
 STALE = "rows or reasons have changed: run `make conformance`"

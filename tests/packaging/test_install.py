@@ -81,6 +81,7 @@ def test_a_mount_a_program_and_the_end(base: Path, directory: Path, tmp_path: Pa
     )
     libdir = Path(run(command, "--libdir").strip())
     assert (libdir / "libmsharefs-preload.so.1").is_file()
+    assert (libdir.parent / "libexec/mshare-agent").is_file()
     assert (libdir.parent / "libexec/mshare-worker").is_file()
     assert (libdir / "libmsharefs.so.1").samefile(base / "usr/lib/libmsharefs.so.1")
     run(base / "sbin/umount.msharefs", directory)

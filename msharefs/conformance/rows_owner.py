@@ -7,15 +7,15 @@ import time
 from typing import TYPE_CHECKING
 
 from . import reasons
-from .rows_proc import lines
-from .stage import PAGE, File, Memory, Q, memory_used
-from .table import Table, World
+from .stage import PAGE, File, Memory, Q
+from .table import Table
+from .world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .agent import Agent
     from .stage import Stage
-    from support.agent import Agent
 
 SOON = 5.0  # seconds
 
@@ -160,7 +160,7 @@ T("orphan-create-old", "a load from what was mapped before", GONE,
 T("orphan-unknown", "an unknown ioctl", "ENOTTY",
   lambda s: killed(s, lambda o: o.file.say("ioctl", 0x40047863, bytes(4))))
 T("orphan-lines", "lines of /proc/PID/maps of an attached process", "1",
-  lambda s: killed(s, lambda o: (o.settled(), str(len(lines(o.memory))))[1]))
+  lambda s: killed(s, lambda o: (o.settled(), str(len(o.memory.lines())))[1]))
 T("orphan-munmap", "munmap of an attachment", "0",
   lambda s: killed(s, lambda o: o.file.agent.say("munmap", o.memory.base, Q)))
 T("orphan-stat", "st_size", str(Q), lambda s: killed(s, lambda o: str(o.file.size())))
@@ -183,10 +183,10 @@ def freed(stage: Stage) -> str:
     """Whether 32 MiB go back when the maker ends."""
     orphan = Orphan(stage, size=32 << 20)
     stage.agent.call("memset", orphan.memory.base, 1, 32 << 20)
-    before = memory_used()
+    before = stage.memory_used()
     orphan.maker.exit(by="kill")
     orphan.settled()
-    return "freed" if before - memory_used() > 24 << 20 else "kept"
+    return "freed" if before - stage.memory_used() > 24 << 20 else "kept"
 
 
 T("orphan-memory", "its memory, 32 MiB", "freed", freed, default="kept", why=reasons.LIFE)

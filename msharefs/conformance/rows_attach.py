@@ -7,7 +7,10 @@ import struct
 from itertools import count
 from typing import TYPE_CHECKING
 
+from msharefs import proc
+
 from . import reasons
+from .agent import Agent
 from .stage import (
     ANON,
     FIXED,
@@ -26,11 +29,8 @@ from .stage import (
     WRITE,
     Q,
     errno_name,
-    memory_used,
 )
 from .table import Table
-from support import proc
-from support.agent import Agent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ UNLIMITED = (1 << 64) - 1
 
 
 def mmap(**arguments: int) -> Callable[[Stage], str]:
-    """mmap of a region of Q."""
+    """Mmap of a region of Q."""
     return lambda stage: stage.region().mmap(**arguments)
 
 
@@ -176,7 +176,7 @@ T("hint-busy", "hint that is taken", "elsewhere", busy_hint)
 
 def free_above(agent: Agent, address: int) -> list[int]:
     """The aligned holes of Q bytes between an address and the stack."""
-    taken = set()
+    taken: set[int] = set()
     for each in proc.maps(agent.pid):
         taken.update(range(each.start // Q, (each.end - 1) // Q + 1))
     return [slot for slot in range(address // Q + 1, 255) if slot not in taken]
@@ -335,7 +335,7 @@ T = Table("munmap and MAP_FIXED over an attachment", "1.6, A, C")
 
 
 def unmapped(offset: int, length: int) -> Callable[[Stage], str]:
-    """munmap of a part of an attachment at 20Q, and whether a byte in it is still there."""
+    """Munmap of a part of an attachment at 20Q, and whether a byte in it is still there."""
 
     def check(stage: Stage) -> str:
         memory = stage.page()
@@ -441,13 +441,13 @@ def memory_back(stage: Stage, *, attached: bool) -> str:
     assert file.create(0, 32 << 20) == "0"
     base = file.attach()
     stage.agent.call("memset", base, 1, 32 << 20)
-    full = memory_used()
+    full = stage.memory_used()
     file.call("close")
     stage.agent.call("unlink", file.path)
     if not attached:
         stage.agent.call("munmap", base, Q)
     for _ in range(100):  # eviction follows the last close by a moment
-        if full - memory_used() > 24 << 20:
+        if full - stage.memory_used() > 24 << 20:
             return "goes back"
         stage.agent.call("usleep", 5000)
         if attached:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING
-
-from msharefs.server.tree import Tree
 
 from . import reasons
 from .rows_names import AT_FDCWD, EXCHANGE
 from .stage import CREATE, PAGE, READ, SHARED, UNKNOWN, UNMAP, File, Q, errno_name
 from .table import Table
-from support.calls import in_child
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -75,25 +71,9 @@ def read_twice(stage: Stage) -> str:
     return text(file)
 
 
-def mounted_by(stage: Stage, name: str) -> str:
-    """uid of a name in the tree that a server of user 1000 makes."""
-    top = stage.dir.parent.parent / "tree"
-    top.mkdir()
-    os.chown(top, 1000, 1000)
-
-    def uid() -> int:
-        tree = Tree(top)
-        return tree.entry(tree.lookup(1, name.encode()).ino if name else 1).stat.st_uid
-
-    try:
-        return str(in_child(uid, uid=1000, gid=1000))
-    finally:
-        shutil.rmtree(top)
-
-
 T("info-mounter", "its uid, user 1000 having mounted", "1000",
-  lambda s: mounted_by(s, "mshare_info"), source="1.5, C")
-T("root-mounter", "uid of the root then", "0", lambda s: mounted_by(s, ""), source="C")
+  lambda s: s.mounted_by("mshare_info"), source="1.5, C")
+T("root-mounter", "uid of the root then", "0", lambda s: s.mounted_by(""), source="C")
 T("info-size", "st_size", "0", lambda s: str(os.stat(path(s)).st_size))
 T("info-read-twice", "a second read", "", read_twice)
 T("info-pread", "pread at 10", "88", lambda s: text(info(s), "pread", 10).strip())

@@ -7,19 +7,20 @@ import errno
 import os
 import shutil
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from .table import Check, World
-from support import namespace
+from msharefs import proc
+
+from .world import SkippedError, World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from support.agent import Agent, Agents, Argument
-    from support.server import Mount
+    from .agent import Agent, Agents, Argument
 
 PAGE = 4096
 HUGE = 2 << 20
@@ -65,19 +66,10 @@ def said(work: Callable[[], object]) -> str:
     return "0"
 
 
-def memory_used() -> int:
-    """Bytes on our own tmpfs, where the mounts have their memory.
-
-    Shmem of /proc/meminfo would count everybody's on this machine.
-    """
-    status = os.statvfs(namespace.SHM)
-    return (status.f_blocks - status.f_bfree) * status.f_frsize
-
-
 def create_bytes(
     offset: int, size: int, prot: int, flags: int, fd: int = -1, fd_offset: int = 0
 ) -> bytes:
-    """struct mshare_create."""
+    """Struct mshare_create."""
     return _CREATE.pack(
         offset & _WRAP, size & _WRAP, fd_offset & _WRAP,
         prot & 0xFFFFFFFF, flags & 0xFFFFFFFF, fd & 0xFFFFFFFF,
@@ -85,7 +77,7 @@ def create_bytes(
 
 
 def unmap_bytes(offset: int, size: int) -> bytes:
-    """struct mshare_unmap."""
+    """Struct mshare_unmap."""
     return struct.pack("=QQ", offset & _WRAP, size & _WRAP)
 
 
@@ -177,6 +169,13 @@ class Memory:
         self.file.call("fallocate", 3, offset, size)  # PUNCH_HOLE | KEEP_SIZE
         return self.agent.say("munmap", self.base + offset, size)
 
+    def lines(self) -> list[proc.Mapping]:
+        """The lines of /proc/PID/maps inside it."""
+        end = self.base + Q
+        return [
+            each for each in proc.maps(self.agent.pid) if each.start < end and each.end > self.base
+        ]
+
     def load(self, offset: int = 0) -> str:
         """What reading a byte gives, or the signal."""
         return self.agent.load(self.base + offset)
@@ -207,18 +206,11 @@ class Memory:
 class Stage:
     """One row's own: removed when the row is done."""
 
-    def __init__(
-        self, world: World, directory: Path, elsewhere: Path, zygote: Agent,
-        mount: Callable[[], Mount],
-    ) -> None:  # fmt: skip
+    def __init__(self, world: World, directory: Path, elsewhere: Path, zygote: Agent) -> None:
         self.world = world
         self.dir = directory
         self.elsewhere = elsewhere
         """A directory on another file system."""
-        self.tmpfs = directory.parent.parent
-        """A directory on tmpfs; the row removes what it makes there."""
-        self.mount = mount
-        """Makes one more mount, with the options of this world."""
         self._zygote = zygote
 
     @property
@@ -286,6 +278,18 @@ class Stage:
         """Memory of one page at offset 0."""
         return self.memory((0, PAGE, prot))
 
+    def memory_used(self) -> int:
+        """Bytes in use where the mount has its memory; here of the whole machine."""
+        return proc.meminfo()["Shmem"]
+
+    def mounted_by(self, name: str) -> str:
+        """The uid of a name in the tree of a server of user 1000."""
+        raise SkippedError(f"{name or 'the root'} of a mount of another user")
+
+
+Check = Callable[[Stage], str]
+"""Asks a question on a stage: the answer."""
+
 
 def on_page(ask: Callable[[Memory], str]) -> Check:
     """A check of memory of one page."""
@@ -301,18 +305,14 @@ def _free_range(agent: Agent) -> int:
 
 
 @contextlib.contextmanager
-def staged(
-    world: World, top: Path, elsewhere: Path, zygote: Agent, agents: Agents,
-    mount: Callable[[], Mount],
-) -> Iterator[Stage]:  # fmt: skip
-    """A stage for one row."""
-    directory = top / "row"
-    directory.mkdir(mode=0o777)
-    directory.chmod(0o777)  # whatever our umask is
+def cleared(stage: Stage, agents: Agents, zygote: Agent) -> Iterator[Stage]:
+    """The stage with its directory, which is removed when the row is done."""
+    stage.dir.mkdir(mode=0o777)
+    stage.dir.chmod(0o777)  # whatever our umask is
     try:
-        yield Stage(world, directory, elsewhere, zygote, mount)
+        yield stage
     finally:
         agents.clean(keep=[zygote])
-        shutil.rmtree(directory)
-        for left in elsewhere.iterdir():
+        shutil.rmtree(stage.dir)
+        for left in stage.elsewhere.iterdir():
             left.unlink()

@@ -8,26 +8,14 @@ Where our answer is different, the row says what it is, and why (reasons.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING
+
+from .world import World
 
 if TYPE_CHECKING:
     from .reasons import Reason
-    from .stage import Stage
-
-Check = Callable[["Stage"], str]
-
-
-class World(Enum):
-    """Who is asked."""
-
-    PLAIN = "plain"
-    """Linux without us: files on tmpfs, shared memory."""
-    DEFAULT = "default"
-    """A mount without options."""
-    V3 = "quirks=v3"
+    from .stage import Check
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msharefs import proc
+
 from . import reasons
 from .rows_vma import status
 from .stage import ANON, LOCKED, NORESERVE, PAGE, RW, SHARED_FIXED, File, Q
 from .table import Table
-from support.proc import meminfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,9 +99,9 @@ def mlocked(stage: Stage) -> str:
     """Whether Mlocked of /proc/meminfo grows with 32 MiB that are touched; and VmLck."""
     memory = stage.memory()
     assert memory.file.create(0, 32 << 20, RW, DEFAULT | LOCKED) == "0"
-    before = meminfo("Mlocked")
+    before = proc.meminfo()["Mlocked"]
     memory.agent.call("memset", memory.base, 1, 32 << 20)
-    grown = meminfo("Mlocked") - before
+    grown = proc.meminfo()["Mlocked"] - before
     return f"{'grows' if grown > 16 << 20 else 'unchanged'}, {status(memory, 'VmLck')}"
 
 

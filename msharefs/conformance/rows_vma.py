@@ -5,16 +5,17 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from msharefs import proc
+
 from . import reasons
-from .stage import HUGE, NONE, PAGE, READ, RW, Memory, Q, errno_name, memory_used
+from .stage import HUGE, NONE, PAGE, READ, RW, Memory, Q, errno_name
 from .table import Table
-from support import proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .agent import Argument
     from .stage import Stage
-    from support.agent import Argument
 
 MAYMOVE, REMAP_FIXED, DONTUNMAP = 1, 2, 4
 MS_ASYNC, MS_INVALIDATE, MS_SYNC = 1, 2, 4
@@ -97,10 +98,10 @@ def locked_by_user(stage: Stage) -> str:
 
 def all_locked(stage: Stage) -> str:
     memory = touched(stage)
-    before = memory_used()
+    before = memory.stage.memory_used()
     assert memory.agent.say("mlockall", MCL_CURRENT | MCL_FUTURE) == "0"
     memory.file.attach()
-    return "none" if memory_used() - before < 64 << 20 else "some"
+    return "none" if memory.stage.memory_used() - before < 64 << 20 else "some"
 
 
 def vmlck(stage: Stage) -> str:
@@ -141,7 +142,7 @@ T("mlock-vmlck", "VmLck after mlock of a present page", "0 kB", vmlck)
 
 
 def sealed(stage: Stage) -> str:
-    """mseal of the whole, then munmap, UNMAP, a load."""
+    """Mseal of the whole, then munmap, UNMAP, a load."""
     memory = touched(stage)
     answers = [
         memory.agent.say("mseal", memory.base, Q, 0),
@@ -276,7 +277,7 @@ T("move-pages-absent", "move_pages: the status of an absent page", "-ENOENT",
 
 
 def registered(stage: Stage) -> str:
-    """userfaultfd of the program's own: UFFDIO_REGISTER of a page."""
+    """Userfaultfd of the program's own: UFFDIO_REGISTER of a page."""
     memory = touched(stage)
     agent = memory.agent
     fd = agent.call("syscall", 323, 0o2000000)
@@ -303,7 +304,7 @@ T("mincore-absent", "mincore of an absent page", "0",
 
 
 def resident_elsewhere(stage: Stage) -> str:
-    """mincore of a page that only another process touched."""
+    """Mincore of a page that only another process touched."""
     memory = touched(stage)
     other = memory.again(stage.process())
     agent = other.agent

@@ -11,8 +11,8 @@ from .stage import ANON, NONE, PAGE, PRIVATE, READ, RW, Memory
 from .table import Table
 
 if TYPE_CHECKING:
+    from .agent import Agent
     from .stage import Stage
-    from support.agent import Agent
 
 SYS_FUTEX, SYS_PROCESS_VM_READV, SYS_PROCESS_VM_WRITEV = 202, 310, 311
 SYS_GET_MEMPOLICY = 239
@@ -122,7 +122,7 @@ def peek(stage: Stage, *, present: bool) -> str:
 
 
 def through_proc(made: Memory, function: str) -> str:
-    """pread or pwrite of /proc/self/mem."""
+    """Pread or pwrite of /proc/self/mem."""
     agent = made.agent
     fd = agent.call("open", "/proc/self/mem", os.O_RDWR)
     return number(agent, function, fd, agent.pool, 8, made.base)

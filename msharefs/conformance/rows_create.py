@@ -6,8 +6,6 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
-import pytest
-
 from . import reasons
 from .stage import (
     ANON,
@@ -28,10 +26,10 @@ from .stage import (
     File,
     Q,
     create_bytes,
-    memory_used,
     unmap_bytes,
 )
 from .table import Table
+from .world import SkippedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +68,7 @@ def compat(stage: Stage) -> str:
     assert agent.run(low) == "ok"
     found = struct.unpack("=i", agent.get(low + 1024, 4))[0]
     if found == -errno.ENOSYS:
-        pytest.skip("this kernel runs no 32-bit programs")
+        raise SkippedError("32-bit programs, which this kernel does not run")
     return errno.errorcode[-found] if found < 0 else str(found)
 
 
@@ -184,9 +182,9 @@ for ident, name, bits in (
 def populated(stage: Stage) -> str:
     """Whether a populated mapping of 8 MiB takes memory."""
     file = stage.region()
-    before = memory_used()
+    before = stage.memory_used()
     assert file.create(0, 8 << 20, flags=DEFAULT | POPULATE) == "0"
-    return "none" if memory_used() - before < 4 << 20 else "some"
+    return "none" if stage.memory_used() - before < 4 << 20 else "some"
 
 
 T("flags-populate-shmem", "memory that MAP_POPULATE of 8 MiB takes", "none", populated, source="C")
@@ -377,9 +375,9 @@ def part_unmapped(stage: Stage) -> str:
     """64 MiB are touched, 63 of them unmapped."""
     memory = stage.memory((0, 64 << 20, RW))
     memory.agent.call("memset", memory.base, 1, 64 << 20)
-    before = memory_used()
+    before = stage.memory_used()
     memory.file.unmap(0, 63 << 20)
-    return "freed" if before - memory_used() > 48 << 20 else "kept"
+    return "freed" if before - stage.memory_used() > 48 << 20 else "kept"
 
 
 T("unmap-part-memory", "UNMAP of 63 of 64 MiB of an anonymous object: its memory", "kept",
@@ -389,9 +387,9 @@ T("unmap-part-memory", "UNMAP of 63 of 64 MiB of an anonymous object: its memory
 def all_unmapped(stage: Stage) -> str:
     memory = stage.memory((0, 64 << 20, RW))
     memory.agent.call("memset", memory.base, 1, 64 << 20)
-    before = memory_used()
+    before = stage.memory_used()
     memory.file.unmap(0, 64 << 20)
-    return "freed" if before - memory_used() > 48 << 20 else "kept"
+    return "freed" if before - stage.memory_used() > 48 << 20 else "kept"
 
 
 T("unmap-all-memory", "UNMAP of all of it", "freed", all_unmapped, source="1.7, C")

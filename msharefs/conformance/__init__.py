@@ -1,0 +1,1 @@
+"""What the kernel series answers, case by case, and how to ask a mount the same."""
