@@ -41,6 +41,12 @@ ATTACHED_COMMAND = 2 << 30 | ATTACHED_STRUCT.size << 16 | ord("x") << 8 | 0x1E
 LIMITS = ("regions", "user_regions", "vmas", "clients", "connections", "memory", "descriptors")
 LIMITS_STRUCT = struct.Struct(f"={2 * len(LIMITS)}Q")
 LIMITS_COMMAND = 2 << 30 | LIMITS_STRUCT.size << 16 | ord("x") << 8 | 0x1D
+# Likewise: what changes of regions would have cost TLBs (server/shootdowns.py), of all regions
+# since the server has started; for each verb each figure.
+SHOOTDOWN_VERBS = ("unmap", "protect", "dontneed", "pageout")
+SHOOTDOWN_FIGURES = ("times", "processes", "flush_all", "list", "cpumask", "broadcast")
+SHOOTDOWNS_STRUCT = struct.Struct(f"={len(SHOOTDOWN_VERBS) * len(SHOOTDOWN_FIGURES)}Q")
+SHOOTDOWNS_COMMAND = 2 << 30 | SHOOTDOWNS_STRUCT.size << 16 | ord("x") << 8 | 0x2F
 
 # Likewise: where the regions are, and how much room there is. Bytes that may be used (0: no limit),
 # bytes in use, PLACE_* flags, the state directory.
@@ -308,6 +314,13 @@ def limits(directory: Path) -> dict[str, dict[str, int]]:
         name: {"limit": limit, "used": used}
         for name, (limit, used) in zip(LIMITS, pairs, strict=True)
     }
+
+
+def shootdowns(directory: Path) -> dict[str, dict[str, int]]:
+    """Ask the live mount on `directory` what changes would have cost, as in a region's stat."""
+    answer = _ask(directory, SHOOTDOWNS_COMMAND, bytes(SHOOTDOWNS_STRUCT.size))
+    numbers = iter(SHOOTDOWNS_STRUCT.unpack(answer))
+    return {verb: {name: next(numbers) for name in SHOOTDOWN_FIGURES} for verb in SHOOTDOWN_VERBS}
 
 
 def remount(directory: Path, options: str) -> None:

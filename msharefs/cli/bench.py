@@ -96,6 +96,10 @@ _ASIDE = (
     ("faults", "faults"),
     ("added_table_frames", "frames added"),
     ("bookkeeping_bytes", "a client"),
+    ("flush_all_messages", "flush all"),
+    ("list_messages", "list"),
+    ("cpumask_messages", "cpumask"),
+    ("broadcast_messages", "broadcast"),
 )
 _HEADLINES = {"ns_per_page": "a page", "p50_ns": "median", "ns": "time", "ns_per_fork": "a fork",
               "tables_bytes": "page tables", "page_table_bytes": "page tables"}  # fmt: skip

@@ -43,8 +43,12 @@ def document(
     faults: int,
     seen: Sampler,
     options: Mapping[str, str] | None = None,
+    shootdowns: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict[str, Any]:
-    """Everything about a run: `faults` are those of the program and its children (getrusage)."""
+    """Everything about a run: `faults` are those of the program and its children (getrusage).
+
+    `shootdowns` are those of the mount meanwhile, whoever caused them.
+    """
     return {
         "kind": KIND,
         "version": VERSION,
@@ -54,6 +58,7 @@ def document(
         "status": status,
         "seconds": seconds,
         "faults": faults,
+        "shootdowns": shootdowns or {},
         **seen.document(),
     }
 
@@ -85,8 +90,19 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "  first touches of region pages", f"{found['region_faults']:,}", "once for all processes"
     yield "  pages filled ahead of them", f"{found['prefaulted']:,}", "while access is sequential"
     yield "  links", f"{found['links']:,}", "one for each attachment and quantum"
+    for verb, counted in found["shootdowns"].items():
+        if counted["times"]:
+            yield f"shootdowns by {verb}", f"{counted['times']:,}", _messages(counted)
     if found["ratio"] is not None:
         yield "ratio", f"{found['ratio']:.3g}x", "what sharing saves of page tables for the regions"
+
+
+def _messages(counted: dict[str, int]) -> str:
+    return (
+        f"messages to processors: {counted['flush_all']:,} if all are flushed (v3), "
+        f"{counted['list']:,} process by process (2026), {counted['cpumask']:,} by one cpumask, "
+        f"{counted['broadcast']:,} by broadcasts; a model"
+    )
 
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from msharefs import mountpoint
 from msharefs.launch.running import GivenMount, Outcome
 from msharefs.processes import is_shadow
 
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 
 BUDGET = "MSHAREFS_PT_BUDGET"
+
+
+def _shootdowns(mount: Home) -> dict[str, dict[str, int]]:
+    """What the mount has counted; nothing of a server that does not answer."""
+    with contextlib.suppress(OSError):
+        return mountpoint.shootdowns(mount.directory)
+    return {}
 
 
 @contextlib.contextmanager
@@ -47,9 +55,16 @@ def reporting(
         path.touch()  # so that an error comes now, not after the run
     outcome = Outcome()
     given = isinstance(mount, GivenMount)
+    before = _shootdowns(mount)
     with Sampler(processes, mount.state, others=given, adopt=adopt) as sampler:
         yield outcome
         seconds = sampler.seconds
+    after = _shootdowns(mount)  # the server has not ended yet
+    told = {
+        verb: {name: count - before[verb][name] for name, count in counted.items()}
+        for verb, counted in after.items()
+        if verb in before
+    }
     used = resource.getrusage(resource.RUSAGE_CHILDREN)  # the server has not ended yet
     faults = used.ru_minflt + used.ru_majflt
     options = {"--mount": str(mount.directory)} if given else {}
@@ -57,7 +72,7 @@ def reporting(
         options["--adopt"] = ",".join(f"{name}:{size}" for name, size in adopt.items())
     if budget := os.environ.get(BUDGET):
         options[f"{BUDGET}="] = budget
-    found = report.document(arguments, outcome.status, seconds, faults, sampler, options)
+    found = report.document(arguments, outcome.status, seconds, faults, sampler, options, told)
     if path is None:
         sys.stderr.write("".join(f"msharefs: {line}\n" for line in missed.lines(found)))
         return

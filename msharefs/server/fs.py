@@ -29,10 +29,11 @@ from msharefs.mountpoint import (
     REMOUNT_COMMAND,
     SERVER_COMMAND,
     SERVER_STRUCT,
+    SHOOTDOWNS_COMMAND,
 )
 from msharefs.processes import start_time
 
-from . import listing, remount
+from . import listing, remount, shootdowns
 from .backing import BackingFiles
 from .existing import Existing
 from .fuse import Caller, backed_handle, pyfuse3
@@ -321,6 +322,8 @@ class Filesystem(pyfuse3.Operations):
             answer = ATTACHED_STRUCT.pack(*pids[:ATTACHED_MAX])
         elif command == LIMITS_COMMAND:
             answer = LIMITS_STRUCT.pack(*self._ioctls.limits())
+        elif command == SHOOTDOWNS_COMMAND:
+            answer = shootdowns.total()
         elif command == PLACE_COMMAND:
             answer = self._regions.room.describe(gone=self.gone())
         elif command == ADOPT_COMMAND:

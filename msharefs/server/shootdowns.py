@@ -25,18 +25,27 @@ from typing import TYPE_CHECKING
 import trio
 
 from msharefs import proc
+from msharefs.mountpoint import SHOOTDOWN_FIGURES, SHOOTDOWN_VERBS, SHOOTDOWNS_STRUCT
 
 if TYPE_CHECKING:
     from .clients import Clients
 
 log = logging.getLogger(__name__)
 
-VERBS = ("unmap", "protect", "dontneed", "pageout")
-FIGURES = ("times", "processes", "flush_all", "list", "cpumask", "broadcast")
 # A look at thousands of threads takes a while, in which others have to wait.
 _LOOK_SECONDS = 0.1
 _REST = 20  # times as long as the last look took
 _PATIENCE_SECONDS = 1.0
+
+
+_total: dict[str, Counter[str]] = {verb: Counter() for verb in SHOOTDOWN_VERBS}
+
+
+def total() -> bytes:
+    """The figures of all regions since the server has started, as far as it has looked."""
+    return SHOOTDOWNS_STRUCT.pack(
+        *(_total[verb][name] for verb in SHOOTDOWN_VERBS for name in SHOOTDOWN_FIGURES)
+    )
 
 
 class Shootdowns:
@@ -45,7 +54,7 @@ class Shootdowns:
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
         self._pending: Counter[str] = Counter()
-        self._counted: dict[str, Counter[str]] = {verb: Counter() for verb in VERBS}
+        self._counted: dict[str, Counter[str]] = {verb: Counter() for verb in SHOOTDOWN_VERBS}
         self._ran: dict[int, int] = {}
         """By thread, how long it had run at the last look; nanoseconds."""
         self._looking = trio.Lock()
@@ -62,11 +71,11 @@ class Shootdowns:
             trio.lowlevel.spawn_system_task(self._look_later)
 
     async def figures(self) -> dict[str, dict[str, int]]:
-        """The figures of `FIGURES` for each of `VERBS`, summed up over all such changes."""
+        """Each figure for each verb, summed up over all such changes."""
         with trio.move_on_after(_PATIENCE_SECONDS):
             await self._look()
         return {
-            verb: {name: counted[name] for name in FIGURES}
+            verb: {name: counted[name] for name in SHOOTDOWN_FIGURES}
             for verb, counted in self._counted.items()
         }
 
@@ -100,6 +109,7 @@ class Shootdowns:
             for verb, times in pending.items():
                 for name, count in each.items():
                     self._counted[verb][name] += times * count
+                    _total[verb][name] += times * count
 
 
 def _processors(pids: set[int], before: dict[int, int]) -> tuple[list[set[int]], dict[int, int]]:

@@ -99,6 +99,24 @@ def test_memfd_and_regions_are_always_there(everything: dict[str, Any]) -> None:
         assert everything["backends"][name]["available"], everything["backends"][name]
 
 
+@pytest.mark.parametrize("name", ["unmap", "protect"])
+def test_shootdowns_beside_the_times(everything: dict[str, Any], name: str) -> None:
+    (scenario,) = [one for one in everything["scenarios"] if one["name"] == name]
+    for case in scenario["cases"]:
+        for row, found in case["rows"].items():
+            counts = {
+                key: figure["median"]
+                for key, figure in found["figures"].items()
+                if key.endswith("_messages")
+            }
+            if row != "msharefs":
+                assert not counts
+                continue
+            assert counts["flush_all_messages"] == os.cpu_count()
+            assert 1 <= counts["cpumask_messages"] <= counts["list_messages"]
+            assert counts["broadcast_messages"] == 1
+
+
 @pytest.mark.parametrize("order", ["sequential", "random"])
 def test_first_touch(everything: dict[str, Any], order: str) -> None:
     found = rows(everything, "first-touch", order=order)

@@ -308,3 +308,39 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_runs(tmp_path: 
     assert process.returncode == 1
     assert "none" in said
     assert not (tmp_path / "ran").exists()
+
+
+UNMAPS = """
+import os, msharefs
+path = os.environ["MSHAREFS_MOUNT"] + "/unmapped"
+with msharefs.open(path, os.O_RDWR | os.O_CREAT) as region:
+    region.truncate(512 << 30)
+    region.map(0, 2 << 20)
+    with region.attach() as memory:
+        memory[0] = 1
+        region.unmap(0, 1 << 20)
+        region.unmap(1 << 20, 1 << 20)
+        region.stat()  # which looks who ran where
+os.unlink(path)
+"""
+
+
+def test_shootdowns_of_a_run(mount: Mount, tmp_path: Path) -> None:
+    """Those of before are not the program's, and those of regions that have gone are."""
+    path = tmp_path / "report.json"
+    run = [sys.executable, "-m", "msharefs", "run", "--mount", mount.path]
+    subprocess.run([*run, "--", sys.executable, "-c", UNMAPS], check=True)
+    done = subprocess.run(
+        [*run, "--report", path, "--", sys.executable, "-c", UNMAPS],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    found = schema.check(json.loads(path.read_text()))["shootdowns"]
+    cpus = os.cpu_count()
+    assert cpus
+    assert (found["unmap"]["times"], found["unmap"]["flush_all"]) == (2, 2 * cpus)
+    assert 1 <= found["unmap"]["cpumask"] <= found["unmap"]["list"]
+    assert found["protect"]["times"] == 0
+    assert re.search(
+        r"^shootdowns by unmap +2 +messages to processors: ", done.stderr, re.MULTILINE
+    )
+    assert "shootdowns by protect" not in done.stderr

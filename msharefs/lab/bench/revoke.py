@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from msharefs import processes
+from msharefs import client, processes
 from msharefs.lab.workers import Workers
 
 from .scenario import Scenario, Setting, ask_all
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .backends import Memory
     from .figures import Sample
 
+MESSAGES = ("flush_all", "list", "cpumask", "broadcast")
 FIRST = 0  # the worker that fills, and that makes the call where one call is enough
 
 # linux/userfaultfd.h: struct uffdio_writeprotect {start, len, mode}.
@@ -42,6 +43,27 @@ def sum_ns(workers: Workers, command: str) -> float:
 def one_ns(workers: Workers, command: str) -> float:
     """The time in a call that one process makes for all."""
     return float(workers.ask(command, [FIRST])[0].nanoseconds)
+
+
+def told(path: str, verb: str, change: Callable[[], float]) -> Callable[[], Sample]:
+    """`change`, once, and whom kernels would have to tell of it, by the server's model of TLBs."""
+
+    def once() -> Sample:
+        with client.open(path, os.O_RDONLY) as region:
+            before = region.stat()["shootdowns"][verb]
+            ns = change()
+            after = region.stat()["shootdowns"][verb]
+        return {
+            "ns": ns,
+            **{f"{name}_messages": float(after[name] - before[name]) for name in MESSAGES},
+        }
+
+    return once
+
+
+def timed(call: Callable[[], float]) -> Callable[[], Sample]:
+    """`call`, once: each process is told by its own call, which no model counts."""
+    return lambda: {"ns": call()}
 
 
 class Revocation(Scenario):
@@ -110,17 +132,20 @@ class Unmap(Revocation):
         def punch() -> float:
             return one_ns(workers, f"punch 0 {setting.size}")
 
-        def unmap() -> float:
-            ns = one_ns(workers, f"unmap 0 {setting.size}")
-            workers.ask(f"create 0 {setting.size}", [FIRST])
-            return ns
+        unmap = told(memory.path, "unmap", lambda: one_ns(workers, f"unmap 0 {setting.size}"))
 
-        call = dict(zip(self.rows, (munmap, punch, unmap), strict=True))[setting.row]
+        def replaced() -> Sample:
+            found = unmap()
+            workers.ask(f"create 0 {setting.size}", [FIRST])
+            return found
+
+        plain = punch if "punch" in setting.row else munmap
+        call = replaced if setting.row == "msharefs" else timed(plain)
 
         def trial() -> Sample:
-            ns = call()
+            found = call()
             self.fill(workers)
-            return {"ns": ns, "ns_per_page": ns / setting.pages / setting.processes}
+            return {**found, "ns_per_page": found["ns"] / setting.pages / setting.processes}
 
         return trial
 
@@ -144,28 +169,29 @@ class Protect(Revocation):
         self, setting: Setting, memory: Memory, workers: Workers, bases: list[int], stack: ExitStack
     ) -> Callable[[], Sample]:
         """Protect, then allow all again."""
-        del memory
+        reading = told(
+            memory.path, "protect", lambda: one_ns(workers, f"protect 0 {setting.size} read")
+        )
 
-        def protect() -> float:
-            ns = one_ns(workers, f"protect 0 {setting.size} read")
+        def protect() -> Sample:
+            found = reading()
             workers.ask(f"protect 0 {setting.size} write", [FIRST])
-            return ns
+            return found
 
         def mprotect() -> float:
             ns = sum_ns(workers, "mprotect read")
             workers.ask("mprotect write")
             return ns
 
-        call: Callable[[], float] = mprotect
-        if setting.row == "msharefs":
-            call = protect
-        elif "bare" in setting.row:
-            call = _bare(workers, setting.size, bases, stack)
+        plain: Callable[[], float] = mprotect
+        if "bare" in setting.row:
+            plain = _bare(workers, setting.size, bases, stack)
+        call = protect if setting.row == "msharefs" else timed(plain)
 
         def trial() -> Sample:
-            ns = call()
+            found = call()
             self.fill(workers)
-            return {"ns": ns, "ns_per_page": ns / setting.pages / setting.processes}
+            return {**found, "ns_per_page": found["ns"] / setting.pages / setting.processes}
 
         call()  # if it is not supported here, we hear so before the rounds begin
         return trial
