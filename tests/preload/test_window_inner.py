@@ -387,3 +387,15 @@ def test_after_a_restart(mounts: Callable[..., Mount], agents: Agents, agent_pro
     assert agent.store(PLACE, 1) == "SIGSEGV ACCERR"
     agent.exit()
     (mount.path / "r").unlink()
+
+
+def test_a_part_of_a_region(make_region: Callable[..., File]) -> None:
+    """Offsets are those of the region, wherever the window begins in it."""
+    region = make_region(SIZE)
+    both = Both(region)
+    both.agent.call("munmap", PLACE, SIZE)
+    region.attach(address=PLACE, length=QUANTUM, offset=QUANTUM)
+    assert both.agent.say("mprotect", PLACE, PAGE, READ) == "0"
+    assert both.agent.store(PLACE, 1) == "SIGSEGV ACCERR"
+    assert both.other.store(PLACE, 1) == "ok"
+    assert both.other.store(PLACE + QUANTUM, 1) == "SIGSEGV ACCERR"
