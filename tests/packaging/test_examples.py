@@ -15,6 +15,8 @@ import pytest
 import msharefs
 from msharefs.launch import installed
 
+from support import postgres
+
 if TYPE_CHECKING:
     from support.server import Mount
 
@@ -137,3 +139,44 @@ def test_the_page_names_every_example() -> None:
     assert len(found) == 6
     for path in found:
         assert f"({path.relative_to(EXAMPLES)})" in page
+
+
+def test_reclaim_of_what_many_have_mapped(shared_mount: Mount) -> None:
+    path = shared_mount.path / "pageout"
+    said = output(sys.executable, EXAMPLES / "python/pageout.py", path, "8M", "3").splitlines()
+    assert said[0].endswith("    8 MiB in memory, mapped    24 MiB")
+    assert said[1].split()[0] == "PAGEOUT"
+    assert said[1].endswith("     0 B in memory, mapped       0 B")
+    assert said[2].endswith("    8 MiB in memory, mapped    24 MiB")
+    assert said[3] == "PAGEOUT while locked Invalid argument"
+    assert said[4].split()[1:3] == ["8", "MiB"]
+
+
+@pytest.mark.slow
+def test_postgresql_with_verbs(shared_mount: Mount, public_tmp: Path) -> None:
+    """Its buffers are there before the first query, locked, and sealed."""
+    library = build("cc", "c/pg_verbs.c", public_tmp / "pg_verbs.so", "-shared", "-fPIC")
+    base = public_tmp / "cluster"
+    base.mkdir()
+    path = shared_mount.path / "buffers"
+    preload = [f"LD_PRELOAD={library}", f"PG_REGION={path}", "PG_VERBS=populate,lock,seal"]
+    server = postgres.Postgres(base, ["env", *preload])
+    with (server.data / "postgresql.conf").open("a") as settings:  # 8 MiB may be locked by anybody
+        settings.write("shared_buffers=1MB\nmax_connections=10\nwal_buffers=64kB\n")
+    server.start()
+    try:
+        server.run("createdb", "bench")
+        server.run("pgbench", "-i", "-q", "bench")
+        said = server.run("pgbench", "-S", "-c", "4", "-t", "100", "bench")
+        assert "number of transactions actually processed: 400/400" in said
+        with msharefs.open(path) as region:
+            (buffers,) = region.maps()
+            assert set(buffers["flags"]) == {"locked", "sealed"}
+            assert buffers["end"] > 1 << 20
+            assert set(region.query(0, buffers["end"])) == {1}
+            assert len({client["pid"] for client in region.clients()}) > 3
+            with pytest.raises(PermissionError):
+                region.unmap(0, 4096)
+    finally:
+        server.stop()
+        path.unlink(missing_ok=True)
