@@ -252,13 +252,19 @@ class Mapping(NamedTuple):
 
 
 _BLANKS_BEFORE_DEVICE = 2  # and so three fields
-_MAPPING = rb"^([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) (%s) (%s) *(.*)$"
+_MAPPING = rb"^([0-9a-f]+)-([0-9a-f]+) (%s) ([0-9a-f]+) (%s) (%s) *(.*)$"
 
 
 def maps(
-    pid: int, devices: Collection[int] | None = None, inode: int | None = None
+    pid: int,
+    devices: Collection[int] | None = None,
+    inode: int | None = None,
+    *,
+    shared: bool = False,
 ) -> list[Mapping]:
     """/proc/PID/maps; only the mappings of files on one of these devices, or with that number.
+
+    `shared`: only those of MAP_SHARED.
 
     Empty for a kernel thread, and for a process whose first thread has ended.
     """
@@ -270,7 +276,9 @@ def maps(
     if devices is not None:
         device = b"|".join(b"%02x:%02x" % (os.major(each), os.minor(each)) for each in devices)
     pattern = re.compile(
-        _MAPPING % (device, rb"\d+" if inode is None else b"%d" % inode), re.MULTILINE
+        _MAPPING
+        % (b"...s" if shared else b"....", device, rb"\d+" if inode is None else b"%d" % inode),
+        re.MULTILINE,
     )
     return [
         Mapping(
@@ -280,6 +288,14 @@ def maps(
         )
         for start, end, prot, offset, at, number, name in pattern.findall(text)
     ]  # fmt: skip
+
+
+def mapped(pid: int, name: str) -> int | None:
+    """The address of the first mapping with this in its path, found without parsing the others."""
+    text = _read(pid, "maps")
+    at = text.find(name.encode())
+    line = text.rfind(b"\n", 0, at) + 1
+    return int(text[line : text.index(b"-", line)], 16) if at >= 0 else None
 
 
 def maps_file(pid: int, device: int, inode: int) -> int | None:

@@ -61,6 +61,29 @@ class Classes(click.ParamType):
         return everything | named
 
 
+class Flag(click.ParamType):
+    """A flag of mmap(2) that Linux has no use for, or MAP_HUGETLB, as Android has it."""
+
+    name = "flag"
+    _FREE = 0x600, 0x200000, 0x400000, 0x800000, 0x1000000, 0x2000000
+    _HUGETLB = 0x40000
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """One bit."""
+        try:
+            number = int(str(value), 0)
+        except ValueError:
+            number = 0
+        if number != self._HUGETLB and (number.bit_count() != 1 or not number & sum(self._FREE)):
+            self.fail(
+                f"{value} is no flag that is free: one bit of those that mmap(2) does not use, as "
+                "0x200000, or 0x40000 as in Android",
+                param,
+                ctx,
+            )
+        return number
+
+
 class Input(click.ParamType):
     """A file to read, open. OSError, and not wrong usage, if it cannot be opened."""
 

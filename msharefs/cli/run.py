@@ -14,7 +14,7 @@ import click
 from msharefs.launch import running
 
 from . import _patience, tell
-from ._types import Classes, Size
+from ._types import Classes, Flag, Size
 
 # A process has a table for so much.
 _LEAST = 2 << 20
@@ -44,6 +44,21 @@ _LEAST = 2 << 20
     help="Short for --adopt anon:SIZE.",
 )
 @click.option(
+    "--shared-pt",
+    "shared_pt_mode",
+    type=click.Choice(running.SHARED_PT_MODES),
+    help="mmap(2) has a flag MAP_SHARED_PT. region: such a mapping is a region, shared with the "
+    "children that fork(2) gives it to; android: its rules are those of Android's kernel, and "
+    "--report says which tables that would share.",
+)
+@click.option(
+    "--shared-pt-flag",
+    metavar="VALUE",
+    type=Flag(),
+    help="The flag's value, which no kernel has settled  [region: {region:#x}; android: "
+    "{android:#x}, MAP_HUGETLB].".format(**running.SHARED_PT_FLAGS),
+)
+@click.option(
     "--report",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False, readable=False),
@@ -61,6 +76,8 @@ def command(
     directory: Path | None,
     adopt: dict[str, int] | None,
     adopt_anon: int | None,
+    shared_pt_mode: str | None,
+    shared_pt_flag: int | None,
     report: Path | None,
     verbose: bool,
     program: tuple[str, ...],
@@ -71,6 +88,16 @@ def command(
     is the program's, 128+N if signal N ended it; 126 or 127 if it cannot be started.
     """
     classes = {**(adopt or {}), **({"anon": adopt_anon} if adopt_anon else {})} or None
+    if shared_pt_flag is not None and shared_pt_mode is None:
+        shared_pt_mode = running.REGION
+    if shared_pt_mode is not None:
+        value = shared_pt_flag or running.SHARED_PT_FLAGS[shared_pt_mode]
+        if value == running.SHARED_PT_FLAGS[running.ANDROID] and shared_pt_mode != running.ANDROID:
+            raise click.UsageError(f"{value:#x} is MAP_HUGETLB: only with --shared-pt android")
+        # Inherited as MSHAREFS_PT_BUDGET is.
+        os.environ[running.SHARED_PT] = f"{shared_pt_mode}:{value:#x}"
+    if shared_pt_mode == running.REGION:
+        classes = classes or {}  # as if some were adopted, though only what has the flag is
     named = directory or os.environ.get(running.MOUNT)
     try:
         with _patience.watching(Path(named)) if named else contextlib.nullcontext():

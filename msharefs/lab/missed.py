@@ -64,19 +64,17 @@ class Missed:
 
     def _look_at(self, pid: int, ours: Collection[Ours], devices: Collection[int]) -> set[int]:
         """The numbers of the objects that are not ours."""
-        mappings = proc.maps(pid)
         shared = [
             each
-            for each in mappings
-            if each.prot[3] == "s"
-            and each.device not in devices
+            for each in proc.maps(pid, shared=True)
+            if each.device not in devices
             and Ours(each.device, each.inode, each.path.startswith("/SYSV")) not in ours
             and (each.path == _ZERO or not each.path.startswith(("/dev/", "anon_inode:")))
         ]
         if not shared:
             return set()
         why = ""
-        if not any(_LIBRARY in each.path for each in mappings):
+        if proc.mapped(pid, _LIBRARY) is None:
             why = NO_LIBRARY
         elif proc.status(pid, "Seccomp") == _FILTER:
             why = FILTERED

@@ -35,11 +35,14 @@ class Sample:
     """Memory mapped in regions, each byte counted once."""
     unseen: int = 0
     """Clients whose own tables for the regions cannot be seen, and are not counted."""
+    shared_pt_bytes: int = 0
+    """Of VmPTE, the tables for mappings of MAP_SHARED_PT by Android's rules."""
 
     @property
     def weight(self) -> tuple[int, int]:
         """How much there is to tell of this moment: its page tables."""
-        return self.own_tables_bytes + self.page_table_bytes, self.vmpte_bytes
+        of_regions = self.own_tables_bytes + self.page_table_bytes
+        return of_regions + self.shared_pt_bytes, self.vmpte_bytes
 
 
 COUNTERS = ("faults", "prefaulted", "links", "segv")

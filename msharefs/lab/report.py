@@ -122,6 +122,8 @@ def tables(found: dict[str, Any]) -> Iterator[Table]:
             ("class", "regions", *columns),
             [(one["what"], f"{one['regions']:,}", *figures(one)) for one in found["classes"]],
         )
+    if found["shared_pt"]:
+        yield _shared_pt(found["shared_pt"])
     there = [one for one in found["regions"] if one["mapped_bytes"]][:_REGIONS]
     if there:
         yield (
@@ -130,9 +132,25 @@ def tables(found: dict[str, Any]) -> Iterator[Table]:
         )
 
 
+def _shared_pt(found: dict[str, Any]) -> Table:
+    """What Android's kernel would share of what Linux has."""
+    return (
+        ("MAP_SHARED_PT by Android's rules", "tables"),
+        [
+            (
+                f"of {found['processes']:,} processes, as Linux has them",
+                units.size(found["own_tables_bytes"]),
+            ),
+            ("shared, there once", units.size(found["page_table_bytes"])),
+            *((f"unshared: {one['what']}", units.size(one["bytes"])) for one in found["unshared"]),
+            ("would go", units.size(found["saved_bytes"])),
+        ],
+    )
+
+
 def remarks(found: dict[str, Any]) -> Iterator[str]:
     """Remarks that the reader needs beside the figures."""
-    if not found["regions"]:
+    if not found["regions"] and not found["shared_pt"]:
         yield "The program attached no region: was its memory large enough for --adopt?"
     yield from missed.lines(found)
     if found["unseen_clients"]:
@@ -140,6 +158,8 @@ def remarks(found: dict[str, Any]) -> Iterator[str]:
             f"The own page tables of {found['unseen_clients']} attachments could not be seen "
             "(another user's, or a kernel before 6.7) and are not counted."
         )
+    if found["shared_pt"] and found["shared_pt"]["inexact"]:
+        yield "A process has unshared so many places that more counts as unshared than is."
     if found["incomplete"]:
         yield f"Watching ended before the program did: {found['incomplete']}"
 

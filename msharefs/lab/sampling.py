@@ -22,7 +22,7 @@ from msharefs.processes import start_time
 from msharefs.server import describe
 from msharefs.server.view import View
 
-from . import ptmap
+from . import ptmap, shared_pt
 from .missed import Missed, Ours
 from .moments import COUNTERS, Region, Sample, by_class
 from .plan import PGD_SPAN, TABLE_BYTES
@@ -108,7 +108,8 @@ class Sampler:
     `processes` gives the processes to look at, `state` is the state directory of the mount. With
     `others` the mount is not these processes' alone: a region counts while one of them has it
     attached, with their attachments, and with its faults since the start. `adopt` are the classes
-    of memory that the programs were to adopt, each from a size on.
+    of memory that the programs were to adopt, each from a size on. `ptshare`: MAP_SHARED_PT has
+    Android's rules for them.
     """
 
     def __init__(
@@ -119,8 +120,11 @@ class Sampler:
         *,
         others: bool = False,
         adopt: Mapping[str, int] | None = None,
+        ptshare: bool = False,
     ) -> None:
         self._processes = processes
+        self._ptshare = shared_pt.Counted() if ptshare else None
+        """Of the moment that is reported."""
         self._missed = Missed(adopt or {})
         self._of_regions: set[Ours] = set()
         """The objects of all regions so far."""
@@ -198,12 +202,15 @@ class Sampler:
         for path in sorted(self._objects.glob("*.mm")):
             attached |= self._look_at(int(path.stem), sample)
         sample.clients = len(attached)
+        counted = shared_pt.count(pids) if self._ptshare is not None else None
+        if counted is not None:
+            sample.shared_pt_bytes = counted.own * TABLE_BYTES
         self.samples.append(sample)
         if sample.seconds >= self._looked + MISSED_SECONDS:
             self._looked = sample.seconds
             self._missed.look(pids, self._of_regions, self._devices)
         if self.moment is None or sample.weight > self.moment.weight:
-            self.moment = sample
+            self.moment, self._ptshare = sample, counted
             for region in self.regions.values():
                 region.at_moment(self._now.get(region.ident, {}))
 
@@ -354,6 +361,7 @@ class Sampler:
             "samples": [asdict(sample) for sample in self.samples],
             "regions": regions,
             "classes": by_class(regions),
+            "shared_pt": self._ptshare.document() if self._ptshare is not None else None,
             "not_adopted": self._missed.found(self._of_regions),
             "incomplete": str(self.error) if self.error else None,
         }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from msharefs import mountpoint
-from msharefs.launch.running import GivenMount, Outcome
+from msharefs.launch.running import ANDROID, SHARED_PT, GivenMount, Outcome
 from msharefs.processes import is_shadow
 
 from . import missed, report
@@ -56,7 +56,9 @@ def reporting(
     outcome = Outcome()
     given = isinstance(mount, GivenMount)
     before = _shootdowns(mount)
-    with Sampler(processes, mount.state, others=given, adopt=adopt) as sampler:
+    flagged = os.environ.get(SHARED_PT, "")
+    ptshare = flagged.startswith(ANDROID)
+    with Sampler(processes, mount.state, others=given, adopt=adopt, ptshare=ptshare) as sampler:
         yield outcome
         seconds = sampler.seconds
     after = _shootdowns(mount)  # the server has not ended yet
@@ -70,6 +72,8 @@ def reporting(
     options = {"--mount": str(mount.directory)} if given else {}
     if adopt:
         options["--adopt"] = ",".join(f"{name}:{size}" for name, size in adopt.items())
+    if flagged:
+        options["--shared-pt"] = flagged
     if budget := os.environ.get(BUDGET):
         options[f"{BUDGET}="] = budget
     found = report.document(arguments, outcome.status, seconds, faults, sampler, options, told)

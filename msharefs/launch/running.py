@@ -49,6 +49,11 @@ VERBOSE = "MSHAREFS_VERBOSE"
 ADOPT, ADOPT_OTHERS = "MSHAREFS_ADOPT_ANON", "MSHAREFS_ADOPT"
 CLASSES = ("anon", "zero", "sysv", "memfd", "shm", "file")
 """The classes of shared memory that may be adopted."""
+SHARED_PT = "MSHAREFS_SHARED_PT"
+"""In a program's environment: the mode and value of MAP_SHARED_PT, as "android:0x40000"."""
+REGION, ANDROID = SHARED_PT_MODES = ("region", "android")
+SHARED_PT_FLAGS = {REGION: 1 << 21, ANDROID: 0x40000}
+"""Its value if none is named. A bit that Linux has no use for; Android's, which is MAP_HUGETLB."""
 PRELOAD = "LD_PRELOAD"
 SANITIZER, _LINK_ORDER = "ASAN_OPTIONS", "verify_asan_link_order"
 

@@ -179,7 +179,7 @@ static bool replaces(const struct mmap_call *call)
 static void *map_aligned(struct mmap_call call)
 {
     const uint64_t more = PMD_SIZE - PAGE_SIZE, length = align_up(call.length, PAGE_SIZE);
-    const struct mmap_call larger = {NULL, length + more, call.prot, call.flags, -1, 0};
+    const struct mmap_call larger = {NULL, length + more, call.prot, call.flags, -1, 0, false};
     uint8_t *got = MAP_FAILED;
 
     if (!call.addr && !(call.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) && length >= PMD_SIZE)
@@ -221,7 +221,10 @@ static bool suited(const struct mmap_call *call)
            !(call->flags & other) && !(call->prot & PROT_EXEC);
 }
 
-bool adopt_wanted(const struct mmap_call *call) { return call->length >= least && suited(call); }
+bool adopt_wanted(const struct mmap_call *call)
+{
+    return (call->shared_pt || call->length >= least) && suited(call);
+}
 
 /* Whatever could be told apart stays: memory that may not be written or executed later, or that
  * begins elsewhere, past the end of the object. */
@@ -230,9 +233,9 @@ bool adopt_zero(const struct mmap_call *call)
     const int saved = errno;
     struct statvfs place;
     struct stat file;
-    const bool zero = tell_wanted(TELL_ZERO, call->length) && suited(call) && !call->offset &&
-                      !fstat(call->fd, &file) && S_ISCHR(file.st_mode) &&
-                      file.st_rdev == makedev(1, 5) &&
+    const bool wanted = call->shared_pt || tell_wanted(TELL_ZERO, call->length);
+    const bool zero = wanted && suited(call) && !call->offset && !fstat(call->fd, &file) &&
+                      S_ISCHR(file.st_mode) && file.st_rdev == makedev(1, 5) &&
                       (fcntl(call->fd, F_GETFL) & (O_ACCMODE | O_PATH)) == O_RDWR &&
                       !fstatvfs(call->fd, &place) && !(place.f_flag & ST_NOEXEC);
 

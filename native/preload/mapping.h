@@ -4,6 +4,7 @@
 #ifndef MSHARE_PRELOAD_MAPPING_H
 #define MSHARE_PRELOAD_MAPPING_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -12,6 +13,7 @@ struct mmap_call {
     size_t length;
     int prot, flags, fd;
     off_t offset;
+    bool shared_pt; /* MAP_SHARED_PT was among the flags: a region, whatever its size */
 };
 
 /* A mapping that has nothing to do with regions, except that it may replace one: its address,

@@ -1,6 +1,7 @@
 /*
  * preload/mmap.c - mmap(2): that of a region file attaches, that of anonymous shared memory
  * may adopt it, that of other shared memory may be told, and with MAP_FIXED it may end attachments.
+ * With MAP_SHARED_PT it is shared_pt.c's.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -14,6 +15,7 @@
 #include "preload/mapping.h"
 #include "preload/mounts.h"
 #include "preload/range.h"
+#include "preload/shared_pt.h"
 #include "preload/sys.h"
 #include "preload/tell.h"
 
@@ -94,10 +96,12 @@ static bool map_inner(const struct mmap_call *call, int *err)
 
 MSHARE_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
-    const struct mmap_call call = {addr, length, prot, flags, fd, offset};
+    struct mmap_call call = {addr, length, prot, flags, fd, offset, false};
     void *got;
     int err;
 
+    if (shared_pt_take(&call, &got))
+        return got;
     if (map_inner(&call, &err))
         return preload_answer(err) ? MAP_FAILED : addr;
     if (flags & MAP_ANONYMOUS) {
@@ -108,7 +112,8 @@ MSHARE_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, of
     if (fd >= 0 && !kernel_refuses(&call) && preload_may_be_region(fd))
         return map_region(&call);
     if (adopt_zero(&call))
-        return adopt_map(&(struct mmap_call){addr, length, prot, flags | MAP_ANONYMOUS, -1, 0});
+        return adopt_map(&(struct mmap_call){addr, length, prot, call.flags | MAP_ANONYMOUS, -1, 0,
+                                             call.shared_pt});
     got = preload_map_plain(&call);
     if (got != MAP_FAILED)
         tell_file(&call, got);

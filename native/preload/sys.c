@@ -6,13 +6,24 @@
 #include "preload/sys.h"
 
 #include <errno.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "core/hidden.h"
+#include "preload/ledger.h"
 
 #ifndef SYS_mseal
 #define SYS_mseal 462
+#endif
+
+#ifndef MADV_GUARD_INSTALL /* Linux 6.13 */
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
+
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
 #endif
 
 long sys_syscall(long number, long a, long b, long c, long d, long e, long f)
@@ -34,29 +45,54 @@ long sys_syscall(long number, long a, long b, long c, long d, long e, long f)
 
 void *sys_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
-    return (void *)syscall(SYS_mmap, addr, length, (long)prot, (long)flags, (long)fd, offset);
+    void *got = (void *)syscall(SYS_mmap, addr, length, (long)prot, (long)flags, (long)fd, offset);
+
+    if (got != MAP_FAILED && flags & MAP_FIXED && !(flags & MAP_FIXED_NOREPLACE))
+        ledger_changed(got, length, LEDGER_MUNMAP);
+    return got;
 }
 
-int sys_munmap(void *addr, size_t length) { return (int)syscall(SYS_munmap, addr, length); }
+/* What a call that changes memory has answered, and that it has. */
+static int changed(int failed, const void *addr, size_t length, enum ledger_cause cause)
+{
+    if (!failed)
+        ledger_changed(addr, length, cause);
+    return failed;
+}
+
+int sys_munmap(void *addr, size_t length)
+{
+    return changed((int)syscall(SYS_munmap, addr, length), addr, length, LEDGER_MUNMAP);
+}
 
 int sys_mprotect(void *addr, size_t length, int prot)
 {
-    return (int)syscall(SYS_mprotect, addr, length, (long)prot);
+    return changed((int)syscall(SYS_mprotect, addr, length, (long)prot), addr, length,
+                   LEDGER_MPROTECT);
 }
 
 int sys_pkey_mprotect(void *addr, size_t length, int prot, int pkey)
 {
-    return (int)syscall(SYS_pkey_mprotect, addr, length, (long)prot, (long)pkey);
+    return changed((int)syscall(SYS_pkey_mprotect, addr, length, (long)prot, (long)pkey), addr,
+                   length, LEDGER_MPROTECT);
 }
 
 void *sys_mremap(void *old, size_t old_size, size_t new_size, int flags, void *to)
 {
-    return (void *)syscall(SYS_mremap, old, old_size, new_size, (long)flags, to);
+    void *got = (void *)syscall(SYS_mremap, old, old_size, new_size, (long)flags, to);
+
+    if (got == MAP_FAILED)
+        return got;
+    if (flags & MREMAP_FIXED)
+        ledger_changed(got, new_size, LEDGER_MUNMAP);
+    ledger_moved(old, old_size, got, new_size, flags & MREMAP_DONTUNMAP);
+    return got;
 }
 
 int sys_remap_file_pages(void *addr, size_t size, int prot, size_t page, int flags)
 {
-    return (int)syscall(SYS_remap_file_pages, addr, size, (long)prot, page, (long)flags);
+    return changed((int)syscall(SYS_remap_file_pages, addr, size, (long)prot, page, (long)flags),
+                   addr, size, LEDGER_MREMAP);
 }
 
 int sys_mseal(void *addr, size_t length, unsigned long flags)
@@ -66,7 +102,17 @@ int sys_mseal(void *addr, size_t length, unsigned long flags)
 
 int sys_madvise(void *addr, size_t length, int advice)
 {
-    return (int)syscall(SYS_madvise, addr, length, (long)advice);
+    const bool guards = advice == MADV_GUARD_INSTALL || advice == MADV_GUARD_REMOVE;
+    const bool drops = advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED ||
+                       advice == MADV_REMOVE;
+    int failed;
+
+    if (guards && ledger_has(addr, length)) {
+        errno = EINVAL;
+        return -1;
+    }
+    failed = (int)syscall(SYS_madvise, addr, length, (long)advice);
+    return drops ? changed(failed, addr, length, LEDGER_MADVISE) : failed;
 }
 
 int sys_msync(void *addr, size_t length, int flags)

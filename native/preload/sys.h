@@ -14,6 +14,8 @@
  *   tell.c     shared memory that Linux makes for it: the server is told of it
  *   sysv.c     shmat is such memory
  *   inner.c    with -o window=inner, the calls below on a window are calls on its region
+ *   shared_pt.c  MAP_SHARED_PT, a flag that no kernel has
+ *   ledger.c   which page tables Android's kernel would share for it
  *   unmap.c    munmap, mremap, mprotect, ... of windows
  *   advice.c   madvise, process_madvise, msync, mincore of windows
  *   lock.c     mlock, mlockall

@@ -10,6 +10,7 @@
 #include "client/attachments.h"
 #include "client/detach.h"
 #include "msharefs.h"
+#include "preload/ledger.h"
 #include "preload/range.h"
 #include "preload/sys.h"
 #include "preload/tell.h"
@@ -20,14 +21,6 @@ struct attach {
     void *got;
 };
 
-static int attach_segment(void *arg)
-{
-    struct attach *call = arg;
-
-    call->got = (void *)sys_syscall(SYS_shmat, call->id, (long)call->addr, call->flags, 0, 0, 0);
-    return call->got == (void *)-1 ? -errno : 0;
-}
-
 /* Its size in bytes; 0: there is none, or it is not the program's to know. */
 static uint64_t size_of(int id)
 {
@@ -37,6 +30,18 @@ static uint64_t size_of(int id)
 
     errno = saved;
     return size;
+}
+
+static int attach_segment(void *arg)
+{
+    struct attach *call = arg;
+
+    call->got = (void *)sys_syscall(SYS_shmat, call->id, (long)call->addr, call->flags, 0, 0, 0);
+    if (call->got == (void *)-1)
+        return -errno;
+    if (call->flags & SHM_REMAP)
+        ledger_changed(call->got, size_of(call->id), LEDGER_MUNMAP);
+    return 0;
 }
 
 /* Where a segment that replaces windows comes to be. */
@@ -66,7 +71,11 @@ MSHARE_API void *shmat(int id, const void *addr, int flags)
         errno = -err;
         return (void *)-1;
     }
-    if (tell_wanted(TELL_SYSV, UINT64_MAX - 1))
-        tell_mapped(TELL_SYSV, call.got, size_of(id), 0);
+    if (tell_wanted(TELL_SYSV, UINT64_MAX - 1)) {
+        const uint64_t size = size_of(id);
+
+        if (tell_wanted(TELL_SYSV, size))
+            tell_mapped(TELL_SYSV, call.got, size, 0);
+    }
     return call.got;
 }

@@ -45,7 +45,7 @@ __attribute__((constructor)) static void read_environment(void)
 {
     const char *sizes = getenv("MSHAREFS_ADOPT"), *where = getenv("MSHAREFS_MOUNT");
 
-    if (!sizes || !where || strlen(where) >= sizeof mount)
+    if (!where || strlen(where) >= sizeof mount)
         return;
     strcpy(mount, where);
     budget = getenv("MSHAREFS_PT_BUDGET") && *getenv("MSHAREFS_PT_BUDGET");
@@ -113,8 +113,6 @@ void tell_mapped(enum tell_class what, const void *addr, uint64_t length, uint64
     const int saved = errno;
     int err;
 
-    if (!tell_wanted(what, length))
-        return;
     if (filter_given()) {
         complain(what, length, "the program has a seccomp filter");
     } else if (budget) {
@@ -146,12 +144,15 @@ static enum tell_class class_of(int fd)
 void tell_file(const struct mmap_call *call, const void *addr)
 {
     const int type = call->flags & MAP_TYPE, saved = errno;
-    bool any = false;
+    bool any = call->shared_pt;
+    enum tell_class what;
 
     for (unsigned i = 0; i < TELL_CLASSES; i++)
         any |= tell_wanted(i, call->length);
     if (!any || (type != MAP_SHARED && type != MAP_SHARED_VALIDATE) || call->flags & MAP_HUGETLB)
         return;
-    tell_mapped(class_of(call->fd), addr, call->length, (uint64_t)call->offset);
+    what = class_of(call->fd);
+    if (call->shared_pt || tell_wanted(what, call->length))
+        tell_mapped(what, addr, call->length, (uint64_t)call->offset);
     errno = saved;
 }

@@ -17,9 +17,10 @@ enum tell_class { TELL_ZERO, TELL_SYSV, TELL_MEMFD, TELL_SHM, TELL_FILE, TELL_CL
 
 /* Whether the server is to know of memory of that class and size, in bytes. */
 bool tell_wanted(enum tell_class what, uint64_t length);
-/* The program has mapped an object at [addr, addr + length), from `offset` on. */
+/* The program has mapped an object at [addr, addr + length), from `offset` on, and the server is
+ * to know of it. */
 void tell_mapped(enum tell_class what, const void *addr, uint64_t length, uint64_t offset);
-/* It has mapped a file, at `addr`; it may be one of those above. */
+/* It has mapped a file, at `addr`; whether the server is to know is looked up here. */
 void tell_file(const struct mmap_call *call, const void *addr);
 
 #endif
