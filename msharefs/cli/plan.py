@@ -125,6 +125,27 @@ def show(found: dict[str, Any]) -> None:
         _show.show(by_class(found["classes"]))
 
 
+def show_grown(found: dict[str, Any]) -> None:
+    """Print the plan of processes that have private memory in common."""
+    many, before = f"{found['processes']:,}", f"{found['surveyed_processes']:,}"
+    print(
+        f"{many} processes like the {before} that were surveyed: page tables "
+        f"{units.size(found['vmpte_bytes'])}; sharing would take away "
+        f"{units.size(found['saved_bytes'])}\n"
+    )
+    columns = (f"would go of {before}", f"of {many}", "share")
+    lines = _show.table("class", *columns, "", right=columns)
+    for one in sorted(found["classes"], key=lambda one: -int(one["saved_bytes"])):
+        lines.add_row(
+            one["class"],
+            units.size(one["surveyed_bytes"]),
+            units.size(one["saved_bytes"]),
+            f"{one['saved_bytes'] / found['saved_bytes']:.0%}",
+            one["what"],
+        )
+    _show.show(lines)
+
+
 @click.command()
 @click.option("--size", type=_types.Size(of=4096), help="The window that all map, as 300G.")
 @click.option("--clients", type=click.IntRange(min=1), help="How many processes map it.")
@@ -164,7 +185,13 @@ def command(
         if touched is not None or page != "4K":
             raise click.UsageError("--from-run has what is touched, in 4K pages: leave that away")
         try:
-            measured = plan.measured(json.load(run))
+            document = json.load(run)
+            if size is None and not plan.has_window(document):
+                grown = plan.grown(document, clients or document["processes"])
+                if _show.give_json(_json.document("plan-survey", grown), output, as_json=as_json):
+                    show_grown(grown)
+                return
+            measured = plan.measured(document)
         except ValueError as error:  # JSONDecodeError is one
             raise click.UsageError(f"{run.name}: {error}") from None
         classes = measured.classes

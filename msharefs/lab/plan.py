@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from .survey.objects import SHARED
+
 TABLE_BYTES = 4096
 ENTRY_BYTES = 8
 ENTRIES = 512
@@ -154,6 +156,45 @@ def _classes(document: dict[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def has_window(document: Any) -> bool:
+    """Whether most of what sharing would save is of shared memory: of a window that all map.
+
+    Of a zygote's processes it is not. What they have in common is private memory.
+    """
+    if not isinstance(document, dict) or document.get("kind") != "msharefs survey":
+        return True
+    of_shared = sum(one["saved_bytes"] for one in document["classes"] if one["class"] in SHARED)
+    return bool(2 * of_shared >= document["saved_bytes"])
+
+
+def grown(document: dict[str, Any], processes: int) -> dict[str, Any]:
+    """The page tables of a survey's processes, had they been so many, and alike.
+
+    What would go grows with those that are not the first. In bytes.
+    """
+    before = document["processes"]
+    more, others = processes / before, (processes - 1) / (before - 1)
+    tables = document["vmpte_bytes"] - document["linked_bytes"]
+    classes = [
+        {
+            "class": one["class"],
+            "what": one["what"],
+            "surveyed_bytes": one["saved_bytes"],
+            "saved_bytes": round(one["saved_bytes"] * others),
+        }
+        for one in document["classes"]
+        if one["saved_bytes"]
+    ]
+    return {
+        "surveyed_processes": before,
+        "surveyed_bytes": tables,
+        "processes": processes,
+        "vmpte_bytes": round(tables * more),
+        "saved_bytes": sum(one["saved_bytes"] for one in classes),
+        "classes": classes,
+    }
 
 
 def _from_survey(document: dict[str, Any]) -> Measured:
