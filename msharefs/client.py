@@ -20,6 +20,7 @@ from .native import check, check_errno, ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
 _SILENT = (
     "an attached process does not answer or does not leave a page fault; let it go on (is it "
@@ -31,6 +32,7 @@ _NO_USERFAULTFD = (
     "vm.unprivileged_userfaultfd must be 1, and userfaultfd(2) be allowed in a container"
 )
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+_ANSWER_MS = 10_000
 
 
 def open(path: str | os.PathLike[str], flags: int = os.O_RDWR) -> Region:  # noqa: A001
@@ -47,11 +49,46 @@ def open(path: str | os.PathLike[str], flags: int = os.O_RDWR) -> Region:  # noq
         raise
 
 
+def create(flags: int = os.O_CLOEXEC) -> Region:
+    """A region without a name, on the mount of $MSHAREFS_MOUNT or the only one there is.
+
+    This process owns it: it ends when this process exits or closes it, unless `set_owner` hands it
+    over before. Others get it by its descriptor (socket.send_fds, pidfd_getfd(2)), and
+    `Region(path, fd)` there; see mshare_create in msharefs.h. OSError: ENODEV, or as open(2).
+    """
+    fd = lib.mshare_create(flags)
+    if fd < 0:
+        code = ffi.errno
+        reason = os.strerror(code)
+        if code == errno.ENODEV:
+            reason = "there is no msharefs mount, or more than one; name it in $MSHAREFS_MOUNT"
+        raise OSError(code, f"making a region without a name: {reason}")
+    try:
+        return Region(f"(nameless {os.fstat(fd).st_ino})", fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
 def describe(fd: int, path: str, what: str) -> Any:
     """What the server of a region that is open says of it; `path` is for messages."""
     sock = check(lib.control_connect(fd), f"{path}: asking its server")
+    return _describe(sock, path, what, 0)
+
+
+def describe_by_number(control: Path, inode: int, what: str) -> Any:
+    """The same of a region by its number, through the server's socket.
+
+    ENOENT: there is none, or it is another user's.
+    """
+    deadline = lib.control_deadline(_ANSWER_MS)
+    sock = check(lib.control_connect_path(os.fsencode(control), deadline), f"{control}: asking")
+    return _describe(sock, f"region {inode}", what, inode)
+
+
+def _describe(sock: int, path: str, what: str, inode: int) -> Any:
     try:
-        message = ffi.new("struct msg *", {"op": lib.MSG_DESCRIBE})
+        message = ffi.new("struct msg *", {"op": lib.MSG_DESCRIBE, "arg": [inode]})
         message.text = what.encode()
         fds = ffi.new(f"int[{lib.MSG_FDS}]", [-1] * lib.MSG_FDS)
         result = lib.control_call(sock, message, ffi.NULL, 0, fds)
@@ -219,6 +256,19 @@ class Region:
         """Makes the mappings of a range stay as they are, for all and for ever (EPERM)."""
         failed = lib.mshare_seal(self.fd, _off_t(offset), size)
         self._check_change(failed, "sealing", offset, size, self._range(offset, size))
+
+    def set_owner(self, pidfd: int) -> None:
+        """Hands the region to the process of a pidfd (os.pidfd_open); its owner can, and root."""
+        if lib.mshare_set_owner(self.fd, pidfd):
+            code = ffi.errno
+            reason = {
+                errno.EBADF: "that is no pidfd; os.pidfd_open(pid) makes one",
+                errno.ESRCH: "that process has ended, or the mount's server does not see it",
+                errno.EPERM: "only its owner can hand it over, and root",
+                errno.EACCES: "the region is open for reading only; open it with O_RDWR",
+                errno.EINVAL: "it has ended with its owner; make a new one",
+            }.get(code, os.strerror(code))
+            raise OSError(code, f"{self.path}: a new owner (pidfd {pidfd}): {reason}")
 
     @staticmethod
     def _range(offset: int, size: int) -> Callable[[int], object]:

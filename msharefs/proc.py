@@ -217,6 +217,54 @@ def mount_of(fd: int) -> int:
         return 0
 
 
+def has_open(pid: int, device: int, inode: int) -> bool:
+    """Whether process `pid` has that file open; `device` is its st_dev. No file system is asked.
+
+    True also where that may not be seen, and for a mount of a namespace that is not the process's.
+    """
+    try:
+        numbers = _list(pid, "fdinfo")
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    for number in numbers:
+        try:
+            text = _read(pid, f"fdinfo/{number}")
+        except OSError:  # it has just been closed
+            continue
+        found = dict(re.findall(rb"^(ino|mnt_id):\t(\d+)$", text, re.MULTILINE))
+        if int(found.get(b"ino", -1)) != inode:
+            continue
+        if _device_of(pid, found.get(b"mnt_id", b"")) in (None, device):
+            return True
+    return False
+
+
+def _device_of(pid: int, mount: bytes) -> int | None:
+    for line in _lines(_read(pid, "mountinfo")):
+        number, _, where, _ = line.split(b" ", 3)
+        if number == mount:
+            major, minor = where.split(b":")
+            return os.makedev(int(major), int(minor))
+    return None
+
+
+def pidfd_of(pid: int, number: int) -> tuple[int, bool]:
+    """Whom descriptor `number` of process `pid` means, a pidfd, and whether one thread of it.
+
+    -1: it has ended; 0: we do not see it. EBADF: it is no pidfd, or not open.
+    """
+    try:
+        text = _read(pid, f"fdinfo/{number}")
+    except ProcessLookupError:
+        text = b""
+    found = dict(re.findall(rb"^(Pid|flags):\t(-?\d+)$", text, re.MULTILINE))
+    if b"Pid" not in found:
+        raise OSError(errno.EBADF, f"descriptor {number} of process {pid} is no pidfd")
+    return int(found[b"Pid"]), bool(int(found[b"flags"], 8) & os.O_EXCL)
+
+
 def pid_of(pidfd: int) -> int:
     """The process of a pidfd of our own; 0: it has ended, or that is no pidfd.
 

@@ -33,7 +33,7 @@ MOST = 64
 """Records of one answer."""
 SIZE = HEAD.size + MOST * RECORD.size
 COMMAND = 3 << 30 | SIZE << 16 | ord("x") << 8 | 0x1A
-ADOPTED, DAMAGED, UNNAMED = 1, 2, 4
+ADOPTED, DAMAGED, UNNAMED, NAMELESS = 1, 2, 4, 8
 
 
 def regions(directory: Path) -> list[dict[str, Any]]:
@@ -64,9 +64,16 @@ def _read(answer: bytearray, at: int) -> dict[str, Any]:
         "adopted": bool(flags & ADOPTED),
         "damaged": bool(flags & DAMAGED),
         "unnamed": bool(flags & UNNAMED),
+        "nameless": bool(flags & NAMELESS),
         "memory": memory,
         "counters": dict(zip(COUNTERS, numbers[len(NUMBERS) :], strict=True)),
     }
+
+
+def title(each: dict[str, Any]) -> str:
+    """How a region is called that has no name: by its number."""
+    what = "adopted memory" if each["adopted"] else "nameless" if each["nameless"] else "unlinked"
+    return f"({what} {each['inode']})"
 
 
 def named(directory: Path) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ VERBS = {
     "metrics": "Give the figures of all regions to Prometheus.",
     "check": "Check a region, all regions of a mount, or a state directory that no server has.",
     "reap": "End the attachments of dead processes to a region, or to all regions of a mount.",
+    "owner": "Hand REGION to process PID, which owns it from now on.",
     "run": "Run PROGRAM so that its mmap(2) of a region file attaches the region.",
     "demo": "Measure page tables with and without sharing, with real processes.",
     "bench": "Measure msharefs beside what programs use today.",

@@ -57,6 +57,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("msharefs check --repair /mnt/r", "mend one"),
     ],
     "reap": [("msharefs reap /mnt", "now, and not within 5 s")],
+    "owner": [("msharefs owner /mnt/r 812", "process 812 owns it from now on")],
     "run": [
         ("msharefs run -- ./program", "written for the series: open, ioctl, mmap"),
         ("msharefs run --adopt-anon 64M -- ./server", "its large shared memory becomes regions"),

@@ -83,13 +83,28 @@ def of_mount(directory: Path) -> Iterator[dict[str, Any]]:
             if adopters is None:
                 adopters = mountpoint.attached_processes(directory)
             for client in describe.adopters(each["memory"], adopters):
-                yield {"region": f"(adopted memory {each['inode']})", **client}
+                yield {"region": summary.title(each), **client}
+        elif each["unnamed"] and each["size_bytes"]:
+            found = _by_number(directory, each["inode"])
+            yield from ({"region": summary.title(each), **client} for client in found)
         elif each["name"] is not None and each["size_bytes"]:
             try:
                 found = _region.ask(os.fspath(directory / each["name"]), "clients")
             except (FileNotFoundError, PermissionError):
                 continue  # unlinked meanwhile, or another user's
             yield from ({"region": each["name"], **client} for client in found)
+
+
+def _by_number(directory: Path, inode: int) -> list[dict[str, Any]]:
+    """The clients of a region that no path leads to."""
+    from msharefs.client import describe_by_number
+
+    control = Path(str(mountpoint.place(directory)["state"]), "control")
+    try:
+        found: list[dict[str, Any]] = describe_by_number(control, inode, "clients")
+    except FileNotFoundError:
+        return []  # it is gone meanwhile
+    return found
 
 
 def of_target(target: str | None) -> list[dict[str, Any]]:

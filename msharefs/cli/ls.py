@@ -66,7 +66,7 @@ def entry(path: str, name: str, status: os.stat_result) -> dict[str, Any] | None
 
 
 def without_names(directory: str) -> Iterator[dict[str, Any]]:
-    """Regions that no directory shows: adopted memory, and what was unlinked while in use.
+    """Regions that no directory shows: adopted memory, nameless ones, and those unlinked in use.
 
     Of other users only root sees them.
     """
@@ -82,9 +82,8 @@ def without_names(directory: str) -> Iterator[dict[str, Any]]:
                 if pids is None:
                     pids = mountpoint.attached_processes(mount.directory)
                 each["clients"] = len(describe.adopters(each["memory"], pids))
-            what = "adopted memory" if each["adopted"] else "unlinked"
             yield {
-                "name": f"({what} {each['inode']})",
+                "name": summary.title(each),
                 "unnamed": True,
                 "adopted": each["adopted"],
                 **{key: each[key] for key in _SHARED},
@@ -144,8 +143,8 @@ def total_row(total: dict[str, int]) -> list[str]:
     "--all",
     "every",
     is_flag=True,
-    help="Also list what has no name: adopted memory, and regions that were unlinked while in use, "
-    "of the whole mount.",
+    help="Also list what has no name: adopted memory, regions made without one, and those that "
+    "were unlinked while in use, of the whole mount.",
 )
 @_show.sort_option(SORTS)
 @_show.json_option

@@ -26,7 +26,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("page tables", f"{units.size(found['page_table_bytes'])} ({frames})"),
         ("clients", str(found["clients"])),
         ("budget", _budget(found)),
-        ("owner", _owner(owner)),
+        ("owner", owner_line(owner)),
         ("charged to it", _charges(owner)),
         *((name.replace("_", " "), str(count)) for name, count in counters.items()),
         ("as in vmstat", ", ".join(f"{name} {n}" for name, n in found["vmstat"].items())),
@@ -40,12 +40,14 @@ def _budget(found: dict[str, Any]) -> str:
     return f"{text}; {grown} of {found['clients']} need more" if grown else text
 
 
-def _owner(owner: dict[str, Any]) -> str:
+def owner_line(owner: dict[str, Any]) -> str:
+    """Who owns a region, and what that means for it."""
     maker = "thread" if owner["kind"] == "thread" else "pid"
     fate = {
         "file": "",
         "process": "; the region ends with it",
         "thread": "; the region ends with it",
+        "creator": "; the region ends with it, or when it closes the region",
         "gone": "; gone, and the region has ended",
     }[owner["kind"]]
     return f"{maker} {owner['pid']}, cgroup {owner['cgroup']}{fate}"

@@ -191,7 +191,7 @@ class Connection:
         try:
             if handler is None:
                 raise OSError(errno.EPROTO, f"process {self.pid} sent message {request.op}")
-            if self.region is None and request.op not in _WITHOUT_REGION:
+            if self.region is None and not _stands_alone(request):
                 raise OSError(
                     errno.EPERM, f"process {self.pid} has not shown a right to any region"
                 )
@@ -398,6 +398,12 @@ class Connection:
 
     async def _describe(self, request: Request) -> Reply:
         what = request.text.rstrip(b"\0").decode(errors="replace")
+        if self.region is None:  # who is attached to one that no path leads to
+            region = self._control.regions.seen_by(request.arguments[0], self.user)
+            if what != "clients":
+                raise OSError(errno.EINVAL, "of a region by number only its clients are told")
+            await region.settle()
+            return Reply(fds=[_told(await self._clients(region))], own=True)
         if what == "repair":
             await self._control.regions.repair(self._region.ident, self.flags)
             what = "check"
@@ -406,11 +412,15 @@ class Connection:
         elif what == "refusal":
             answer = json.dumps(self._region.refusal(self.pid)).encode()
         elif what == "clients":
-            native = await self._control.regions.native_mappings(self._region.ident)
-            answer = await self._region.describe(what, native)
+            answer = await self._clients(self._region)
         else:
             answer = await self._region.describe(what)
         return Reply(fds=[_told(answer)], own=True)
+
+    async def _clients(self, region: Region) -> bytes:
+        """All that have a region attached or mapped, as JSON."""
+        native = await self._control.regions.native_mappings(region.ident)
+        return await region.describe("clients", native)
 
     # Common parts
 
@@ -576,6 +586,13 @@ def _ask_again() -> Reply:
 
 _NO_REPLY = Reply()
 _WITHOUT_REGION = lib.MSG_TOKEN, lib.MSG_REJOIN, lib.MSG_LOOK, lib.MSG_WINDOW
+
+
+def _stands_alone(request: Request) -> bool:
+    """Whether a request needs no right to a region, or names one by its number."""
+    by_number = request.op == lib.MSG_DESCRIBE and request.arguments[0]
+    return bool(by_number) or request.op in _WITHOUT_REGION
+
 
 _HANDLERS: dict[int, Any] = {
     lib.MSG_TOKEN: Connection._token,  # noqa: SLF001

@@ -54,7 +54,9 @@ _NAME_MAX = 255
 # for attributes, so that stat(2) on a mount whose server is gone fails.
 _NAME_SECONDS = 3600
 # These bits of a file handle are ours; see fuse.backed_handle.
-_NUMBERS = (1 << 32) - 1
+_NUMBERS = (1 << 31) - 1
+# What the kernel says in place of a name: open(2) with O_TMPFILE.
+_NAMELESS = b"/"
 
 
 @dataclass
@@ -107,6 +109,7 @@ class Filesystem(pyfuse3.Operations):
         self._handles: dict[int, Handle] = {}
         self._listings: dict[int, Listing] = {}
         self._next_handle = count(1)
+        self._nameless = count()
 
     def init(self) -> None:
         """The kernel has shaken hands: requests will come."""
@@ -138,10 +141,12 @@ class Filesystem(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """open(2) with O_CREAT: make a region file, unsized, owned by the caller."""
+        if name == _NAMELESS:
+            return await self._create_nameless(mode, flags, ctx)
         entry, made = self._make(parent, name, mode, ctx, exclusive=bool(flags & os.O_EXCL))
         try:
             # A file that this open(2) made is not truncated.
-            info = await self._open(entry.ino, flags & ~os.O_TRUNC if made else flags)
+            info = await self._open(entry.ino, flags & ~os.O_TRUNC if made else flags, ctx.pid)
         except BaseException:
             # The file stays, as in the kernel, where O_DIRECT is refused after the file was made.
             await self.forget([(entry.ino, 1)])
@@ -262,8 +267,13 @@ class Filesystem(pyfuse3.Operations):
 
     async def open(self, ino: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
         """Open an existing file. The kernel has checked the permission bits."""
-        del ctx
-        return await self._open(ino, flags)
+        return await self._open(ino, flags, ctx.pid)
+
+    async def flush(self, fh: int) -> None:
+        """A close(2) of one of perhaps many descriptors: see `Regions.opened`."""
+        node = self._handles[fh].node
+        if node.is_region:
+            await self._regions.closed(node.ident)
 
     async def release(self, fh: int) -> None:
         """The last close of a descriptor."""
@@ -377,7 +387,13 @@ class Filesystem(pyfuse3.Operations):
     # Shared by several handlers
 
     def _make(
-        self, parent: int, name: bytes, mode: int, ctx: Any, exclusive: bool
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        ctx: Any,
+        exclusive: bool,
+        nameless: bool = False,
     ) -> tuple[Entry, bool]:
         entry, made = self._tree.create(parent, name, mode, ctx.uid, ctx.gid, exclusive)
         if made:
@@ -385,14 +401,33 @@ class Filesystem(pyfuse3.Operations):
                 self._regions.limits.check_names(
                     self._tree.known() - 1, ctx.uid, self._tree.known(ctx.uid) - 1
                 )
-                self._regions.create(self._tree.node(entry.ino).ident, ctx.pid, ctx.uid)
+                self._regions.create(
+                    self._tree.node(entry.ino).ident, ctx.pid, ctx.uid, nameless=nameless
+                )
             except BaseException:
                 self._tree.unlink(parent, name)
                 self._tree.forget(entry.ino, 1)
                 raise
         return entry, made
 
-    async def _open(self, ino: int, flags: int) -> pyfuse3.FileInfo:
+    async def _create_nameless(
+        self, mode: int, flags: int, ctx: Any
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """mshare_create(): no directory shows it. O_TMPFILE alone is EOPNOTSUPP, as in v3."""
+        if not flags & os.O_EXCL:
+            raise OSError(errno.EOPNOTSUPP, "O_TMPFILE is for O_EXCL only: it can get no name")
+        name = b".nameless-%d-%d" % (os.getpid(), next(self._nameless))
+        entry, _ = self._make(ROOT_INO, name, mode, ctx, exclusive=True, nameless=True)
+        self._tree.unlink(ROOT_INO, name)
+        try:
+            return await self._open(entry.ino, flags, ctx.pid), self._attributes(
+                self._tree.entry(entry.ino)
+            )
+        except BaseException:
+            await self.forget([(entry.ino, 1)])
+            raise
+
+    async def _open(self, ino: int, flags: int, tid: int) -> pyfuse3.FileInfo:
         node = self._tree.node(ino)
         if flags & os.O_DIRECT:
             raise OSError(errno.EINVAL, "O_DIRECT means nothing for a region: open it without")
@@ -409,7 +444,8 @@ class Filesystem(pyfuse3.Operations):
                 if backing:
                     self._backing.close(node.ident)
                 raise
-        handle = backed_handle(next(self._next_handle) & _NUMBERS, backing)
+        told = node.is_region and self._regions.opened(node.ident, tid)
+        handle = backed_handle(next(self._next_handle) & _NUMBERS, backing, told_of_close=told)
         self._handles[handle] = Handle(node, flags, backing)
         # direct_io: there is no page cache in between, so read and write reach us, and a shared
         # mmap(2) maps the backing file, or is ENODEV. nonseekable: lseek is ESPIPE as in the

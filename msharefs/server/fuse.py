@@ -201,12 +201,15 @@ def backing_close(backing: int) -> None:
     _checked(_lib.passthrough_close(backing), f"letting go of backing file {backing}")
 
 
-def backed_handle(number: int, backing: int) -> int:
-    """The file handle to open a file with: `number` fills 32 bits; `backing` 0 is none.
+def backed_handle(number: int, backing: int, *, told_of_close: bool = False) -> int:
+    """The file handle to open a file with: `number` fills 31 bits; `backing` 0 is none.
+
+    Only with `told_of_close` there is a `flush` for each close(2).
 
     All opens of one inode that overlap in time must have the same `backing`.
     """
-    return int(backing << _lib.PASSTHROUGH_SHIFT | number)
+    told = told_of_close << _lib.PASSTHROUGH_FLUSH
+    return int(backing << _lib.PASSTHROUGH_SHIFT | told | number)
 
 
 def _checked(result: int, what: str) -> int:

@@ -88,9 +88,13 @@ class HostMM(Changing):
         except BaseException:
             reset_objects(directory, ident)
             raise
-        cgroup = os.fsencode(owner.cgroup)
-        lib.mm_set_owner(made.mm, owner.pid, owner.start_time, cgroup, KINDS[owner.kind])
+        made.set_owner(owner)
         return made
+
+    def set_owner(self, owner: Owner) -> None:
+        """Records who owns the region."""
+        cgroup = os.fsencode(owner.cgroup)
+        lib.mm_set_owner(self.mm, owner.pid, owner.start_time, cgroup, KINDS[owner.kind])
 
     def park(self) -> bool:
         """Closes its files, unless it is in use. Whether they are closed now."""

@@ -79,6 +79,9 @@ class Ioctls:
         await region.settle()
         if command == lib.MSHAREFS_CONNECT:  # our own, also before the region is sized
             return await self._control.connect(region, flags, data, processes.process_of(tid), user)
+        if command == lib.MSHAREFS_SET_OWNER:  # ours, too
+            await self._regions.set_owner(ident, data, flags, tid, user)
+            return 0, b""
         if not region.frozen:
             region.sized()
         try:

@@ -38,6 +38,7 @@ async def answer(
             if region is not None:  # it may be gone meanwhile
                 unnamed = region.evicted or tree.is_unlinked(ident)
                 flags = summary.UNNAMED if unnamed else 0
+                flags |= summary.NAMELESS if region.nameless else 0
                 records.append(await _record(region, maker, flags))
     head = summary.HEAD.pack(len(records), inode_of(now[-1][0]) if later else 0)
     return b"".join((head, *records)).ljust(summary.SIZE, b"\0")

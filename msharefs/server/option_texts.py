@@ -8,7 +8,8 @@ TEXTS = {
     "huge": "When that tmpfs uses transparent huge pages; without, as the kernel does.",
     "state": "Another directory for regions, on tmpfs.",
     "owner": "Whose end is a region's end: the file's (by default), or that of the process or "
-    "thread which has made it, as in the series.",
+    "thread which has made it, as in the series; creator: the process, or its last descriptor of "
+    "the region, as was shown in 2026.",
     "quirks": "v3: the series to the letter, its defects included.",
     "window": "What mprotect(2), madvise(2) and the like of an attachment do in a program under "
     "`msharefs run`. refuse: they are refused, as in the series (by default). inner: they are for "

@@ -11,7 +11,7 @@ from msharefs import home, units
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Owner = Literal["file", "process", "thread"]
+Owner = Literal["file", "creator", "process", "thread"]
 Quirks = Literal["", "v3"]
 Faults = Literal["linux", "watched"]
 Window = Literal["refuse", "inner"]

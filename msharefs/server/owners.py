@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from msharefs import processes
+from msharefs import proc, processes
 from msharefs.native import check_errno, ffi, lib
 
 from . import shortage
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from . import options
-
 log = logging.getLogger(__name__)
 
 KINDS = {
@@ -38,6 +36,7 @@ KINDS = {
     "process": lib.OWNER_PROCESS,
     "thread": lib.OWNER_THREAD,
     "gone": lib.OWNER_GONE,
+    "creator": lib.OWNER_CREATOR,
 }
 """Numbers of the kinds in the host mm's header; "gone": the region has ended."""
 
@@ -46,6 +45,8 @@ KINDS = {
 _LOOK_SECONDS = 0.05
 # A region that cannot be emptied, because an attached process is stopped inside a fault.
 _AGAIN_SECONDS = 0.5
+# So long close(2) waits for the end of the region.
+_CLOSE_SECONDS = 0.2
 
 _PERF_TYPE_SOFTWARE, _PERF_COUNT_SW_DUMMY = 1, 9
 # Disabled, and not counting the kernel, so that every process that may watch at all gets it.
@@ -69,12 +70,29 @@ class Owner:
     """Whose end is the region's end; see `KINDS`."""
 
     @classmethod
-    def of(cls, tid: int, kind: options.Owner) -> Owner:
+    def of(cls, tid: int, kind: str) -> Owner:
         """The owner of what thread `tid` makes now, on a mount with `-o owner=kind`."""
         pid = tid if kind == "thread" else processes.process_of(tid)
         if not pid and kind != "file":
             log.warning("a region's maker is in another pid namespace: it lives as owner=file")
         return cls(pid, processes.start_time(pid), processes.cgroup(pid), kind if pid else "file")
+
+    def is_thread(self, tid: int) -> bool:
+        """Whether thread `tid` is the owner, or one of its threads."""
+        pid = tid if self.kind == "thread" else processes.process_of(tid)
+        return bool(pid) and (pid, processes.start_time(pid)) == (self.pid, self.start_time)
+
+    @classmethod
+    def behind(cls, caller: int, pidfd: int, kind: str) -> Owner:
+        """The owner that process `caller` names by a pidfd of its own. EBADF, ESRCH, EPERM."""
+        pid, one_thread = proc.pidfd_of(caller, pidfd)
+        if one_thread and kind != "thread" and pid > 0:
+            pid = processes.process_of(pid)
+        owner = cls(pid, processes.start_time(pid), processes.cgroup(pid), kind)
+        # Asked once more: so it is not another process with that number.
+        if pid <= 0 or not processes.is_alive(pid, 0) or proc.pidfd_of(caller, pidfd)[0] <= 0:
+            raise OSError(errno.ESRCH, "the new owner has ended, or the server does not see it")
+        return owner
 
 
 def save_unsized(directory: Path, ident: int, owner: Owner, *, frozen: bool) -> None:
@@ -213,7 +231,7 @@ class Owners:
 
     def watch(self, owner: Owner, ident: int, end: Callable[[], Awaitable[None]]) -> Watch | None:
         """Calls `end` of region `ident` when its owner ends. None: it does not depend on one."""
-        if owner.kind not in ("process", "thread"):
+        if owner.kind not in ("process", "thread", "creator"):
             return None
         watch = self._watches.get(owner)
         if watch is None:
@@ -223,10 +241,27 @@ class Owners:
         watch.regions[ident] = end
         return watch
 
+    async def closed(self, watch: Watch, ident: int) -> None:
+        """The owner has closed region `ident`: ends it now, or as soon as it can be."""
+        if self._nursery is None:
+            return
+        ended = trio.Event()
+
+        async def end() -> None:
+            while ident in watch.regions:
+                await _end_regions(watch, [ident])
+            self.forget(watch, ident)
+            ended.set()
+
+        self._nursery.start_soon(end)
+        # A process that exits closes its files while its last thread cannot answer us.
+        with trio.move_on_after(_CLOSE_SECONDS):
+            await ended.wait()
+
     def forget(self, watch: Watch, ident: int) -> None:
         """Region `ident` is gone, or its owner."""
         watch.regions.pop(ident, None)
-        if not watch.regions and watch.owner in self._watches:
+        if not watch.regions and self._watches.get(watch.owner) is watch:
             del self._watches[watch.owner]
             watch.cancel.cancel()
             if not watch.running:
@@ -248,14 +283,14 @@ class Owners:
                 await watch.wait()
                 log.info("%s %d, an owner, is gone", watch.owner.kind, watch.owner.pid)
                 while watch.regions:
-                    await _end_regions(watch)
+                    await _end_regions(watch, list(watch.regions))
         finally:
             watch.close()
 
 
-async def _end_regions(watch: Watch) -> None:
-    """Ends the regions that the watch still has; those that are busy are tried again."""
-    for ident in list(watch.regions):
+async def _end_regions(watch: Watch, idents: list[int]) -> None:
+    """Ends regions of the watch; those that are busy stay, to be tried again."""
+    for ident in idents:
         end = watch.regions.get(ident)
         if end is None:
             continue  # it went while we ended another one
@@ -267,5 +302,5 @@ async def _end_regions(watch: Watch) -> None:
                 continue
             log.exception("region %d cannot be emptied; it stays as it is", ident)
         watch.regions.pop(ident, None)
-    if watch.regions:
+    if any(ident in watch.regions for ident in idents):
         await trio.sleep(_AGAIN_SECONDS)

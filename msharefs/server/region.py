@@ -50,6 +50,12 @@ class Region:
         """No name and no descriptor is left; only attachments keep it."""
         self.watch: owners.Watch | None = None
         """The watch over its owner, if the region ends with it."""
+        self.nameless = False
+        """It never had a name."""
+        self.held = False
+        """Its owner has had a descriptor of it, whose close may be the region's end."""
+        self.closed = False
+        """That owner has closed the last one."""
         self.users = 0
         """Requests that wait for a file system and then go on with the host mm."""
         self.check_room: Callable[[HostMM, int, int, int], None] = lambda *_: None
@@ -92,7 +98,7 @@ class Region:
 
         EBUSY: an attached process does not leave its page fault.
         """
-        if self.watch is not None and self.watch.gone():
+        if self.watch is not None and (self.closed or self.watch.gone()):
             await self.end()
 
     async def end(self) -> None:
@@ -133,8 +139,8 @@ class Region:
             host = self.sized()
             self.users += 1
             stack.callback(self._leave)
-            self._check_writable(flags)
-            self._check_owner()
+            self.check_writable(flags)
+            self.check_owner(quirks=self.quirks)
             verbs.check_create(create, host.size)
             if create.flags & verbs.MAP_ANONYMOUS:
                 source = sources.anonymous(create, user, executes=host.anonymous_executes)
@@ -163,7 +169,7 @@ class Region:
 
         def admit() -> None:
             """Checks again what others may have changed while this request waited for them."""
-            self._check_owner()
+            self.check_owner(quirks=self.quirks)
             check_room()
             limits.check_space(create, caller, host.ranges)
             self.check_room(host, create.region_offset, create.end, promised)
@@ -208,7 +214,7 @@ class Region:
     def to_change(self, mode: int) -> HostMM:
         """The host mm, for a verb by a descriptor open with `mode`."""
         host = self.sized()
-        self._check_writable(mode)
+        self.check_writable(mode)
         return host
 
     def refused(self, pid: int, error: OSError) -> None:
@@ -260,14 +266,14 @@ class Region:
 
     async def repair(self, flags: int) -> None:
         """Mends what can be mended: frees what dead processes and servers have left."""
-        self._check_writable(flags)
+        self.check_writable(flags)
         host = self.sized()
         await host.clients.reap_dead(connected=True)
         await host.mend()
 
     async def reap(self, flags: int) -> int:
         """Ends the attachments of dead processes; how many there were."""
-        self._check_writable(flags)
+        self.check_writable(flags)
         host = self.sized()
         before = set(host.clients.claims())
         await host.clients.reap_dead(connected=True)
@@ -292,11 +298,13 @@ class Region:
     def _leave(self) -> None:
         self.users -= 1
 
-    def _check_owner(self) -> None:
-        if self.ended and not self.quirks:
+    def check_owner(self, *, quirks: bool = False) -> None:
+        """EINVAL: it has ended with its owner; with quirks=v3 that does not matter."""
+        if self.ended and not quirks:
             raise OSError(errno.EINVAL, f"{self.name} has ended with its owner; make a new one")
 
-    def _check_writable(self, flags: int) -> None:
+    def check_writable(self, flags: int) -> None:
+        """EACCES: a descriptor open with `flags` may change nothing. EPERM: nor may any."""
         if flags & os.O_ACCMODE == os.O_RDONLY and not self.quirks:
             raise OSError(errno.EACCES, f"{self.name}: the descriptor is read-only; open it O_RDWR")
         self.check_unadopted()

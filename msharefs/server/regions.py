@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from msharefs import proc
-from msharefs.native import lib
+from msharefs import proc, processes
+from msharefs.native import ffi, lib
 
-from . import contents, hands, owners
+from . import contents, descriptors, hands, owners
 from .adopted import Adopted
 from .clients import give_way
 from .files import (
@@ -77,6 +77,7 @@ class Regions:
         self._of: Counter[int] = Counter()
         self.owners = owners.Owners()
         self._native = NativeMappings(store)
+        self._device = 0
         self._adopted = Adopted(self._directory)
         self.hurry = trio.Event()
         """Set when `reap_dead` should not wait for its time."""
@@ -128,16 +129,79 @@ class Regions:
                 self._add(Region(ident, owners.Owner(0, 0, ""), self._options))
                 await self.evict(ident)
 
-    def create(self, ident: int, ctx_pid: int, user: int = 0) -> None:
-        """A region file was made by thread `ctx_pid` of `user`. ENOSPC: too many there are."""
+    def create(self, ident: int, ctx_pid: int, user: int = 0, *, nameless: bool = False) -> None:
+        """A region file was made by thread `ctx_pid` of `user`. ENOSPC: too many there are.
+
+        One that is `nameless` is its creator's, whatever the mount's `owner=`.
+        """
         if len(self) >= self.limits.regions:
             raise exceeded(errno.ENOSPC, f"{len(self)} regions", "regions", self.limits.regions)
         share = self.limits.user_regions
         if self._of[user] >= share and not is_privileged(user):
             raise exceeded(errno.ENOSPC, f"{share} regions of user {user}", "user_regions", share)
-        owner = owners.Owner.of(ctx_pid, self._options.owner)
+        owner = owners.Owner.of(ctx_pid, "creator" if nameless else self._options.owner)
         owners.save_unsized(self._directory, ident, owner, frozen=False)
-        self._add(Region(ident, owner, self._options), user)
+        region = Region(ident, owner, self._options)
+        region.nameless = nameless
+        self._add(region, user)
+
+    def opened(self, ident: int, tid: int) -> bool:
+        """Thread `tid` has opened a region; whether each close(2) of that is to be told."""
+        region = self.find(ident)
+        if region.owner.kind != "creator":
+            return False
+        region.held = region.held or region.owner.is_thread(tid)
+        return True
+
+    async def closed(self, ident: int) -> None:
+        """Somebody has closed a descriptor of a region: it ends if its owner has none any more."""
+        region = self.find(ident)
+        if region.owner.kind != "creator" or region.watch is None:
+            return
+        owner = region.owner
+        if await self._has_open(ident, owner.pid):
+            region.held = True
+        elif region.held and region.owner == owner:
+            region.closed = True
+            await self.owners.closed(region.watch, ident)
+
+    async def _has_open(self, ident: int, pid: int) -> bool:
+        """Whether process `pid` has the region open; True also if that cannot be told."""
+        try:
+            return await descriptors.elsewhere(
+                lambda: proc.has_open(pid, self._device, inode_of(ident)),
+                f"process {pid}",
+                user=self._users[ident],
+            )
+        except OSError as error:
+            log.debug("%s", error)
+            return True
+
+    async def set_owner(self, ident: int, data: bytes, flags: int, tid: int, user: int) -> None:
+        """MSHAREFS_SET_OWNER by thread `tid`, on a descriptor open with `flags`."""
+        asked = ffi.from_buffer("struct mshare_owner *", data)
+        region = self.find(ident)
+        region.check_owner()
+        region.check_writable(flags)
+        if asked.flags:
+            raise OSError(errno.EINVAL, f"flags {asked.flags:#x}: there are none")
+        caller = processes.process_of(tid)
+        owner = owners.Owner.behind(caller, asked.pidfd, region.owner.kind)
+        if not region.owner.is_thread(tid) and not is_privileged(user):
+            raise OSError(
+                errno.EPERM,
+                f"only its owner, process {region.owner.pid}, can hand it to another, and root",
+            )
+        held = await self._has_open(ident, owner.pid)
+        region.check_owner()  # it may have ended meanwhile
+        watch = self.owners.watch(owner, ident, region.end)
+        if region.watch is not None and region.watch is not watch:
+            self.owners.forget(region.watch, ident)
+        region.owner, region.watch, region.held, region.closed = owner, watch, held, False
+        if region.host is None:
+            owners.save_unsized(self._directory, ident, owner, frozen=region.frozen)
+        else:
+            region.host.set_owner(owner)
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -181,6 +245,7 @@ class Regions:
 
     def mounted(self, device: int) -> None:
         """The files of the mount have this st_dev."""
+        self._device = device
         self._native.mounted(device)
 
     async def forget_unused_devices(self, device: int) -> None:
@@ -200,6 +265,14 @@ class Regions:
             return self._regions[ident]
         except KeyError:
             raise OSError(errno.ENOENT, f"there is no region {ident}") from None
+
+    def seen_by(self, inode: int, user: int) -> Region:
+        """The region of that inode number. ENOENT: there is none that `user` may see."""
+        ident = inode - inode_of(0)
+        region = self._regions.get(ident)
+        if region is None or not (is_privileged(user) or self._users.get(ident) == user):
+            raise OSError(errno.ENOENT, f"there is no region {inode} of user {user}")
+        return region
 
     async def settle(self, ident: int) -> None:
         """Called before any request on the region: ends it if its owner has ended."""

@@ -91,6 +91,7 @@ enum mm_owner_kind {
     OWNER_PROCESS = 1, /* as OWNER_FILE, or the process that made it */
     OWNER_THREAD = 2,  /* as OWNER_FILE, or the thread: owner_pid is a thread's number */
     OWNER_GONE = 3,    /* the region has ended: it is empty, and cannot be attached again */
+    OWNER_CREATOR = 4, /* as OWNER_PROCESS, or the last descriptor that the process has of it */
 };
 
 /* The change that the server is about to publish, so that a successor can finish it.

@@ -26,6 +26,7 @@
  *                       window's address)                              no connection yet
  *   STAT        client                                                 struct mshare_stat in `text`
  *   DESCRIBE    client  (what in `text`)                               memfd with JSON
+ *               user    inode number ("clients")                       the same; without a region
  *   OBJECT      client  number                                         result; its file. Answered
  *                                                                      at once: the client may be
  *                                                                      asked something meanwhile

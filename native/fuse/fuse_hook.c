@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fuse_log.h>
 #include <fuse_lowlevel.h>
+#include <linux/fuse.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -75,6 +76,25 @@ static void await_if(int wanted, fuse_ino_t ino)
         borrowed(NOBODY, ino, 0, &none);
     else
         take_more();
+}
+
+/* Its number, which headers before 6.1 lack. */
+#define TMPFILE 51
+
+typedef void process_fn(struct fuse_session *, const struct fuse_buf *);
+
+/* open(2) with O_TMPFILE: as for a new file, only that it has no name, for which the kernel says
+ * "/". libfuse does not know that request. */
+HOOK_INTERPOSED void fuse_session_process_buf(struct fuse_session *from, const struct fuse_buf *buf)
+{
+    static process_fn *real;
+    struct fuse_in_header *head = buf->mem;
+
+    if (!real)
+        real = (process_fn *)dlsym(RTLD_NEXT, "fuse_session_process_buf");
+    if (!(buf->flags & FUSE_BUF_IS_FD) && buf->size >= sizeof *head && head->opcode == TMPFILE)
+        head->opcode = FUSE_CREATE;
+    real(from, buf);
 }
 
 typedef int reply_err_fn(fuse_req_t, int);

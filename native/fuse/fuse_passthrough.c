@@ -102,13 +102,23 @@ typedef int reply_open_fn(fuse_req_t, const struct fuse_file_info *);
 typedef int reply_create_fn(fuse_req_t, const struct fuse_entry_param *,
                             const struct fuse_file_info *);
 
+/* A question at each close(2) would only cost time. */
+static struct fuse_file_info without_flush(const struct fuse_file_info *info)
+{
+    struct fuse_file_info given = *info;
+
+    given.noflush = !(info->fh >> PASSTHROUGH_FLUSH & 1);
+    return given;
+}
+
 HOOK_INTERPOSED int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *info)
 {
     reply_open_fn *real = (reply_open_fn *)dlsym(RTLD_NEXT, "fuse_reply_open");
+    const struct fuse_file_info given = without_flush(info);
     int err;
 
     opening = (uint32_t)(info->fh >> PASSTHROUGH_SHIFT);
-    err = real(req, info);
+    err = real(req, &given);
     opening = 0;
     return err;
 }
@@ -117,10 +127,11 @@ HOOK_INTERPOSED int fuse_reply_create(fuse_req_t req, const struct fuse_entry_pa
                                       const struct fuse_file_info *info)
 {
     reply_create_fn *real = (reply_create_fn *)dlsym(RTLD_NEXT, "fuse_reply_create");
+    const struct fuse_file_info given = without_flush(info);
     int err;
 
     opening = (uint32_t)(info->fh >> PASSTHROUGH_SHIFT);
-    err = real(req, entry, info);
+    err = real(req, entry, &given);
     opening = 0;
     return err;
 }

@@ -17,6 +17,8 @@
 /* Below this bit a file handle is its maker's number, above it the backing id; 0 there: no backing
  * file. */
 #define PASSTHROUGH_SHIFT 32
+/* This bit of the number: close(2) is to be told (FUSE_FLUSH). */
+#define PASSTHROUGH_FLUSH 31
 
 /* Asks the kernel for passthrough when it shakes hands. 0 or -errno.
  * Precondition: mounted, and no request was read yet. */

@@ -112,6 +112,14 @@ struct mshare_mbind {
 #define MSHAREFS_QUERY _IOWR('x', 0x17, struct mshare_query)
 #define MSHAREFS_MBIND _IOW('x', 0x18, struct mshare_mbind)
 
+/* Ours: hands a region over, see mshare_set_owner(). */
+struct mshare_owner {
+    int32_t pidfd;
+    uint32_t flags; /* 0 */
+};
+
+#define MSHAREFS_SET_OWNER _IOW('x', 0x19, struct mshare_owner)
+
 /*
  * Ours: hand the server one end of a socket pair; it becomes a control
  * connection with the rights of this descriptor. The libraries use it, programs
@@ -127,6 +135,24 @@ struct mshare_connect {
 
 #define MSHARE_CONNECT_TOKEN 1u
 #define MSHAREFS_CONNECT _IOWR('x', 0x11, struct mshare_connect)
+
+/*
+ * Makes a region without a name, and returns a descriptor of it, open for reading and writing. Size
+ * it with ftruncate(2). Others get it by the descriptor alone: over a socket, or by
+ * pidfd_getfd(2). The caller owns it as with -o owner=creator: when the caller exits, or closes the
+ * last descriptor that it has of it, the region ends for everybody, unless it was handed over
+ * before (mshare_set_owner()). `flags` are 0 or O_CLOEXEC.
+ *
+ * The mount is $MSHAREFS_MOUNT, or the only one that is root's or the caller's own. On it this is
+ * open(2) of the directory with O_TMPFILE|O_EXCL.
+ *
+ * EINVAL  unknown flags
+ * ENODEV  there is no such mount, or more than one
+ * and those of open(2).
+ *
+ * Source: the name, and that the creator owns it, LSFMM+BPF 2026; the rest is ours.
+ */
+MSHARE_API int mshare_create(unsigned int flags);
 
 /*
  * Attaches the region open at `fd`, or a part, and returns its address, a multiple of the quantum;
@@ -307,6 +333,25 @@ MSHARE_API int mshare_query(int fd, off_t offset, size_t size, unsigned char *ve
  * discarded (EPERM), by nobody and for ever. The region itself can still go.
  */
 MSHARE_API int mshare_seal(int fd, off_t offset, size_t size);
+
+/*
+ * Hands the region to another process: from now on that one is the owner, whatever the rule of the
+ * mount makes of it (-o owner=), whose limits count for what is locked, and to whose memory cgroup
+ * `msharefs stat` reports charges. As with -o owner=creator, closing its last descriptor counts
+ * once it has had one. With -o owner=thread the owner is the thread of a pidfd made with
+ * PIDFD_THREAD, or the first thread.
+ *
+ * EINVAL  the region has ended with its owner
+ * EACCES  the descriptor `fd` is read-only
+ * EBADF   `pidfd` is no pidfd
+ * ESRCH   that process has ended, or the server does not see it
+ * EPERM   the caller is not the owner, nor root or the server's user; memory that a program has
+ *         adopted
+ *
+ * Source: wanted at LSFMM+BPF 2026, "so that the creator could hand the region off and exit"; its
+ * form is ours.
+ */
+MSHARE_API int mshare_set_owner(int fd, int pidfd);
 
 /* What `msharefs stat` shows; the counters only grow. */
 struct mshare_stat {

@@ -126,6 +126,7 @@ def test_clients_of_a_mount_and_of_one_process(scene: dict[str, Any]) -> None:
     found = look("clients", scene["mount"])["clients"]
     assert {(each["region"].split(" ")[0], each["kind"]) for each in found} == {
         ("a", "attached"), ("sub/b", "attached"), ("(adopted", "adopted"),
+        ("(unlinked", "attached"),
     }  # fmt: skip
     pid = scene["pids"][1]
     (one,) = look("clients", "--pid", str(pid))["clients"]
@@ -133,7 +134,7 @@ def test_clients_of_a_mount_and_of_one_process(scene: dict[str, Any]) -> None:
     assert look("clients", "--pid", str(os.getpid()), scene["mount"])["clients"] == []
     lines = run("clients", scene["mount"]).splitlines()
     assert lines[0].split()[:3] == ["region", "pid", "command"]
-    assert len(lines) == 4
+    assert len(lines) == 5
 
 
 @pytest.mark.parametrize(
