@@ -231,13 +231,14 @@ class Sampler:
             return set()
         else:
             if ident not in self.regions:
-                self.regions[ident] = self._region(ident, view)
+                self.regions[ident] = self._region(ident)
             region = self.regions[ident]
             for key in COUNTERS:
                 seen = getattr(raw, key) - before.get(key, 0)
                 setattr(region, key, max(getattr(region, key), seen))
             region.size_bytes = raw.size
-            if view.memory is not None:
+            if view.memory is not None:  # it may have been met before that was known
+                region.kind, region.given_name = view.memory.kind, view.memory.name
                 self._of_regions.add(Ours(*view.memory_identity, view.memory.kind == SYSV))
                 region.links = self._links(ident, view, clients)
             own_before, upper_before = sample.own_tables_bytes, sample.upper_tables_bytes
@@ -305,10 +306,8 @@ class Sampler:
                 raw = view.stat()
                 yield int(path.stem), {key: getattr(raw, key) for key in COUNTERS}
 
-    def _region(self, ident: int, view: View) -> Region:
+    def _region(self, ident: int) -> Region:
         """What a region is that is met for the first time."""
-        if view.memory is not None:
-            return Region(ident, view.memory.kind, view.memory.name)
         for directory, _, files in os.walk(self._names):
             for name in files:
                 path = os.path.join(directory, name)

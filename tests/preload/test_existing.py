@@ -275,6 +275,21 @@ class TestWhatIsNot:
         assert (tmp_path / "said").read_text().endswith("adopted: No such file or directory\n")
 
 
+def test_a_region_that_is_met_before_its_memory_is_known(
+    start: Callable[..., Agent], shared_mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A region is made first, and adopted then: a look may come between."""
+    agent = start()
+    segment(agent)
+    sampler = sampling.Sampler(lambda: [agent.pid], shared_mount.state)
+    with monkeypatch.context() as early:
+        early.setattr(Memory, "read", classmethod(lambda *_: None))
+        sampler.look()
+    sampler.look()
+    (region,) = sampler.regions.values()
+    assert (region.kind, region.given_name) == ("sysv", "System V private segment")
+
+
 def test_a_segment_takes_the_place_of_a_region(
     start: Callable[..., Agent], shared_mount: Mount
 ) -> None:
