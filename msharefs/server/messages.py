@@ -78,6 +78,10 @@ class Reply:
                 os.close(fd)
 
 
+NO_REPLY = Reply()
+"""None is sent."""
+
+
 def duplicated(*fds: int) -> list[int]:
     """Duplicates of those that are descriptors. OSError: of none."""
     made: list[int] = []

@@ -147,7 +147,7 @@ def test_no_descriptor_is_left_to_accept_with(mount: Mount) -> None:
             assert wire.answer(sock)[0] == -errno.EACCES
 
 
-@pytest.mark.mount("quantum=2M", seconds={"control.SILENT_SECONDS": 3.0})
+@pytest.mark.mount("quantum=2M", seconds={"connection.SILENT_SECONDS": 3.0})
 @pytest.mark.parametrize("said", [(), (lib.MSG_STAT,), (lib.MSG_FORKED, lib.MSG_DETACH)])
 def test_who_has_no_attachment_and_says_nothing(mount: Mount, said: tuple[int, ...]) -> None:
     """Also after a first message."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from msharefs.server import control, hostmm, objects, owners, regions
+from msharefs.server import connection, hostmm, objects, owners, regions
 from msharefs.server.hostmm import HostMM
 from msharefs.server.options import MountOptions
 
@@ -85,17 +85,17 @@ def test_a_file_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_answer_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    connection = control.Connection.__new__(control.Connection)
+    client = connection.Connection.__new__(connection.Connection)
 
     async def describe(what: str) -> bytes:
         return what.encode()
 
-    connection.region = types.SimpleNamespace(describe=describe)  # type: ignore[assignment]
+    client.region = types.SimpleNamespace(describe=describe)  # type: ignore[assignment]
     request = types.SimpleNamespace(text=b"stat\0")
 
     def fail(_fd: int, _data: bytes) -> int:
         raise OSError(errno.ENOSPC, "no memory")
 
-    monkeypatch.setattr(control.os, "write", fail)
+    monkeypatch.setattr(connection.os, "write", fail)
     with refused(errno.ENOSPC):
-        trio.run(connection._describe, request)
+        trio.run(client._describe, request)
