@@ -285,6 +285,14 @@ def open_pagemap(pid: int) -> BinaryIO:
         raise _gone(pid) from None
 
 
+def open_memory(pid: int) -> BinaryIO:
+    """/proc/PID/mem, for reading. PermissionError."""
+    try:
+        return open(f"/proc/{pid}/mem", "rb", buffering=0)
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+
+
 class Mapping(NamedTuple):
     """What is used of a line of proc_pid_maps(5); bytes."""
 

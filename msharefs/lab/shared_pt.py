@@ -65,7 +65,7 @@ def ledger(pid: int) -> Ledger | None:
     if place is None:
         return None
     try:
-        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        with proc.open_memory(pid) as memory:
             for _ in range(_TRIES):
                 head = os.pread(memory.fileno(), _HEAD.size, place)
                 magic, turn, count, inexact = _HEAD.unpack(head)
@@ -77,11 +77,10 @@ def ledger(pid: int) -> Ledger | None:
                         for mapping, start, end, cause in _RANGE.iter_unpack(data)
                     ]
                     return Ledger(found, bool(inexact))
-    except (FileNotFoundError, struct.error, IndexError):
+    except (PermissionError, ProcessLookupError):
+        raise
+    except (OSError, struct.error, IndexError):
         pass
-    except OSError as error:
-        if isinstance(error, PermissionError):
-            raise
     return None
 
 

@@ -16,7 +16,7 @@ import logging
 import os
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -39,13 +39,40 @@ from .operations import HANDLERS
 from .readers import Reader
 
 if TYPE_CHECKING:
-    from .control import Control
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from .connections import Connections
+    from .inboxes import Inboxes
     from .region import Region
+    from .regions import Regions
+    from .tokens import Tokens
+    from .turns import Turns
 
 log = logging.getLogger(__name__)
 
 # Of an ioctl's number: the size of its argument.
 _SIZE_SHIFT, _SIZE_MASK = 16, 0x3FFF
+
+
+class Control(Protocol):
+    """What all connections of a mount have in common: control.Control."""
+
+    regions: Regions
+    path: Path
+    """Of the socket."""
+    connections: Connections
+    inboxes: Inboxes
+    tokens: Tokens
+    turns: Turns
+    userfaultfd: int
+    """/dev/userfaultfd, to be passed; -1: it is not."""
+
+    def serve(self, connection: Connection) -> None:
+        """Starts to serve a connection."""
+
+    def start(self, work: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        """Starts a task. ENOTCONN: the socket is not open yet."""
 
 
 class Connection:

@@ -236,7 +236,7 @@ def test_options_of_fstab(directory: Path) -> None:
         ("quantum=4K", "512G, 1G, 2M"),
         ("quantum=", "512G, 1G, 2M"),
         ("quantum", "512G, 1G, 2M"),
-        ("owner=me", "file, process, thread"),
+        ("owner=me", "file, creator, process, thread"),
         ("quirks=v2", "v3"),
         ("state=", "tmpfs"),
         ("sizes=1G", "there is no such option"),

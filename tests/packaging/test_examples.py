@@ -136,7 +136,7 @@ def test_a_notebook_shows_a_region(shared_mount: Mount) -> None:
 def test_the_page_names_every_example() -> None:
     page = (EXAMPLES / "README.md").read_text()
     found = [path for path in EXAMPLES.rglob("*") if path.suffix in (".c", ".cpp", ".py", ".rs")]
-    assert len(found) == 6
+    assert len(found) == 8
     for path in found:
         assert f"({path.relative_to(EXAMPLES)})" in page
 

@@ -88,7 +88,7 @@ def test_postgresql(public_tmp: Path, before: list[str]) -> None:
     finally:
         server.stop()
     assert "database system is shut down" in server.said()
-    assert not re.search(r"FATAL|PANIC|terminated by signal", server.said())
+    assert not re.search(r"FATAL|PANIC|terminated by signal", server.said()), server.said()
 
 
 def test_postgresql_survives_a_killed_backend(public_tmp: Path, before: list[str]) -> None:

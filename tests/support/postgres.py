@@ -9,7 +9,10 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
+
+from .wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,11 +91,11 @@ class Postgres:
         )  # fmt: skip
         assert psql.stdin
         assert psql.stdout
-        print("\\echo ready", file=psql.stdin, flush=True)
-        while psql.stdout.readline() != "ready\n":
-            assert psql.poll() is None
+        print("select pg_backend_pid() \\gset\n\\echo :pg_backend_pid", file=psql.stdin, flush=True)
+        pid = int(psql.stdout.readline())
         yield
         psql.communicate()
+        until(lambda: not psutil.pid_exists(pid), "the backend has ended")
 
     def said(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
