@@ -22,12 +22,13 @@
 
 /* The functions of this library. */
 static const char *const names[] = {
-    "mmap",     "mmap64",  "munmap",          "mprotect", "pkey_mprotect", "mremap",
-    "mseal",    "madvise", "process_madvise", "msync",    "mincore",       "mlock",
-    "mlock2",   "munlock", "mlockall",        "syscall",  "close",         "close_range",
-    "dup2",     "dup3",    "closefrom",       "lseek",    "lseek64",       "statfs",
-    "statfs64", "fstatfs", "fstatfs64",       "prctl",    "shmat",         "remap_file_pages",
-    "dlopen",
+    "mmap",      "mmap64",  "munmap",          "mprotect", "pkey_mprotect", "mremap",
+    "mseal",     "madvise", "process_madvise", "msync",    "mincore",       "mlock",
+    "mlock2",    "munlock", "mlockall",        "syscall",  "close",         "close_range",
+    "dup2",      "dup3",    "closefrom",       "lseek",    "lseek64",       "statfs",
+    "statfs64",  "fstatfs", "fstatfs64",       "prctl",    "shmat",         "remap_file_pages",
+    "dlopen",    "mount",   "umount",          "umount2",  "fopen",         "fopen64",
+    "setmntent",
 };
 
 #define NAMES (sizeof names / sizeof *names)

@@ -136,3 +136,15 @@ bool preload_in_memory(int fd)
     return !syscall(SYS_statmount, &request, &found, sizeof found, 0) &&
            found.mask & STATMOUNT_SB_BASIC && found.sb_magic == TMPFS_MAGIC;
 }
+
+uint64_t preload_mount_of_ours(const char *path, int flags)
+{
+    const int ask = AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, saved = errno;
+    struct statx file;
+    const bool ours = !statx(AT_FDCWD, path, flags | ask, STATX_MNT_ID_UNIQUE, &file) &&
+                      file.stx_attributes & STATX_ATTR_MOUNT_ROOT &&
+                      file.stx_mask & STATX_MNT_ID_UNIQUE && kind_of(file.stx_mnt_id) == MOUNT_OURS;
+
+    errno = saved;
+    return ours ? file.stx_mnt_id : 0;
+}

@@ -25,6 +25,8 @@
  *   filter.c   prctl, seccomp: has the program a filter?
  *   fd.c       close, dup2: our descriptors are not the program's
  *   statfs.c   statfs: the series' type of file system
+ *   mount.c    mount, umount: the series' type, where a mount of ours is
+ *   table.c    /proc/mounts and its relatives: that type in a mount's line
  *
  * The program's calls come to functions with the C library's names. Those of the core, which
  * is linked into this library as into the others, must not: the linker binds its references

@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <sys/mount.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -144,6 +145,11 @@ long preload_syscall(long number, long a, long b, long c, long d, long e, long f
         return our_dup2((int)a, (int)b);
     case SYS_dup3:
         return our_dup3((int)a, (int)b, (int)c);
+    case SYS_mount:
+        return mount((const char *)a, (const char *)b, (const char *)c, (unsigned long)d,
+                     (const void *)e);
+    case SYS_umount2:
+        return umount2((const char *)a, (int)b);
     case SYS_lseek:
         return our_lseek((int)a, (off_t)b, (int)c);
     default:
