@@ -40,6 +40,11 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("msharefs idle /mnt/r", "six looks, 10 s apart"),
         ("msharefs idle --interval 60 --rounds 30 --html idle.html /mnt", "all regions of a mount"),
     ],
+    "export": [
+        ("msharefs export -o r.csv /mnt/r", "every entry, as a line"),
+        ("msharefs export --format champsim /mnt/r | xz > r.champsimtrace.xz", ""),
+        ("msharefs export --format virtuoso -o t.vma /mnt/r", "the mappings, beside a trace t"),
+    ],
     "top": [
         ("msharefs top", "all mounts, live; needs the extra `tui`"),
         ("msharefs top --once /mnt", "once, as a table"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 _PIECE = 500  # items of a list
 _PRESENT_BYTES = 1 << 30  # of a mapping, looked at in one go
+_LEAVES = _PRESENT_BYTES // PAGE  # at most, in one go
 
 
 def as_json(document: Any) -> bytes:
@@ -194,6 +195,30 @@ def _present(view: View, start: int, end: int) -> str:
         vec = ffi.new("uint8_t[]", (until - at) // PAGE)
         lib.mm_present(view.mm, at, until, vec)
         packed.append(packer.compress(ffi.buffer(vec)))
+    return base64.b64encode(b"".join((*packed, packer.flush()))).decode()
+
+
+def leaves(view: View) -> dict[str, Any]:
+    """The mappings, and the leaf entries of each: struct mm_leaf, compressed, in base64."""
+    room = ffi.new("struct mm_leaf[]", _LEAVES)
+    return {
+        "ranges": [
+            {**mapping, "leaves": _leaves(view, mapping["start"], mapping["end"], room)}
+            for mapping in maps(view)
+        ]
+    }
+
+
+def _leaves(view: View, start: int, end: int, room: Any) -> str:
+    packer = zlib.compressobj(level=1)
+    packed = []
+    for at in range(start, end, _PRESENT_BYTES):
+        until = min(end, at + _PRESENT_BYTES)
+        count = check(
+            lib.mm_leaves(view.mm, at, until, room, _LEAVES),
+            f"{view.name}: walking its page tables",
+        )
+        packed.append(packer.compress(ffi.buffer(room, count * ffi.sizeof("struct mm_leaf"))))
     return base64.b64encode(b"".join((*packed, packer.flush()))).decode()
 
 

@@ -245,6 +245,7 @@ class Region:
             "maps": describe.maps,
             "pagetable": describe.pagetable,
             "entries": describe.entries,
+            "leaves": describe.leaves,
             "clients": lambda view: [*describe.clients(view), *native],
             "audit": describe.audit,
             "check": checking.findings,

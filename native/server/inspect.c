@@ -226,6 +226,38 @@ void mm_present(struct mm *mm, uint64_t start, uint64_t end, uint8_t *vec)
         walk_range(&walk, found.start, found.end);
 }
 
+struct leaves {
+    struct mm_leaf *leaves;
+    uint64_t used, max, start; /* a host address */
+};
+
+static int list_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
+{
+    const uint64_t value = atomic_load_explicit(entry, memory_order_relaxed);
+    struct leaves *found = walk->arg;
+
+    if (!(value & (ENTRY_PRESENT | ENTRY_PROTNONE)) || addr < found->start)
+        return 0;
+    if (found->used < found->max)
+        found->leaves[found->used] = (struct mm_leaf){
+            .start = addr, .size = entry_span(level), .entry = value};
+    found->used++;
+    return 0;
+}
+
+int64_t mm_leaves(struct mm *mm, uint64_t start, uint64_t end, struct mm_leaf *leaves, uint64_t max)
+{
+    const uint64_t limit = mm->host_end - HOST_BASE;
+    struct leaves found = {.leaves = leaves, .max = max, .start = HOST_BASE + start};
+    struct walk walk = {.mm = mm, .leaf = list_leaf, .arg = &found};
+    int err = 0;
+
+    end = end < limit ? end : limit;
+    if (start < end)
+        err = walk_range(&walk, HOST_BASE + start, HOST_BASE + end);
+    return err ? err : (int64_t)found.used;
+}
+
 static int add_usage(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
 {
     const uint64_t value = atomic_load_explicit(entry, memory_order_relaxed);

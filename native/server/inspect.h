@@ -53,6 +53,18 @@ int64_t mm_huge_pages(struct mm *mm, uint64_t *pages, uint64_t max);
 /* Which pages of [start, end), region offsets, have an entry: a byte of `vec` for each, 1 or 0. */
 void mm_present(struct mm *mm, uint64_t start, uint64_t end, uint8_t *vec);
 
+/* A leaf entry as a processor would read it; also one of a page without access. */
+struct mm_leaf {
+    uint64_t start; /* host address */
+    uint64_t size;  /* bytes */
+    uint64_t entry;
+};
+
+/* Lists the leaf entries of [start, end), region offsets, in order; returns how many there are, at
+ * most `max` copied. */
+int64_t mm_leaves(struct mm *mm, uint64_t start, uint64_t end, struct mm_leaf *leaves,
+                  uint64_t max);
+
 /* Pages of 4 KiB of a range that have an entry, and of these those that were accessed, and
  * written. */
 struct mm_usage {
