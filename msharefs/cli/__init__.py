@@ -32,6 +32,7 @@ VERBS = {
     "pagetable": "Show a region's page tables, level by level.",
     "clients": "Show the processes that are attached to a region.",
     "idle": "Show how long pages of a region have not been used.",
+    "reclaim": "Page out what of a region has not been used for longest.",
     "export": "Write a region's page tables for other programs.",
     "top": "Show regions and clients live, with their rates.",
     "metrics": "Give the figures of all regions to Prometheus.",

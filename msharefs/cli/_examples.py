@@ -40,6 +40,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("msharefs idle /mnt/r", "six looks, 10 s apart"),
         ("msharefs idle --interval 60 --rounds 30 --html idle.html /mnt", "all regions of a mount"),
     ],
+    "reclaim": [
+        ("msharefs reclaim --keep 512M /mnt/r", "the oldest pages first, until it fits"),
+        ("msharefs reclaim --keep 512M --cold 60 /mnt/r", "none that was used in that minute"),
+    ],
     "export": [
         ("msharefs export -o r.csv /mnt/r", "every entry, as a line"),
         ("msharefs export --format champsim /mnt/r | xz > r.champsimtrace.xz", ""),

@@ -77,7 +77,7 @@ class Watched:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._region = msharefs.open(path, os.O_RDWR)
+        self.region = msharefs.open(path, os.O_RDWR)
         self._last: dict[tuple[int, int], Rounds] = {}
         """By range: the number of the round in which each page was last used; 0: known, in none of
         them; -1: nobody has touched it."""
@@ -92,7 +92,7 @@ class Watched:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._region.close()
+        self.region.close()
 
     def begin(self) -> None:
         """Takes note of the pages that have been touched by now. OSError: it cannot be told."""
@@ -105,7 +105,7 @@ class Watched:
 
     def _mappings(self) -> Iterator[tuple[int, int, bool]]:
         """The mappings, and whether their entries may be given back."""
-        for each in self._region.maps():
+        for each in self.region.maps():
             kept = _KEPT & set(each["flags"]) or each["prot"].startswith("---")
             yield each["start"], each["end"], not kept
 
@@ -115,7 +115,7 @@ class Watched:
             try:
                 for start, end, told in self._mappings():
                     if told:
-                        self._region.advise(start, end - start, verbs.MADV_DONTNEED)
+                        self.region.advise(start, end - start, verbs.MADV_DONTNEED)
             except OSError as error:
                 # A mapping has gone, or has got a lock, since it was listed.
                 if error.errno not in (errno.ENOMEM, errno.EINVAL) or tries + 1 == _TRIES:
@@ -126,7 +126,7 @@ class Watched:
     def look(self, number: int) -> None:
         """Round `number` is over: what has come back by now was used in it."""
         self._note(number)
-        clients = self._region.describe("clients")
+        clients = self.region.describe("clients")
         self.native = sum(client["kind"] == "native" for client in clients)
         for client in clients:
             if client["kind"] != "native":
@@ -136,7 +136,7 @@ class Watched:
 
     def pids(self) -> set[int]:
         """The processes that are attached now, by our library."""
-        clients = self._region.describe("clients")
+        clients = self.region.describe("clients")
         return {client["pid"] for client in clients if client["kind"] != "native"}
 
     def _see(self, who: Who, client: dict[str, Any], number: int) -> None:
@@ -148,7 +148,7 @@ class Watched:
 
     def _note(self, number: int) -> None:
         """Pages that have an entry were used in round `number`."""
-        found = self._region.describe("entries")
+        found = self.region.describe("entries")
         if found["linux_fills"]:
             raise OSError(
                 errno.EOPNOTSUPP,
@@ -165,6 +165,11 @@ class Watched:
                     part = last[(low - start) // PAGE : (high - start) // PAGE]
                     seen = present[(low - each["start"]) // PAGE : (high - each["start"]) // PAGE]
                     part[seen] = number
+
+    def last(self) -> Iterator[tuple[int, Rounds]]:
+        """Range by range its offset, and in which round each page was last used."""
+        for (start, _), last in self._last.items():
+            yield start, last
 
     def ages(self, rounds: int) -> list[int]:
         """How many pages were last used in the last round, in the one before ...; in none."""
@@ -208,12 +213,13 @@ def _service_seconds(pids: Iterable[int]) -> dict[int, float]:
     return found
 
 
-def _looks(
+def look_on(
     regions: Sequence[Watched],
     rounds: int,
     interval: float | None,
     pause: Callable[[float], None],
 ) -> list[Interval]:
+    """Looks at regions that have begun. As `run`."""
     done = []
     wanted = INTERVAL_SECONDS if interval is None else interval
     for number in range(1, rounds + 1):
@@ -278,7 +284,7 @@ def run(
         regions = [stack.enter_context(Watched(path)) for path in paths]
         for region in regions:
             region.begin()
-        done = _looks(regions, rounds, interval, pause)
+        done = look_on(regions, rounds, interval, pause)
         return {
             **started,
             "method": "entries given back, and found again",
