@@ -13,7 +13,7 @@ import os
 import weakref
 from fcntl import F_GETFL, fcntl
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from . import verbs
 from .native import check, check_errno, ffi, lib
@@ -21,6 +21,8 @@ from .native import check, check_errno, ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
+
+    from .documents import VMA, Client, Stat
 
 _SILENT = (
     "an attached process does not answer or does not leave a page fault; let it go on (is it "
@@ -417,9 +419,9 @@ class Region:
             os.close(self.fd)
             self.fd = -1
 
-    def stat(self) -> dict[str, Any]:
+    def stat(self) -> Stat:
         """Size, memory, page tables, owner and counters: `msharefs stat --json`."""
-        return {"name": os.path.basename(self.path), **self.describe("stat")}
+        return cast("Stat", {"name": os.path.basename(self.path), **self.describe("stat")})
 
     def _repr_html_(self) -> str:
         """For notebooks: the figures, and a map of the page tables."""
@@ -429,14 +431,14 @@ class Region:
         pagetable = self.describe("pagetable") if found["size_bytes"] else None
         return region_html(self.path, found, pagetable)
 
-    def maps(self) -> list[dict[str, Any]]:
+    def maps(self) -> list[VMA]:
         """The VMAs of the region: `msharefs maps --json`."""
-        vmas: list[dict[str, Any]] = self.describe("maps")
+        vmas: list[VMA] = self.describe("maps")
         return vmas
 
-    def clients(self) -> list[dict[str, Any]]:
+    def clients(self) -> list[Client]:
         """The processes that have it attached: `msharefs clients --json`."""
-        found: list[dict[str, Any]] = self.describe("clients")
+        found: list[Client] = self.describe("clients")
         return found
 
     def describe(self, what: str) -> Any:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import units
+
+if TYPE_CHECKING:
+    from .documents import Stat
 
 ENTRIES = 512
 CELLS = 512
@@ -13,7 +16,7 @@ CELLS = 512
 _COLUMNS = 64
 
 
-def region_html(path: str, found: dict[str, Any], pagetable: dict[str, Any] | None) -> str:
+def region_html(path: str, found: Stat, pagetable: dict[str, Any] | None) -> str:
     """The figures of a region (its stat), and a map of its page tables."""
     rows = [
         ("size", units.size(found["size_bytes"]) if found["size_bytes"] else "unsized"),

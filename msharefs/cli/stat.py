@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from msharefs import mountpoint, units
 
 from . import _complete, _json, _patience, _region, _show, _watch
+
+if TYPE_CHECKING:
+    from msharefs.documents import Owner
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -40,7 +43,7 @@ def _budget(found: dict[str, Any]) -> str:
     return f"{text}; {grown} of {found['clients']} need more" if grown else text
 
 
-def owner_line(owner: dict[str, Any]) -> str:
+def owner_line(owner: Owner) -> str:
     """Who owns a region, and what that means for it."""
     maker = "thread" if owner["kind"] == "thread" else "pid"
     fate = {

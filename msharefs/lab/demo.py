@@ -23,6 +23,8 @@ from .workers import PAGE_BYTES, Answer, Notify, Workers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from msharefs.documents import Client, Stat
+
 CREATOR = 0  # the worker that fills
 
 
@@ -183,7 +185,7 @@ def _over_a_region(
         half.fill()
         first = region.stat()
         half.verify()
-        last, clients, audit = region.stat(), region.describe("clients"), region.describe("audit")
+        last, clients, audit = region.stat(), region.clients(), region.describe("audit")
         host_mm_bytes = mount.host_mm_bytes()
         half.detach()
         region.unmap(0, size)  # so that the other half finds as much memory free
@@ -204,9 +206,9 @@ def _over_a_region(
     }, problems
 
 
-def _taken(stat: dict[str, Any]) -> int:
+def _taken(stat: Stat) -> int:
     """Faults that a kernel with msharefs would have taken: first touches and links."""
-    counters: dict[str, int] = stat["counters"]
+    counters = stat["counters"]
     return counters["faults"] + counters["links"]
 
 
@@ -221,8 +223,8 @@ def _wrong(title: str, side: Side, workers: Workers) -> list[str]:
 
 
 def _unshared(
-    stat: dict[str, Any],
-    clients: Sequence[dict[str, Any]],
+    stat: Stat,
+    clients: Sequence[Client],
     audit: dict[str, Any],
     workers: Workers,
 ) -> list[str]:

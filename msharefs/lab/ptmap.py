@@ -17,7 +17,7 @@ from msharefs.server import describe
 from .pagemap import PRESENT, Pagemap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from msharefs.client import Region
     from msharefs.server.view import View
@@ -47,7 +47,10 @@ def of_view(view: View, clients: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _map(
-    name: str, tables: dict[str, Any], clients: list[dict[str, Any]], vmas: list[dict[str, Any]]
+    name: str,
+    tables: dict[str, Any],
+    clients: list[dict[str, Any]],
+    vmas: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     lowest = next(level["tables"] for level in tables["levels"] if level["level"] == "pte")
     present = {(table["start"] - lib.HOST_BASE) // CELL_BYTES: table["present"] for table in lowest}
@@ -75,7 +78,7 @@ def _map(
     }
 
 
-def _mapped(vmas: list[dict[str, Any]]) -> list[tuple[int, int]]:
+def _mapped(vmas: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """Cells that are at least partly mapped, as ranges that do not adjoin."""
     found: list[tuple[int, int]] = []
     for vma in vmas:
