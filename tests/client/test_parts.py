@@ -76,7 +76,13 @@ class Process:
         )
 
 
-@pytest.fixture(params=["kernel", "msharefs", "msharefs shadow"])
+SHADOW = pytest.param(
+    "msharefs shadow",
+    marks=pytest.mark.unsanitized("a shadow has nothing that a sanitizer's functions could use"),
+)
+
+
+@pytest.fixture(params=["kernel", "msharefs", SHADOW])
 def process(
     request: pytest.FixtureRequest,
     actors: Actors,
