@@ -36,6 +36,9 @@ PLENTY = 1 << 20  # calls
 class Window:
     """Pages of a file under a userfaultfd, all present. What is unmapped may be Python's next."""
 
+    # Far below where Linux looks for room: other threads map memory, too.
+    _ASIDE = 0x2000_0000_0000
+
     def __init__(self, pages: int = PAGES) -> None:
         self.pages = pages
         with open("/dev/userfaultfd", "rb", buffering=0) as device:
@@ -44,7 +47,7 @@ class Window:
         fd = os.memfd_create("window")
         os.ftruncate(fd, pages * PAGE)
         flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        self.base = libc.map_at(0, pages * PAGE, RW, flags, fd)
+        self.base = libc.map_at(self._ASIDE, pages * PAGE, RW, flags, fd)
         os.close(fd)
         self.layout = ["w"] * pages
         """w: a page of the window, .: unmapped, f: another file, a: anonymous."""
