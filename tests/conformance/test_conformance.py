@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,8 +19,16 @@ if TYPE_CHECKING:
 # With quirks=v3, of the answers of a kernel with v3.
 SAME_AT_LEAST = 0.95
 
+# They change settings of the whole machine for a moment.
+ALONE = {"CREATE_MAPPING: limits", "Huge pages that Linux makes by itself"}
 
-@pytest.mark.parametrize("ident", ROWS)
+
+def asked() -> list[Any]:
+    marks = {title: [pytest.mark.alone] for title in ALONE}
+    return [pytest.param(each, marks=marks.get(row.title, ())) for each, row in ROWS.items()]
+
+
+@pytest.mark.parametrize("ident", asked())
 def test_row(ident: str, worlds: Worlds, report: Report) -> None:
     row = ROWS[ident]
     for world in row.worlds():
