@@ -34,7 +34,7 @@ from .world import SkippedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .stage import Stage
+    from .stage import Memory, Stage
 
 WRAP = 1 << 64
 LOW = 0x40  # MAP_32BIT
@@ -300,17 +300,28 @@ def rounded(stage: Stage) -> str:
 T("unmap-size-odd", "size 4097: the second page, the third", "SIGSEGV MAPERR, 0", rounded)
 
 
+def numbered(stage: Stage, objects: tuple[tuple[int, int], ...]) -> Memory:
+    """Objects of some pages; each page has its number, from 1 on."""
+    memory = stage.memory(*((at * PAGE, count * PAGE, RW) for at, count in objects))
+    for at, count in objects:
+        for number in range(at, at + count):
+            memory.store(number * PAGE, number + 1)
+    return memory
+
+
+def six_pages(memory: Memory) -> str:
+    """The content of the first six pages; "-": none is there."""
+    found = [memory.load(number * PAGE) for number in range(6)]
+    return "".join("-" if each.startswith("SIG") else each for each in found)
+
+
 def pattern(*objects: tuple[int, int], cut: tuple[int, int]) -> Callable[[Stage], str]:
     """Objects of some pages, one UNMAP: which of six pages are there afterwards."""
 
     def check(stage: Stage) -> str:
-        memory = stage.memory(*((at * PAGE, count * PAGE, RW) for at, count in objects))
-        for at, count in objects:
-            for number in range(at, at + count):
-                memory.store(number * PAGE, number + 1)
+        memory = numbered(stage, objects)
         assert memory.unmap(cut[0] * PAGE, cut[1] * PAGE) == "0"
-        found = [memory.load(number * PAGE) for number in range(6)]
-        return "".join("-" if each.startswith("SIG") else each for each in found)
+        return six_pages(memory)
 
     return check
 
@@ -333,13 +344,9 @@ def replaced(*objects: tuple[int, int], by: tuple[int, int]) -> Callable[[Stage]
     """Objects of some pages, one CREATE over them: the content of six pages afterwards."""
 
     def check(stage: Stage) -> str:
-        memory = stage.memory(*((at * PAGE, count * PAGE, RW) for at, count in objects))
-        for at, count in objects:
-            for number in range(at, at + count):
-                memory.store(number * PAGE, number + 1)
+        memory = numbered(stage, objects)
         assert memory.file.create(by[0] * PAGE, by[1] * PAGE) == "0"
-        found = [memory.load(number * PAGE) for number in range(6)]
-        return "".join("-" if each.startswith("SIG") else each for each in found)
+        return six_pages(memory)
 
     return check
 

@@ -113,40 +113,40 @@ def test_as_much_as_the_whole_is_the_whole_as_in_the_series(
     assert [(each["base"], each["offset"]) for each in clients(region.path)] == [(base, 0)]
 
 
-def test_the_series_to_the_letter_knows_no_parts(
-    mounts: Callable[..., Mount], agents: Agents, agent_program: Path
-) -> None:
-    mount = mounts("quantum=2M", "quirks=v3")
+def mapped(mount: Mount, agents: Agents, agent_program: Path) -> File:
+    """A region with memory everywhere, open in a process under the library."""
     agent = agents.start([agent_program], running.environment(mount.path, None))
     path = str(mount.path / "r")
     region = File(agent, agent.call("open", path, os.O_RDWR | os.O_CREAT, 0o600), SIZE, path)
     assert agent.call("ftruncate", region.fd, SIZE) == 0
     region.map(0, SIZE)
+    return region
+
+
+def test_the_series_to_the_letter_knows_no_parts(
+    mounts: Callable[..., Mount], agents: Agents, agent_program: Path
+) -> None:
+    region = mapped(mounts("quantum=2M", "quirks=v3"), agents, agent_program)
     assert region.refused(offset=QUANTUM, length=QUANTUM) == "EINVAL"
     assert region.refused(offset=0, length=QUANTUM) == "EINVAL"
     region.attach(**WHOLE)
-    os.unlink(path)
+    os.unlink(region.path)
 
 
 def test_ordinary_calls_on_a_part_that_pass_through(
     mounts: Callable[..., Mount], agents: Agents, agent_program: Path
 ) -> None:
     """With window=inner a call on the part is one on what it has of the region."""
-    mount = mounts("quantum=2M", "window=inner")
-    agent = agents.start([agent_program], running.environment(mount.path, None))
-    path = str(mount.path / "r")
-    region = File(agent, agent.call("open", path, os.O_RDWR | os.O_CREAT, 0o600), SIZE, path)
-    assert agent.call("ftruncate", region.fd, SIZE) == 0
-    region.map(0, SIZE)
+    region = mapped(mounts("quantum=2M", "window=inner"), agents, agent_program)
     part = region.attach(offset=2 * QUANTUM, length=QUANTUM)
-    assert agent.say("mprotect", part + PAGE, PAGE, READ) == "0"
-    assert agent.say("munmap", part + 3 * PAGE, PAGE) == "0"
-    with msharefs.open(path) as here:
+    assert region.agent.say("mprotect", part + PAGE, PAGE, READ) == "0"
+    assert region.agent.say("munmap", part + 3 * PAGE, PAGE) == "0"
+    with msharefs.open(region.path) as here:
         found = [(each["start"] - 2 * QUANTUM, each["prot"]) for each in here.maps()]
     assert found == [
         (-2 * QUANTUM, "rw-s"), (PAGE, "r--s"), (2 * PAGE, "rw-s"), (4 * PAGE, "rw-s"),
     ]  # fmt: skip
-    assert agent.store(part + PAGE, 1) == "SIGSEGV ACCERR"
-    assert agent.load(part + 3 * PAGE) == "SIGSEGV MAPERR"
-    agent.exit()
-    os.unlink(path)
+    assert region.agent.store(part + PAGE, 1) == "SIGSEGV ACCERR"
+    assert region.agent.load(part + 3 * PAGE) == "SIGSEGV MAPERR"
+    region.agent.exit()
+    os.unlink(region.path)
