@@ -172,6 +172,8 @@ def mount(
         )
     # A program the server starts must not keep the mount alive.
     os.set_inheritable(_lib.hook_session_fd(), False)
+    # A request may be gone when we come to read it, and that must not wait for the next one.
+    os.set_blocking(_lib.hook_session_fd(), False)
     if passthrough:
         _checked(_lib.passthrough_request(), "asking for passthrough")
 

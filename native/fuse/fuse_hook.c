@@ -97,6 +97,21 @@ HOOK_INTERPOSED void fuse_session_process_buf(struct fuse_session *from, const s
     real(from, buf);
 }
 
+typedef int receive_fn(struct fuse_session *, struct fuse_buf *);
+
+/* A request is taken back if its caller is killed before we read it, and then there may be none any
+ * more. The descriptor does not wait for the next one (msharefs/server/fuse.py), and what pyfuse3
+ * knows of not having read any is EINTR. */
+HOOK_INTERPOSED int fuse_session_receive_buf(struct fuse_session *from, struct fuse_buf *buf)
+{
+    static receive_fn *real;
+
+    if (!real)
+        real = (receive_fn *)dlsym(RTLD_NEXT, "fuse_session_receive_buf");
+    const int received = real(from, buf);
+    return received == -EAGAIN ? -EINTR : received;
+}
+
 typedef int reply_err_fn(fuse_req_t, int);
 
 HOOK_INTERPOSED int fuse_reply_err(fuse_req_t req, int error)
