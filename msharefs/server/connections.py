@@ -49,6 +49,10 @@ class Member:
     attached: bool = False
 
 
+def _ended() -> None:
+    """Ends a connection that has ended."""
+
+
 class Connections:
     """All connections of a mount."""
 
@@ -106,6 +110,8 @@ class Connections:
             self._of[member.user] -= 1
             if not self._of[member.user]:
                 del self._of[member.user]
+        # Or it is freed by the collector only, and thousands of others may have ended by then.
+        member.end = _ended
 
     def check_clients(self) -> None:
         """EUSERS: no more processes can attach."""

@@ -75,7 +75,10 @@ class Inbox:
         if self._held_up:
             raise OSError(errno.ETIMEDOUT, f"{self.sender} keeps its socket from being read")
         if isinstance(outcome, OSError):
-            raise outcome
+            try:
+                raise outcome
+            finally:  # its traceback has this frame, which would have it: garbage for the collector
+                del outcome
         return outcome
 
     def has_news(self) -> bool:
@@ -221,7 +224,7 @@ class _Reader:
         except BlockingIOError:  # the client has taken it itself
             again = True
         except OSError as error:
-            outcome = error
+            outcome = error.with_traceback(None)  # as in `get`
         with self._lock:
             thread.at = None
             inbox.busy, inbox.coming = False, not again

@@ -338,7 +338,10 @@ def _find(record: Record, pids: list[int]) -> tuple[int, Mapping | None]:
             if error.errno in processes.SHORT:
                 short = error
     if short is not None:
-        raise short
+        try:
+            raise short
+        finally:  # see Inbox.get
+            del short
     raise OSError(errno.ENOENT, f"{record.path} is no more, and no attached process has it mapped")
 
 
