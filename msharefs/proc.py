@@ -63,9 +63,11 @@ class Stat(NamedTuple):
     """In clock ticks after boot."""
     kernel: bool
     """It is a thread of the kernel."""
+    exiting: bool
+    """The thread has ended, or is about to: its files may be closed."""
 
 
-_PF_KTHREAD = 0x00200000  # sched.h
+_PF_EXITING, _PF_KTHREAD = 0x4, 0x00200000  # sched.h
 
 
 def stat(pid: int) -> Stat:
@@ -75,7 +77,8 @@ def stat(pid: int) -> Stat:
     flags, minor, major, threads, start = (
         int(fields[number - 3]) for number in (9, 10, 12, 20, 22)
     )
-    return Stat(fields[0].decode(), minor, major, threads, start, bool(flags & _PF_KTHREAD))
+    kernel, exiting = bool(flags & _PF_KTHREAD), bool(flags & _PF_EXITING)
+    return Stat(fields[0].decode(), minor, major, threads, start, kernel, exiting)
 
 
 def birth(pid: int) -> tuple[int, ...]:

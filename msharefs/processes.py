@@ -114,6 +114,18 @@ def runs(pid: int) -> bool:
         os.close(pidfd)
 
 
+def is_ending(pid: int) -> bool:
+    """Whether all threads of process `pid` have ended, or are about to. 0: it is not known."""
+    return bool(pid) and all(map(_is_exiting, holders_of_descriptors(pid)))
+
+
+def _is_exiting(tid: int) -> bool:
+    try:
+        return proc.stat(tid).exiting
+    except ProcessLookupError:
+        return True
+
+
 def times_mapped(pid: int, file: os.stat_result) -> int | None:
     """How many mappings of a file's beginning process `pid` has; None: we cannot know.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from msharefs import proc, verbs
+from msharefs import proc, processes, verbs
 from msharefs.native import ffi
 
 from . import checking, describe, descriptors, fetching, limits, room, smaps, sources
@@ -160,7 +160,12 @@ class Region:
     async def _map(
         self, host: HostMM, create: verbs.Create, caller: int, source: sources.Source | None
     ) -> None:
-        """The part of a CREATE that mmap(2) does, in the same order."""
+        """The part of a CREATE that mmap(2) does, in the same order.
+
+        EINTR: the caller has been killed while we waited for its file. Others may have changed the
+        region since, who could not do so on Linux before the caller's call has ended.
+        """
+        waited = source is not None
 
         def check_room() -> None:
             limits.check_count(host.count())
@@ -170,6 +175,8 @@ class Region:
         def admit() -> None:
             """Checks again what others may have changed while this request waited for them."""
             self.check_owner(quirks=self.quirks)
+            if waited and processes.is_ending(caller):
+                raise OSError(errno.EINTR, f"process {caller} has been killed")
             check_room()
             limits.check_space(create, caller, host.ranges)
             self.check_room(host, create.region_offset, create.end, promised)

@@ -32,6 +32,7 @@ class FakeFuse:
         """The kinds of requests that get no answer from now on."""
         self.asked: list[int] = []
         """The requests that came."""
+        self._held: list[bytes] = []
         self._device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         options = f"fd={self._device},rootmode=40000,user_id=0,group_id=0,allow_other"
         libc.mount(path, "fuse", options=options)
@@ -55,14 +56,26 @@ class FakeFuse:
                 request = os.read(self._device, 1 << 20)
             except OSError:
                 return  # aborted
-            _, op, unique, node = _IN.unpack_from(request)
+            op = _IN.unpack_from(request)[1]
+            silent = op in self.silent
+            if silent:
+                self._held.append(request)
             self.asked.append(op)
-            if op in self.silent or op in _UNANSWERED:
-                continue
-            found = self._answer(op, node, request)
-            error, data = (-found, b"") if isinstance(found, int) else (0, found)
-            with contextlib.suppress(FileNotFoundError):  # it was interrupted
-                os.write(self._device, _OUT.pack(_OUT.size + len(data), error, unique) + data)
+            if not silent and op not in _UNANSWERED:
+                self._reply(request)
+
+    def go_on(self) -> None:
+        """No request stays silent any more; those in `asked` that did are answered now."""
+        self.silent = set()
+        for request in self._held:
+            self._reply(request)
+
+    def _reply(self, request: bytes) -> None:
+        _, op, unique, node = _IN.unpack_from(request)
+        found = self._answer(op, node, request)
+        error, data = (-found, b"") if isinstance(found, int) else (0, found)
+        with contextlib.suppress(FileNotFoundError):  # it was interrupted
+            os.write(self._device, _OUT.pack(_OUT.size + len(data), error, unique) + data)
 
     def _answer(self, op: int, node: int, request: bytes) -> bytes | int:
         """The answer's body, or an errno."""

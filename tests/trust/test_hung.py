@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import msharefs
 from msharefs import verbs
 from msharefs.native import lib
 
-from support import byhand, fakefuse
+from support import byhand, fakefuse, proc
 from support.calls import NOBODY, in_child, refused
 from support.wait import until
 
@@ -96,6 +97,28 @@ def test_many_who_ask_for_it(
         assert map_a_file(mount) < PROMPT
         fuse.abort()
     close(fd)
+
+
+@pytest.mark.mount("quantum=2M", seconds={"descriptors.ANSWER_SECONDS": 60})
+def test_who_asked_has_been_killed_meanwhile(
+    mount: Mount, region: msharefs.Region, fuse: FakeFuse
+) -> None:
+    """What others do after that comes after it: nothing takes effect late."""
+    fd = os.open(fuse.file, os.O_RDWR)
+    fuse.silent = {fakefuse.STATFS}
+    caller = os.fork()
+    if not caller:
+        region.map(0, PAGE, RW, FILE, fd)
+        os._exit(1)
+    until(lambda: fakefuse.STATFS in fuse.asked, "its file is looked at")
+    os.kill(caller, signal.SIGKILL)
+    _, status = os.waitpid(caller, 0)
+    assert os.WIFSIGNALED(status)
+    os.close(fd)
+    region.map(0, PAGE)
+    fuse.go_on()
+    until(lambda: str(fuse.file) not in proc.open_files(mount.pid), "the server is done with it")
+    assert [vma["object"] for vma in region.maps()] == ["anon"]
 
 
 def test_closing_many(mount: Mount, region: msharefs.Region, fuse: FakeFuse) -> None:
