@@ -48,7 +48,8 @@ CROWD = 5
 """Processes, not counting children."""
 ROUND_SECONDS = 8.0
 ROUNDS_TO_EBB = 3
-CALM_LIMIT = 60.0
+SILENT, CALM_LIMIT = 20.0, 60.0
+"""Seconds until what everybody waits for is written down, and until that is a failure."""
 START_LIMIT = 120.0
 """Seconds: processes that cannot wait for it keep the processors busy."""
 HOUR = 3600.0
@@ -209,11 +210,19 @@ class Soak:
 
     def _look(self) -> None:
         found = self.crowd.reap()
-        found += map(str, self.board.wrongs())
+        if wrongs := self.board.wrongs():
+            found += [*map(str, wrongs), f"the region has {self._regions_maps()}"]
         if self.mount.process is None or self.mount.process.poll() is not None:
             found.append("the server has ended by itself")
         if found:
             raise SoakError("\n".join(found))
+
+    def _regions_maps(self) -> str:
+        try:
+            with msharefs.open(self.path) as region:
+                return "\n".join(map(str, region.maps()))
+        except OSError as error:
+            return str(error)
 
     # What must hold between the rounds
 
@@ -221,12 +230,15 @@ class Soak:
         self.board.phase(CALM)
         self._wake(everybody=True)
         try:
-            until(lambda: not self.crowd.not_calm(), "all stand still", limit=CALM_LIMIT)
-        except AssertionError as error:
-            pids = set(self.crowd.not_calm())
-            where = "\n".join(f"process {pid}:\n{proc.stacks(pid)}" for pid in pids)
-            self._tell_tasks()
-            raise SoakError(f"{error}: {pids}\n{where}") from None
+            self._stand_still(SILENT)
+        except AssertionError:
+            print(f"soak: some still do not stand still: {self._where()}", flush=True)
+            try:
+                self._stand_still(CALM_LIMIT - SILENT)
+            except AssertionError as error:
+                where = self._where()
+                self.mount.write_stacks()
+                raise SoakError(f"{error}: {where}") from None
         self._look()
         problems: list[str] = []
 
@@ -244,12 +256,13 @@ class Soak:
         memory = proc.status_bytes(self.mount.pid, "RssAnon")
         self._memory.append((time.monotonic() - self._started, memory))
 
-    def _tell_tasks(self) -> None:
-        """Has the server write into its log what it is waiting for."""
-        for number, said in ((signal.SIGUSR1, "most recent call first"), (signal.SIGUSR2, "task ")):
-            os.kill(self.mount.pid, number)
-            with contextlib.suppress(AssertionError):
-                until(lambda said=said: said in self.mount.text(), "the server says so")
+    def _stand_still(self, limit: float) -> None:
+        until(lambda: not self.crowd.not_calm(), "all stand still", limit=limit)
+
+    def _where(self) -> str:
+        """Where those are in the kernel that do not stand still, and the server."""
+        stacks = [f"process {pid}:\n{proc.stacks(pid)}" for pid in set(self.crowd.not_calm())]
+        return "\n".join([*stacks, self.mount.kernel_stacks()])
 
     def _ebb(self) -> None:
         """Nobody is there, and nothing is mapped."""
@@ -262,13 +275,13 @@ class Soak:
             stat = assert_whole(region)
             self.tally.slots += stat["clients"]
             self.tally.frames += sum(stat["table_frames"].values()) - 1
-            rss = stat["rss_bytes"]
+            rss, left = stat["rss_bytes"], region.clients()
         self.board.all_unmapped()
         before, now = self._descriptors, self._settled()
         more = [name for name in now if now.count(name) > before.count(name)]
         self.tally.descriptors += max(0, len(now) - len(before))
         if self.tally.slots or self.tally.frames or self.tally.descriptors or rss:
-            raise SoakError(f"lost: {self.figures()}; {rss} bytes of memory; {more}")
+            raise SoakError(f"lost: {self.figures()}; {rss} bytes of memory; {more} {left}")
 
     def _settled(self) -> list[str]:
         """The server's open files, once it has closed what it needed for an answer."""

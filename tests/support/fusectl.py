@@ -16,3 +16,11 @@ def abort(minor: int) -> None:
         (CONNECTIONS / str(minor) / "abort").write_text("1")
     except FileNotFoundError:
         return
+
+
+def waiting(minor: int) -> int:
+    """How many requests of a FUSE connection have no answer yet; 0 if it is gone."""
+    try:
+        return int((CONNECTIONS / str(minor) / "waiting").read_text())
+    except FileNotFoundError:
+        return 0

@@ -143,6 +143,24 @@ class Mount:
             f"{name}: {each['sentence']}" for name, (_, left) in result.items() for each in left
         ]
 
+    def kernel_stacks(self) -> str:
+        """Where it is in the kernel; asking does not wake it."""
+        waiting = fusectl.waiting(self._minor)
+        return f"server {self.pid}, {waiting} requests not answered:\n{proc.stacks(self.pid)}"
+
+    def write_stacks(self) -> None:
+        """Into the log: where it is in the kernel, then in Python, and in its tasks.
+
+        A signal may end what it waits for.
+        """
+        assert self.process is not None
+        with self.log.open("a") as out:
+            print(self.kernel_stacks(), file=out)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            self.process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STACKS_WAIT)
+
     def problems(self) -> list[str]:
         """Everything wrong that this mount left behind or logged, after the last stop."""
         found = []
@@ -175,7 +193,7 @@ class Mount:
                     return mount.minor
                 events = poll.poll(self.start_limit * 1000)
                 if not events:
-                    self._write_stacks()
+                    self.write_stacks()
                     raise self._failed(f"no mount after {self.start_limit:g} s")
                 if any(fd == pidfd for fd, _ in events):
                     raise self._failed("the server ended before it had mounted")
@@ -198,7 +216,7 @@ class Mount:
         try:
             status = process.wait(STOP_LIMIT)
         except subprocess.TimeoutExpired:
-            self._write_stacks()
+            self.write_stacks()
             ignored = number.name if number is not None else "that its mount is gone"
             failure = self._failed(f"the server ignores {ignored}")
             self.clean_up()
@@ -209,15 +227,6 @@ class Mount:
         expected = -number if number == signal.SIGKILL else 0
         if status != expected:
             raise self._failed(f"the server ended with status {status}")
-
-    def _write_stacks(self) -> None:
-        """Into the log: where it is in the kernel, and in Python if it has come so far."""
-        assert self.process is not None
-        with self.log.open("a") as out:
-            print(f"server {self.pid}:\n{proc.stacks(self.pid)}", file=out)
-        self.process.send_signal(signal.SIGUSR1)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(STACKS_WAIT)
 
     def _failed(self, what: str) -> AssertionError:
         return AssertionError(f"{what}; its log:\n{self.text()}")
