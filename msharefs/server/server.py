@@ -22,6 +22,7 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from msharefs import mountpoint, proc
+from msharefs.native import lib
 
 from . import devices, logs
 from .notify import Notifier
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _READY = "ready"
+_MAPPED_BYTES = 128 << 10  # what is larger malloc maps; so it does at first
 
 
 def start(options: MountOptions) -> None:
@@ -72,6 +74,7 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
     Calls `ready` when the kernel has shaken hands. Needs a main thread.
     """
     _raise_descriptor_limit()
+    _have_memory_given_back()
     os.umask(0)  # the kernel has applied the caller's
     os.chdir("/")
     state = StateDirectory(options)
@@ -120,6 +123,16 @@ def _raise_descriptor_limit() -> None:
         with contextlib.suppress(ValueError):  # only root may go beyond its hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
             return
+
+
+def _have_memory_given_back() -> None:
+    """Has malloc share between threads what it has, and keep no more than it does at first.
+
+    By itself it makes an arena for each thread, and what one frees there no other gets. And since
+    it has seen how libfuse frees a buffer of a MiB, each arena would keep two of them.
+    """
+    lib.mallopt(lib.M_ARENA_MAX, 1)
+    lib.mallopt(lib.M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def _detach(options: MountOptions) -> str:

@@ -1,5 +1,6 @@
 /* The headers that the Python extension is compiled with; see core.cdef.txt. */
 #include <fcntl.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>

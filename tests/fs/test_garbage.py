@@ -7,6 +7,7 @@ server would grow, and what is freed then leaves holes.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import msharefs
 from msharefs.native import lib
 
-from support import wire
+from support import proc, wire
 from support.calls import refused
 from support.wait import until
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from support.server import Mount
 
-PAGE = 4096
+PAGE, ARENA = 4096, 64 << 20
 TIMES = 5
 SAYS = "garbage: "
 # At the signal the server says what the collector has found since the last one, by type.
@@ -53,6 +54,16 @@ def told(mount: Mount) -> dict[str, int]:
     until(lambda: mount.text().count(SAYS) > before, "the server says so")
     found: dict[str, int] = json.loads(mount.text().rpartition(SAYS)[2].partition("\n")[0])
     return found
+
+
+def arenas(pid: int) -> list[proc.Mapping]:
+    """malloc's memory for threads: 64 MiB each, of which the rest is reserved."""
+    found = proc.maps(pid)
+    return [
+        one
+        for one, rest in itertools.pairwise(found)
+        if not one.start % ARENA and rest.end - one.start == ARENA and rest.prot == "---p"
+    ]
 
 
 def in_children(work: Callable[[], object]) -> None:
@@ -102,3 +113,4 @@ def test_the_collector_finds_nothing(
         use(region)
         until(lambda: not region.stat()["clients"], "the server knows that all have gone")
         assert told(mount) == {}
+    assert not arenas(mount.pid)
