@@ -3,7 +3,7 @@
 # make test    setup, then all tests;         pytest's options go in ARGS, e.g. make test ARGS="-k unmap"
 # make lint    setup, then the gates that come before the tests; one alone: make lint ARGS=types
 # make sanitize  setup, then the tests of the core and of clients, built with AddressSanitizer and UndefinedBehaviorSanitizer
-# make fuzz    setup, then the fuzz targets of tests/fuzz; for longer: make fuzz SECONDS=600
+# make fuzz    setup, then the fuzz targets of tests/fuzz; for longer: make fuzz SECONDS=600, RUNS=10000000
 # make soak    setup, then kills of clients and servers for half an hour; for another time: make soak SECONDS=120
 # make format  lays out C and Python as the gates want it
 # make install  setup, then what it has built into PREFIX (/usr/local), below DESTDIR; more: make install ARGS=--help
@@ -36,7 +36,7 @@ sanitize:
 SECONDS = 60
 fuzz:
 	@scripts/setup fuzz
-	@scripts/fuzz $(SECONDS)
+	@scripts/fuzz $(if $(RUNS),--runs $(RUNS),$(SECONDS))
 
 soak: SECONDS = 1800
 soak:

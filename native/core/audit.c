@@ -67,7 +67,13 @@ static int count_bad(struct walk *walk, _Atomic uint64_t *entry, unsigned level,
 static int reach(struct mm *mm, struct audit *audit)
 {
     struct walk walk = {
-        .mm = mm, .leaf = count_leaf, .table = count_table, .bad = count_bad, .arg = audit};
+        .mm = mm,
+        .leaf = count_leaf,
+        .table = count_table,
+        .bad = count_bad,
+        .filled = true,
+        .arg = audit,
+    };
 
     audit->reached = calloc(1, mm->frames_max / 8 + 1);
     if (!audit->reached)

@@ -27,20 +27,37 @@ static int add_table(struct walk *walk, _Atomic uint64_t *entry, unsigned level,
     return 0;
 }
 
+/* The entries of a table of level 0. */
+static int walk_leaves(struct walk *walk, _Atomic uint64_t *table, uint64_t start, uint64_t end)
+{
+    for (uint64_t base = start & -PAGE_SIZE; base < end; base += PAGE_SIZE) {
+        _Atomic uint64_t *entry = &table[base >> PAGE_SHIFT & 511];
+
+        if (walk->filled && !atomic_load_explicit(entry, memory_order_acquire))
+            continue;
+        const int err = walk->leaf(walk, entry, 0, base);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
 static int walk_table(struct walk *walk, _Atomic uint64_t *table, unsigned level, uint64_t start,
                       uint64_t end)
 {
     const uint64_t span = entry_span(level);
     int err;
 
+    if (level == 0)
+        return walk->leaf ? walk_leaves(walk, table, start, end) : 0;
     for (uint64_t addr = start, next; addr < end; addr = next) {
-        _Atomic uint64_t *entry = &table[addr / span & 511];
+        _Atomic uint64_t *entry = &table[addr >> entry_shift(level) & 511];
         uint64_t base = addr & ~(span - 1);
 
         next = base + span < end ? base + span : end;
         uint64_t value = atomic_load_explicit(entry, memory_order_acquire);
 
-        if (level == 0 || (level == 1 && (value & ENTRY_HUGE || (walk->huge && !value)))) {
+        if (level == 1 && (value & ENTRY_HUGE || (walk->huge && !value))) {
             err = walk->leaf ? walk->leaf(walk, entry, level, base) : 0;
             if (err)
                 return err;

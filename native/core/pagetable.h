@@ -29,6 +29,8 @@ struct walk {
     /* Add missing tables, as the client of this slot. */
     bool alloc;
     unsigned slot;
+    /* Absent entries of 4 KiB are not shown. */
+    bool filled;
     /* The range has 2 MiB pages: an absent PMD entry is a leaf that may still come. */
     bool huge;
     void *arg;
@@ -40,5 +42,6 @@ int walk_range(struct walk *walk, uint64_t start, uint64_t end);
 
 /* Bytes that an entry of a table of `level` spans: 4 KiB, 2 MiB, 1 GiB, 512 GiB. */
 static inline uint64_t entry_span(unsigned level) { return PAGE_SIZE << 9 * level; }
+static inline unsigned entry_shift(unsigned level) { return PAGE_SHIFT + 9 * level; }
 
 #endif

@@ -117,32 +117,35 @@ struct listing {
     uint64_t used, max;
 };
 
-/* How many entries have all of `bits`. */
-static uint32_t entries_with(const _Atomic uint64_t *table, uint64_t bits)
+/* What its 512 entries say. */
+static void count_entries(struct mm_table *found, const _Atomic uint64_t *table)
 {
-    uint32_t found = 0;
+    for (unsigned i = 0; i < 512; i++) {
+        const uint64_t entry = atomic_load_explicit(&table[i], memory_order_relaxed);
 
-    for (unsigned i = 0; i < 512; i++)
-        found += (atomic_load_explicit(&table[i], memory_order_relaxed) & bits) == bits;
-    return found;
+        if (!(entry & ENTRY_PRESENT))
+            continue;
+        found->present++;
+        found->huge += found->level == 1 && entry & ENTRY_HUGE;
+        found->accessed += !found->level && entry & ENTRY_ACCESSED;
+        found->dirty += !found->level && entry & ENTRY_DIRTY;
+    }
 }
 
 static void list(struct listing *listing, const struct mm *mm, uint64_t frame, unsigned level,
                  uint64_t addr)
 {
-    const _Atomic uint64_t *table = frame_entries(mm, frame);
+    if (listing->used < listing->max) {
+        struct mm_table *found = &listing->tables[listing->used];
 
-    if (listing->used < listing->max)
-        listing->tables[listing->used] = (struct mm_table){
+        *found = (struct mm_table){
             .frame = frame,
             .level = level,
-            .present = entries_with(table, ENTRY_PRESENT),
-            .huge = level == 1 ? entries_with(table, ENTRY_PRESENT | ENTRY_HUGE) : 0,
-            .accessed = level ? 0 : entries_with(table, ENTRY_PRESENT | ENTRY_ACCESSED),
-            .dirty = level ? 0 : entries_with(table, ENTRY_PRESENT | ENTRY_DIRTY),
             .start = addr,
             .end = addr + entry_span(level + 1),
         };
+        count_entries(found, frame_entries(mm, frame));
+    }
     listing->used++;
 }
 

@@ -12,7 +12,6 @@
  * signal they get EFAULT, and one that nobody answers ends with the window.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -24,6 +23,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -35,7 +35,7 @@
 #define STEPS_MAX 24
 #define GIVEN_MAX 6 /* descriptors with one message: twice as many as there may be */
 #define ANSWER_MS 5000
-#define ACCESS_MS 20
+#define LOOK_US 200 /* an access that takes longer may have to wait */
 #define OBJECT_BYTES (3 * PMD_SIZE + 100)
 #define BUDGET_SPANS (BUDGET_MIN_BYTES / PAGE_SIZE)
 #define SYNC_SEQ 0x53594e43ull /* "SYNC" */
@@ -236,6 +236,7 @@ static void settle(void)
 
 static struct {
     sem_t go, done;
+    int state; /* where in the kernel the thread is */
     void *address;
     bool write, pending;
 } access_;
@@ -244,6 +245,9 @@ static void *make_accesses(void *unused)
 {
     char byte;
 
+    access_.state = open("/proc/thread-self/wchan", O_RDONLY | O_CLOEXEC);
+    must(access_.state >= 0, "/proc/thread-self/wchan");
+    sem_post(&access_.done);
     for (;;) {
         sem_wait(&access_.go);
         if (access_.write)
@@ -255,13 +259,13 @@ static void *make_accesses(void *unused)
     return unused;
 }
 
-static bool wait_access(unsigned ms)
+static bool wait_access(uint64_t us)
 {
     struct timespec end;
 
     clock_gettime(CLOCK_REALTIME, &end);
-    end.tv_nsec += (long)ms % 1000 * 1000000;
-    end.tv_sec += ms / 1000 + end.tv_nsec / 1000000000;
+    end.tv_nsec += (long)(us % 1000000 * 1000);
+    end.tv_sec += (time_t)(us / 1000000) + end.tv_nsec / 1000000000;
     end.tv_nsec %= 1000000000;
     while (sem_timedwait(&access_.done, &end))
         if (errno != EINTR)
@@ -269,6 +273,17 @@ static bool wait_access(unsigned ms)
     return true;
 }
 
+/* Whether the access is in a fault that the service thread has, or will be told of. */
+static bool access_waits(void)
+{
+    char where[32] = "";
+
+    must(pread(access_.state, where, sizeof where - 1, 0) >= 0, "wchan");
+    return !strncmp(where, "handle_userfault", strlen("handle_userfault"));
+}
+
+/* Until the access is over, or waits for a page that is busy, or for an object. In the second
+ * round that it has answered, the service thread has seen the fault. */
 static void access_window(uint8_t *base, uint64_t offset, bool write)
 {
     if (access_.pending)
@@ -276,12 +291,15 @@ static void access_window(uint8_t *base, uint64_t offset, bool write)
     access_.address = base + offset % fuzz.region.mm.size;
     access_.write = write;
     sem_post(&access_.go);
-    /* It may wait for a page that is busy, or for an object. */
-    access_.pending = !wait_access(ACCESS_MS / 4);
-    if (!access_.pending)
-        return;
-    settle();
-    access_.pending = !wait_access(ACCESS_MS);
+    for (unsigned rounds = 0; rounds < 2 || !access_waits();) {
+        if (wait_access(LOOK_US))
+            return;
+        if (!access_waits())
+            continue;
+        settle();
+        rounds++;
+    }
+    access_.pending = !wait_access(LOOK_US);
 }
 
 /* The rest */
@@ -327,16 +345,36 @@ static void step(uint8_t *base)
     }
 }
 
-static unsigned descriptors(void)
+static off_t descriptors(void)
 {
-    DIR *directory = opendir("/proc/self/fd");
-    unsigned count = 0;
+    struct stat directory;
 
-    must(directory, "opendir");
-    while (readdir(directory))
-        count++;
-    closedir(directory);
-    return count;
+    must(!stat("/proc/self/fd", &directory), "/proc/self/fd");
+    return directory.st_size; /* how many there are: Linux 6.2 */
+}
+
+/* Answers DETACH with anything, and then correctly. */
+static struct {
+    sem_t go, done;
+} goodbye;
+
+static void *say_goodbye(void *unused)
+{
+    const struct msg right = {.op = MSG_REPLY, .seq = 1};
+
+    for (;; sem_post(&goodbye.done)) {
+        struct msg msg = {0};
+
+        sem_wait(&goodbye.go);
+        while (msg.op != MSG_DETACH && recv(fuzz.server, &msg, sizeof msg, 0) > 0)
+            ;
+        if (msg.op != MSG_DETACH)
+            continue;
+        if (input_u8(fuzz.input) & 1)
+            say(right, NULL, 0);
+        give(&right, sizeof right, NULL, 0);
+    }
+    return unused;
 }
 
 static void prepare(void)
@@ -352,37 +390,31 @@ static void prepare(void)
     must(!pipe2(fuzz.pipe, O_CLOEXEC), "pipe");
     sem_init(&access_.go, 0, 0);
     sem_init(&access_.done, 0, 0);
+    sem_init(&goodbye.go, 0, 0);
+    sem_init(&goodbye.done, 0, 0);
     must(!pthread_create(&thread, NULL, make_accesses, NULL), "pthread_create");
+    must(!pthread_create(&thread, NULL, say_goodbye, NULL), "pthread_create");
+    must(wait_access(ANSWER_MS * 1000), "a thread does not start");
 }
 
-/* Answers DETACH with anything, and then correctly. */
-static void *say_goodbye(void *unused)
+static void wait_goodbye(void)
 {
-    const struct msg right = {.op = MSG_REPLY, .seq = 1};
-    struct msg msg = {0};
-
-    while (msg.op != MSG_DETACH)
-        if (recv(fuzz.server, &msg, sizeof msg, 0) <= 0)
-            return NULL;
-    if (input_u8(fuzz.input) & 1)
-        say(right, NULL, 0);
-    give(&right, sizeof right, NULL, 0);
-    return unused;
+    while (sem_wait(&goodbye.done))
+        must(errno == EINTR, "sem_wait");
 }
 
 static void detach(uint8_t *base)
 {
     const bool asks = fuzz.server >= 0;
-    pthread_t thread;
 
     settle();
     if (asks)
-        must(!pthread_create(&thread, NULL, say_goodbye, NULL), "pthread_create");
+        sem_post(&goodbye.go);
     must(!mshare_detach(base), "mshare_detach");
     if (asks)
-        pthread_join(thread, NULL);
+        wait_goodbye();
     if (access_.pending)
-        must(wait_access(ANSWER_MS), "an access outlives the window");
+        must(wait_access(ANSWER_MS * 1000), "an access outlives the window");
     access_.pending = false;
 }
 
@@ -393,7 +425,7 @@ static void one(struct input *input)
     fuzz.input = input;
     fuzz.objects = 0;
     region_make(&fuzz.region, input_u8(input) % REGION_HUGE);
-    const unsigned before = descriptors();
+    const off_t before = descriptors();
     must(!ftruncate(fuzz.object, (off_t)OBJECT_BYTES), "ftruncate");
     for (unsigned scribbles = input_u8(input) % 4; scribbles; scribbles--)
         region_scribble(&fuzz.region, input);
@@ -406,7 +438,6 @@ static void one(struct input *input)
     hang_up();
     must(!started || descriptors() == before, "there are more descriptors than before, or fewer");
     started = true;
-    region_close(&fuzz.region);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);

@@ -32,20 +32,31 @@ void *__wrap_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t 
 int __real_munmap(void *addr, size_t length);
 int __wrap_munmap(void *addr, size_t length);
 
-static uint8_t *place_of_region;
+/* For each shape one, and one more to open it again; by the bytes of its `.mm`. */
+static struct {
+    uint8_t *at;
+    size_t length;
+    bool taken;
+} places[2 * REGION_SHAPES];
 
-/* The core's own mmap(2) of a `.mm` object goes to a place with nothing before and behind it.
- * There is one at a time. */
+/* The core's own mmap(2) of a `.mm` object goes to a place with nothing before and behind it. */
 void *__wrap_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
     const int none = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    unsigned i = 0;
 
     if (addr || fd < 0)
         return __real_mmap(addr, length, prot, flags, fd, offset);
-    if (!place_of_region)
-        place_of_region = (uint8_t *)__real_mmap(NULL, 3 * GUARD_BYTES, PROT_NONE, none, -1, 0) +
-                          GUARD_BYTES;
-    return __real_mmap(place_of_region, length, prot, flags | MAP_FIXED, fd, offset);
+    while (places[i].at && (places[i].taken || places[i].length != length))
+        if (++i == sizeof places / sizeof *places)
+            abort();
+    if (!places[i].at) {
+        places[i].at = (uint8_t *)__real_mmap(NULL, 3 * GUARD_BYTES, PROT_NONE, none, -1, 0) +
+                       GUARD_BYTES;
+        places[i].length = length;
+    }
+    places[i].taken = true;
+    return __real_mmap(places[i].at, length, prot, flags | MAP_FIXED, fd, offset);
 }
 
 /* Leaves no gap that another mapping could take. */
@@ -53,9 +64,12 @@ int __wrap_munmap(void *addr, size_t length)
 {
     const int none = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
 
-    if (addr != place_of_region)
-        return __real_munmap(addr, length);
-    return __real_mmap(addr, length, PROT_NONE, none, -1, 0) == MAP_FAILED ? -1 : 0;
+    for (unsigned i = 0; i < sizeof places / sizeof *places; i++)
+        if (addr == places[i].at) {
+            places[i].taken = false;
+            return __real_mmap(addr, length, PROT_NONE, none, -1, 0) == MAP_FAILED ? -1 : 0;
+        }
+    return __real_munmap(addr, length);
 }
 
 /* The answers that an operation may give about bytes without sense, or with a wrong sense. */
@@ -181,25 +195,22 @@ static void reap(struct region *region, struct input *input)
         answered(slot_reap(&region->mm, slot), "reap");
 }
 
+/* Goes on with what it finds, but in the old place, where the pages are mapped. */
 static void reopen(struct region *region)
 {
     struct mm again;
-    int fd = fcntl(region->mm.fd, F_DUPFD_CLOEXEC, 0);
+    const int fd = fcntl(region->mm.fd, F_DUPFD_CLOEXEC, 0);
+    const int err = mm_open(&again, fd);
 
-    /* In the place of the previous one: there is one mapping at a time (above). */
-    munmap(region->mm.header, region->mm.map_size);
-    int err = mm_open(&again, fd);
     answered(err, "open");
-    if (!err) {
-        region->mm.header = NULL;
-        mm_close(&region->mm);
-        region->mm = again;
+    if (err) {
+        close(fd);
         return;
     }
-    close(fd);
-    if (mmap(NULL, region->mm.map_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-             region->mm.fd, 0) != region->mm.header)
-        abort();
+    region->mm.fault_around = again.fault_around;
+    region->mm.linux_fills = again.linux_fills;
+    region->mm.budget = again.budget;
+    mm_close(&again);
 }
 
 static void step(struct region *region, struct input *input)
@@ -277,6 +288,5 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     region_make(&region, shape(input_u8(&input)));
     for (unsigned i = 0; i < STEPS_MAX && input.left; i++)
         step(&region, &input);
-    region_close(&region);
     return 0;
 }

@@ -1,8 +1,8 @@
 /*
  * region.c - see region.h.
  *
- * A region is made once for each shape, and the contents of its two files are kept: an input
- * begins with empty files and the kept bytes, which takes some microseconds.
+ * A region is made once for each shape and stays open. What its files contain is kept: before each
+ * input only that is put back. A page that is mapped already costs no fault.
  */
 #define _GNU_SOURCE
 #include "region.h"
@@ -21,6 +21,7 @@
 #include "server/hostmm.h"
 
 #define RECORDS_MAX 128
+#define ZEROED_MAX 192u
 #define CLIENTS 2u
 #define RUN_PAGES 24u
 
@@ -31,9 +32,9 @@ struct record {
 };
 
 struct kept {
-    int mm_fd, mem_fd;
-    unsigned slot, used;
-    struct record records[RECORDS_MAX];
+    struct region region; /* as each input finds it */
+    unsigned used;
+    struct record records[RECORDS_MAX]; /* in order */
 };
 
 static const struct {
@@ -130,23 +131,55 @@ static void keep(struct kept *kept, const struct mm *mm)
 
 static void make_first(struct kept *kept, enum region_shape shape)
 {
-    struct region region;
+    struct region *region = &kept->region;
+    const int fd = memfd("fuzz-mm", 0);
 
-    kept->mm_fd = memfd("fuzz-mm", 0);
-    kept->mem_fd = region.mem_fd = memfd("fuzz-mem", shapes[shape].size);
-    must(!mm_format(kept->mm_fd, 1, shapes[shape].size, shapes[shape].quantum), "mm_format");
-    must(!mm_open(&region.mm, dup(kept->mm_fd)), "mm_open");
-    furnish(&region);
-    kept->slot = region.slot;
-    keep(kept, &region.mm);
-    mm_close(&region.mm);
+    region->mem_fd = memfd("fuzz-mem", shapes[shape].size);
+    must(!mm_format(fd, 1, shapes[shape].size, shapes[shape].quantum), "mm_format");
+    must(!mm_open(&region->mm, fd), "mm_open");
+    furnish(region);
+    keep(kept, &region->mm);
 }
 
 static void empty(int fd)
 {
     const off_t size = lseek(fd, 0, SEEK_END);
 
-    must(!ftruncate(fd, 0) && !ftruncate(fd, size), "ftruncate");
+    if (lseek(fd, 0, SEEK_DATA) >= 0)
+        must(!ftruncate(fd, 0) && !ftruncate(fd, size), "ftruncate");
+}
+
+/* Pages that the region did not have. Tables are counted by the pages they take, so theirs go. Of
+ * the others only the contents are seen, and it is cheaper to keep them, as long as they are few. */
+static void take_away(const struct mm *mm, off_t start, off_t end, unsigned *extra)
+{
+    if (start >= end)
+        return;
+    *extra += (unsigned)((end - start) / (off_t)PAGE_SIZE);
+    if (end <= (off_t)mm->frames_at && *extra <= ZEROED_MAX)
+        memset((uint8_t *)mm->header + start, 0, (size_t)(end - start));
+    else
+        must(!fallocate(mm->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, end - start),
+             "fallocate");
+}
+
+static void put_back(const struct kept *kept)
+{
+    const struct mm *mm = &kept->region.mm;
+    unsigned next = 0, extra = 0;
+    off_t end = 0, at;
+
+    while ((at = lseek(mm->fd, end, SEEK_DATA)) >= 0) {
+        end = lseek(mm->fd, at, SEEK_HOLE);
+        for (; next < kept->used && kept->records[next].at < end; next++) {
+            take_away(mm, at, kept->records[next].at, &extra);
+            if (at <= kept->records[next].at)
+                at = kept->records[next].at + (off_t)PAGE_SIZE;
+        }
+        take_away(mm, at, end, &extra);
+    }
+    for (unsigned i = 0; i < kept->used; i++)
+        memcpy((uint8_t *)mm->header + kept->records[i].at, kept->records[i].bytes, PAGE_SIZE);
 }
 
 void region_make(struct region *region, enum region_shape shape)
@@ -156,21 +189,9 @@ void region_make(struct region *region, enum region_shape shape)
 
     if (!from->used)
         make_first(from, shape);
-    empty(from->mm_fd);
-    empty(from->mem_fd);
-    for (unsigned i = 0; i < from->used; i++)
-        must(pwrite(from->mm_fd, from->records[i].bytes, PAGE_SIZE, from->records[i].at) ==
-                 (ssize_t)PAGE_SIZE,
-             "pwrite");
-    must(!mm_open(&region->mm, fcntl(from->mm_fd, F_DUPFD_CLOEXEC, 0)), "mm_open");
-    region->mem_fd = fcntl(from->mem_fd, F_DUPFD_CLOEXEC, 0);
-    region->slot = from->slot;
-}
-
-void region_close(struct region *region)
-{
-    mm_close(&region->mm);
-    close(region->mem_fd);
+    put_back(from);
+    empty(from->region.mem_fd);
+    *region = from->region;
 }
 
 /* A frame, mostly one that is in use. */

@@ -16,9 +16,8 @@ struct region {
     unsigned slot; /* of a client that has touched something */
 };
 
-/* Makes the region anew: mapped, touched, valid. Ends the process if that fails. */
+/* Makes the region anew: mapped, touched, valid. It stays open. Ends the process if that fails. */
 void region_make(struct region *region, enum region_shape shape);
-void region_close(struct region *region);
 /* Overwrites one place that the core reads with a value that `input` chooses. */
 void region_scribble(struct region *region, struct input *input);
 /* A region offset: of a mapped page, or any. */
