@@ -437,10 +437,17 @@ def watch_mounts() -> BinaryIO:
 # The machine
 
 
+def _machines(name: str) -> str:
+    # Not by a Path, which interns its parts: those that go leave gaps in Python's table of interned
+    # strings, which grows until it is made anew.
+    with open(f"/proc/{name}", encoding="utf-8") as file:
+        return file.read()
+
+
 def meminfo() -> dict[str, int]:
     """/proc/meminfo: bytes, and numbers of huge pages."""
     found = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in _machines("meminfo").splitlines():
         name, _, value = line.partition(":")
         number, *unit = value.split()
         found[name] = int(number) << 10 if unit == ["kB"] else int(number)
@@ -449,12 +456,12 @@ def meminfo() -> dict[str, int]:
 
 def runnable() -> int:
     """How many threads of the machine run or wait for a processor: /proc/loadavg."""
-    return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+    return int(_machines("loadavg").split()[3].partition("/")[0])
 
 
 def cpuinfo(field: str) -> list[str]:
     """The different values that a field of /proc/cpuinfo has, sorted."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = _machines("cpuinfo").splitlines()
     pairs = (line.partition(":") for line in lines)
     return sorted({value.strip() for name, _, value in pairs if name.strip() == field})
 

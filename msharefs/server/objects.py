@@ -164,13 +164,17 @@ class Objects:
             self._path.mkdir(mode=0o700, exist_ok=True)
             new = self._path / "new"
             new.write_text(json.dumps(asdict(record)))
-            new.rename(self._path / str(number))
+            os.rename(new, self._record(number))
             added.fd = os.dup(source.fd)
         except BaseException:
             kept.close()
             raise
         self._objects[number] = added
         return added
+
+    def _record(self, number: int) -> str:
+        # A Path would intern each number: see proc._machines.
+        return f"{self._path}/{number}"
 
     def get(self, number: int) -> Object:
         """An object that a VMA names. ESTALE: nobody knows it any more."""
@@ -188,7 +192,8 @@ class Objects:
         """Forgets all but these, and closes them."""
         gone = [self._objects.pop(number) for number in self._objects.keys() - set(numbers)]
         for known in gone:
-            (self._path / str(known.number)).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._record(known.number))
         for known in gone:
             await close(*known.release(), user=known.record.user, mount=known.record.device)
 
