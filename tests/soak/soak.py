@@ -60,6 +60,8 @@ WARM_SECONDS = 150.0
 NOISE, NOISE_BEFORE = 128 << 10, 4 << 20
 """Bytes by which two looks may differ without any growth, afterwards and before. A run that is too
 short for a warm server finds only what is lost quickly."""
+CURVE = 24
+"""Looks that are printed."""
 FILE = mmap.MAP_SHARED | MAP_FIXED
 OPTIONS = ("quantum=2M", "fault_around=16")
 
@@ -122,11 +124,12 @@ class Soak:
         grown, hours, noise = self._growth()
         print(
             f"soak: the server has grown by {grown / 1024:.0f} KiB in {hours * HOUR:.0f} s, that "
-            f"is {grown / 1024 / hours:.0f} KiB an hour; up to {noise >> 10} KiB may be noise",
+            f"is {grown / 1024 / hours:.0f} KiB an hour; up to {noise >> 10} KiB may be noise\n"
+            f"soak: its memory, in KiB by seconds: {self._curve()}",
             flush=True,
         )
         if grown > noise and grown > GROWTH * hours:
-            raise SoakError(f"the server grows; seconds and bytes: {self._memory}")
+            raise SoakError("the server grows")
 
     def figures(self) -> str:
         """All of them, in one line."""
@@ -297,15 +300,27 @@ class Soak:
         return sorted(found)
 
     def _growth(self) -> tuple[float, float, int]:
-        """Bytes, by regression over the last server's life; in how many hours; and the noise."""
+        """Bytes that the last server has grown by, in how many hours, and the noise.
+
+        By the median of the slopes between any two looks (Theil and Sen): one step, as when a table
+        is made anew, does not decide it.
+        """
         points, noise = [each for each in self._memory if each[0] > WARM_SECONDS], NOISE
         if len(points) < 5:
             points, noise = self._memory[len(self._memory) // 4 :], NOISE_BEFORE
         if len(points) < 3:
             return 0.0, 1 / HOUR, noise
         seconds = points[-1][0] - points[0][0]
-        slope = statistics.linear_regression(*zip(*points, strict=True)).slope
+        slope = statistics.median(
+            (after[1] - before[1]) / (after[0] - before[0])
+            for before, after in itertools.combinations(points, 2)
+        )
         return slope * seconds, seconds / HOUR, noise
+
+    def _curve(self) -> str:
+        """Seconds and KiB: some of the looks."""
+        some = self._memory[:: max(1, len(self._memory) // CURVE)]
+        return ", ".join(f"{seconds:.0f}: {memory >> 10}" for seconds, memory in some)
 
 
 @contextlib.contextmanager

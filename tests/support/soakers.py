@@ -217,9 +217,12 @@ class Soakers:
         ]
 
     def kill_all(self) -> None:
-        """All of them; their children end with them."""
+        """All of them, and their children, which may not have come so far as to end with them."""
         for process in self._running.values():
-            process.kill()
+            process.send_signal(signal.SIGSTOP)  # it forks no more
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for process in self._running.values():
             process.wait()
         self._running.clear()
