@@ -32,6 +32,7 @@
 #include <unistd.h>
 
 #include "client/birth.h"
+#include "client/own.h"
 #include "client/poison.h"
 #include "client/view.h"
 #include "client/watch.h"
@@ -142,15 +143,38 @@ static int put_back(struct attachment *att, uint64_t start, uint64_t end, int pr
     return err;
 }
 
-static int set_prot(const struct attachment *att, uint64_t start, uint64_t end, int prot)
+/* A part of the window that gets one protection. */
+struct part {
+    struct attachment *att;
+    int prot;
+};
+
+static int set_part(void *arg, uint64_t start, uint64_t end)
 {
-    return start < end && mprotect(attachment_at(att, start), end - start, prot) ? -errno : 0;
+    const struct part *part = arg;
+
+    return mprotect(attachment_at(part->att, start), end - start, part->prot) ? -errno : 0;
+}
+
+static int set_prot(struct attachment *att, uint64_t start, uint64_t end, int prot)
+{
+    struct part part = {att, prot};
+
+    return own_each(att, own_maps(att), OWN_MEMORY, start, end, set_part, &part);
+}
+
+static int put_part_back(void *arg, uint64_t start, uint64_t end)
+{
+    const struct part *part = arg;
+
+    return put_back(part->att, start, end, part->prot);
 }
 
 /* Arranges a range of one protection. Blocks can only be in spans that we touched. */
 static int arrange_range(struct attachment *att, uint64_t start, uint64_t end, int prot,
                          bool blocks)
 {
+    struct part part = {att, prot};
     uint64_t run = start, stop;
     int err = 0;
 
@@ -160,7 +184,7 @@ static int arrange_range(struct attachment *att, uint64_t start, uint64_t end, i
             stop = run + MOVE_BYTES;
         err = set_prot(att, start, run, prot);
         if (!err)
-            err = put_back(att, run, stop, prot);
+            err = own_each(att, own_maps(att), OWN_ALL, run, stop, put_part_back, &part);
     }
     return err ? err : set_prot(att, start, end, prot);
 }

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "client/arrange.h"
@@ -60,6 +61,7 @@ static int fetch(struct attachment *att, int mode, bool *v3)
     const int prot = mode == O_RDONLY ? att->asked & ~PROT_WRITE : att->asked;
     struct msg msg = {.op = MSG_ATTACH, .arg = {(uint64_t)prot}};
     int fds[MSG_FDS] = {-1, -1, -1};
+    struct stat mem;
     int err = control_call(att->ctl, &msg, NULL, 0, fds);
 
     if (err == -EACCES && mode == O_WRONLY && msg.arg[0]) {
@@ -78,6 +80,10 @@ static int fetch(struct attachment *att, int mode, bool *v3)
     memcpy(att->path, msg.text, sizeof att->path);
     att->path[sizeof att->path - 1] = 0;
     fds[0] = fds[0] < 0 ? -1 : control_hide_fd(fds[0]);
+    if (att->mem_fd >= 0 && !fstat(att->mem_fd, &mem)) {
+        att->mem_device = mem.st_dev;
+        att->mem_inode = mem.st_ino;
+    }
     /* Without the device the system call does. */
     err = fds[0] < 0 || att->mem_fd < 0 || (fds[2] >= 0 && att->dev_fd < 0)
               ? -EPROTO
@@ -220,6 +226,7 @@ static void reset(struct attachment *att, const struct attach_request *request)
 {
     memset((char *)att + sizeof att->lock, 0, sizeof *att - sizeof att->lock);
     att->mm.fd = att->mem_fd = att->dev_fd = att->uffd = att->moved_uffd = att->ctl = -1;
+    att->shadow.maps_fd = -1;
     att->way = request->way;
     att->served = mode_of_next();
     att->asked = request->prot & (PROT_READ | PROT_WRITE);

@@ -164,8 +164,9 @@ struct attachment {
     struct control_ends ends; /* [table] */
     enum served_by served;    /* [fixed] */
     struct shadow shadow;
-    struct mm mm;        /* [fixed] except for mm.fd, which is like the descriptors below */
-    int mem_fd;          /* [both] the pages */
+    struct mm mm; /* [fixed] except for mm.fd, which is like the descriptors below */
+    int mem_fd;   /* [both] the pages */
+    uint64_t mem_device, mem_inode; /* [fixed] of that file */
     int dev_fd;          /* [both] /dev/userfaultfd, for children; -1: uffd_new() does without */
     int uffd;            /* [both] */
     int moved_uffd;      /* [att] of memory that arrange.c has moved into the window; -1: none */

@@ -16,6 +16,7 @@
 #include "client/birth.h"
 #include "client/budget_set.h"
 #include "client/objects.h"
+#include "client/own.h"
 #include "client/reader.h"
 #include "client/request.h"
 #include "client/spare.h"
@@ -166,11 +167,20 @@ int detach_replace(uint64_t start, uint64_t end, int (*change)(void *), void *ar
     return err;
 }
 
-static int unmap(void *arg)
+static int unmap_part(void *att, uint64_t start, uint64_t end)
 {
-    const struct attachment *att = arg;
+    return munmap(attachment_at(att, start), end - start) ? -errno : 0;
+}
 
-    return munmap(att->base, att->length) ? -errno : 0;
+/* The program may have put memory of its own into it. */
+static int unmap(void *att)
+{
+    const struct attachment *window = att;
+
+    if (is_adopted(window))
+        return munmap(window->base, window->length) ? -errno : 0;
+    return own_each(att, OWN_PROGRAM, OWN_ALL, window->offset, attachment_limit(window), unmap_part,
+                    att);
 }
 
 int detach(struct attachment *att)

@@ -31,6 +31,7 @@
 #include "client/life.h"
 #include "client/mode.h"
 #include "client/objects.h"
+#include "client/own.h"
 #include "client/proc.h"
 #include "client/reader.h"
 #include "client/service.h"
@@ -77,10 +78,8 @@ static int leave_parent(struct attachment *att)
 /* For the service thread: userfaultfd, window, connection. */
 static int take_over(struct attachment *att, int parent)
 {
-    int err = is_adopted(att) ? 0 : view_map(att);
+    int err = is_adopted(att) ? view_watch(att) : own_renew(att);
 
-    if (!err)
-        err = view_watch(att);
     if (!err)
         err = arrange(att, 0, att->mm.size, false);
     if (!err)
@@ -140,12 +139,39 @@ static int attach_child(struct attachment *att, bool *claimed)
     return err;
 }
 
+struct part {
+    struct attachment *att;
+    int prot;
+    bool object;
+};
+
+/* One part, of one mapping of the region. */
+static int leave_part(void *arg, uint64_t start, uint64_t end)
+{
+    const struct part *part = arg;
+    uint8_t *at = attachment_at(part->att, start);
+
+    if (part->object) /* .mem has nothing of it */
+        mmap(at, end - start, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
+             -1, 0);
+    else
+        mprotect(at, end - start, part->prot);
+    return 0;
+}
+
+static void leave_parts(struct part part, uint64_t start, uint64_t end)
+{
+    own_each(part.att, OWN_PROGRAM, part.object ? OWN_ALL : OWN_MEMORY, start, end, leave_part,
+             &part);
+}
+
 /* The window as it is now, for good; holes can be used. */
 static void leave_to_linux(struct attachment *att, bool claimed)
 {
     uint64_t used = 0;
 
-    mprotect(att->base, att->length, att->prot); /* a refused page may be without */
+    /* A refused page may be without. */
+    leave_parts((struct part){att, att->prot, false}, att->offset, attachment_limit(att));
     if (claimed)
         slot_enter(&att->mm, att->slot);
     const struct mm_vma *set = vma_snapshot(&att->mm, atomic_load(&att->mm.header->epoch), &used);
@@ -155,23 +181,19 @@ static void leave_to_linux(struct attachment *att, bool claimed)
 
         if ((vma.start | vma.end) % PAGE_SIZE || !attachment_clip(att, &vma.start, &vma.end))
             continue;
-        if (vma.object) /* .mem has nothing of it */
-            mmap(attachment_at(att, vma.start), vma.end - vma.start, PROT_NONE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-        else
-            mprotect(attachment_at(att, vma.start), vma.end - vma.start,
-                     view_block_prot(att, vma.flags));
+        leave_parts((struct part){att, view_block_prot(att, vma.flags), vma.object}, vma.start,
+                    vma.end);
     }
     if (claimed)
         slot_leave(&att->mm, att->slot);
     detach_unserved(att, claimed);
 }
 
-/* Whether the child has the window at all: MADV_DONTFORK. */
+/* Whether the child has the window at all: MADV_DONTFORK, which may have passed us by. */
 static bool inherited(struct attachment *att)
 {
     if (!is_adopted(att))
-        return !(att->advice & ADVICE_DONTFORK);
+        return !(att->advice & ADVICE_DONTFORK) && own_any(att);
     pieces_fork(&att->pieces);
     return att->pieces.count;
 }

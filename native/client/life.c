@@ -27,6 +27,7 @@
 #include "client/birth.h"
 #include "client/confine.h"
 #include "client/inherit.h"
+#include "client/own.h"
 #include "client/proc.h"
 #include "client/reader.h"
 #include "client/request.h"
@@ -163,10 +164,8 @@ static int take_over(struct attachment *att, int sock)
 {
     int parent = -1, err = inherit_take(att, sock, &parent);
 
-    if (!err && !is_adopted(att))
-        err = view_map(att);
     if (!err)
-        err = view_watch(att);
+        err = is_adopted(att) ? view_watch(att) : own_renew(att);
     if (!err)
         err = arrange(att, 0, att->mm.size, false);
     if (!err) /* the server is told last: it takes the slot back where we end after that */

@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "client/attachments.h"
+#include "client/own.h"
 #include "client/poison.h"
 #include "client/spare.h"
 #include "client/view.h"
@@ -200,33 +201,53 @@ static int map_block(uint8_t *at, uint64_t bytes, int prot, int fd, off_t offset
                : 0;
 }
 
-int64_t object_map(struct attachment *att, const struct fault *fault)
-{
-    struct object *object = find(att, fault->vma.object);
-    const uint64_t bytes = fault->end - fault->start;
-    uint8_t *at = attachment_at(att, fault->start);
+struct block {
+    struct attachment *att;
+    const struct fault *fault;
+    int fd;
+};
 
-    if (!object || object->state != OBJECT_HELD)
-        return -EUCLEAN;
-    touched_mark(&att->mm, att->slot, fault->start, bytes);
-    const int prot = view_block_prot(att, fault->vma.flags);
-    const off_t offset = (off_t)(fault->vma.offset + (fault->start - fault->vma.start));
-    int err = map_block(at, bytes, prot, object->fd, offset, fault->vma.flags & VMA_HUGE);
+/* Maps what is left of the window where the block is to be, nearly always all. */
+static int map_part(void *arg, uint64_t start, uint64_t end)
+{
+    const struct block *block = arg;
+    const struct mm_vma *vma = &block->fault->vma;
+    struct attachment *att = block->att;
+    uint8_t *at = attachment_at(att, start);
+    const int prot = view_block_prot(att, vma->flags);
+    const off_t offset = (off_t)(vma->offset + (start - vma->start));
+    int err = map_block(at, end - start, prot, block->fd, offset, vma->flags & VMA_HUGE);
 
     if (err == -ENOMEM) { /* perhaps the process has as many mappings as it may have */
         spare_give(att->spare);
-        err = map_block(at, bytes, prot, object->fd, offset, fault->vma.flags & VMA_HUGE);
+        err = map_block(at, end - start, prot, block->fd, offset, vma->flags & VMA_HUGE);
     }
+    if (err)
+        return err;
+    poison_forget(att, start, end);
+    /* Like the window around it. */
+    madvise(at, end - start, MADV_DONTDUMP);
+    if (att->advice & ADVICE_DONTFORK)
+        madvise(at, end - start, MADV_DONTFORK);
+    return 0;
+}
+
+int64_t object_map(struct attachment *att, const struct fault *fault)
+{
+    struct object *object = find(att, fault->vma.object);
+
+    if (!object || object->state != OBJECT_HELD)
+        return -EUCLEAN;
+    touched_mark(&att->mm, att->slot, fault->start, fault->end - fault->start);
+    struct block block = {att, fault, object->fd};
+    const int err = own_each(att, own_maps(att), OWN_MEMORY, fault->start, fault->end, map_part,
+                             &block);
+
     if (is_unfit(err))
         return ask_anew(att, object, err);
     if (err)
         return err == -EAGAIN ? -ENOMEM : err; /* EAGAIN: more than may be locked */
     att->unfit_ms = 0;
-    poison_forget(att, fault->start, fault->end);
-    /* Like the window around it. */
-    madvise(at, bytes, MADV_DONTDUMP);
-    if (att->advice & ADVICE_DONTFORK)
-        madvise(at, bytes, MADV_DONTFORK);
     const uint64_t end = fault->end < fault->limit ? fault->end : fault->limit;
     return fault->start < end ? (int64_t)((end - fault->start) / PAGE_SIZE) : 0;
 }

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "client/counts.h"
+#include "client/own.h"
 #include "client/spare.h"
 #include "client/view.h"
 #include "core/slots.h"
@@ -55,12 +56,18 @@ static int prot_at(const struct attachment *att, uint64_t offset)
     return view_prot_at(att, offset);
 }
 
-static void unpoison(struct attachment *att, struct poison poison)
-{
-    uint8_t *page = attachment_at(att, poison.offset);
-    const int prot = prot_at(att, poison.offset);
+struct unpoison {
+    struct attachment *att;
+    enum poison_kind kind;
+};
 
-    switch (poison.kind) {
+static int unpoison_own(void *arg, uint64_t start, uint64_t end)
+{
+    struct attachment *att = ((const struct unpoison *)arg)->att;
+    uint8_t *page = attachment_at(att, start);
+    const int prot = prot_at(att, start);
+
+    switch (((const struct unpoison *)arg)->kind) {
     case POISON_GUARD:
         madvise(page, PAGE_SIZE, MADV_GUARD_REMOVE);
         break;
@@ -72,14 +79,23 @@ static void unpoison(struct attachment *att, struct poison poison)
         break;
     case POISON_BUS:
         /* It must not be accessed before it is watched, as in view_map(). */
-        mmap(page, PAGE_SIZE, PROT_NONE, view_flags(att) | MAP_FIXED, att->mem_fd,
-             (off_t)poison.offset);
+        view_map_part(att, start, end);
         uffd_watch(att->uffd, (uintptr_t)page, PAGE_SIZE);
         mprotect(page, PAGE_SIZE, prot);
-        if (!is_adopted(att))
-            madvise(page, PAGE_SIZE, MADV_DONTDUMP);
         break;
     }
+    return 0;
+}
+
+static void unpoison(struct attachment *att, struct poison poison)
+{
+    struct unpoison page = {att, poison.kind};
+
+    if (is_adopted(att))
+        unpoison_own(&page, poison.offset, poison.offset + PAGE_SIZE);
+    else
+        own_each(att, own_maps(att), OWN_MEMORY, poison.offset, poison.offset + PAGE_SIZE,
+                 unpoison_own, &page);
 }
 
 static struct poison take_oldest(struct attachment *att)
@@ -144,18 +160,6 @@ bool poison_nothing(const struct attachment *att, uint8_t *page)
            MAP_FAILED;
 }
 
-/* Past the end of an empty file, which a shadow cannot make. */
-static bool map_nothing(const struct attachment *att, uint8_t *page)
-{
-    int empty = has_shadow(att) ? -1 : memfd_create("msharefs-sigbus", MFD_CLOEXEC);
-
-    if (empty < 0)
-        return poison_nothing(att, page);
-    bool done = mmap(page, PAGE_SIZE, att->prot, MAP_SHARED | MAP_FIXED, empty, 0) != MAP_FAILED;
-    close(empty);
-    return done;
-}
-
 /* The rights that a page keeps, for SEGV_ACCERR. */
 static int refusing_prot(const struct attachment *att, const struct fault *fault,
                          enum fault_verdict verdict)
@@ -174,7 +178,7 @@ static bool refuse(struct attachment *att, const struct fault *fault, enum fault
     uint8_t *page = attachment_at(att, fault->offset);
 
     *kind = POISON_BUS;
-    if (verdict == FAULT_BROKEN && map_nothing(att, page))
+    if (verdict == FAULT_BROKEN && poison_nothing(att, page))
         return true;
     *kind = POISON_GUARD;
     if (verdict == FAULT_MAPERR && guard(att, page))

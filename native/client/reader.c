@@ -27,7 +27,7 @@
 
 #include "client/around.h"
 #include "client/counts.h"
-#include "client/view.h"
+#include "client/own.h"
 #include "core/control.h"
 #include "core/vma.h"
 
@@ -222,7 +222,7 @@ bool reader_confirm(const struct attachment *att, const struct answer *answer)
     if (!vma_find(&att->mm, fault->offset, &now) && now.serial == fault->vma.serial &&
         now.start <= fault->start && now.end >= end && !(now.flags & VMA_BUSY))
         return true;
-    view_drop((uintptr_t)attachment_at(att, fault->start), (uintptr_t)attachment_at(att, end));
+    own_drop(att, fault->start, end);
     return false;
 }
 

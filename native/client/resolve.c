@@ -31,6 +31,7 @@
 #include "client/counts.h"
 #include "client/handover.h"
 #include "client/objects.h"
+#include "client/own.h"
 #include "client/poison.h"
 #include "client/present.h"
 #include "client/reader.h"
@@ -321,10 +322,10 @@ int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool ob
         objects_drop(att);
         return arrange(att, start, end, true);
     }
+    if (!is_adopted(att))
+        return own_drop(att, start, end);
     end = (uintptr_t)attachment_at(att, end);
     start = (uintptr_t)attachment_at(att, start);
-    if (!is_adopted(att))
-        return view_drop(start, end);
     for (unsigned i = 0; i < att->pieces.count && !err; i++) {
         const struct piece *piece = &att->pieces.list[i];
         const uint64_t from = start > piece->start ? start : piece->start;

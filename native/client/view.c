@@ -23,21 +23,28 @@ int view_flags(const struct attachment *att)
     return (att->reader ? MAP_PRIVATE : MAP_SHARED) | MAP_NORESERVE;
 }
 
-int view_map(const struct attachment *att)
+int view_map_part(const struct attachment *att, uint64_t start, uint64_t end)
 {
+    uint8_t *at = attachment_at(att, start);
+
     /* It must not be accessed before it is watched: pages that came in between would come
      * without us, and stay. Other threads may be using a window that was there before. Nor
      * may it be filled when it is made, after mlockall(MCL_FUTURE). */
-    void *got = mmap(att->base, att->length, PROT_NONE, view_flags(att) | MAP_FIXED, att->mem_fd,
-                     (off_t)att->offset);
+    void *got = mmap(at, end - start, PROT_NONE, view_flags(att) | MAP_FIXED, att->mem_fd,
+                     (off_t)start);
 
     if (got == MAP_FAILED)
         return -errno;
-    munlock(att->base, att->length);
+    munlock(at, end - start);
     /* A core dump would walk the whole window page by page. */
     if (!is_adopted(att))
-        madvise(att->base, att->length, MADV_DONTDUMP);
+        madvise(at, end - start, MADV_DONTDUMP);
     return 0;
+}
+
+int view_map(const struct attachment *att)
+{
+    return view_map_part(att, att->offset, attachment_limit(att));
 }
 
 int view_uffd(const struct attachment *att, uint64_t more)

@@ -12,6 +12,8 @@ int view_flags(const struct attachment *att);
 /* Maps the window over its reservation, PROT_NONE until it is watched. 0 or -errno.
  * Precondition: the table's lock held. */
 int view_map(const struct attachment *att);
+/* The same of region offsets [start, end), over whatever is there. Precondition: as view_map(). */
+int view_map_part(const struct attachment *att, uint64_t start, uint64_t end);
 /* Makes a userfaultfd, with the UFFD_FEATURE_* `more` beside those we always need, or -errno.
  * Precondition: a lock that protects att->dev_fd. */
 int view_uffd(const struct attachment *att, uint64_t more);

@@ -19,17 +19,25 @@ int procmap_open(const char *path)
     return fd < 0 ? -errno : control_hide_fd(fd);
 }
 
+static int query(int fd, uint64_t at, uint64_t flags, struct procmap_query *map)
+{
+    *map = (struct procmap_query){
+        .size = sizeof *map, .flags = QUERY_COVERING_OR_NEXT | flags, .addr = at};
+    return ioctl(fd, PROCMAP_QUERY_CALL, map) ? -errno : 0;
+}
+
+int procmap_look(int fd, uint64_t at, struct procmap_query *map) { return query(fd, at, 0, map); }
+
+bool procmap_is_shared(const struct procmap_query *map) { return map->vma_flags & QUERY_SHARED; }
+
 int procmap_next(int fd, uint64_t at, uint64_t *start, uint64_t *end)
 {
-    struct procmap_query query = {
-        .size = sizeof query,
-        .flags = QUERY_COVERING_OR_NEXT | QUERY_SHARED | QUERY_FILE_BACKED,
-        .addr = at,
-    };
+    struct procmap_query map;
+    const int err = query(fd, at, QUERY_SHARED | QUERY_FILE_BACKED, &map);
 
-    if (ioctl(fd, PROCMAP_QUERY_CALL, &query))
-        return -errno;
-    *start = query.start;
-    *end = query.end;
-    return 0;
+    if (!err) {
+        *start = map.start;
+        *end = map.end;
+    }
+    return err;
 }

@@ -6,6 +6,7 @@
 #define MSHARE_PROCMAP_H
 
 #include <linux/ioctl.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 /* linux/fs.h, since 6.11. */
@@ -25,6 +26,10 @@ struct procmap_query {
 
 /* Opens a /proc/PID/maps. The descriptor, or -errno. */
 int procmap_open(const char *path);
+/* Finds the first mapping of any kind that ends above `at`. 0 or -errno; -ENOENT: there is none. */
+int procmap_look(int fd, uint64_t at, struct procmap_query *map);
+/* Whether it is mapped shared. */
+bool procmap_is_shared(const struct procmap_query *map);
 /* Finds the first mapping of a shared file that ends above `at`: its bounds go to *start and
  * *end. 0, or -errno; -ENOENT: there is none. */
 int procmap_next(int fd, uint64_t at, uint64_t *start, uint64_t *end);

@@ -1,0 +1,128 @@
+/*
+ * own.c - what is left of a window; see own.h.
+ *
+ *   window   mmmmm..pppmmBBBBmm     m: .mem   B: a block of a file   p: the program's   .: unmapped
+ *   parts    |---|     |------|     of OWN_ALL
+ *
+ * .mem is known by its inode. The files of blocks are not, since their descriptors may be closed by
+ * now: any file that is mapped shared is taken for one, where there may be blocks.
+ *
+ * Runs in the shadow, too: no malloc, no stdio, no region memory.
+ */
+#define _GNU_SOURCE
+#include "client/own.h"
+
+#include <errno.h>
+#include <sys/sysmacros.h>
+
+#include "client/view.h"
+#include "core/fd.h"
+#include "core/procmap.h"
+#include "core/uffd.h"
+
+int own_maps(const struct attachment *att)
+{
+    return has_shadow(att) ? att->shadow.maps_fd : OWN_PROGRAM;
+}
+
+static bool is_own(const struct attachment *att, const struct procmap_query *map, enum own kind)
+{
+    if (map->inode == att->mem_inode && makedev(map->dev_major, map->dev_minor) == att->mem_device)
+        return true;
+    return kind == OWN_ALL && map->inode && procmap_is_shared(map);
+}
+
+/* The first part of [*start, end), addresses, that is left: its bounds go to *start and *stop.
+ * False: there is none. */
+static bool next_part(const struct attachment *att, int maps, enum own kind, uint64_t *start,
+                      uint64_t end, uint64_t *stop)
+{
+    struct procmap_query map;
+    uint64_t at = *start;
+
+    for (*stop = 0; at < end; at = map.end) {
+        const int err = procmap_look(maps, at, &map);
+
+        if (err && err != -ENOENT) { /* not to be known */
+            map.start = at;
+            map.end = end;
+        } else if (err || map.start >= end) {
+            break;
+        } else if (!is_own(att, &map, kind)) {
+            if (*stop)
+                break;
+            continue;
+        }
+        if (*stop && map.start > *stop)
+            break;
+        if (!*stop)
+            *start = map.start > at ? map.start : at;
+        *stop = map.end < end ? map.end : end;
+    }
+    return *stop;
+}
+
+int own_each(const struct attachment *att, int maps, enum own kind, uint64_t start, uint64_t end,
+             int (*change)(void *arg, uint64_t start, uint64_t end), void *arg)
+{
+    const uint64_t last = (uintptr_t)attachment_at(att, end);
+    const int opened = maps == OWN_PROGRAM ? procmap_open("/proc/thread-self/maps") : -1;
+    uint64_t at = (uintptr_t)attachment_at(att, start), stop;
+    int err = 0;
+
+    maps = maps == OWN_PROGRAM ? opened : maps;
+    for (; !err && next_part(att, maps, kind, &at, last, &stop); at = stop)
+        err = change(arg, attachment_offset(att, at), attachment_offset(att, stop));
+    fd_close(opened);
+    return err;
+}
+
+static int found(void *any, uint64_t start, uint64_t end)
+{
+    (void)start, (void)end;
+    *(bool *)any = true;
+    return -EEXIST; /* that is enough */
+}
+
+bool own_any(const struct attachment *att)
+{
+    bool any = false;
+
+    own_each(att, OWN_PROGRAM, OWN_ALL, att->offset, attachment_limit(att), found, &any);
+    return any;
+}
+
+static int drop(void *att, uint64_t start, uint64_t end)
+{
+    return view_drop((uintptr_t)attachment_at(att, start), (uintptr_t)attachment_at(att, end));
+}
+
+int own_drop(const struct attachment *att, uint64_t start, uint64_t end)
+{
+    return own_each(att, own_maps(att), OWN_MEMORY, start, end, drop, (void *)(uintptr_t)att);
+}
+
+static int map_part(void *att, uint64_t start, uint64_t end)
+{
+    return view_map_part(att, start, end);
+}
+
+static int watch_part(void *arg, uint64_t start, uint64_t end)
+{
+    const struct attachment *att = arg;
+
+    return uffd_watch(att->uffd, (uintptr_t)attachment_at(att, start), end - start);
+}
+
+int own_renew(struct attachment *att)
+{
+    const uint64_t start = att->offset, end = attachment_limit(att);
+    int err = own_each(att, own_maps(att), OWN_ALL, start, end, map_part, att);
+
+    if (!err)
+        err = view_uffd(att, 0);
+    if (err < 0)
+        return err;
+    att->uffd = err;
+    return own_each(att, own_maps(att), OWN_MEMORY, start, end, watch_part, att);
+}
