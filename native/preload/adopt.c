@@ -202,6 +202,7 @@ static int map_over(void *place, const struct mmap_call *call, int memory)
     over.addr = place;
     over.flags = (call->flags & ~(MAP_ANONYMOUS | MAP_FIXED_NOREPLACE)) | MAP_FIXED;
     over.fd = memory;
+    over.offset = 0; /* Linux ignores it */
     return preload_map_plain(&over) == MAP_FAILED ? -errno : 0;
 }
 
@@ -217,8 +218,9 @@ static bool suited(const struct mmap_call *call)
 {
     const int other = MAP_HUGETLB | MAP_LOCKED | MAP_GROWSDOWN | MAP_32BIT;
 
-    return call->length <= HOST_END && (call->flags & MAP_TYPE) == MAP_SHARED &&
-           !(call->flags & other) && !(call->prot & PROT_EXEC);
+    return call->length <= HOST_END && call->offset % (off_t)PAGE_SIZE == 0 &&
+           (call->flags & MAP_TYPE) == MAP_SHARED && !(call->flags & other) &&
+           !(call->prot & PROT_EXEC);
 }
 
 bool adopt_wanted(const struct mmap_call *call)

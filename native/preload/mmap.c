@@ -94,29 +94,37 @@ static bool map_inner(const struct mmap_call *call, int *err)
     return true;
 }
 
-MSHARE_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+static void *map(struct mmap_call call)
 {
-    struct mmap_call call = {addr, length, prot, flags, fd, offset, false};
     void *got;
     int err;
 
     if (shared_pt_take(&call, &got))
         return got;
     if (map_inner(&call, &err))
-        return preload_answer(err) ? MAP_FAILED : addr;
-    if (flags & MAP_ANONYMOUS) {
-        if (adopt_wanted(&call))
-            return adopt_map(&call);
-        return preload_map_plain(&call);
-    }
-    if (fd >= 0 && !kernel_refuses(&call) && preload_may_be_region(fd))
+        return preload_answer(err) ? MAP_FAILED : call.addr;
+    if (call.flags & MAP_ANONYMOUS)
+        return adopt_wanted(&call) ? adopt_map(&call) : preload_map_plain(&call);
+    if (call.fd >= 0 && !kernel_refuses(&call) && preload_may_be_region(call.fd))
         return map_region(&call);
-    if (adopt_zero(&call))
-        return adopt_map(&(struct mmap_call){addr, length, prot, call.flags | MAP_ANONYMOUS, -1, 0,
-                                             call.shared_pt});
+    if (adopt_zero(&call)) {
+        call.flags |= MAP_ANONYMOUS;
+        call.fd = -1;
+        return adopt_map(&call);
+    }
     got = preload_map_plain(&call);
     if (got != MAP_FAILED)
         tell_file(&call, got);
+    return got;
+}
+
+MSHARE_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+{
+    const int saved = errno;
+    void *got = map((struct mmap_call){addr, length, prot, flags, fd, offset, false});
+
+    if (got != MAP_FAILED) /* as a system call leaves it */
+        errno = saved;
     return got;
 }
 

@@ -32,7 +32,8 @@ FLAGS = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SIZE = 2 * QUANTUM
 ROWS = [
     "guard pages", "populated", "locked ahead", "own userfaultfd", "pages remapped",
-    "where asked", "more than there is", "swept descriptors", "one thread", "few descriptors",
+    "where asked", "an offset", "more than there is", "swept descriptors", "one thread",
+    "few descriptors",
     "bare children", "vfork child", "main ends", "strict seccomp", "user namespace",
     "mapped under a filter", "read while stopped", "replaced", "past its end", "without a name",
     "paged out",

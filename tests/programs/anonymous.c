@@ -163,6 +163,18 @@ static bool where_asked(void)
     return shared_at(hint + PAGE, SIZE, MAP_FIXED) == hint + PAGE && !hint[0] && !hint[SIZE];
 }
 
+static bool an_offset(void)
+{
+    const int flags = MAP_SHARED | MAP_ANONYMOUS;
+    char *p;
+
+    if (mmap(NULL, SIZE, READ_WRITE, flags, -1, 123) != MAP_FAILED || errno != EINVAL)
+        return false;
+    errno = 0;
+    p = mmap(NULL, SIZE, READ_WRITE, flags, -1, 3 * PAGE); /* it means nothing */
+    return p != MAP_FAILED && !errno && !fault(p + SIZE - 1);
+}
+
 static bool more_than_there_is(void)
 {
     const size_t size = 1ul << 45;
@@ -358,6 +370,7 @@ static const struct row {
     {"own userfaultfd", own_userfaultfd},
     {"pages remapped", pages_remapped},
     {"where asked", where_asked},
+    {"an offset", an_offset},
     {"more than there is", more_than_there_is},
     {"swept descriptors", swept_descriptors},
     {"one thread", one_thread},

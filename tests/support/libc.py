@@ -20,6 +20,9 @@ int mount(const char *source, const char *target, const char *type, unsigned lon
           const char *data);
 int prctl(int option, ...);
 long ptrace(int request, int pid, void *addr, void *data);
+struct iovec { void *base; size_t size; };
+ssize_t process_vm_readv(int pid, const struct iovec *local, unsigned long locals,
+                         const struct iovec *remote, unsigned long remotes, unsigned long flags);
 int renameat2(int old_directory, const char *old, int new_directory, const char *new,
               unsigned flags);
 int umount2(const char *target, int flags);
@@ -138,3 +141,13 @@ def die_with_parent() -> None:
     """A SIGKILL for this process when the thread that started it ends."""
     failed = _libc.prctl(_PR_SET_PDEATHSIG, _ffi.cast("unsigned long", signal.SIGKILL)) < 0
     _check("prctl", failed)
+
+
+def vm_read(pid: int, address: int, size: int) -> bytes:
+    """Memory of another process, by process_vm_readv(2)."""
+    data = _ffi.new("char[]", size)
+    local = _ffi.new("struct iovec *", (data, size))
+    remote = _ffi.new("struct iovec *", (_ffi.cast("void *", address), size))
+    got = _libc.process_vm_readv(pid, local, 1, remote, 1, 0)
+    _check("process_vm_readv", got < 0)
+    return bytes(_ffi.buffer(data, got))
