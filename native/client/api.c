@@ -119,15 +119,16 @@ static int map_given(int fd, const struct mshare_create *create)
 int mshare_map(int fd, off_t offset, size_t size, int prot, int flags, int object_fd,
                off_t object_offset)
 {
-    struct mshare_create create = {
-        .region_offset = (uint64_t)offset,
-        .size = size,
-        .offset = (uint64_t)object_offset,
-        .prot = (uint32_t)prot,
-        .flags = (uint32_t)flags,
-        .fd = (uint32_t)object_fd,
-    };
+    struct mshare_create create;
 
+    memset(&create, 0,
+           sizeof create); /* its end, too: valgrind looks at all that a call is given */
+    create.region_offset = (uint64_t)offset;
+    create.size = size;
+    create.offset = (uint64_t)object_offset;
+    create.prot = (uint32_t)prot;
+    create.flags = (uint32_t)flags;
+    create.fd = (uint32_t)object_fd;
     const int result = ioctl(fd, MSHAREFS_CREATE_MAPPING, &create);
 
     if (!result || errno != EPERM || flags & MAP_ANONYMOUS)
