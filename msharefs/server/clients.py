@@ -47,7 +47,8 @@ LOCKED_SECONDS = 60.0
 LOOK_AGAIN_SECONDS = 0.02
 # Of bitmaps, in one call.
 _LOOK_BYTES = 4 << 20
-_askers = trio.CapacityLimiter(64)
+# So many looks of a user's regions may be held up at once: as a file system of that number.
+_LOOKING, _LOOKS = -1, 64
 
 
 class Client(Protocol):
@@ -430,8 +431,12 @@ class Clients:
         return await trio.to_thread.run_sync(
             partial(self._gone, holders, connections, file, made, seconds),
             abandon_on_cancel=True,
-            limiter=Limiters(self._asking, _askers),  # type: ignore[arg-type]  # as trio's
+            limiter=Limiters(self._asking, self._looking()),  # type: ignore[arg-type]  # as trio's
         )
+
+    def _looking(self) -> Limiters:
+        """A place among the threads that look at clients, at the expense of who made the region."""
+        return share(self.lane.user, _LOOKING, _LOOKS)
 
     def _all(self, skipped: set[int]) -> list[_Holder]:
         """The attachments, but for some slots; the ones that the last look did not reach first."""

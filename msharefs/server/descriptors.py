@@ -47,9 +47,12 @@ _limiters: weakref.WeakValueDictionary[tuple[int, ...], trio.CapacityLimiter] = 
 )
 
 
-def share(user: int, mount: int) -> Limiters:
-    """A place among the threads, for one file system of one user; it takes none from others."""
-    return Limiters(_limiter((user, mount), _MOUNT_THREADS), _limiter((user,), _USER_THREADS), _all)
+def share(user: int, mount: int, most: int = _MOUNT_THREADS) -> Limiters:
+    """A place among the threads, for one file system of one user; it takes none from others.
+
+    `most` is always the same for a file system, or whatever has that number.
+    """
+    return Limiters(_limiter((user, mount), most), _limiter((user,), _USER_THREADS), _all)
 
 
 def _limiter(key: tuple[int, ...], tokens: int) -> trio.CapacityLimiter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from functools import partial
@@ -25,6 +26,7 @@ GONE = 0xFFFFFFFF
 ELSEWHERE = (1 << 64) - 1
 """A process of some pid namespace."""
 LIMIT = 30
+MANY = 64
 STEPS = 40
 """More than a look has."""
 
@@ -100,6 +102,45 @@ def test_a_region_that_is_closed_before_a_look_has_ended(
     host.close()
     closed.set()
     assert looked.wait(LIMIT)
+
+
+def test_many_looks_that_one_user_holds_up(
+    public_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's dead are found all the same."""
+    free, held = threading.Event(), threading.Semaphore(0)
+
+    class Census:
+        def __init__(self) -> None:
+            held.release()
+            assert free.wait(LIMIT)
+
+        def find(self, *_process: int) -> list[int]:
+            return []
+
+    async def main(theirs: list[HostMM], ours: HostMM) -> None:
+        async with trio.open_nursery() as nursery:
+            with monkeypatch.context() as patch:
+                patch.setattr(processes, "Census", Census)
+                for host in theirs:
+                    nursery.start_soon(host.clients.reap_dead)
+                for _ in theirs:
+                    assert await trio.to_thread.run_sync(partial(held.acquire, timeout=LIMIT))
+            try:
+                await ours.clients.reap_dead(seconds=LIMIT / 3)
+                assert not ours.attached()
+            finally:
+                free.set()
+
+    with contextlib.ExitStack() as stack:
+        made = []
+        for number in range(MANY + 1):
+            host = HostMM.make("r", public_tmp, number, QUANTUM, QUANTUM, Owner(1, 1, ""))
+            stack.callback(host.close)
+            host.clients.lane.user = 1 if number else 2
+            assert lib.slot_claim(host.mm, GONE, 1) == 0
+            made.append(host)
+        trio.run(main, made[1:], made[0])
 
 
 @pytest.mark.parametrize(("started", "believed"), [(1, True), (1 << 62, False)])
