@@ -150,7 +150,7 @@ static void empty(int fd)
 }
 
 /* Pages that the region did not have. Tables are counted by the pages they take, so theirs go. Of
- * the others only the contents are seen, and it is cheaper to keep them, as long as they are few. */
+ * the others only the contents are seen, and to keep them is cheaper, as long as they are few. */
 static void take_away(const struct mm *mm, off_t start, off_t end, unsigned *extra)
 {
     if (start >= end)
