@@ -72,10 +72,10 @@ def create(flags: int = os.O_CLOEXEC) -> Region:
         raise
 
 
-def describe(fd: int, path: str, what: str) -> Any:
+def describe(fd: int, path: str, what: str, argument: int = 0) -> Any:
     """What the server of a region that is open says of it; `path` is for messages."""
     sock = check(lib.control_connect(fd), f"{path}: asking its server")
-    return _describe(sock, path, what, 0)
+    return _describe(sock, path, what, 0, argument)
 
 
 def describe_by_number(control: Path, inode: int, what: str) -> Any:
@@ -88,9 +88,9 @@ def describe_by_number(control: Path, inode: int, what: str) -> Any:
     return _describe(sock, f"region {inode}", what, inode)
 
 
-def _describe(sock: int, path: str, what: str, inode: int) -> Any:
+def _describe(sock: int, path: str, what: str, inode: int, argument: int = 0) -> Any:
     try:
-        message = ffi.new("struct msg *", {"op": lib.MSG_DESCRIBE, "arg": [inode]})
+        message = ffi.new("struct msg *", {"op": lib.MSG_DESCRIBE, "arg": [inode, argument]})
         message.text = what.encode()
         fds = ffi.new(f"int[{lib.MSG_FDS}]", [-1] * lib.MSG_FDS)
         result = lib.control_call(sock, message, ffi.NULL, 0, fds)
@@ -441,6 +441,9 @@ class Region:
         found: list[Client] = self.describe("clients")
         return found
 
-    def describe(self, what: str) -> Any:
-        """One of "stat", "maps", "pagetable", "clients", "audit", "check", as the server has it."""
-        return describe(self.fd, self.path, what)
+    def describe(self, what: str, argument: int = 0) -> Any:
+        """One of "stat", "maps", "pagetable", "clients", "audit", "check", as the server has it.
+
+        "trace" is the only one that takes an argument: the number of the first event.
+        """
+        return describe(self.fd, self.path, what, argument)

@@ -31,6 +31,7 @@ VERBS = {
     "smaps": "Show a region's memory in the shape of /proc/PID/smaps.",
     "pagetable": "Show a region's page tables, level by level.",
     "clients": "Show the processes that are attached to a region.",
+    "trace": "Show what happens to a region, event by event.",
     "idle": "Show how long pages of a region have not been used.",
     "reclaim": "Page out what of a region has not been used for longest.",
     "export": "Write a region's page tables for other programs.",

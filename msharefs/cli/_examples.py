@@ -36,6 +36,11 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("msharefs clients --sort faults /mnt", "to any region of a mount"),
         ("msharefs clients --pid 812 /mnt", "what one process is attached to"),
     ],
+    "trace": [
+        ("msharefs trace /mnt/r", "until interrupted"),
+        ("msharefs trace --event unmap --event protect /mnt/r", "who takes memory away"),
+        ("msharefs trace --seconds 10 --json 812", "all regions of a process"),
+    ],
     "idle": [
         ("msharefs idle /mnt/r", "six looks, 10 s apart"),
         ("msharefs idle --interval 60 --rounds 30 --html idle.html /mnt", "all regions of a mount"),

@@ -23,7 +23,7 @@ import trio
 from msharefs import proc, processes, verbs
 from msharefs.native import ffi, lib
 
-from . import descriptors
+from . import descriptors, tracing
 from .connections import SILENT_SECONDS
 from .messages import (
     NO_REPLY,
@@ -266,6 +266,7 @@ class Connection:
 
     async def _ready(self, request: Request) -> None:
         self._settle(request)
+        self._note(lib.TRACE_attach)
         self._arrange()
 
     async def _fault(self, request: Request) -> Reply:
@@ -283,6 +284,7 @@ class Connection:
         child.reader = self.reader
         try:
             child._settle(request)  # a Connection, too
+            child._note(lib.TRACE_fork)
             self._control.serve(child)
             child._arrange()
         except OSError as error:  # the child has ended already
@@ -330,11 +332,11 @@ class Connection:
 
     async def _unmap(self, request: Request) -> None:
         offset, size, *_ = request.arguments
-        await self._region.unmap(offset, size, self.flags)
+        await self._region.unmap(offset, size, self.flags, self.pid)
 
     async def _protect(self, request: Request) -> None:
         offset, size, prot, flags, *_ = request.arguments
-        await self._region.protect(offset, size, prot, flags, self.flags)
+        await self._region.protect(offset, size, prot, flags, self.flags, self.pid)
 
     async def _verb(self, request: Request) -> Reply:
         command = request.arguments[0]
@@ -375,6 +377,8 @@ class Connection:
             answer = json.dumps(await self._region.reap(self.flags)).encode()
         elif what == "refusal":
             answer = json.dumps(self._region.refusal(self.pid)).encode()
+        elif what == "trace":
+            answer = json.dumps(self._region.trace(request.arguments[1], self.flags)).encode()
         elif what == "clients":
             answer = await self._clients(self._region)
         else:
@@ -457,6 +461,13 @@ class Connection:
         if program and processes.same_memory(program, self.pid):
             self.pid = program
 
+    def _note(self, kind: int) -> None:
+        """An event of the attachment, for whoever traces the region."""
+        host = self._region.host
+        client = None if host is None or self.slot is None else host.attachment(self.slot)
+        if host is not None and client is not None:
+            tracing.note(host, kind, self.pid, client.offset, client.offset + client.size)
+
     def _arrange(self) -> None:
         """Tells a client that comes while anything is executable to arrange its window."""
         host = self._region.sized()
@@ -467,6 +478,7 @@ class Connection:
         """The attachment ends, unless only the connection has: then the client will rejoin."""
         if self.slot is None:
             return
+        self._note(lib.TRACE_detach)
         slot, self.slot = self.slot, None
         self._control.connections.let_go(self._member)
         uffd, self.uffd = self.uffd, -1

@@ -104,9 +104,9 @@ class Ioctls:
             await region.create_mapping(create, flags, caller, user)
         elif command == lib.MSHAREFS_UNMAP:
             raw = ffi.from_buffer("struct mshare_unmap *", data)
-            await region.unmap(raw.region_offset, raw.size, flags)
+            await region.unmap(raw.region_offset, raw.size, flags, tid)
         elif command == lib.MSHAREFS_PROTECT:
             raw = ffi.from_buffer("struct mshare_protect *", data)
-            await region.protect(raw.region_offset, raw.size, raw.prot, raw.flags, flags)
+            await region.protect(raw.region_offset, raw.size, raw.prot, raw.flags, flags, tid)
         else:
             raise OSError(errno.ENOTTY, f"{region.name}: there is no ioctl {command:#x}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from msharefs import processes, verbs
 from msharefs.native import ffi, lib
 
-from . import contents, limits
+from . import contents, limits, tracing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 async def _advise(region: Region, data: bytes, mode: int, tid: int) -> bytes:
-    del tid
     ask = ffi.from_buffer("struct mshare_advise *", data)
     host = region.to_change(mode)
     end = verbs.check_advise(ask.region_offset, ask.size, ask.advice, ask.flags, host.size)
     if ask.region_offset < end:
         await contents.advise(host, ask.region_offset, end, ask.advice)
+        tracing.change(host, lib.TRACE_advise, tid, ask.region_offset, end)
     return b""
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from msharefs import proc, processes, verbs
-from msharefs.native import ffi
+from msharefs.native import ffi, lib
 
-from . import checking, describe, descriptors, fetching, limits, room, smaps, sources
+from . import checking, describe, descriptors, fetching, limits, room, smaps, sources, tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -205,18 +205,24 @@ class Region:
             offset=create.file_offset if kept else 0,
         )
         self.promise(host, promised)
+        tracing.change(host, lib.TRACE_map, caller, create.region_offset, create.end)
 
-    async def unmap(self, offset: int, size: int, flags: int) -> None:
-        """MSHAREFS_UNMAP, by a descriptor open with `flags`."""
+    async def unmap(self, offset: int, size: int, flags: int, caller: int) -> None:
+        """MSHAREFS_UNMAP, by a descriptor open with `flags`, for thread `caller`."""
         host = self.to_change(flags)
-        await host.unmap(offset, verbs.check_unmap(offset, size, host.size))
+        end = verbs.check_unmap(offset, size, host.size)
+        await host.unmap(offset, end)
+        tracing.change(host, lib.TRACE_unmap, caller, offset, end)
 
-    async def protect(self, offset: int, size: int, prot: int, flags: int, mode: int) -> None:
-        """MSHAREFS_PROTECT, by a descriptor open with `mode`."""
+    async def protect(
+        self, offset: int, size: int, prot: int, flags: int, mode: int, caller: int
+    ) -> None:
+        """MSHAREFS_PROTECT, by a descriptor open with `mode`, for thread `caller`."""
         host = self.to_change(mode)
         end = verbs.check_protect(offset, size, prot, flags, host.size)
         if offset < end:
             await host.protect(offset, end, prot)
+            tracing.change(host, lib.TRACE_protect, caller, offset, end)
 
     def to_change(self, mode: int) -> HostMM:
         """The host mm, for a verb by a descriptor open with `mode`."""
@@ -286,6 +292,13 @@ class Region:
         before = set(host.clients.claims())
         await host.clients.reap_dead(connected=True)
         return len(before - set(host.clients.claims()))
+
+    def trace(self, number: int, flags: int) -> dict[str, Any]:
+        """The events from `number` on (tracing.py), for a descriptor open with `flags`.
+
+        To be told costs those who write events a little: so it takes the right to write.
+        """
+        return tracing.read(self.to_change(flags), number)
 
     async def raw_stat(self) -> Any:
         """The figures, as struct mshare_stat."""

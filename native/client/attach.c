@@ -46,6 +46,8 @@ int attach_claim(struct attachment *att, uint64_t start_time)
         return slot;
     att->slot = (unsigned)slot;
     att->claim = atomic_load(&att->mm.slots[slot].claim);
+    if (att->reader) /* a slot that nobody else sees */
+        atomic_store(&att->mm.slots[slot].state, process);
     /* mremap(2) can make a window of adopted memory longer. */
     mm_set_part(&att->mm.slots[slot], (uintptr_t)att->base, is_adopted(att) ? 0 : att->offset,
                 is_adopted(att) ? att->mm.size : att->length);

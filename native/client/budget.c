@@ -37,6 +37,7 @@
 #include "client/reader.h"
 #include "client/reclaim.h"
 #include "core/linger.h"
+#include "core/trace.h"
 
 enum span_state { SPAN_UNUSED, SPAN_MAPPED, SPAN_GONE };
 
@@ -145,6 +146,7 @@ static struct span *evict(struct attachment *att)
             continue;
         around_forget(&att->around, number * PMD_SIZE);
         count_add(&counts_of(att)->evicted, 1);
+        trace_evict(&att->mm, trace_pid(&att->mm, att->slot), number * PMD_SIZE, PMD_SIZE);
         span->state = SPAN_GONE;
         span->turn = b->turn++;
         span->sample = 0;

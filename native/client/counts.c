@@ -1,6 +1,8 @@
 /* counts.c - a client's counters; see counts.h. */
 #include "client/counts.h"
 
+#include "core/trace.h"
+
 static void link_quantum(struct attachment *att, uint64_t quantum)
 {
     const uint64_t bit = 1ull << quantum % 64;
@@ -9,6 +11,8 @@ static void link_quantum(struct attachment *att, uint64_t quantum)
         return;
     att->linked[quantum / 64] |= bit;
     count_add(&counts_of(att)->links, 1);
+    trace_link(&att->mm, trace_pid(&att->mm, att->slot), quantum * att->mm.quantum,
+               att->mm.quantum);
 }
 
 bool counts_linked(const struct attachment *att, uint64_t offset)
@@ -25,6 +29,8 @@ void counts_fault(struct attachment *att, const struct fault *fault)
     if (fault->filled) {
         count_add(&counters->faults, 1);
         count_add(&counters->prefaulted, fault->filled - 1);
+        trace_fault(&att->mm, trace_pid(&att->mm, att->slot), fault->offset,
+                    fault->filled * PAGE_SIZE);
     }
     if (fault->beside)
         count_add(&counters->prefaulted, fault->beside);

@@ -24,6 +24,7 @@
 #include "client/view.h"
 #include "core/slots.h"
 #include "core/touched.h"
+#include "core/trace.h"
 #include "core/uffd.h"
 #include "core/vma.h"
 
@@ -209,6 +210,7 @@ void poison_page(struct attachment *att, const struct fault *fault, enum fault_v
     }
     remember_poison(att, made);
     count_add(&counts_of(att)->segv, 1);
+    trace_refused(&att->mm, trace_pid(&att->mm, att->slot), fault->offset, PAGE_SIZE);
 }
 
 static void take_back(struct attachment *att, uint64_t start, uint64_t end, bool undo)

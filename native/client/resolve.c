@@ -39,6 +39,7 @@
 #include "client/view.h"
 #include "core/slots.h"
 #include "core/touched.h"
+#include "core/trace.h"
 
 #ifndef UFFDIO_CONTINUE_MODE_WP
 #define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
@@ -318,6 +319,7 @@ int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool ob
         return -EINVAL;
     if (!attachment_clip(att, &start, &end))
         return 0;
+    trace_revoke(&att->mm, trace_pid(&att->mm, att->slot), start, end - start);
     if (objects && !is_adopted(att)) {
         objects_drop(att);
         return arrange(att, start, end, true);

@@ -5,6 +5,7 @@
  *   slots_at     client slots               struct mm_slot[slots_max]
  *   vmas_at[2]   two VMA snapshot areas     struct mm_vma[MM_VMAS_AREA] each
  *   touched_at   a bitmap for each slot     touched_stride bytes each
+ *   records_at   a ring of events           struct mm_record[TRACE_RECORDS]
  *   words_at     a word for each frame      uint64_t[frames_max]
  *   frames_at    table frames               4096 bytes each
  *
@@ -26,6 +27,8 @@
  *   claims                any   one fetch-and-add for each claim
  *   unwatched             any   set to 1 before the first such page can come
  *   retired, unmaps       S
+ *   trace_until           S     while somebody reads the ring of events
+ *   traced, records       any   one fetch-and-add for each record (trace.h)
  *   slot.state            any   FREE -> CLAIMED by compare-and-swap; otherwise C and S
  *   slot, the rest        C     while CLAIMED; S after the client's death
  *   slot's bitmap         C     bits are set before a page of the span becomes
@@ -68,6 +71,7 @@
 #define BUDGET_MIN_BYTES (32 * PAGE_SIZE)
 /* A 2 MiB span has as many pages as a PTE page has entries. */
 #define SPAN_PAGES 512u
+#define TRACE_RECORDS 16384u /* of the ring of events */
 
 /* mm_header.intent.op */
 enum mm_intent_op {
@@ -120,7 +124,7 @@ struct mm_header {
     uint64_t size;      /* region, bytes */
     uint64_t quantum;   /* bytes */
     uint64_t file_size; /* of this object, bytes */
-    uint64_t slots_at, vmas_at[2], touched_at, words_at, frames_at;
+    uint64_t slots_at, vmas_at[2], touched_at, records_at, words_at, frames_at;
     uint64_t touched_stride;
     uint32_t slots_max, vmas_max;
     uint64_t frames_max;
@@ -138,6 +142,7 @@ struct mm_header {
     _Atomic uint64_t frames_high;              /* frames ever used are below this */
     _Atomic uint64_t slots_high;               /* slots ever used are below this */
     _Atomic uint64_t claims;                   /* slots ever claimed */
+    _Atomic uint64_t traced;                   /* events ever recorded */
 
     _Alignas(64) struct mm_counters retired; /* of clients that are gone */
     uint64_t unmaps;
@@ -146,6 +151,7 @@ struct mm_header {
     uint64_t budget;       /* bytes of its own page tables that a client may keep; 0: any number */
     uint32_t linux_fills;  /* 1: first touches of memory that all may read and write are Linux's */
     _Atomic uint32_t unwatched; /* 1: there may be pages without entries, since that has been so */
+    _Atomic uint64_t trace_until; /* events are recorded until then: CLOCK_MONOTONIC, ns; 0: not */
 };
 
 enum vma_flags {
@@ -226,6 +232,15 @@ struct mm_slot {
     struct mm_counters counters;
 };
 
+/* An event (trace.h). `check` is a sum over the rest: a record that is half written does not agree
+ * with it. */
+struct mm_record {
+    _Atomic uint64_t number; /* counted from 1 */
+    _Atomic uint64_t time_ns, offset, bytes;
+    _Atomic uint64_t who; /* pid << 32 | enum trace_kind */
+    _Atomic uint64_t check;
+};
+
 /*
  * Frame words: what struct page is in the kernel. A frame is FREE, or HELD by the
  * slot that is about to link it into a table, or a TABLE of a level and a span.
@@ -288,8 +303,10 @@ static inline uint64_t layout_signature(void)
         offsetof(struct mm_slot, counters), offsetof(struct mm_slot, touched),
         offsetof(struct mm_slot, claim), offsetof(struct mm_slot, budget),
         offsetof(struct mm_slot, handed), offsetof(struct mm_slot, part),
-        offsetof(struct mm_header, claims), offsetof(struct mm_header, unwatched), MM_SLOTS,
-        MM_VMAS, TABLES_BASE, DATA_BASE, OBJECTS_BASE, HOST_BASE, VMA_BUSY, VMA_HUGE, FRAME_TABLE,
+        offsetof(struct mm_header, claims), offsetof(struct mm_header, unwatched),
+        offsetof(struct mm_header, traced), offsetof(struct mm_header, trace_until),
+        sizeof(struct mm_record), TRACE_RECORDS, MM_SLOTS, MM_VMAS,
+        TABLES_BASE, DATA_BASE, OBJECTS_BASE, HOST_BASE, VMA_BUSY, VMA_HUGE, FRAME_TABLE,
         INTENT_DROPPED, VMA_GUARD, VMA_POLICY,
     };
     /* clang-format on */

@@ -43,7 +43,8 @@ static int geometry(uint64_t size, uint64_t quantum, struct mm_header *h)
     h->vmas_at[1] = align(h->vmas_at[0] + MM_VMAS_AREA * sizeof(struct mm_vma), PAGE_SIZE);
     h->touched_stride = align(spans(tabled, PMD_SIZE * 8), PAGE_SIZE);
     h->touched_at = align(h->vmas_at[1] + MM_VMAS_AREA * sizeof(struct mm_vma), PAGE_SIZE);
-    h->words_at = h->touched_at + MM_SLOTS * h->touched_stride;
+    h->records_at = h->touched_at + MM_SLOTS * h->touched_stride;
+    h->words_at = align(h->records_at + TRACE_RECORDS * sizeof(struct mm_record), PAGE_SIZE);
     h->frames_at = align(h->words_at + h->frames_max * sizeof(uint64_t), PAGE_SIZE);
     h->file_size = h->frames_at + h->frames_max * PAGE_SIZE;
     return 0;
@@ -83,9 +84,9 @@ static bool same_geometry(const struct mm_header *a, const struct mm_header *b)
            a->quantum == b->quantum && a->file_size == b->file_size && a->slots_at == b->slots_at &&
            a->vmas_at[0] == b->vmas_at[0] && a->vmas_at[1] == b->vmas_at[1] &&
            a->touched_at == b->touched_at && a->touched_stride == b->touched_stride &&
-           a->words_at == b->words_at && a->frames_at == b->frames_at &&
-           a->slots_max == b->slots_max && a->vmas_max == b->vmas_max &&
-           a->frames_max == b->frames_max;
+           a->records_at == b->records_at && a->words_at == b->words_at &&
+           a->frames_at == b->frames_at && a->slots_max == b->slots_max &&
+           a->vmas_max == b->vmas_max && a->frames_max == b->frames_max;
 }
 
 int mm_open(struct mm *mm, int fd)
@@ -125,6 +126,7 @@ int mm_open(struct mm *mm, int fd)
         .slots = (struct mm_slot *)(map + own.slots_at),
         .vmas = {(struct mm_vma *)(map + own.vmas_at[0]), (struct mm_vma *)(map + own.vmas_at[1])},
         .touched = map + own.touched_at,
+        .records = (struct mm_record *)(map + own.records_at),
         .words = (_Atomic uint64_t *)(map + own.words_at),
         .frames = map + own.frames_at,
         .size = own.size,
@@ -140,6 +142,7 @@ int mm_open(struct mm *mm, int fd)
                             : 1,
         .budget = found.budget,
         .linux_fills = found.linux_fills,
+        .writable = (flags & O_ACCMODE) != O_RDONLY,
         .fd = fd,
     };
     return 0;

@@ -21,6 +21,7 @@ struct mm {
     struct mm_slot *slots;
     struct mm_vma *vmas[2];
     uint8_t *touched;
+    struct mm_record *records;
     _Atomic uint64_t *words;
     uint8_t *frames;
 
@@ -34,6 +35,7 @@ struct mm {
     uint64_t map_size;
     uint64_t fault_around; /* pages, 1 to 512 */
     bool linux_fills;      /* first touches are Linux's, where all may read and write */
+    bool writable;         /* as mapped here */
     uint64_t budget;       /* bytes of page tables a client may keep, 0: any number */
     int fd;
 };

@@ -22,6 +22,7 @@
 #include "core/protocol.h"
 #include "core/slots.h"
 #include "core/touched.h"
+#include "core/trace.h"
 #include "core/vma.h"
 #include "msharefs.h"
 #include "server/guard.h"

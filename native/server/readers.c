@@ -9,6 +9,7 @@
 #include "core/fault.h"
 #include "core/slots.h"
 #include "core/touched.h"
+#include "core/trace.h"
 
 /* What one answer lets a reader map beyond its span. */
 #define AHEAD_BYTES (32ull << 20)
@@ -113,10 +114,19 @@ static uint64_t pages_of(const struct fault *fault)
     return pages;
 }
 
-/* Counts as the reader will. It tells its own figures with the next question. */
-static void count(struct mm_slot *slot, enum fault_verdict verdict, const struct fault *fault,
-                  const struct fault_ask *ask)
+/* A record for the ring, which the reader cannot write. Its probes are in its own process. */
+static void record(struct mm *mm, unsigned slot, enum trace_kind kind, uint64_t offset,
+                   uint64_t bytes)
 {
+    if (trace_wanted(mm))
+        trace_write(mm, kind, trace_pid(mm, slot), offset, bytes);
+}
+
+/* Counts as the reader will. It tells its own figures with the next question. */
+static void count(struct mm *mm, unsigned number, enum fault_verdict verdict,
+                  const struct fault *fault, const struct fault_ask *ask)
+{
+    struct mm_slot *slot = &mm->slots[number];
     struct mm_counters *counters = &slot->counters;
 
     if (verdict == FAULT_MAP) {
@@ -124,8 +134,13 @@ static void count(struct mm_slot *slot, enum fault_verdict verdict, const struct
         count_add(&counters->prefaulted, fault->beside + (fault->filled ? fault->filled - 1 : 0));
         count_add(&counters->links, ask->links != 0);
         count_add(&counters->materialised, pages_of(fault));
+        if (fault->filled)
+            record(mm, number, TRACE_fault, fault->offset, fault->filled * PAGE_SIZE);
+        if (ask->links)
+            record(mm, number, TRACE_link, fault->offset & ~(mm->quantum - 1), mm->quantum);
     } else if (verdict != FAULT_WAIT) {
         count_add(&counters->segv, 1);
+        record(mm, number, TRACE_refused, fault->offset, PAGE_SIZE);
         atomic_store(&slot->poisoned, atomic_load(&slot->poisoned) + 1);
     }
 }
@@ -146,7 +161,7 @@ void readers_fault(struct mm *mm, unsigned slot, int mem_fd, const struct fault_
     readers_figures(mm, slot, &ask->figures);
     slot_enter(mm, slot);
     const enum fault_verdict verdict = fill(mm, slot, mem_fd, &fault, ask);
-    count(&mm->slots[slot], verdict, &fault, ask);
+    count(mm, slot, verdict, &fault, ask);
     slot_leave(mm, slot);
     *told = (struct fault_told){
         .start = fault.start,

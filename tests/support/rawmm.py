@@ -29,17 +29,18 @@ HEADER = {
     name: 8 * at
     for at, name in enumerate(
         ("magic", "signature", "region", "size", "quantum", "file_size", "slots_at",
-         "vmas_at0", "vmas_at1", "touched_at", "words_at", "frames_at", "touched_stride", "maximum",
-         "frames_max")
+         "vmas_at0", "vmas_at1", "touched_at", "records_at", "words_at", "frames_at",
+         "touched_stride", "maximum", "frames_max")
     )
 }  # fmt: skip
 HEADER |= {
     "epoch": 448, "vmas_used0": 456, "vmas_used1": 464,
     "intent_op": 472, "intent_start": 480, "intent_end": 488, "intent_epoch": 496,
     "intent_prot": 504,
-    "frames_hint": 512, "frames_high": 520, "slots_high": 528,
+    "frames_hint": 512, "frames_high": 520, "slots_high": 528, "traced": 544,
     "serial": 624,
 }  # fmt: skip
+RECORD_WORDS = 6  # of 8 bytes: struct mm_record
 SLOT_SIZE, SLOT_CLAIM, SLOT_EPOCH = 128, 40, 64
 VMA = struct.Struct("=QQQIIQ")
 

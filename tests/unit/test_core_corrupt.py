@@ -42,7 +42,7 @@ SYS_PAUSE = 34
 ALL_ONES = (1 << 64) - 1
 GEOMETRY = (
     "magic", "signature", "size", "quantum", "file_size", "slots_at", "vmas_at0", "vmas_at1",
-    "words_at", "frames_at", "maximum", "frames_max",
+    "records_at", "words_at", "frames_at", "maximum", "frames_max",
 )  # fmt: skip
 
 
