@@ -244,12 +244,14 @@ static void stopped(void)
 {
     char got = 0;
     struct iovec here = {&got, 1}, there = {(void *)(memory + 9 * PAGE), 1};
-    const pid_t child = fork();
-    int status;
+    int status, there_now[2];
 
-    if (!child)
+    must(!pipe(there_now), "pipe");
+    const pid_t child = fork();
+    if (!child && write(there_now[1], "x", 1) == 1) /* fork() has returned here */
         for (;;)
             pause();
+    must(read(there_now[0], &got, 1) == 1, "the child's word");
     memory[9 * PAGE] = 9;
     kill(child, SIGSTOP);
     must(waitpid(child, &status, WUNTRACED) == child, "wait");
