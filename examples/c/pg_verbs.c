@@ -48,3 +48,6 @@ void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
         return buffers(path, length);
     return next(addr, length, prot, flags, fd, offset);
 }
+
+/* The name that programs call which were built for files of any size. */
+void *mmap64(void *, size_t, int, int, int, off_t) __attribute__((alias("mmap")));

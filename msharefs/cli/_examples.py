@@ -48,6 +48,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "reclaim": [
         ("msharefs reclaim --keep 512M /mnt/r", "the oldest pages first, until it fits"),
         ("msharefs reclaim --keep 512M --cold 60 /mnt/r", "none that was used in that minute"),
+        ("msharefs reclaim --keep 512M --watch 30 /mnt/r", "and keep it so"),
     ],
     "export": [
         ("msharefs export -o r.csv /mnt/r", "every entry, as a line"),
@@ -100,6 +101,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("msharefs lab walk /mnt/r", "let a processor walk its tables, in 64 address spaces"),
         ("msharefs lab walk --spaces 2000 --check /mnt/r", "every page in all of them"),
         ("msharefs lab walk --wait 60 /mnt/r", "and look on when it is changed meanwhile"),
+        ("msharefs lab bits --interval 1 /mnt/r", "is one accessed bit for all processes enough?"),
     ],
     "conformance": [
         ("msharefs conformance /mnt", "what is not as in the series, and a count"),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from . import _complete, _json, _region, _show
+from . import _complete, _json, _region, _show, _types, idle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.table import Table
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
@@ -100,3 +102,104 @@ def walk(region: str, spaces: int, check: bool, wait: float, as_json: bool) -> N
         for line in lines(found):
             click.echo(line)
     sys.exit(0 if found["passed"] else 1)
+
+
+def looks(found: dict[str, Any]) -> Iterator[str]:
+    """How a region was looked at."""
+    looked = found["looks"]
+    cost = max(each["cost"] for each in looked["intervals"])
+    yield (
+        f"{len(looked['intervals'])} looks in {found['seconds']:.1f} s; the service thread of a "
+        f"process ran {100 * cost:.2g} % of the time at most"
+    )
+    around = looked["fault_around"]
+    if around:
+        yield (
+            "what a process has mapped along counts as used by it: each count of processes is too "
+            "high (-o fault_around=0: none is)"
+        )
+    yield from idle.notes({**looked, "error_pages": max(around - 1, 0)})
+
+
+def outcomes(found: dict[str, Any]) -> Table:
+    """A line for each policy and size of memory."""
+    lines = _show.table(
+        "", "memory", "refaults/s: one bit", "one each", "wrongly out: one bit", "one each",
+        right=("memory", "refaults/s: one bit", "one each", "wrongly out: one bit"),
+    )  # fmt: skip
+    for row in found["rows"]:
+        shared, each = row["shared"], row["each"]
+        lines.add_row(
+            row["policy"],
+            f"{row['memory_percent']} %",
+            *(f"{view['refaults_per_second']:,.1f}" for view in (shared, each)),
+            *(f"{view['wrongly_thrown_out']:,}" for view in (shared, each)),
+        )
+    return lines
+
+
+def seen(found: dict[str, Any]) -> str:
+    """What the bits have said."""
+    counts = found["seen"]
+    several = 100 * counts["of_several"] / max(counts["pages"], 1)
+    return (
+        f"{found['references']:,} references of {found['processes']:,} processes to "
+        f"{found['pages']:,} pages in {found['seconds']:.1f} s; of the pages used in an interval "
+        f"{several:.0f} % were used by more than one process"
+    )
+
+
+@command.command()
+@click.argument("region", required=False, shell_complete=_complete.regions)
+@click.option(
+    "--trace", metavar="FILE", type=_types.Input(),
+    help="Instead of a region: a CSV of `seconds,process,page`, in order of time.",
+)  # fmt: skip
+@click.option(
+    "--record", metavar="FILE", type=_types.Output(), help="Write the looks as such a file."
+)
+@click.option(
+    "--interval", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True),
+    help="Between two looks. 10, and longer where that costs a process more than 3 % of its time.",
+)  # fmt: skip
+@click.option(
+    "--rounds", type=click.IntRange(2, 10_000), default=12, show_default=True, help="Intervals."
+)
+@_show.json_option
+def bits(
+    region: str | None,
+    trace: TextIO | None,
+    record: TextIO | None,
+    interval: float | None,
+    rounds: int,
+    as_json: bool,
+) -> None:
+    """Ask whether one accessed bit for all processes is enough.
+
+    From looks as those of `idle`, page by page and process by process: a simulated CLOCK and
+    Linux's active and inactive lists, with memory for 50, 75 and 90 % of the pages in use, throw
+    pages out by one bit a page, and by one for each process. How many come back a second, and how
+    many of these were wrongly thrown out: a page that stayed was not used meanwhile.
+    """
+    from msharefs.lab import bits as looking
+
+    if (region is None) == (trace is None):
+        raise click.UsageError("give either a REGION or --trace FILE")
+    if trace is not None:
+        if record is not None:
+            raise click.UsageError("--record is for looks at a REGION")
+        found = looking.of_trace(trace, trace.name)
+    else:
+        assert region is not None
+        _region.check_region(region)
+        traced, found = looking.of_region(region, rounds, interval)
+        if record is not None:
+            looking.write(traced, record)
+    if as_json:
+        _show.print_json(_json.document("lab-bits", found))
+        return
+    if found["looks"]:
+        for line in looks(found):
+            click.echo(line)
+    click.echo(seen(found))
+    _show.show(outcomes(found))

@@ -9,7 +9,7 @@ import click
 
 from msharefs import units, verbs
 
-from . import _complete, _json, _region, _show, _types
+from . import _complete, _json, _region, _show, _types, _watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     """For people."""
     before, keep = units.size(found["before_bytes"]), units.size(found["keep_bytes"])
     yield f"{before} in memory, {keep} to be kept"
+    if found["came_back_pages"]:
+        yield f"{found['came_back_pages']:,} pages taken before have come back since the last look"
     if not found["looks"]:
         yield "it fits: nothing was taken"
         return
@@ -67,28 +69,44 @@ def reasons(found: dict[str, Any]) -> Iterator[str]:
     help="Look for so long, and take no page that was used meanwhile. Otherwise 4 s, and pages in "
     "use go last.",
 )  # fmt: skip
+@click.option(
+    "--watch", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True),
+    help="Keep it so: look again so often, until interrupted, and take what is too much. With "
+    "--json, a line for each look.",
+)  # fmt: skip
+@_watch.count_option
 @_show.json_option
-def command(region: str, keep: int, cold: float | None, as_json: bool) -> None:
+def command(
+    region: str,
+    keep: int,
+    cold: float | None,
+    watch: float | None,
+    count: int | None,
+    as_json: bool,
+) -> None:
     """Page out what of a region has not been used for longest.
 
     It is taken out of the page tables of all attached processes, and goes to swap or to its file,
     until at most SIZE is in memory, and never more than that takes. Ages are looked at first, as
     idle does; afterwards it counts which pages come back.
 
-    Exit status 1: more than SIZE is still in memory.
+    Exit status 1: more than SIZE is still in memory, with --watch at the last look.
     """
     from msharefs.lab import reclaim
 
     _region.check_region(region)
-    found = reclaim.run(region, keep, cold)
-    if as_json:
-        _show.print_json(_json.document("reclaim", found))
-    else:
-        for line in lines(found):
-            click.echo(line)
-    if not found["fits"]:
-        why = "; ".join(reasons(found))
-        click.echo(
-            f"msharefs: {region}: more than {units.size(keep)} is in memory: {why}", err=True
-        )
-    sys.exit(0 if found["fits"] else 1)
+    out = reclaim.Out()
+    fits = True
+    for found, _ in _watch.looks(lambda: reclaim.run(region, keep, cold, out=out), watch, count):
+        fits = found["fits"]
+        if as_json:
+            _show.print_look(_json.document("reclaim", found), watched=watch is not None)
+        else:
+            for line in lines(found):
+                click.echo(line)
+        if not fits:
+            why = "; ".join(reasons(found))
+            click.echo(
+                f"msharefs: {region}: more than {units.size(keep)} is in memory: {why}", err=True
+            )
+    sys.exit(0 if fits else 1)

@@ -143,18 +143,42 @@ def take(region: Region, queue: Pages, here: Pages, keep: int) -> Taken:
     return taken
 
 
+@dataclass
+class Out:
+    """Pages that earlier calls have taken, and that had not come back when these ended."""
+
+    pages: Pages = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def come_back(self, here: Pages) -> int:
+        """How many of them are among `here`, the pages in memory; those are forgotten."""
+        back = np.isin(self.pages, here)
+        self.pages = self.pages[~back]
+        return int(back.sum())
+
+    def add(self, pages: Pages) -> None:
+        """These have been taken."""
+        self.pages = np.union1d(self.pages, pages)
+
+
 def run(
-    path: str, keep: int, cold: float | None, pause: Callable[[float], None] = time.sleep
+    path: str,
+    keep: int,
+    cold: float | None,
+    pause: Callable[[float], None] = time.sleep,
+    out: Out | None = None,
 ) -> dict[str, Any]:
     """Pages out what is oldest in the region until `keep` bytes of it are in memory; a document.
 
     With `cold` no page is taken that was used within so many seconds. Afterwards it looks on for
     one more interval, to count what is in memory again, as Linux's `workingset_refault` does.
+    Calls one after the other that have the same `out` also count what has come back in between.
     OSError: with a sentence; then nothing was taken.
     """
     with idle.Watched(path) as watched:
         region = watched.region
+        out = out or Out()
         before = resident(region)
+        again = out.come_back(before)
         swap = swap_free()
         found = {
             **head.head(),
@@ -186,7 +210,8 @@ def run(
             start = time.monotonic()
             pause(seconds)
             waited = time.monotonic() - start
-            back = int(np.isin(taken.pages, resident(region)).sum())
+            out.add(taken.pages)
+            back = out.come_back(np.intersect1d(taken.pages, resident(region)))
         return {
             **found,
             "looks": [{"seconds": each.seconds, "cost": each.cost} for each in looks],
@@ -196,6 +221,7 @@ def run(
             "taking_seconds": taken.seconds,
             "left_bytes": taken.left * PAGE,
             "refaulted_pages": back,
+            "came_back_pages": again,
             "refault_seconds": waited,
             "error_pages": watched.fault_around - 1,
             "left_out_bytes": watched.left_out_bytes,

@@ -14,8 +14,8 @@ TEXTS = {
     "window": "What mprotect(2), madvise(2) and the like of an attachment do in a program under "
     "`msharefs run`. refuse: they are refused, as in the series (by default). inner: they are for "
     "the region, and hold for all processes.",
-    "fault_around": "Pages that a sequential first touch may fill together, 1 to 512; 64 by "
-    "default. 1 is strict.",
+    "fault_around": "Pages that a sequential first touch may fill together, up to 512; 64 by "
+    "default. 1 is strict. 0: nor is a page mapped along that others have filled.",
     "faults": "Who takes first touches of memory that all may read and write: Linux, at its own "
     "speed, or we each of them (by default).",
     "passthrough": "Whether a plain mmap(2) of a region, by a program without our library, maps "

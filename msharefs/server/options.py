@@ -231,8 +231,8 @@ def _choice(values: dict[str, str], key: str, choices: tuple[str, ...], default:
 
 def _pages(values: dict[str, str]) -> int:
     value = values.get("fault_around", str(FAULT_AROUND))
-    if not value.isdecimal() or not 1 <= int(value) <= FAULT_AROUND_MAX:
-        raise BadOptionError(f"-o fault_around={value}: must be 1 to {FAULT_AROUND_MAX} pages")
+    if not value.isdecimal() or int(value) > FAULT_AROUND_MAX:
+        raise BadOptionError(f"-o fault_around={value}: must be 0 to {FAULT_AROUND_MAX} pages")
     return int(value)
 
 

@@ -18,6 +18,9 @@
  *                   The 4th, 8th ... fault maps the whole span again: others add
  *                   pages meanwhile, but most are mapped already, and looking at
  *                   them is not free
+ *
+ * With a fault_around of 0 a fault maps its own page and no other: what a process
+ * has in its page tables is then what it has used (`msharefs lab bits`).
  */
 #include "client/around.h"
 
@@ -81,6 +84,8 @@ void around_choose(struct around *around, struct fault *fault, bool present, boo
     fault->end = fault->offset + PAGE_SIZE;
     fault->skip = 0;
     fault->fill = 1;
+    if (!fault_around)
+        return;
     if (fault->offset == around->next && around->pages) {
         choose_run(around, fault, fault_around);
         return;

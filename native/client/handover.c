@@ -285,8 +285,8 @@ bool handover(struct attachment *att, const struct fault *fault)
 
     /* Nothing tells the server that a reader is about to hand over a run that is being watched
      * again: it has no epoch. */
-    if (att->reader || att->moved_uffd >= 0 || fault->filled || fault->protect ||
-        sequential_write(att, fault) ||
+    if (!att->mm.fault_around || att->reader || att->moved_uffd >= 0 || fault->filled ||
+        fault->protect || sequential_write(att, fault) ||
         (!before && touched_has(&att->mm, att->slot, fault->offset)))
         return false;
     const struct handed_run bounds = bounds_of(att, fault);

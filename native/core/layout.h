@@ -146,10 +146,11 @@ struct mm_header {
 
     _Alignas(64) struct mm_counters retired; /* of clients that are gone */
     uint64_t unmaps;
-    uint64_t serial;       /* of the last mapping made */
-    uint64_t fault_around; /* pages a sequential first touch may fill together; 1: strict */
-    uint64_t budget;       /* bytes of its own page tables that a client may keep; 0: any number */
-    uint32_t linux_fills;  /* 1: first touches of memory that all may read and write are Linux's */
+    uint64_t serial; /* of the last mapping made */
+    uint64_t
+        fault_around; /* pages a sequential first touch may fill together; 1: strict; 0: around.c */
+    uint64_t budget;  /* bytes of its own page tables that a client may keep; 0: any number */
+    uint32_t linux_fills; /* 1: first touches of memory that all may read and write are Linux's */
     _Atomic uint32_t unwatched; /* 1: there may be pages without entries, since that has been so */
     _Atomic uint64_t trace_until; /* events are recorded until then: CLOCK_MONOTONIC, ns; 0: not */
 };

@@ -137,9 +137,7 @@ int mm_open(struct mm *mm, int fd)
         .touched_at = own.touched_at,
         .touched_stride = own.touched_stride,
         .map_size = own.file_size,
-        .fault_around = found.fault_around >= 1 && found.fault_around <= SPAN_PAGES
-                            ? found.fault_around
-                            : 1,
+        .fault_around = found.fault_around <= SPAN_PAGES ? found.fault_around : 1,
         .budget = found.budget,
         .linux_fills = found.linux_fills,
         .writable = (flags & O_ACCMODE) != O_RDONLY,

@@ -23,7 +23,7 @@ void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *c
 
 int mm_set_fault_around(struct mm *mm, uint32_t pages)
 {
-    if (pages < 1 || pages > SPAN_PAGES)
+    if (pages > SPAN_PAGES)
         return -EINVAL;
     mm->header->fault_around = pages;
     return 0;

@@ -288,3 +288,49 @@ def test_what_cannot_be_watched_is_refused(mounts: Callable[..., Mount], file: i
         pytest.raises(OSError, match="faults=watched"),
     ):
         reclaim.run(region.path, PAGE, None, Pauses())
+
+
+def test_watching_keeps_it_so_and_counts_what_came_back(
+    shared_mount: Mount, actors: Callable[[], Actor], file: int, tmp_path: Path
+) -> None:
+    with mapped(shared_mount, "watch", file) as region:
+        actor = actors()
+        base = attached(actor, region)
+        load(actor, base, range(PAGES))
+        out = reclaim.Out()
+        looks = [
+            reclaim.run(region.path, KEEP * PAGE, None, Pauses(*[nothing] * 5), out=out)
+            for _ in range(2)
+        ]
+        if not can_leave(tmp_path):
+            assert all(found["left_bytes"] >= KEEP * PAGE for found in looks)
+            return
+        assert [found["taken_bytes"] for found in looks] == [SIZE - KEEP * PAGE, 0]
+        assert [found["came_back_pages"] for found in looks] == [0, 0]
+        load(actor, base, range(PAGES))
+        found = reclaim.run(region.path, KEEP * PAGE, None, Pauses(*[nothing] * 5), out=out)
+        assert found["came_back_pages"] == PAGES - KEEP
+        assert (found["taken_bytes"], found["left_bytes"]) == (SIZE - KEEP * PAGE, KEEP * PAGE)
+
+
+def test_the_verb_watches(shared_mount: Mount, file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reclaim, "LOOK_SECONDS", 0.01)
+    with mapped(shared_mount, "verb watches", file) as region:
+        region.advise(0, SIZE, verbs.MADV_POPULATE_READ)
+        keep = ["reclaim", "--json", "--keep", "2M", "--watch", "0.01", "--count", "3"]
+        shown = CliRunner().invoke(cli, [*keep, region.path])
+        assert shown.exit_code == 0, shown.output
+        assert [schema.check(json.loads(line))["fits"] for line in shown.stdout.splitlines()] == [
+            True, True, True,
+        ]  # fmt: skip
+        alone = CliRunner().invoke(cli, ["reclaim", "--keep", "2M", "--count", "3", region.path])
+        assert alone.exit_code == 2
+
+
+def test_what_comes_back_is_counted_once() -> None:
+    out = reclaim.Out()
+    out.add(np.array([3, 5, 9], np.int64))
+    assert out.come_back(np.array([1, 5], np.int64)) == 1
+    assert out.come_back(np.array([1, 5], np.int64)) == 0
+    out.add(np.array([5], np.int64))
+    assert out.come_back(np.array([3, 5, 9], np.int64)) == 3
