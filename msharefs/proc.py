@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -451,6 +452,17 @@ def meminfo() -> dict[str, int]:
         name, _, value = line.partition(":")
         number, *unit = value.split()
         found[name] = int(number) << 10 if unit == ["kB"] else int(number)
+    return found
+
+
+def interrupts() -> dict[str, int]:
+    """/proc/interrupts: how many of each there were, on all processors, by the names of lines."""
+    found = {}
+    for line in Path("/proc/interrupts").read_text().splitlines():
+        first, *words = line.split()
+        if first.endswith(":"):
+            counts = itertools.takewhile(str.isdecimal, words)
+            found[first[:-1]] = sum(map(int, counts))
     return found
 
 

@@ -9,7 +9,7 @@ import click
 
 from msharefs import units, verbs
 
-from . import _json, _plot, _progress, _show, _types
+from . import _json, _plot, _progress, _shootdown, _show, _types
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ SCENARIOS = (
     "metadata", "pagetables", "clients", "budget",
 )  # fmt: skip
 PLAN_CHECK = "plan-check"
+ALONE = (PLAN_CHECK, _shootdown.NAME)
 MISSED = 3
 """The exit status of --gate where a target is missed."""
 BACKENDS = (
@@ -287,7 +288,7 @@ def _draw(draw: Any, found: dict[str, Any], plot: str | None) -> None:
 
 @click.command()
 @click.argument(
-    "scenarios", nargs=-1, metavar="[SCENARIO]...", type=click.Choice([*SCENARIOS, PLAN_CHECK])
+    "scenarios", nargs=-1, metavar="[SCENARIO]...", type=click.Choice([*SCENARIOS, *ALONE])
 )
 @click.option("--processes", type=Counts(), default=None, help="Numbers of processes, as 1,8,64.")
 @click.option("--size", type=_types.Size(of=verbs.PAGE), help="Memory they share, as 256M.")
@@ -332,9 +333,18 @@ def command(
 
     plan-check, alone, builds the page tables of `msharefs plan` for a window of --size (300G) and
     compares them to the byte.
+
+    shootdown, alone, takes 1, 16, 512 and 16,384 pages away from many processes, in six ways: the
+    time, and the interrupts of /proc/interrupts beside what the models of `stat` predict.
     """
+    alone = [name for name in ALONE if name in scenarios]
+    if alone and (len(scenarios) > 1 or backends or earlier or gated):
+        raise click.UsageError(f"{alone[0]} stands alone, and has no such option")
+    if _shootdown.NAME in scenarios:
+        _shootdown.run(processes, size, rounds, output, plot, as_json=as_json)
+        return
     if PLAN_CHECK in scenarios:
-        if len(scenarios) > 1 or processes or backends or plot or earlier or gated:
+        if processes or plot:
             raise click.UsageError("plan-check stands alone, with --size, --json and --output only")
         plan_check(size, output, as_json=as_json)
     from msharefs.lab import bench

@@ -152,7 +152,7 @@ def draw_cost(scenarios: list[dict[str, Any]], path: str) -> None:
     columns = 2
     lines = math.ceil(len(cases) / columns)
     most = max(len(case["rows"]) for _, case in cases)
-    figure = _canvas(10.4, 0.5 + lines * (0.75 + 0.24 * most))
+    figure = new_canvas(10.4, 0.5 + lines * (0.75 + 0.24 * most))
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
     for panel, (scenario, case) in zip(panels.flat, cases, strict=False):
         _points(panel, scenario, case)
@@ -358,7 +358,8 @@ def _map_legend(found: dict[str, Any]) -> list[Patch]:
     return [*legend, Patch(color="#f0f0f0", label="no table")]
 
 
-def _canvas(width: float, height: float) -> Figure:
+def new_canvas(width: float, height: float) -> Figure:
+    """A figure without plots, in the style of all others."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)  # no display is needed
     return figure
@@ -366,7 +367,7 @@ def _canvas(width: float, height: float) -> Figure:
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure with one plot, in the style of all others."""
-    figure = _canvas(width, height)
+    figure = new_canvas(width, height)
     axes = figure.subplots()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

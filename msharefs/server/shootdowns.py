@@ -1,30 +1,18 @@
-"""A model of what a change costs the TLBs of real processors: whom a kernel would have to tell.
+"""What changes of a region cost the TLBs of real processors, by the model (msharefs/tlb_model.py).
 
-Here no TLB is flushed by us: Linux does that, process by process. In a kernel with shared page
-tables one change concerns all processes that have the region attached, and the kernel has to know
-on which processors their translations may be. Four answers are counted for each change:
-
-    flush_all   every processor there is (v3 of the series)
-    list        the attached processes one by one, each on the processors where it ran (2026)
-    cpumask     each processor once on which any of them ran
-    broadcast   one message that all processors hear, without an interrupt (arm64, INVLPGB)
-
-A processor counts for a thread if the thread ran on it last, and has run since the last look at
-it: what runs again meanwhile on others is not seen. A look takes time, so it comes after the change
-and not before each: changes between two looks count as if they had found the same.
+A look takes time, so it comes after the change and not before each: changes between two looks
+count as if they had found the same.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
 
-from msharefs import proc
+from msharefs import tlb_model
 from msharefs.mountpoint import SHOOTDOWN_FIGURES, SHOOTDOWN_VERBS, SHOOTDOWNS_STRUCT
 
 if TYPE_CHECKING:
@@ -94,38 +82,12 @@ class Shootdowns:
             pids = {client.pid for client in self._clients.connected.values()}
             start = trio.current_time()
             found, self._ran = await trio.to_thread.run_sync(
-                _processors, pids, self._ran, abandon_on_cancel=True
+                tlb_model.ran_on, pids, self._ran, abandon_on_cancel=True
             )
             self._rest = max(_LOOK_SECONDS, _REST * (trio.current_time() - start))
             pending, self._pending = self._pending, Counter()
-            each = {
-                "times": 1,
-                "processes": len(pids),
-                "flush_all": os.cpu_count() or 1,
-                "list": sum(map(len, found)),
-                "cpumask": len(set().union(*found)),
-                "broadcast": 1,
-            }
+            each = {"times": 1, "processes": len(pids), **tlb_model.messages(found)}
             for verb, times in pending.items():
                 for name, count in each.items():
                     self._counted[verb][name] += times * count
                     _total[verb][name] += times * count
-
-
-def _processors(pids: set[int], before: dict[int, int]) -> tuple[list[set[int]], dict[int, int]]:
-    """For each process, the processors on which it ran since the last look. For a thread.
-
-    And how long each thread has run; `before` is that of the last look.
-    """
-    ran: dict[int, int] = {}
-    found = []
-    for pid in pids:
-        cpus = set()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            for tid in proc.threads(pid):
-                run = proc.running(tid)
-                ran[tid] = run.nanoseconds
-                if run.nanoseconds != before.get(tid):
-                    cpus.add(run.cpu)
-        found.append(cpus)
-    return found, ran

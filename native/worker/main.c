@@ -31,6 +31,12 @@
  *   punch OFFSET BYTES    fallocate(FALLOC_FL_PUNCH_HOLE)
  *   make, stat, remove PATH   create a file, look at it, unlink it
  *   rename PATH           to PATH.renamed and back
+ *   dontneed OFFSET BYTES madvise(2) of the mapping of this process
+ *   pageout PID ADDRESS BYTES   process_madvise(2) of another's
+ * victims
+ *   spin                  a thread that does nothing but look at the clock
+ *   lost                  the nanoseconds for which it was interrupted so far
+ *   still                 it ends
  * the rest
  *   repeat COUNT COMMAND[;COMMAND]   all of them, COUNT times
  *   report                nothing but the figures
@@ -44,10 +50,10 @@
  *
  * `pages` is how many were visited; `wrong` and `first_wrong` (a page number) are the
  * findings of verify. Faults and times are those of all threads and of the children
- * that have ended. Commands that get memory add "value":ADDRESS, and `watch` adds the
- * number of its descriptor. `repeat` adds "each_ns":{"p50":..,"p90":..,"p99":..,"max":..}
- * of one round. Before its answer a long command reports its progress:
- * {"progress":BYTES}, the bytes done since the last such line.
+ * that have ended. Commands that get memory add "value":ADDRESS, `watch` adds the number
+ * of its descriptor, `spin` its thread's id, `lost` its time. `repeat` adds
+ * "each_ns":{"p50":..,"p90":..,"p99":..,"max":..} of one round. Before its answer a long
+ * command reports its progress: {"progress":BYTES}, the bytes done since the last such line.
  */
 #define _GNU_SOURCE
 #include "worker/worker.h"
@@ -57,6 +63,7 @@
 #include "worker/memory.h"
 #include "worker/pattern.h"
 #include "worker/touch.h"
+#include "worker/victim.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -73,18 +80,20 @@ static int run_report(struct worker *w, const struct arguments *args)
 }
 
 static const struct command commands[] = {
-    {"attach", 0, true, run_attach},     {"map", 1, true, run_map},
-    {"shm", 2, false, run_shm},          {"hugepages", 0, false, run_hugepages},
-    {"mprotect", 0, true, run_mprotect}, {"watch", 0, false, run_watch},
-    {"detach", 0, false, run_detach},    {"fill", 2, false, run_fill},
-    {"verify", 2, false, run_verify},    {"order", 4, true, run_order},
-    {"touch", 1, true, run_touch},       {"sweep", 2, true, run_sweep},
-    {"fork", 1, true, run_fork},         {"open", 0, true, run_open},
-    {"create", 2, false, run_create},    {"unmap", 2, false, run_unmap},
-    {"protect", 2, true, run_protect},   {"punch", 2, false, run_punch},
-    {"make", 0, true, run_make},         {"stat", 0, true, run_stat},
-    {"rename", 0, true, run_rename},     {"remove", 0, true, run_remove},
-    {"report", 0, false, run_report},
+    {"attach", 0, true, run_attach},      {"map", 1, true, run_map},
+    {"shm", 2, false, run_shm},           {"hugepages", 0, false, run_hugepages},
+    {"mprotect", 0, true, run_mprotect},  {"watch", 0, false, run_watch},
+    {"detach", 0, false, run_detach},     {"fill", 2, false, run_fill},
+    {"verify", 2, false, run_verify},     {"order", 4, true, run_order},
+    {"touch", 1, true, run_touch},        {"sweep", 2, true, run_sweep},
+    {"fork", 1, true, run_fork},          {"open", 0, true, run_open},
+    {"create", 2, false, run_create},     {"unmap", 2, false, run_unmap},
+    {"protect", 2, true, run_protect},    {"punch", 2, false, run_punch},
+    {"make", 0, true, run_make},          {"stat", 0, true, run_stat},
+    {"rename", 0, true, run_rename},      {"remove", 0, true, run_remove},
+    {"dontneed", 2, false, run_dontneed}, {"pageout", 3, false, run_pageout},
+    {"spin", 0, false, run_spin},         {"lost", 0, false, run_lost},
+    {"still", 0, false, run_still},       {"report", 0, false, run_report},
 };
 
 /* The number at *text, which ends at a blank or at the end; moves *text on. */

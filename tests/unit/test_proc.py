@@ -286,6 +286,16 @@ def test_of_the_machine() -> None:
     assert proc.cpuinfo("no such field") == []
 
 
+def test_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        "           CPU0       CPU1\n"
+        "  4:         13          2  IO-APIC   4-edge      ttyS0 7\n"
+        "TLB:         20         22   TLB shootdowns\nERR:          5\n"
+    )
+    monkeypatch.setattr(Path, "read_text", lambda _: text)
+    assert proc.interrupts() == {"4": 15, "TLB": 42, "ERR": 5}
+
+
 def test_nothing_else_reads_proc() -> None:
     top = Path(msharefs.__file__).parent
     found = []
