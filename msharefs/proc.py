@@ -289,6 +289,11 @@ def open_pagemap(pid: int) -> BinaryIO:
         raise _gone(pid) from None
 
 
+def has_clear_refs() -> bool:
+    """Whether this kernel lets accessed bits of a process be cleared: /proc/PID/clear_refs."""
+    return os.access("/proc/self/clear_refs", os.W_OK)
+
+
 def open_memory(pid: int) -> BinaryIO:
     """/proc/PID/mem, for reading. PermissionError."""
     try:

@@ -86,6 +86,12 @@ def intro(found: dict[str, Any]) -> Iterator[str]:
         f"method: {found['method']}; exact to a {found['exact_to']['all']} for all processes "
         f"together, to a {found['exact_to']['each']} for each"
     )
+    others = (
+        f"{other['name']} ({other['why_not'] if other['here'] else 'not here'})"
+        for other in found["methods"]
+        if other["why_not"]
+    )
+    yield f"not used: {'; '.join(others)}"
     yield (
         f"{len(found['intervals'])} intervals in {seconds:.1f} s; their cost: the service thread "
         f"of a process ran {100 * cost:.2g} % of the time at most"

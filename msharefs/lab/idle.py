@@ -23,7 +23,7 @@ import numpy as np
 import msharefs
 from msharefs import proc, verbs
 
-from . import head, ptmap
+from . import head, idle_methods, ptmap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -287,7 +287,8 @@ def run(
         done = look_on(regions, rounds, interval, pause)
         return {
             **started,
-            "method": "entries given back, and found again",
+            "method": idle_methods.USED,
+            "methods": [each._asdict() for each in idle_methods.methods()],
             "exact_to": {"all": "4 KiB page", "each": "2 MiB span"},
             "intervals": [{"seconds": each.seconds, "cost": each.cost} for each in done],
             "between_seconds": done[-1].end - done[0].start - sum(each.seconds for each in done),

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import msharefs
 from msharefs.cli import cli
-from msharefs.lab import idle
+from msharefs.lab import idle, idle_methods, pagemap
 
 from support import schema
 
@@ -191,6 +191,27 @@ def test_a_look_that_costs_too_much_makes_the_next_one_later(
     assert asked == [10.0, 20.0, 40.0, 5.0, 5.0]
 
 
+def test_other_ways_are_named_with_what_is_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bitmap = tmp_path / "bitmap"
+    monkeypatch.setattr(idle_methods, "PAGE_IDLE", bitmap)
+
+    def here() -> dict[str, bool]:
+        return {method.name: method.here for method in idle_methods.methods()}
+
+    assert here()[idle_methods.USED]
+    assert here()["PAGEMAP_SCAN with write-protection"] == pagemap.can_scan()
+    assert not here()["page_idle"]
+    bitmap.touch()
+    assert here()["page_idle"]
+    rwp = "userfaultfd, protected against reads"
+    for release, has in (("7.1.9", False), ("7.2.0-rc1", True), ("10.0", True), ("6.18", False)):
+        monkeypatch.setattr(idle_methods, "release", lambda release=release: release)
+        assert here()[rwp] == has
+    assert [method.why_not == "" for method in idle_methods.methods()] == [True] + [False] * 4
+
+
 def test_the_verb(shared_mount: Mount, tmp_path: Path) -> None:
     with filled(shared_mount, "verb") as region, filled(shared_mount, "verb too"):
         page = tmp_path / "idle.html"
@@ -198,6 +219,7 @@ def test_the_verb(shared_mount: Mount, tmp_path: Path) -> None:
             cli, ["idle", "--interval", "0.01", "--rounds", "2", "--html", str(page), region.path]
         )
         assert shown.exit_code == 0, shown.output
+        assert "not used: userfaultfd, protected against reads (" in shown.output
         assert f"{region.path}: {PAGES - NOBODY_TOUCHED:,} pages" in shown.output
         assert page.read_text().count("<svg") == 1
         told = CliRunner().invoke(
