@@ -29,6 +29,8 @@ TEXTS = {
     "RLIMIT_NOFILE.",
     "connections": "How many connections one user may have.",
     "memory": "Bytes that may be mapped in all regions; without, any number.",
+    "nice": "How soon the server gets a processor where many programs want one: its nice value, "
+    "-10 by default, if it may have that. 0 leaves its scheduling as it is.",
 }
 
 # The same in a few words.
@@ -50,6 +52,7 @@ SHORT = {
     "clients": "limit of attachments",
     "connections": "limit of one user",
     "memory": "limit of what is mapped in all",
+    "nice": "value of the server; -10",
 }
 
 STANDARD = (

@@ -36,6 +36,7 @@ KEYS = {
     "clients": "COUNT",
     "connections": "COUNT",
     "memory": "SIZE",
+    "nice": "-20 to 0",
 }
 # Those of mount(8) for any file system. Given to libfuse, which has the kernel enforce them, each
 # with the one that takes it back;
@@ -63,6 +64,9 @@ BUDGET_MIN = 128 << 10
 # native/core/layout.h: more do not fit.
 VMAS_MAX = 65530
 COUNT_MAX = (1 << 31) - 1
+# Nine times the weight of a program that has not asked for any.
+NICE = -10
+NICE_MIN = -20
 
 
 class BadOptionError(ValueError):
@@ -101,6 +105,8 @@ class MountOptions:
     clients: int = 0
     connections: int = 0
     memory: int = 0
+    nice: int = NICE
+    """The server's nice value, where it may have it; 0: its scheduling is left as it is."""
     flags: frozenset[str] = frozenset()
     """Of FLAGS: those that are on."""
     allow_other: bool = False
@@ -190,6 +196,7 @@ def parse(
         clients=_count(values, "clients"),
         connections=_count(values, "connections"),
         memory=_size(values, "memory"),
+        nice=_nice(values),
         flags=frozenset(flags),
         allow_other=allow_other,
         source=source,
@@ -241,6 +248,13 @@ def _count(values: dict[str, str], key: str, most: int = COUNT_MAX) -> int:
     value = values.get(key, "0")
     if key in values and not (value.isdecimal() and 1 <= int(value) <= most):
         raise BadOptionError(f"-o {key}={value}: must be a number from 1 to {most}")
+    return int(value)
+
+
+def _nice(values: dict[str, str]) -> int:
+    value = values.get("nice", str(NICE))
+    if value != "0" and not (value[:1] == "-" and value[1:].isdecimal() and int(value) >= NICE_MIN):
+        raise BadOptionError(f"-o nice={value}: must be a number from {NICE_MIN} to 0")
     return int(value)
 
 

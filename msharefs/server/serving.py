@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from msharefs import mountpoint
+from msharefs.native import lib
 
 from . import devices, fuse, shortage
 from .control import Control
@@ -54,6 +57,8 @@ def serve_mount(
 async def _serve(
     options: MountOptions, state: StateDirectory, ready: Callable[[], None], manager: Notifier
 ) -> bool:
+    if options.nice:
+        _ask_for_processors(options)
     with contextlib.ExitStack() as stack:
         tree = Tree(state.tree, state.gone)
         stack.callback(tree.close)
@@ -98,6 +103,17 @@ async def _serve(
                 log.warning("the next server on %s takes over %d attachments", state.path, attached)
             nursery.cancel_scope.cancel()
         return attached == 0
+
+
+def _ask_for_processors(options: MountOptions) -> None:
+    """How soon we get one is up to Linux; without the right, or on older kernels, we do without."""
+    if lib.prompt_thread(options.nice):
+        return
+    # Where Linux weighs sessions (sched(7), autogroup), a nice value counts only among their own
+    # processes. A session that somebody else is in is not ours to change.
+    if not options.foreground or os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(f"{options.nice}", encoding="ascii")
 
 
 async def _outlive_mount(regions: Regions, state: StateDirectory, end: trio.Event) -> None:

@@ -34,4 +34,5 @@
 #include "server/pages.h"
 #include "server/populate.h"
 #include "server/prefill.h"
+#include "server/prompt.h"
 #include "server/readers.h"

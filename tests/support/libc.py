@@ -23,6 +23,7 @@ long ptrace(int request, int pid, void *addr, void *data);
 struct iovec { void *base; size_t size; };
 ssize_t process_vm_readv(int pid, const struct iovec *local, unsigned long locals,
                          const struct iovec *remote, unsigned long remotes, unsigned long flags);
+long syscall(long number, ...);
 int renameat2(int old_directory, const char *old, int new_directory, const char *new,
               unsigned flags);
 int umount2(const char *target, int flags);
@@ -40,6 +41,7 @@ PTRACE_TRACEME, PTRACE_CONT, PTRACE_SINGLESTEP = 0, 7, 9
 PTRACE_DETACH, PTRACE_SYSCALL, PTRACE_SEIZE, PTRACE_INTERRUPT = 17, 24, 0x4206, 0x4207
 PTRACE_O_TRACESYSGOOD = 1
 _AT_FDCWD = -100
+_SYS_SCHED_GETATTR = 315
 _PTRACE_GETSIGMASK, _PTRACE_GET_SYSCALL_INFO = 0x420A, 0x420E
 _PR_SET_PDEATHSIG = 1
 
@@ -135,6 +137,18 @@ def traced_call(tid: int) -> tuple[int, int]:
     size = _ffi.cast("void *", _ffi.sizeof(info))
     _check("ptrace", _libc.ptrace(_PTRACE_GET_SYSCALL_INFO, tid, size, info) < 0)
     return int(info[0]) & 0xFF, int(info[3])
+
+
+def slice_ns(pid: int) -> int:
+    """How long a thread runs before others that wait, as sched_getattr(2) says."""
+    attr = _ffi.new("uint32_t[14]")  # struct sched_attr
+    size = _ffi.sizeof(attr)
+    failed = _libc.syscall(
+        _SYS_SCHED_GETATTR, _ffi.cast("int", pid), attr, _ffi.cast("unsigned", size),
+        _ffi.cast("unsigned", 0),
+    )  # fmt: skip
+    _check("sched_getattr", failed != 0)
+    return int(attr[6] | attr[7] << 32)
 
 
 def die_with_parent() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +17,7 @@ import msharefs
 from msharefs import processes
 from msharefs.native import lib
 
-from support import wire
+from support import libc, wire
 
 if TYPE_CHECKING:
     import socket
@@ -32,6 +34,11 @@ LISTED = 8192  # to make them takes the square of it
 PATIENCE = 1.0
 # The server looks for dead processes every 5 s, and what it finds must not cost us the next look.
 WATCHED = 8.0
+
+
+SLICE_NS = 100_000
+NICE = -10
+CAP_SYS_NICE = 23
 
 
 @contextlib.contextmanager
@@ -137,3 +144,32 @@ def _ask(sock: socket.socket, op: int, text: bytes = b"") -> None:
     assert result == 0
     for fd in fds:
         os.close(fd)
+
+
+def scheduling(pid: int) -> tuple[int, int]:
+    """A process's nice value, and its slice in nanoseconds."""
+    return os.getpriority(os.PRIO_PROCESS, pid), libc.slice_ns(pid)
+
+
+def session(pid: int) -> int:
+    """The nice value of its session; without autogroups that of any is 0."""
+    path = Path(f"/proc/{pid}/autogroup")
+    return int(path.read_text().split()[-1]) if path.exists() else 0
+
+
+def test_the_server_goes_before_those_who_have_taken_the_processors(mount: Mount) -> None:
+    status = Path("/proc/self/status").read_text()
+    capabilities = re.search(r"^CapEff:\t(\w+)$", status, re.MULTILINE)
+    assert capabilities
+    nice = NICE if int(capabilities[1], 16) >> CAP_SYS_NICE & 1 else 0
+    if os.nice(0):  # somebody has chosen: it stays so
+        assert scheduling(mount.pid)[0] == os.nice(0)
+    else:
+        assert scheduling(mount.pid) == (nice, SLICE_NS)
+        assert session(mount.pid) == (nice if Path("/proc/self/autogroup").exists() else 0)
+
+
+def test_an_administrator_may_leave_that_to_linux(mounts: Callable[..., Mount]) -> None:
+    pid = mounts("nice=0").pid
+    assert scheduling(pid) == scheduling(os.getpid())
+    assert session(pid) == 0

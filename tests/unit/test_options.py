@@ -119,7 +119,19 @@ def test_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["regions=0", "regions=", "vmas=65531", "clients=-1", "connections=x", "memory=much"]
+    "given",
+    [
+        "regions=0",
+        "regions=",
+        "vmas=65531",
+        "clients=-1",
+        "connections=x",
+        "memory=much",
+        "nice=1",
+        "nice=-21",
+        "nice=",
+        "nice=-",
+    ],
 )
 def test_limits_that_are_none(given: str) -> None:
     with pytest.raises(BadOptionError, match=given.split("=", maxsplit=1)[0]):
