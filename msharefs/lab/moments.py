@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msharefs import units
 
 from .survey.objects import ANON, CLASSES, known_as
 
+if TYPE_CHECKING:
+    from .shared_pt import Counted
+
 # The class of regions that are none of a survey's classes.
 ATTACHED = "attached"
+
+
+# Of all page tables, what may come or go in a look at one moment.
+STEADY = 0.02
+# A steady moment is told in place of one with more page tables, down to this part of them.
+_NEARLY = 0.9
 
 
 @dataclass
@@ -37,12 +46,38 @@ class Sample:
     """Clients whose own tables for the regions cannot be seen, and are not counted."""
     shared_pt_bytes: int = 0
     """Of VmPTE, the tables for mappings of MAP_SHARED_PT by Android's rules."""
+    took_seconds: float = 0.0
+    """How long the look took: its figures are that much apart."""
+    grew_bytes: int = 0
+    """What all their page tables have gained meanwhile, those of new processes with them."""
+
+    @property
+    def steady(self) -> bool:
+        """Whether its figures are those of one moment."""
+        return abs(self.grew_bytes) <= STEADY * self.vmpte_bytes
 
     @property
     def weight(self) -> tuple[int, int]:
         """How much there is to tell of this moment: its page tables."""
         of_regions = self.own_tables_bytes + self.page_table_bytes
         return of_regions + self.shared_pt_bytes, self.vmpte_bytes
+
+
+@dataclass
+class Moment:
+    """A look with all that it tells."""
+
+    sample: Sample
+    regions: dict[int, dict[str, Any]]
+    """What was seen of each region, by number."""
+    shared_pt: Counted | None
+
+    def is_nearly(self, other: Moment) -> bool:
+        """Whether it has hardly less to tell than the other."""
+        return all(
+            mine >= _NEARLY * its
+            for mine, its in zip(self.sample.weight, other.sample.weight, strict=True)
+        )
 
 
 COUNTERS = ("faults", "prefaulted", "links", "segv")

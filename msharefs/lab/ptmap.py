@@ -12,7 +12,6 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from msharefs.native import lib
-from msharefs.server import describe
 
 from .pagemap import PRESENT, Pagemap
 
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from msharefs.client import Region
-    from msharefs.server.view import View
+
+    Ranges = Sequence[tuple[int, int]]
 
 CELL_BYTES = 1 << 21
 ENTRIES = 512
@@ -36,14 +36,25 @@ def look(region: Region) -> dict[str, Any]:
     return _map(
         os.path.basename(region.path),
         region.describe("pagetable"),
-        region.describe("clients"),
+        clients := region.describe("clients"),
         region.maps(),
+        [_cells(client) for client in clients],
     )
 
 
-def of_view(view: View, clients: list[dict[str, Any]]) -> dict[str, Any]:
-    """The map of a host mm that is open in this process, with these of its clients."""
-    return _map(view.name, describe.pagetable(view), clients, describe.maps(view))
+def draw(
+    name: str,
+    tables: dict[str, Any],
+    clients: list[dict[str, Any]],
+    vmas: Sequence[Mapping[str, Any]],
+    held: Sequence[Ranges | None],
+) -> dict[str, Any]:
+    """A map of what was seen before: as `look`, with the cells that each client had, or None."""
+    return _map(name, tables, clients, vmas, [_each(ranges) for ranges in held])
+
+
+def _each(ranges: Ranges | None) -> set[int] | None:
+    return None if ranges is None else {cell for part in ranges for cell in range(*part)}
 
 
 def _map(
@@ -51,11 +62,12 @@ def _map(
     tables: dict[str, Any],
     clients: list[dict[str, Any]],
     vmas: Sequence[Mapping[str, Any]],
+    held: list[set[int] | None],
 ) -> dict[str, Any]:
     lowest = next(level["tables"] for level in tables["levels"] if level["level"] == "pte")
     present = {(table["start"] - lib.HOST_BASE) // CELL_BYTES: table["present"] for table in lowest}
     present |= {(page - lib.HOST_BASE) // CELL_BYTES: ENTRIES for page in tables["huge_pages"]}
-    holders, unseen = _holders(clients, set(present))
+    holders, unseen = _holders(held, set(present))
     groups: dict[tuple[int, ...], int] = {(): 0}
     ranges = [
         {
@@ -91,24 +103,27 @@ def _mapped(vmas: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
 
 
 def _holders(
-    clients: list[dict[str, Any]], tables: set[int]
+    held: list[set[int] | None], tables: set[int]
 ) -> tuple[dict[int, list[int]], list[int]]:
     """Who has pages of which cell; and the clients whose page tables we may not see."""
     holders: dict[int, list[int]] = {}
-    unseen = []
-    for number, client in enumerate(clients):
-        try:
-            whole = (client["base"], client["size"], client["offset"])
-            cells = {
-                cell
-                for part in client.get("parts", [whole])
-                for cell in held_cells(client["pid"], *part)
-            }
-            for cell in cells & tables:
-                holders.setdefault(cell, []).append(number)
-        except (PermissionError, ProcessLookupError):
-            unseen.append(number)
-    return holders, unseen
+    for number, cells in enumerate(held):
+        for cell in (cells or set()) & tables:
+            holders.setdefault(cell, []).append(number)
+    return holders, [number for number, cells in enumerate(held) if cells is None]
+
+
+def _cells(client: dict[str, Any]) -> set[int] | None:
+    """Of which cells a client has pages; None: we may not see it, or it has ended."""
+    whole = (client["base"], client["size"], client["offset"])
+    try:
+        return {
+            cell
+            for part in client.get("parts", [whole])
+            for cell in held_cells(client["pid"], *part)
+        }
+    except (PermissionError, ProcessLookupError):
+        return None
 
 
 def held_cells(pid: int, base: int, size: int, offset: int = 0) -> Iterator[int]:

@@ -158,6 +158,11 @@ def remarks(found: dict[str, Any]) -> Iterator[str]:
             f"The own page tables of {found['unseen_clients']} attachments could not be seen "
             "(another user's, or a kernel before 6.7) and are not counted."
         )
+    if not found["moment_steady"]:
+        yield (
+            f"It was no moment: in the {found['moment_took_seconds']:.2g} s that it took to look, "
+            f"all page tables together changed by {units.size(abs(found['moment_grew_bytes']))}."
+        )
     if found["shared_pt"] and found["shared_pt"]["inexact"]:
         yield "A process has unshared so many places that more counts as unshared than is."
     if found["incomplete"]:

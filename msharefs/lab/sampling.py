@@ -13,19 +13,18 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from msharefs import home, proc
 from msharefs.mountpoint import FSTYPE
 from msharefs.native import ffi, lib
-from msharefs.processes import start_time
 from msharefs.server import describe
 from msharefs.server.view import View
 
-from . import ptmap, shared_pt
+from . import own, ptmap, shared_pt
 from .missed import Missed, Ours
-from .moments import COUNTERS, Region, Sample, by_class
-from .plan import PGD_SPAN, TABLE_BYTES
+from .moments import COUNTERS, Moment, Region, Sample, by_class
+from .plan import TABLE_BYTES
 from .survey.objects import SYSV
 
 if TYPE_CHECKING:
@@ -37,69 +36,13 @@ INTERVAL_SECONDS = 0.05
 COST_SHARE = 0.1
 # Samples kept; when there are more, every other one is dropped and the rest stand for longer.
 SAMPLES_MAX = 2000
-# A new map is drawn when the page tables have grown by this since the last one.
-MAP_GROWTH = 1.1
+# A new map is kept when the page tables have grown by this since the last one.
+MAP_GROWTH = 1.2
 MAPS_MAX = 4
 # What is not adopted is looked for at most so often.
 MISSED_SECONDS = 0.2
 # A server answers in so many milliseconds, or is not asked.
 _ANSWER_MS = 1000
-
-
-def vmpte(pid: int) -> int:
-    """Bytes of a process's own page tables; 0 if it is gone or a kernel thread."""
-    try:
-        size = proc.status(pid, "VmPTE")
-    except (ProcessLookupError, PermissionError):
-        return 0
-    return int(size.removesuffix(" kB")) << 10 if size else 0
-
-
-class Own(NamedTuple):
-    """Bytes of a process's own page tables for a window, the PGD left out."""
-
-    shareable: int
-    """Tables that span a quantum or less: with sharing, the host mm has these."""
-    upper: int
-    """The tables above, which each process keeps: none with a quantum of 512 GiB."""
-
-
-def own_tables(pid: int, base: int, size: int, quantum: int) -> Own | None:
-    """A process's own tables for the window [base, base+size) of a region with this quantum.
-
-    None if they cannot be seen: another user's process, or a kernel before 6.7.
-    """
-    return _own_tables(pid, [(base, size, 0)], quantum)
-
-
-def _own_tables(pid: int, parts: Iterable[tuple[int, int, int]], quantum: int) -> Own | None:
-    """The same for parts of a region: address, size, offset."""
-    cells: set[int] = set()
-    try:
-        for base, size, _ in parts:
-            first, inside = divmod(base, ptmap.CELL_BYTES)
-            cells.update(first + cell for cell in ptmap.held_cells(pid, base, size, inside))
-    except ProcessLookupError:  # it has ended
-        return Own(0, 0)
-    except OSError:
-        return None
-    found = {True: 0, False: 0}
-    for span in (ptmap.CELL_BYTES, 1 << 30, PGD_SPAN):
-        tables = {cell * ptmap.CELL_BYTES // span for cell in cells}
-        found[span <= quantum] += len(tables) * TABLE_BYTES
-    return Own(found[True], found[False])
-
-
-def _linked_quanta(pid: int, parts: Iterable[tuple[int, int, int]], quantum: int) -> set[int]:
-    """The quanta of a region of which a process has pages in its own tables."""
-    try:
-        return {
-            cell * ptmap.CELL_BYTES // quantum
-            for part in parts
-            for cell in ptmap.held_cells(pid, *part)
-        }
-    except OSError:
-        return set()
 
 
 class Sampler:
@@ -136,7 +79,16 @@ class Sampler:
         """Of what is ours, where a process maps it."""
         with contextlib.suppress(FileNotFoundError):  # there is no mount: a plain program
             self._devices.add(os.stat(self._objects).st_dev)
-        self._pids: list[int] = []
+        self._met: dict[int, own.Process] = {}
+        """The processes of the present look."""
+        self._held: dict[tuple[int, int, int], tuple[Any, Any, own.Held | None]] = {}
+        """Of adopted memory: process, start time and region; by what state, and what it has."""
+        self._maps: dict[int, tuple[int, tuple[Any, ...]]] = {}
+        """What a map of a region takes, with its weight."""
+        self._whole = threading.Lock()
+        """Nobody tells of it in the middle of a look."""
+        self._most: Moment | None = None
+        self._steady: Moment | None = None
         self._linked: dict[int, set[tuple[int, int, int]]] = {}
         """Of adopted memory: process, start time and quantum of each link that was seen."""
         self._interval = interval
@@ -151,7 +103,7 @@ class Sampler:
         self._now: dict[int, dict[str, Any]] = {}
         """What is seen of each region in the present look."""
         self.moment: Sample | None = None
-        """The sample with most page tables: the moment that is reported."""
+        """The sample that is reported: see `_choose`."""
         self.samples: list[Sample] = []
         self.regions: dict[int, Region] = {}
         self.error: Exception | None = None
@@ -191,81 +143,126 @@ class Sampler:
             self.error = error
 
     def look(self) -> None:
-        """Take a sample."""
-        pids = self._pids = list(self._processes())
-        if self._others:
-            self._seen |= {(pid, start_time(pid)) for pid in pids}
-        sample = Sample(self.seconds, len(pids), sum(map(vmpte, pids)), *[0] * 6)
-        attached: set[int] = set()
-        self._now = {}
-        self._bring_up_to_date()
-        for path in sorted(self._objects.glob("*.mm")):
-            attached |= self._look_at(int(path.stem), sample)
+        """Take a sample.
+
+        Each process is looked at once, for everything; the regions come after that, so that a table
+        that a process was seen to have is one of its region's. Processes run meanwhile: what they
+        have gained at the end says how much of a moment it is.
+        """
+        with self._whole:
+            self._look()
+
+    def _look(self) -> None:
+        began = self.seconds
+        pids = list(self._processes())
+        views = dict(self._open_views())
+        try:
+            devices = {view.memory_identity[0] for view in views.values() if view.adopted}
+            met = [found for pid in pids if (found := own.meet(pid, devices)) is not None]
+            self._met = {one.pid: one for one in met}
+            if self._others:
+                self._seen |= {(one.pid, one.start_time) for one in met}
+            size = sum(one.vmpte_bytes for one in met)
+            sample = Sample(began, len(pids), size, *[0] * 6)
+            clients = {ident: self._clients(view) for ident, view in views.items()}
+            held = {
+                ident: [self._hold(ident, views[ident], client) for client in found]
+                for ident, found in clients.items()
+            }
+            self._bring_up_to_date()
+            self._now = {}
+            attached: set[int] = set()
+            for ident, view in views.items():
+                if clients[ident] or not self._others:
+                    attached |= self._look_at(ident, view, clients[ident], held[ident], sample)
+        finally:
+            for view in views.values():
+                view.close()
         sample.clients = len(attached)
         counted = shared_pt.count(pids) if self._ptshare is not None else None
         if counted is not None:
             sample.shared_pt_bytes = counted.own * TABLE_BYTES
+        # After their tables: those are among all that they have.
+        now = {pid: own.vmpte(pid) for pid in (*self._met, *self._processes())}
+        sample.vmpte_bytes = sum(now[pid] for pid in self._met)
+        sample.grew_bytes = sum(now.values()) - size
+        sample.took_seconds = self.seconds - began
         self.samples.append(sample)
         if sample.seconds >= self._looked + MISSED_SECONDS:
             self._looked = sample.seconds
             self._missed.look(pids, self._of_regions, self._devices)
-        if self.moment is None or sample.weight > self.moment.weight:
-            self.moment, self._ptshare = sample, counted
-            for region in self.regions.values():
-                region.at_moment(self._now.get(region.ident, {}))
+        self._choose(Moment(sample, self._now, counted))
 
-    def _look_at(self, ident: int, sample: Sample) -> set[int]:
+    def _choose(self, new: Moment) -> None:
+        """The moment that is reported is that with most page tables, if it was one."""
+        if self._most is None or new.sample.weight > self._most.sample.weight:
+            self._most = new
+        steady = self._steady
+        if new.sample.steady and (steady is None or new.sample.weight > steady.sample.weight):
+            self._steady = steady = new
+        chosen = self._most
+        if steady is not None and steady.is_nearly(chosen):
+            chosen = steady
+        if chosen is new or self.moment is not chosen.sample:
+            self.moment, self._ptshare = chosen.sample, chosen.shared_pt
+            for region in self.regions.values():
+                region.at_moment(chosen.regions.get(region.ident, {}))
+
+    def _open_views(self) -> Iterator[tuple[int, View]]:
+        for path in sorted(self._objects.glob("*.mm")):
+            with contextlib.suppress(OSError):  # it went since we saw its name, or is not ready yet
+                view = View(f"region {path.stem}", self._objects, int(path.stem))
+                view.close_files()  # there may be very many
+                yield int(path.stem), view
+
+    def _look_at(
+        self,
+        ident: int,
+        view: View,
+        clients: list[dict[str, Any]],
+        held: list[own.Held | None],
+        sample: Sample,
+    ) -> set[int]:
         """Add a region to the sample; the processes that have it attached."""
         try:
-            view = View(f"region {ident}", self._objects, ident)
-        except OSError:  # it went since we saw its name, or is not ready yet
-            return set()
-        try:
-            raw, clients = view.stat(), self._clients(view)
-            if self._others and not clients:
-                return set()
+            raw = view.stat()
             before = self._before.get(ident, {})
             mapped = sum(end - start for start, end in view.ranges())
             whole = (self._objects / f"{ident}.mm").stat().st_blocks * 512
         except OSError:
             return set()
-        else:
-            if ident not in self.regions:
-                self.regions[ident] = self._region(ident)
-            region = self.regions[ident]
-            for key in COUNTERS:
-                seen = getattr(raw, key) - before.get(key, 0)
-                setattr(region, key, max(getattr(region, key), seen))
-            region.size_bytes = raw.size
-            if view.memory is not None:  # it may have been met before that was known
-                region.kind, region.given_name = view.memory.kind, view.memory.name
-                self._of_regions.add(Ours(*view.memory_identity, view.memory.kind == SYSV))
-                region.links = self._links(ident, view, clients)
-            own_before, upper_before = sample.own_tables_bytes, sample.upper_tables_bytes
-            for client in clients:
-                parts = client.get("parts", [(client["base"], client["size"], client["offset"])])
-                own = _own_tables(client["pid"], parts, view.quantum)
-                sample.own_tables_bytes += own.shareable if own else 0
-                sample.upper_tables_bytes += own.upper if own else 0
-                sample.unseen += own is None
-            sample.page_table_bytes += raw.page_table_bytes
-            sample.attachments += len(clients)
-            sample.mapped_bytes += mapped
-            self._now[ident] = {
-                "mapped_bytes": mapped,
-                "clients": len(clients),
-                "programs": dict(Counter(client["comm"] for client in clients).most_common()),
-                "own_tables_bytes": sample.own_tables_bytes - own_before,
-                "upper_tables_bytes": sample.upper_tables_bytes - upper_before,
-                "page_table_bytes": raw.page_table_bytes,
-                "host_mm_bytes": whole,
-                "rss_bytes": raw.rss,
-            }
-            weight = raw.page_table_bytes + sample.own_tables_bytes - own_before
-            self._draw(ident, view, clients, weight)
-            return {client["pid"] for client in clients}
-        finally:
-            view.close()
+        if ident not in self.regions:
+            self.regions[ident] = self._region(ident)
+        region = self.regions[ident]
+        for key in COUNTERS:
+            seen = getattr(raw, key) - before.get(key, 0)
+            setattr(region, key, max(getattr(region, key), seen))
+        region.size_bytes = raw.size
+        if view.memory is not None:  # it may have been met before that was known
+            region.kind, region.given_name = view.memory.kind, view.memory.name
+            self._of_regions.add(Ours(*view.memory_identity, view.memory.kind == SYSV))
+            region.links = self._links(ident, view.quantum, clients, held)
+        there = [each.own for each in held if each is not None]
+        tables = sum(each.shareable for each in there)
+        upper = sum(each.upper for each in there)
+        sample.own_tables_bytes += tables
+        sample.upper_tables_bytes += upper
+        sample.unseen += len(held) - len(there)
+        sample.page_table_bytes += raw.page_table_bytes
+        sample.attachments += len(clients)
+        sample.mapped_bytes += mapped
+        self._now[ident] = {
+            "mapped_bytes": mapped,
+            "clients": len(clients),
+            "programs": dict(Counter(client["comm"] for client in clients).most_common()),
+            "own_tables_bytes": tables,
+            "upper_tables_bytes": upper,
+            "page_table_bytes": raw.page_table_bytes,
+            "host_mm_bytes": whole,
+            "rss_bytes": raw.rss,
+        }
+        self._keep_map(region, view, clients, held, raw.page_table_bytes + tables)
+        return {client["pid"] for client in clients}
 
     def _bring_up_to_date(self) -> None:
         """The entries of memory that Linux fills; without a server that answers, they stay."""
@@ -277,17 +274,50 @@ class Sampler:
             os.close(sock)
 
     def _clients(self, view: View) -> list[dict[str, Any]]:
-        if view.adopted:
-            return describe.adopted(view, self._pids)
-        return self._ours(describe.clients(view))
+        """The clients of a region among the processes that were met."""
+        memory = view.memory
+        if memory is None:
+            return self._ours(describe.clients(view))
+        found = []
+        for one in self._met.values():
+            mappings = [
+                each for each in one.mapped.get(view.memory_identity, ()) if memory.maps(each)
+            ]
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # The numbers of segments are those of their IPC namespace.
+                if mappings and memory.space in (0, proc.ipc_namespace(one.pid)):
+                    found.append(describe.adopter(one.pid, one.start_time, mappings))
+        return found
 
-    def _links(self, ident: int, view: View, clients: list[dict[str, Any]]) -> int:
+    def _hold(self, ident: int, view: View, client: dict[str, Any]) -> own.Held | None:
+        """What a client has of a region in its own tables.
+
+        Of memory that Linux fills, nothing has changed where there was no fault and no new table.
+        """
+        parts = client.get("parts", [(client["base"], client["size"], client["offset"])])
+        if not view.adopted:
+            return own.look(client["pid"], parts, view.quantum)
+        who = client["pid"], client["start_time"], ident
+        one = self._met[client["pid"]]
+        state = one.vmpte_bytes, one.faults
+        known = self._held.get(who)
+        if known is None or known[:2] != (state, parts):
+            known = self._held[who] = state, parts, own.look(client["pid"], parts, view.quantum)
+        return known[2]
+
+    def _links(
+        self,
+        ident: int,
+        quantum: int,
+        clients: list[dict[str, Any]],
+        held: list[own.Held | None],
+    ) -> int:
         """Links of adopted memory so far: quanta of which a process has had pages."""
         seen = self._linked.setdefault(ident, set())
-        for client in clients:
-            who = client["pid"], client["start_time"]
-            linked = _linked_quanta(client["pid"], client["parts"], view.quantum)
-            seen |= {(*who, quantum) for quantum in linked}
+        for client, each in zip(clients, held, strict=True):
+            if each is not None:
+                who = client["pid"], client["start_time"]
+                seen |= {(*who, number) for number in each.quanta(quantum)}
         return len(seen)
 
     def _ours(self, clients: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -316,26 +346,41 @@ class Sampler:
                         return Region(ident, given_name=os.path.relpath(path, self._names))
         return Region(ident)
 
-    def _draw(self, ident: int, view: View, clients: list[dict[str, Any]], weight: int) -> None:
-        """Keep the map with the most to see: bytes of tables, the region's and its clients'."""
-        region = self.regions[ident]
-        drawn = [one for one in self.regions.values() if one.map is not None]
-        if region.map is None and len(drawn) >= MAPS_MAX:
+    def _keep_map(
+        self,
+        region: Region,
+        view: View,
+        clients: list[dict[str, Any]],
+        held: list[own.Held | None],
+        weight: int,
+    ) -> None:
+        """Keep what a map takes, of when it has most to show: bytes of tables."""
+        known = self._maps.get(region.ident)
+        if (known is None and len(self._maps) >= MAPS_MAX) or (
+            known is not None and weight <= known[0] * MAP_GROWTH
+        ):
             return
-        if region.map is None or weight > region.map["weight"] * MAP_GROWTH:
-            region.map = {**ptmap.of_view(view, clients), "weight": weight}
+        cells = [each.cells if each is not None else None for each in held]
+        found = view.name, describe.pagetable(view), clients, describe.maps(view), cells
+        self._maps[region.ident] = weight, found
 
     def document(self) -> dict[str, Any]:
         """All that was seen, for JSON: one moment; the samples; the regions; their classes.
 
-        It is the moment with most page tables. Only counters are those of the end.
+        It is the moment with most page tables that was one. Only counters are those of the end.
         """
+        with self._whole:
+            return self._document()
+
+    def _document(self) -> dict[str, Any]:
         most = self.moment or Sample(*[0] * 9)
 
         def total(key: str) -> int:
             return sum(getattr(region, key) for region in self.regions.values())
 
-        own, held = most.own_tables_bytes, most.page_table_bytes
+        tables, held = most.own_tables_bytes, most.page_table_bytes
+        for ident, (weight, found) in self._maps.items():
+            self.regions[ident].map = {**ptmap.draw(*found), "weight": weight}
         regions = [{"name": one.name, **asdict(one)} for one in self.regions.values()]
         for one in regions:
             if one["map"] is not None:
@@ -343,17 +388,20 @@ class Sampler:
         regions.sort(key=lambda one: one["page_table_bytes"] - one["own_tables_bytes"])
         return {
             "moment_seconds": most.seconds,
+            "moment_took_seconds": most.took_seconds,
+            "moment_grew_bytes": most.grew_bytes,
+            "moment_steady": most.steady,
             "processes": most.processes,
             "clients": most.clients,
             "attachments": most.attachments,
             "mapped_bytes": most.mapped_bytes,
             "vmpte_bytes": most.vmpte_bytes,
-            "own_tables_bytes": own,
+            "own_tables_bytes": tables,
             "upper_tables_bytes": most.upper_tables_bytes,
             "page_table_bytes": held,
             "host_mm_bytes": total("host_mm_bytes"),
             "unseen_clients": most.unseen,
-            "ratio": own / held if held else None,
+            "ratio": tables / held if held else None,
             "region_faults": total("faults"),
             "prefaulted": total("prefaulted"),
             "links": total("links"),

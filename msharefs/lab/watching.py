@@ -6,7 +6,8 @@ import contextlib
 import os
 import resource
 import sys
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -58,28 +59,52 @@ def reporting(
     before = _shootdowns(mount)
     flagged = os.environ.get(SHARED_PT, "")
     ptshare = flagged.startswith(ANDROID)
+    told = threading.Lock()  # held while it is said, and after that
+
     with Sampler(processes, mount.state, others=given, adopt=adopt, ptshare=ptshare) as sampler:
+
+        def found() -> dict[str, Any]:
+            after = _shootdowns(mount)
+            counted = {
+                verb: {name: count - before[verb][name] for name, count in figures.items()}
+                for verb, figures in after.items()
+                if verb in before
+            }
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)  # the server has not ended yet
+            return report.document(
+                arguments, outcome.status, sampler.seconds, used.ru_minflt + used.ru_majflt,
+                sampler, options, counted,
+            )  # fmt: skip
+
+        options = {"--mount": str(mount.directory)} if given else {}
+        if adopt:
+            options["--adopt"] = ",".join(f"{name}:{size}" for name, size in adopt.items())
+        if flagged:
+            options["--shared-pt"] = flagged
+        if budget := os.environ.get(BUDGET):
+            options[f"{BUDGET}="] = budget
+
+        def tell() -> None:
+            if told.acquire(blocking=False):
+                _write(found(), path, _LATER)
+
+        outcome.tell_so_far = tell
         yield outcome
-        seconds = sampler.seconds
-    after = _shootdowns(mount)  # the server has not ended yet
-    told = {
-        verb: {name: count - before[verb][name] for name, count in counted.items()}
-        for verb, counted in after.items()
-        if verb in before
-    }
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # the server has not ended yet
-    faults = used.ru_minflt + used.ru_majflt
-    options = {"--mount": str(mount.directory)} if given else {}
-    if adopt:
-        options["--adopt"] = ",".join(f"{name}:{size}" for name, size in adopt.items())
-    if flagged:
-        options["--shared-pt"] = flagged
-    if budget := os.environ.get(BUDGET):
-        options[f"{BUDGET}="] = budget
-    found = report.document(arguments, outcome.status, seconds, faults, sampler, options, told)
+    made = found()
+    _write(made, path, "", silent=not told.acquire(blocking=False))
+
+
+_LATER = "; processes of it go on, and it is written anew when they have ended"
+
+
+def _write(found: dict[str, Any], path: Path | None, after: str, *, silent: bool = False) -> None:
+    """Writes the report, and says on standard error what is in it, or what was not adopted."""
     if path is None:
-        sys.stderr.write("".join(f"msharefs: {line}\n" for line in missed.lines(found)))
-        return
-    written = report.write(found, path)
-    sys.stderr.write(f"\n{report.text(found)}\nwritten to {', '.join(map(str, written))}\n")
-    sys.stderr.flush()
+        text = "".join(f"msharefs: {line}\n" for line in missed.lines(found))
+    else:
+        written = report.write(found, path)
+        text = f"\n{report.text(found)}\nwritten to {', '.join(map(str, written))}{after}\n"
+    if not silent:
+        with contextlib.suppress(OSError):  # its terminal may be gone
+            sys.stderr.write(text)
+            sys.stderr.flush()

@@ -20,6 +20,7 @@ import pickle
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -62,6 +63,7 @@ _FORWARDED = {
     signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGWINCH,
 }  # fmt: skip
 _FROM_KERNEL = 0x80  # siginfo_t.si_code SI_KERNEL: of a terminal, which tells the program itself
+_CLOSED_POLL_SECONDS = 0.2  # that a process closes a descriptor is told to nobody
 _WORD_MAX = 1 << 16  # bytes: an OSError with its sentence
 
 
@@ -252,6 +254,9 @@ class Outcome:
 
     status: int = 0
     """Its exit status, once it has ended."""
+    tell_so_far: Callable[[], object] = lambda: None
+    """To be called once it has ended and others of its processes go on, but standard error is about
+    to be closed: what is to be said there is said now."""
 
 
 Watcher = Callable[[Home], "contextlib.AbstractContextManager[Outcome]"]
@@ -392,7 +397,7 @@ class _Keeper:
                 outcome.status = status = self._wait(mount, program)
                 if not all(map(is_shadow, self._descendants(mount))):
                     self._tell(status)
-                    self._let_go()
+                    self._let_go(mount, outcome.tell_so_far)
                 self._wait(mount)  # a shadow ends right after its program
         except OSError as error:
             self._tell(error)
@@ -436,9 +441,42 @@ class _Keeper:
         with contextlib.suppress(BrokenPipeError, OSError):
             socket.send_fds(self._channel, [pickle.dumps(word)], [fd] if fd >= 0 else [])
 
-    def _let_go(self) -> None:
-        """Closes the standard streams: a reader of the program's output must not wait for us."""
+    def _let_go(self, mount: Home, tell_so_far: Callable[[], object]) -> None:
+        """Closes the standard streams: a reader of the program's output must not wait for us.
+
+        Standard error stays until all is over where nobody waits for its end, and as long as one of
+        the program's processes could write there, too.
+        """
         nothing = os.open(os.devnull, os.O_RDWR)
-        for number in range(3):
+        for number in (0, 1):
             os.dup2(nothing, number)
-        os.close(nothing)
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a shell has the terminal again
+        with contextlib.suppress(OSError):  # it is closed
+            mode = os.fstat(2).st_mode
+            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+                arguments = mount, nothing, tell_so_far
+                threading.Thread(target=self._let_go_later, args=arguments, daemon=True).start()
+
+    def _let_go_later(self, mount: Home, nothing: int, tell_so_far: Callable[[], object]) -> None:
+        while (holder := self._writer(mount)) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(holder)
+                while not select.select([pidfd], [], [], _CLOSED_POLL_SECONDS)[0]:
+                    if not _may_write(holder):
+                        break
+                os.close(pidfd)
+        if not all(map(is_shadow, self._descendants(mount))):
+            tell_so_far()
+            os.dup2(nothing, 2)
+
+    @staticmethod
+    def _writer(mount: Home) -> int | None:
+        """One of the program's processes that has our standard error open."""
+        found = (child.pid for child in psutil.Process().children(recursive=True))
+        return next((pid for pid in found if pid != mount.server_pid and _may_write(pid)), None)
+
+
+def _may_write(pid: int) -> bool:
+    """Whether a process has our standard error open."""
+    ours = os.fstat(2)
+    return proc.has_open(pid, ours.st_dev, ours.st_ino)

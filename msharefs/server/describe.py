@@ -289,7 +289,7 @@ def adopted(view: View, pids: Iterable[int]) -> list[dict[str, Any]]:
         except (ProcessLookupError, PermissionError):
             continue
         if mappings:
-            found.append(_adopter(pid, started, mappings))
+            found.append(adopter(pid, started, mappings))
     return found
 
 
@@ -304,11 +304,12 @@ def adopters(memory: tuple[int, int], pids: Iterable[int]) -> list[dict[str, Any
         except (ProcessLookupError, PermissionError):
             continue
         if mappings:
-            found.append(_adopter(pid, started, mappings))
+            found.append(adopter(pid, started, mappings))
     return found
 
 
-def _adopter(pid: int, started: int, mappings: list[proc.Mapping]) -> dict[str, Any]:
+def adopter(pid: int, started: int, mappings: list[proc.Mapping]) -> dict[str, Any]:
+    """A process that maps adopted memory, like those of `clients`."""
     first = mappings[0]
     return {
         "pid": pid,

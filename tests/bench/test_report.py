@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 from msharefs import client
-from msharefs.lab import plan, report, sampling
+from msharefs.lab import own, plan, ptmap, report, sampling
 from msharefs.lab.workers import Workers
 from msharefs.launch.private_mount import PREFIX, parent
 from msharefs.server import describe
 from msharefs.server.view import View
 
 from support import schema
+from support.actor import READ_WRITE
+from support.memory import MAP_FIXED
 from support.wait import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from support.actor import Actor
     from support.server import Mount
 
 SIZE = 16 << 20
 PAGES = SIZE // 4096
 CLIENTS = 4
+BASE = 0x2000_0000_0000  # where nothing else is
+SPAN = 2 << 20
 LEAST_TABLES = 2 * 4096  # the PTE tables of the 4 MiB that FORKS shares
 TABLES = (PAGES // 512 + 2) * 4096  # PTE, PMD and PUD tables
 
@@ -89,7 +95,9 @@ def test_tables_above_the_quantum_stay_everybodys_own(
 ) -> None:
     with program(mount) as workers:
         base = next(iter(_bases(mount, workers.pids[1])))
-        assert sampling.own_tables(workers.pids[1], base, SIZE, quantum) == expected
+        held = own.look(workers.pids[1], [(base, SIZE, 0)], quantum)
+        assert held is not None
+        assert (held.own, held.cells) == (expected, ((0, SIZE // ptmap.CELL_BYTES),))
 
 
 def _bases(mount: Mount, pid: int) -> list[int]:
@@ -103,9 +111,9 @@ def _bases(mount: Mount, pid: int) -> list[int]:
 
 def test_own_tables_are_what_goes_with_the_window(mount: Mount) -> None:
     with program(mount) as workers:
-        before = [sampling.vmpte(pid) for pid in workers.pids]
+        before = [own.vmpte(pid) for pid in workers.pids]
         workers.ask("detach")
-        after = [sampling.vmpte(pid) for pid in workers.pids]
+        after = [own.vmpte(pid) for pid in workers.pids]
     # The kernel's own account. The client's mapping of the host mm goes with the window, and has
     # some tables too: for header, slots, VMAs and frames, and those above them.
     for freed in (one - other for one, other in zip(before, after, strict=True)):
@@ -114,8 +122,39 @@ def test_own_tables_are_what_goes_with_the_window(mount: Mount) -> None:
 
 def test_a_process_that_is_gone_has_no_tables() -> None:
     gone = 1 << 22  # above pid_max
-    assert sampling.vmpte(gone) == 0
-    assert sampling.own_tables(gone, 0, SIZE, 512 << 30) == (0, 0)
+    assert own.vmpte(gone) == 0
+    assert own.look(gone, [(0, SIZE, 0)], 512 << 30) == own.Held(own.Own(0, 0), ())
+
+
+@pytest.mark.parametrize(("more", "steady"), [(1, True), (40, False)])
+def test_a_moment_in_which_nothing_changed_is_told_if_there_is_one(
+    actors: Callable[[], Actor], tmp_path: Path, more: int, steady: bool
+) -> None:
+    """In the second look the process gets page tables: a few, or too many to leave them out."""
+    actor = actors()
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
+    actor.number("plain-map", BASE, 64 * SPAN, READ_WRITE, flags, -1, 0)
+    actor.number("check", BASE, 4096, 0, 0)
+    asked: list[None] = []
+
+    def processes() -> list[int]:
+        asked.append(None)
+        if len(asked) == 4:  # at the end of the second look
+            for table in range(1, more + 1):
+                actor.number("check", BASE + table * SPAN, 4096, 0, 0)
+        return [actor.pid]
+
+    sampler = sampling.Sampler(processes, tmp_path)
+    sampler.look()
+    sampler.look()
+    first, second = sampler.samples
+    assert (first.grew_bytes, second.grew_bytes) == (0, more * 4096)
+    assert second.vmpte_bytes == first.vmpte_bytes + more * 4096
+    assert sampler.moment is (first if steady else second)
+    found = report.document(["x"], 0, 1.0, 0, sampler)
+    assert found["moment_steady"] == steady
+    changed = f"all page tables together changed by {more * 4} KiB" in report.text(found)
+    assert changed != steady
 
 
 def test_a_sampler_whose_work_fails_says_so_and_lets_the_program_go_on(mount: Mount) -> None:
@@ -344,3 +383,81 @@ def test_shootdowns_of_a_run(mount: Mount, tmp_path: Path) -> None:
         r"^shootdowns by unmap +2 +messages to processors: ", done.stderr, re.MULTILINE
     )
     assert "shootdowns by protect" not in done.stderr
+
+
+PARENT = """
+import mmap, os, sys
+memory = mmap.mmap(-1, 4 << 20)
+memory[0] = 1
+if os.fork():
+    os._exit(3)
+if sys.argv[1] == "daemon":
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(nothing, number)
+with open(sys.argv[2]) as go:
+    go.read()
+"""
+
+
+class Leaver:
+    """A program that ends while its child waits for our word."""
+
+    def __init__(self, mount: Mount, directory: Path, how: str, stderr: Any) -> None:
+        self.report = directory / "report.json"
+        self._go = directory / "go"
+        os.mkfifo(self._go)
+        program = [sys.executable, "-c", PARENT, how, self._go]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "msharefs", "run", "--adopt-anon", "1M",
+             "--mount", mount.path, "--report", self.report, "--", *program],
+            stdout=subprocess.PIPE, stderr=stderr, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.__exit__(None, None, None)
+
+    def go(self) -> None:
+        """Lets the child end."""
+        self._go.write_text("")
+
+
+def test_a_daemon_keeps_no_reader_waiting_and_the_report_is_told(
+    mount: Mount, tmp_path: Path
+) -> None:
+    """When nobody is left who could write to the pipe; the file has all that comes later, too."""
+    with Leaver(mount, tmp_path, "daemon", subprocess.PIPE) as leaver:
+        _, said = leaver.process.communicate(timeout=60)
+        assert leaver.process.returncode == 3
+        first = json.loads(leaver.report.read_text())
+        assert report.text(first) in said
+        assert said.endswith(
+            f"{leaver.report}; processes of it go on, and it is written anew when they have ended\n"
+        )
+        leaver.report.unlink()
+        leaver.go()
+        until(leaver.report.exists, "the report is written anew")
+
+
+def test_a_child_that_could_still_write_is_waited_for(mount: Mount, tmp_path: Path) -> None:
+    with Leaver(mount, tmp_path, "child", subprocess.PIPE) as leaver:
+        assert leaver.process.wait(60) == 3  # its status comes at once
+        assert leaver.report.read_text() == ""
+        leaver.go()
+        assert leaver.process.stderr
+        said = leaver.process.stderr.read()
+    assert said.count("status 3") == 1
+    assert said.endswith(f"\nwritten to {leaver.report}\n")
+
+
+def test_into_a_file_it_is_told_when_all_is_over(mount: Mount, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    with said.open("w") as file, Leaver(mount, tmp_path, "daemon", file) as leaver:
+        assert leaver.process.wait(60) == 3
+        assert not said.read_text()
+        leaver.go()
+        last = f"\nwritten to {leaver.report}\n"
+        until(lambda: said.read_text().endswith(last), "it is told")
