@@ -19,6 +19,7 @@ import errno
 import fcntl
 import logging
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
@@ -28,7 +29,7 @@ from msharefs.native import ffi, lib
 
 from .files import SEALS, adopted_path, object_paths, remove_objects
 from .identity import look
-from .memory import MFD_NOEXEC_SEAL, Memory
+from .memory import FILE, MFD_NOEXEC_SEAL, Memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +48,10 @@ class Adopted:
         self._fds: dict[int, int] = {}
         self._existing: dict[int, Memory] = {}
         """Objects of Linux's own, which live as long as it says."""
+        self._told: Counter[int] = Counter()
+        """How often we were told of a file's region that a process has mapped it."""
+        self._unmapped: set[int] = set()
+        """The regions of files that no process maps any more."""
         self._watches: dict[int, int] = {}
         """The regions by the numbers of their inotify watches."""
         self._inotify = lib.inotify_init1(lib.IN_CLOEXEC | lib.IN_NONBLOCK)
@@ -120,6 +125,25 @@ class Adopted:
         """An object of Linux's own is a region's memory from now on."""
         memory.write(adopted_path(self._directory, ident))
         self._existing[ident] = memory
+        self.mapped(ident)
+
+    def mapped(self, ident: int) -> None:
+        """We are told that a process has mapped an object of Linux's own."""
+        self._told[ident] += 1
+        self._unmapped.discard(ident)
+
+    def files(self) -> dict[int, tuple[int, int, int]]:
+        """The regions of files: device and inode in /proc/PID/maps, and how often we were told."""
+        return {
+            ident: (memory.device, memory.inode, self._told[ident])
+            for ident, memory in self._existing.items()
+            if memory.kind == FILE
+        }
+
+    def unmapped(self, ident: int, told: int) -> None:
+        """A look that began when we were `told` so often has found nobody who maps a file."""
+        if self._told[ident] == told:
+            self._unmapped.add(ident)
 
     def of(self, memory: Memory) -> int | None:
         """The region of an object of Linux's own."""
@@ -147,6 +171,10 @@ class Adopted:
         """Whether it is an object of Linux's own."""
         return ident in self._existing
 
+    def is_file(self, ident: int) -> bool:
+        """Whether it is a file on disk."""
+        return ident in self._existing and self._existing[ident].kind == FILE
+
     def in_use(self, ident: int) -> bool:
         """Whether a process has a region's memory mapped, or is about to map it.
 
@@ -165,6 +193,8 @@ class Adopted:
         return False
 
     def _lives(self, ident: int) -> bool:
+        if self._existing[ident].kind == FILE:
+            return ident not in self._unmapped
         with contextlib.suppress(OSError):
             os.close(self._existing[ident].open())
             return True
@@ -182,6 +212,8 @@ class Adopted:
     def forget(self, ident: int) -> None:
         """The region is gone: its memory goes back."""
         self._existing.pop(ident, None)
+        self._told.pop(ident, None)
+        self._unmapped.discard(ident)
         fd = self._fds.pop(ident, None)
         if fd is None:
             return

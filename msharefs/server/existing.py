@@ -1,4 +1,4 @@
-"""Adopting memory that Linux has made: System V segments, memfds, shm_open's files.
+"""Adopting memory that Linux has made: System V segments, memfds, shm_open's files, other files.
 
 A program maps it as ever, and tells us where (ADOPT_COMMAND). Nothing changes for the program: we
 only look at the object from outside, as at memory of our own that is adopted, and a process that
@@ -22,6 +22,7 @@ from msharefs.mountpoint import ADOPT_STRUCT
 from msharefs.native import lib
 
 from . import memory as kinds
+from . import seen
 from .descriptors import elsewhere
 from .identity import look
 from .mapping import file_system
@@ -100,6 +101,8 @@ class Existing:
                 create = verbs.Create(0, size, 0, prot, flags | verbs.MAP_NORESERVE)
                 region = self._regions.find(ident)
                 await region.create_mapping(create, os.O_RDWR, pid, caller.uid)
+                if memory.kind == kinds.FILE:
+                    await region.sized().flag(0, size, 0, lib.VMA_HUGEPAGE)
                 self._regions.adopt_existing(ident, memory)
             finally:
                 await self._regions.evict(ident)  # it goes at once if it has no such memory
@@ -114,6 +117,8 @@ def look_at(pid: int, start: int, end: int) -> Found:
     try:
         path = os.readlink(proc.fd_path(fd))
         kind, name = _kind(fd, path)
+        if kind == kinds.FILE:
+            return Found(_file(pid, start, name), os.fstat(fd).st_size)
         space = proc.ipc_namespace(pid) if kind == kinds.SYSV else 0
         identity = look(fd).identity
         found = Memory(identity.handle, kind, name, identity.device, space, held=False)
@@ -160,8 +165,16 @@ def _kind(fd: int, path: str) -> tuple[str, str]:
         return kinds.SHM, path.removesuffix(" (deleted)")
     if magic == _HUGETLBFS_MAGIC:
         raise OSError(errno.EOPNOTSUPP, "of huge pages Linux shares the page tables itself")
-    raise OSError(
-        errno.EOPNOTSUPP,
-        f"{path}: which of its pages are mapped cannot be seen from outside, unlike those of "
-        "shared memory",
-    )
+    return kinds.FILE, path.removesuffix(" (deleted)")
+
+
+def _file(pid: int, start: int, name: str) -> Memory:
+    """A file that process `pid` has mapped at `start`: it has no other mark than that."""
+    if not seen.can_look():
+        raise OSError(
+            errno.EOPNOTSUPP, f"{name}: which of its pages are mapped is told from Linux 6.7 on"
+        )
+    for one in proc.maps(pid, shared=True):
+        if one.start <= start < one.end:
+            return Memory("", kinds.FILE, name, one.device, held=False, inode=one.inode)
+    raise OSError(errno.ENOENT, f"{name} is not mapped any more")

@@ -60,7 +60,7 @@ class NativeMappings:
         for us with its address space locked.
         """
         if len(self._devices) > 1:
-            used = await self._look(lambda: _in_use(self._devices - {device}))
+            used = await self.look(lambda: _in_use(self._devices - {device}))
             self._keep(used | {device})
 
     async def of(self, ino: int) -> list[dict[str, Any]]:
@@ -68,11 +68,11 @@ class NativeMappings:
 
         ETIMEDOUT: a process keeps its address space locked.
         """
-        return await self._look(lambda: self._of(ino))
+        return await self.look(lambda: self._of(ino))
 
     async def processes_of(self, device: int, inode: int) -> set[int]:
         """The processes that map a file, of whichever device. ETIMEDOUT: as `of`."""
-        return await self._look(
+        return await self.look(
             lambda: {pid for pid, _ in _all_maps({device}, inode) if not processes.is_shadow(pid)}
         )
 
@@ -80,7 +80,7 @@ class NativeMappings:
         self._devices = devices
         self._record.write_text("\n".join(sorted(map(_text, devices))))
 
-    async def _look(self, work: Callable[[], T]) -> T:
+    async def look(self, work: Callable[[], T]) -> T:
         """The result of `work`, which reads the address spaces of all processes, in a thread."""
         with trio.move_on_after(LOOK_SECONDS):
             return await trio.to_thread.run_sync(

@@ -2,7 +2,8 @@
 
 Either we have made it, and hold it (adopted.py), or the program has it from Linux, as a System V
 segment is: then nobody but Linux says how long it lives, so we hold nothing. Root finds an object
-by its handle as long as there is one.
+by its handle as long as there is one. A file on disk is not even looked at (seen.py): it is memory
+as long as a process maps it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from msharefs.native import check, lib
 if TYPE_CHECKING:
     from pathlib import Path
 
-ANON, SYSV, MEMFD, SHM = "anon", "sysv", "memfd", "shm"
+ANON, SYSV, MEMFD, SHM, FILE = "anon", "sysv", "memfd", "shm", "file"
 
 MFD_NOEXEC_SEAL = 8  # linux/memfd.h, since Linux 6.3; the mode of the file, not of its memory
 
@@ -40,6 +41,8 @@ class Memory:
     """The IPC namespace of a System V segment."""
     held: bool = True
     """We have made it, and have it open."""
+    inode: int = 0
+    """Of a file: as /proc/PID/maps shows it, and so is its `device`."""
 
     @classmethod
     def read(cls, path: Path) -> Memory | None:
@@ -54,7 +57,12 @@ class Memory:
         path.write_text(json.dumps(asdict(self)))
 
     def open(self) -> int:
-        """Opens it for reading, if it lives. ESTALE: it does not. EPERM: this user may not."""
+        """Opens it for reading, if it lives. ESTALE: it does not. EPERM: this user may not.
+
+        A file is left alone: memory without a page takes its place.
+        """
+        if self.kind == FILE:
+            return _nameless()
         kind, _, content = self.handle.partition(":")
         if not content:
             raise OSError(errno.ESTALE, "it has no handle")
@@ -70,14 +78,18 @@ class Memory:
 
     def is_same(self, other: Memory) -> bool:
         """Whether it is the same object."""
-        return (self.handle, self.device) == (other.handle, other.device)
+        return (self.handle, self.device, self.inode) == (
+            other.handle, other.device, other.inode,
+        )  # fmt: skip
 
     def maps(self, mapping: proc.Mapping) -> bool:
         """Whether a mapping with its device and inode number is one of it.
 
-        The number of a System V segment is its shmid, which another object may have.
+        The number of a System V segment is its shmid, which another object may have. What is mapped
+        MAP_PRIVATE is nobody else's.
         """
-        return mapping.path.startswith("/SYSV") == (self.kind == SYSV)
+        segment = mapping.path.startswith("/SYSV")
+        return mapping.prot[3] == "s" and segment == (self.kind == SYSV)
 
 
 @functools.cache

@@ -39,6 +39,7 @@ from .parking import Parking
 from .quotas import Quotas, exceeded, is_privileged
 from .region import Region
 from .room import Room
+from .seen import Seen
 from .tree import inode_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Regions:
         self._native = NativeMappings(store)
         self._device = 0
         self._adopted = Adopted(self._directory)
+        self._seen = Seen(self._adopted, self._native)
         self.hurry = trio.Event()
         """Set when `reap_dead` should not wait for its time."""
         self.left = trio.Event()
@@ -413,6 +415,8 @@ class Regions:
         """The region of an object of Linux's own. One that it has outgrown is forgotten."""
         ident = self._adopted.of(memory)
         host = self.find(ident).host if ident is not None else None
+        if ident is not None:
+            self._adopted.mapped(ident)
         if ident is None or (host is not None and host.mapped_bytes() >= size):
             return ident
         self._adopted.forget(ident)
@@ -421,14 +425,28 @@ class Regions:
 
     async def look_at_pages(self) -> None:
         """Brings the entries of memory that Linux fills up to date with its pages."""
+        await self._look_at_files()
         for region in list(self._regions.values()):
             if region.host is not None:
                 try:
-                    await region.host.look_at_pages()
+                    if self._adopted.is_file(region.ident):
+                        await self._seen.show(region.ident, region.host)
+                    else:
+                        await region.host.look_at_pages()
                 except OSError as error:  # one that keeps its pages locked is nobody else's trouble
                     log.debug("%s", error)
                     if region.adopted:  # its memory may be gone
                         self.drop_unused(region.ident)
+
+    async def _look_at_files(self) -> None:
+        """Looks who maps files that are adopted; the regions of those that nobody maps go."""
+        try:
+            await self._seen.look()
+        except OSError as error:  # somebody's address space is locked: as it was, then
+            log.debug("%s", error)
+            return
+        for ident in self._adopted.files():
+            self.drop_unused(ident)
 
     async def attached(self) -> int:
         """Attachments of all regions, after connections have ended; without dead processes.
@@ -455,6 +473,7 @@ class Regions:
 
         One region may have many that take long to look at: each has a turn, and then the next.
         """
+        await self._look_at_files()
         turn = trio.current_time()
         for region in list(self._regions.values()):
             if region.host is not None:

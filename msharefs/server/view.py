@@ -7,6 +7,7 @@ mapped read-only, so that not even a bug can change a region by looking at it.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from msharefs.native import check, ffi, lib
 
 from .files import adopted_path, object_paths, records_path
-from .memory import Memory
+from .memory import FILE, Memory
 from .objects import Record
 from .owners import KINDS, Owner
 from .pinned import Policy
@@ -171,6 +172,8 @@ class View:
             else:
                 fds = self._open(mm, mem)
             found = tuple((status.st_dev, status.st_ino) for status in map(os.fstat, fds))
+            if self.memory is not None and self.memory.kind == FILE:
+                found = (found[0], (self.memory.device, self.memory.inode))
             if found != (self._files or found):
                 raise OSError(
                     errno.ESTALE, f"{self.name}: its files {self._paths[0].name} are others"
@@ -235,6 +238,11 @@ class View:
         raw = ffi.new("struct mshare_stat *")
         mem_fd = self.mem_fd  # mm_stat() uses that of the .mm object, too
         check(lib.mm_stat(self._mm, mem_fd, raw), f"{self.name}: reading its figures")
+        if self.memory is not None and self.memory.kind == FILE:
+            usage = ffi.new("struct mm_usage *")
+            found = lib.mm_usage(self._mm, 0, self.size, usage)
+            check(found, f"{self.name}: walking its page tables")
+            raw.rss = usage.present * mmap.PAGESIZE  # of its pages, those that are mapped
         return raw
 
     def audit(self) -> Any:

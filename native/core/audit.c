@@ -22,6 +22,12 @@ struct audit {
     uint8_t *reached; /* one bit for each frame */
 };
 
+/* A file's pages of 2 MiB, which the processes that map it without us have (server/seen.c). */
+static bool may_be_huge(const struct mm_vma *vma)
+{
+    return vma->flags & VMA_HUGE || (vma->flags & VMA_HUGEPAGE && !vma->object);
+}
+
 static int count_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, uint64_t addr)
 {
     struct audit *audit = walk->arg;
@@ -37,7 +43,7 @@ static int count_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level
     else if (!(value & ENTRY_USER) || !(value & ENTRY_PRESENT) != !(vma.flags & VMA_PROT) ||
              !(value & ENTRY_PRESENT) != !!(value & ENTRY_PROTNONE) ||
              (value & ENTRY_ADDR) != (vma.object ? OBJECTS_BASE : DATA_BASE) + offset ||
-             level != (vma.flags & VMA_HUGE ? 1 : 0) ||
+             !(level ? may_be_huge(&vma) : !(vma.flags & VMA_HUGE)) ||
              ((value & ENTRY_RW) && !(vma.flags & VMA_WRITE)) ||
              (!(value & ENTRY_NX) && !(vma.flags & VMA_EXEC)))
         audit->found->bad++;

@@ -36,3 +36,4 @@
 #include "server/prefill.h"
 #include "server/prompt.h"
 #include "server/readers.h"
+#include "server/seen.h"

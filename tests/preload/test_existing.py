@@ -15,7 +15,6 @@ from msharefs.server.view import View
 
 from .conftest import ANONYMOUS, FIXED, PAGE, PLACE, PRIVATE, QUANTUM, READ, READ_WRITE, SHARED
 from support import namespace
-from support.proc import maps
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -233,18 +232,18 @@ class TestWhatIsNot:
         agent.call("mmap", 0, SIZE, READ_WRITE, PRIVATE | ANONYMOUS, -1, 0)
         assert not look(shared_mount)
 
-    def test_files_on_disk_which_is_said_once(
+    def test_devices_which_is_said_once(
         self, start: Callable[..., Agent], shared_mount: Mount, tmp_path: Path
     ) -> None:
         agent = start()
-        path = next(each.path for each in maps(agent.pid) if "/libc." in each.path)
-        fd = agent.call("open", path, os.O_RDONLY)
+        fd = agent.call("open", "/dev/zero", os.O_RDONLY)
         for _ in range(2):
             agent.load(agent.call("mmap", 0, LEAST, READ, SHARED, fd, 0))
         assert not look(shared_mount)
         (line,) = (tmp_path / "said").read_text().splitlines()
-        assert line.startswith(
-            f"msharefs: process {agent.pid}: {LEAST} bytes of a file are not adopted: {path}: which"
+        assert line == (
+            f"msharefs: process {agent.pid}: {LEAST} bytes of /dev/zero are not adopted: "
+            "/dev/zero: a device is not memory"
         )
 
     def test_memory_of_a_program_with_a_budget(
