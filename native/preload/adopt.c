@@ -175,25 +175,6 @@ static bool replaces(const struct mmap_call *call)
     return call->flags & MAP_FIXED && !(call->flags & MAP_FIXED_NOREPLACE);
 }
 
-/* Linux's own memory. Where the place is ours to choose, page tables could be shared there. */
-static void *map_aligned(struct mmap_call call)
-{
-    const uint64_t more = PMD_SIZE - PAGE_SIZE, length = align_up(call.length, PAGE_SIZE);
-    const struct mmap_call larger = {NULL, length + more, call.prot, call.flags, -1, 0, false};
-    uint8_t *got = MAP_FAILED;
-
-    if (!call.addr && !(call.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) && length >= PMD_SIZE)
-        got = preload_map_plain(&larger);
-    if (got == MAP_FAILED)
-        return preload_map_plain(&call);
-    const uint64_t before = align_up((uintptr_t)got, PMD_SIZE) - (uintptr_t)got;
-    if (before)
-        sys_munmap(got, before);
-    if (more - before)
-        sys_munmap(got + before + length, more - before);
-    return got + before;
-}
-
 /* Puts the object over Linux's memory at `place`. Nobody has used that yet. */
 static int map_over(void *place, const struct mmap_call *call, int memory)
 {
@@ -296,7 +277,7 @@ void *adopt_map(const struct mmap_call *call)
         plain.flags &= ~MAP_FIXED;
     }
     plain.flags &= ~MAP_POPULATE;
-    if (!budget && (place = map_aligned(plain)) == MAP_FAILED)
+    if (!budget && (place = preload_map_plain(&plain)) == MAP_FAILED)
         return replaces(call) ? preload_map_plain(call) : MAP_FAILED;
     /* Linux has said that there may be as much. */
     region = make_region(call->length, budget ? MUST_FIT : MAP_NORESERVE);

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from support.actor import Actor
 
 NEAR = 0.02
-"""Adopted memory starts with a PTE table; other memory may need one more in each process."""
+"""Where memory starts within a PTE table's span is chance: a process may need one more."""
 PROGRAM = """
 import mmap, os, sys
 mib, children, share = map(int, sys.argv[1:])
