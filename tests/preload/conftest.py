@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from .sysv import Case
     from support.server import Mount
 
 PAGE = mmap.PAGESIZE
@@ -151,6 +152,25 @@ def file(request: pytest.FixtureRequest) -> File:
     fd = agent.call("memfd_create", "file", 0)
     assert agent.call("ftruncate", fd, 2 * QUANTUM) == 0
     return File(agent, fd, 2 * QUANTUM)
+
+
+@pytest.fixture
+def segments(
+    agent_program: Path, agents: Agents, shared_mount: Mount
+) -> Iterator[Callable[..., Case]]:
+    """Start a process, plain or with segments of 4 KiB and more adopted."""
+    from .sysv import Case
+
+    cases: list[Case] = []
+
+    def start(*, adopts: bool) -> Case:
+        environ = running.environment(shared_mount.path, {"sysv": PAGE}) if adopts else None
+        cases.append(Case(agents.start([agent_program], environ)))
+        return cases[-1]
+
+    yield start
+    for case in cases:
+        case.remove()
 
 
 def clients(path: str) -> list[dict[str, int]]:

@@ -6,87 +6,36 @@ whose segments are adopted, which must see the same. Sources: shmget(2), shmop(2
 
 from __future__ import annotations
 
-import itertools
-import os
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from msharefs.launch import running
-
-from .conftest import PAGE, PLACE, QUANTUM, READ, READ_WRITE
+from .conftest import PAGE, PLACE, READ, READ_WRITE
+from .sysv import (
+    CREAT,
+    DEST,
+    EXCL,
+    EXEC,
+    LOCK,
+    LOCKED,
+    NOBODY,
+    RDONLY,
+    REMAP,
+    RMID,
+    RND,
+    SET,
+    SIZE,
+    STAT,
+    UNLOCK,
+    Case,
+    Figures,
+)  # fmt: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
-    from support.agent import Agent, Agents
-    from support.server import Mount
-
-SIZE = 2 * QUANTUM
-CREAT, EXCL = 0o1000, 0o2000
-HUGETLB, LOCKED, DEST = 0o4000, 0o2000, 0o1000
-RDONLY, RND, REMAP, EXEC = 0o10000, 0o20000, 0o40000, 0o100000
-RMID, SET, STAT, LOCK, UNLOCK = 0, 1, 2, 11, 12
 NONE = 1 << 30  # a shmid that there is not
-FAILED = -1
-NOBODY = 65534
-
-_keys = itertools.count(os.getpid() << 12)
-
-
-@dataclass
-class Figures:
-    """struct shmid_ds of x86-64, as far as it does not change from run to run."""
-
-    mode: int
-    owner: tuple[int, int]
-    maker: tuple[int, int]
-    size: int
-    attached: int
-    creator: int
-    last: int
-    times: tuple[bool, bool, bool]
-    """Whether there has been an attach, a detach, a change."""
-
-
-class Case:
-    """One row's processes, keys and segments."""
-
-    def __init__(self, agent: Agent) -> None:
-        self.agent = agent
-        self.key = next(_keys) & 0x7FFFFFFF
-        self.made: set[int] = set()
-
-    def get(self, flags: int = CREAT | 0o600, size: int = SIZE, key: int | None = None) -> int:
-        """shmget(2) that must succeed."""
-        found = self.agent.call("shmget", self.key if key is None else key, size, flags)
-        self.made.add(found)
-        return found
-
-    def stat(self, segment: int) -> Figures:
-        """IPC_STAT by the first process; processes as "1" and "2": itself, or another."""
-        agent = self.agent
-        assert agent.call("shmctl", segment, STAT, agent.pool) == 0
-        fields = struct.unpack("=i5I24xQqqqiiQ16x", agent.get(agent.pool, 112))
-        _, uid, gid, cuid, cgid, mode, size, atime, dtime, ctime, cpid, lpid, attached = fields
-        return Figures(
-            mode, (uid, gid), (cuid, cgid), size, attached,
-            0 if not cpid else 1 if cpid == agent.pid else 2,
-            0 if not lpid else 1 if lpid == agent.pid else 2,
-            (atime > 0, dtime > 0, ctime > 0),
-        )  # fmt: skip
-
-    def attach(self, segment: int, at: int = 0, flags: int = 0, agent: Agent | None = None) -> int:
-        """shmat(2) that must succeed."""
-        return (agent or self.agent).call("shmat", segment, at, flags)
-
-    def remove(self) -> None:
-        """Takes all segments away."""
-        for segment in self.made:
-            self.agent.result("shmctl", segment, RMID, 0)
 
 
 def get_makes_and_finds(case: Case) -> Any:
@@ -387,25 +336,8 @@ ROWS: dict[str, tuple[Callable[[Case], Any], Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def begin(
-    agent_program: Path, agents: Agents, shared_mount: Mount
-) -> Iterator[Callable[..., Case]]:
-    """Start a process, plain or with segments of 4 KiB and more adopted."""
-    cases: list[Case] = []
-
-    def start(*, adopts: bool) -> Case:
-        environ = running.environment(shared_mount.path, {"sysv": PAGE}) if adopts else None
-        cases.append(Case(agents.start([agent_program], environ)))
-        return cases[-1]
-
-    yield start
-    for case in cases:
-        case.remove()
-
-
 @pytest.mark.parametrize("row", ROWS)
-def test_it_does_what_linux_does(begin: Callable[..., Case], row: str) -> None:
+def test_it_does_what_linux_does(segments: Callable[..., Case], row: str) -> None:
     do, expected = ROWS[row]
-    assert do(begin(adopts=False)) == expected
-    assert do(begin(adopts=True)) == expected
+    assert do(segments(adopts=False)) == expected
+    assert do(segments(adopts=True)) == expected
