@@ -65,6 +65,9 @@ static bool next_part(const struct attachment *att, int maps, enum own kind, uin
 int own_each(const struct attachment *att, int maps, enum own kind, uint64_t start, uint64_t end,
              int (*change)(void *arg, uint64_t start, uint64_t end), void *arg)
 {
+    if (!att->live) /* it is being attached: the program has not had it yet */
+        return start < end ? change(arg, start, end) : 0;
+
     const uint64_t last = (uintptr_t)attachment_at(att, end);
     const int opened = maps == OWN_PROGRAM ? procmap_open("/proc/thread-self/maps") : -1;
     uint64_t at = (uintptr_t)attachment_at(att, start), stop;
