@@ -13,13 +13,14 @@ import os
 import weakref
 from fcntl import F_GETFL, fcntl
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from . import verbs
 from .native import check, check_errno, ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from .documents import VMA, Client, Stat
@@ -194,6 +195,38 @@ class Region:
         failed = lib.mshare_map(self.fd, _off_t(offset), size, prot, flags, fd, _off_t(fd_offset))
         self._check_change(failed, "mapping", offset, size, rules)
 
+    def map_from(
+        self, address: int, size: int, offset: int = 0, prot: int = READ_WRITE
+    ) -> memoryview:
+        """Moves private memory of this process into the region, at `offset`; bytes.
+
+        All three are multiples of the quantum. The memory is attached afterwards, at its address
+        and with its bytes, and this is a view of it; `detach` ends it, nothing else may unmap it.
+        `prot` is what the region permits there from now on. EEXIST: something is mapped there in
+        the region already. See MSHARE_MAP_FROM in msharefs.h.
+        """
+        flags = mmap.MAP_SHARED | verbs.MAP_FIXED | lib.MSHARE_MAP_FROM
+        failed = lib.mshare_map(self.fd, _off_t(offset), size, prot, flags, -1, _off_t(address))
+
+        def rules(region_size: int) -> None:
+            verbs.check_range(offset, size, region_size)
+            quantum = self.quantum
+            if not size or (address | offset | size) % quantum:
+                raise OSError(
+                    errno.EINVAL, f"addresses and sizes are multiples of the quantum {quantum:#x}"
+                )
+            raise OSError(errno.EINVAL, "all of it must be private memory, of small pages")
+
+        reasons = {
+            errno.EEXIST: "something is mapped there in the region; unmap it first",
+            errno.ENOMEM: "a part of it is not mapped in this process, or memory is short",
+            errno.EFAULT: "a touch of it would be a SIGBUS, as beyond the end of a file",
+        }
+        self._check_change(
+            failed, f"moving the memory at {address:#x},", offset, size, rules, reasons
+        )
+        return self._view(ffi.cast("void *", address), size, writes=bool(prot & mmap.PROT_WRITE))
+
     def unmap(self, offset: int, size: int) -> None:
         """Takes a range out of the region, everywhere at once; bytes."""
         failed = lib.mshare_unmap(self.fd, _off_t(offset), size)
@@ -277,14 +310,22 @@ class Region:
         return partial(verbs.check_range, offset, size)
 
     def _check_change(
-        self, failed: bool, verb: str, offset: int, size: int, rules: Callable[[int], object]
+        self,
+        failed: bool,
+        verb: str,
+        offset: int,
+        size: int,
+        rules: Callable[[int], object],
+        reasons: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         """OSError with errno and the reason if `failed`; `rules` (for a size) know most reasons."""
         if not failed:
             return
         code, region_size = ffi.errno, os.fstat(self.fd).st_size
-        reason = os.strerror(code)
-        if code == errno.EBUSY:
+        reason = reasons.get(code, os.strerror(code))
+        if code in reasons:
+            pass
+        elif code == errno.EBUSY:
             reason = f"nothing is changed: {self._refusal(_SILENT)}"
         elif code == errno.EACCES and fcntl(self.fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
             reason = "the region is open for reading only; open it with O_RDWR"
@@ -355,7 +396,11 @@ class Region:
                 f"{self.path}: a budget of {budget} bytes: "
                 f"must be {lib.BUDGET_MIN_BYTES} or more, or 0",
             )
-        owner = ffi.buffer(base, size or self.size - offset)
+        return self._view(base, size or self.size - offset, writes=writes)
+
+    def _view(self, base: Any, size: int, *, writes: bool) -> memoryview:
+        """A view of what is attached at `base`, until it is detached."""
+        owner = ffi.buffer(base, size)
         view = memoryview(owner).cast("B")
         if not writes:
             view = view.toreadonly()

@@ -18,6 +18,7 @@
 #include "client/budget_set.h"
 #include "client/detach.h"
 #include "client/fork.h"
+#include "client/from.h"
 #include "core/control.h"
 #include "msharefs.h"
 
@@ -116,11 +117,38 @@ static int map_given(int fd, const struct mshare_create *create)
     return answer(err);
 }
 
+/* The range of the caller's private memory becomes an attachment of the region's. */
+static int map_from(struct from *from, int flags, int object_fd)
+{
+    const struct attach_request request = {
+        .addr = (void *)from->addr,
+        .length = from->size,
+        .offset = from->offset,
+        .prot = PROT_READ | PROT_WRITE,
+        .flags = MAP_SHARED | MAP_FIXED,
+        .from = true,
+    };
+    void *base;
+    int err;
+
+    if (flags != (MAP_SHARED | MAP_FIXED | (int)MSHARE_MAP_FROM) || object_fd != -1 ||
+        from->prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC))
+        return -EINVAL;
+    err = from_copy(from);
+    if (!err)
+        err = api_attach(from->fd, &request, &base);
+    from_end(from, err);
+    return err;
+}
+
 int mshare_map(int fd, off_t offset, size_t size, int prot, int flags, int object_fd,
                off_t object_offset)
 {
+    struct from from = {fd, (uint64_t)object_offset, (uint64_t)offset, size, prot, -1, -1, false};
     struct mshare_create create;
 
+    if (flags & (int)MSHARE_MAP_FROM)
+        return answer(map_from(&from, flags, object_fd));
     memset(&create, 0,
            sizeof create); /* its end, too: valgrind looks at all that a call is given */
     create.region_offset = (uint64_t)offset;
@@ -129,6 +157,7 @@ int mshare_map(int fd, off_t offset, size_t size, int prot, int flags, int objec
     create.prot = (uint32_t)prot;
     create.flags = (uint32_t)flags;
     create.fd = (uint32_t)object_fd;
+
     const int result = ioctl(fd, MSHAREFS_CREATE_MAPPING, &create);
 
     if (!result || errno != EPERM || flags & MAP_ANONYMOUS)

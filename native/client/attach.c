@@ -24,6 +24,7 @@
 #include "client/detach.h"
 #include "client/life.h"
 #include "client/mode.h"
+#include "client/place.h"
 #include "client/proc.h"
 #include "client/reader.h"
 #include "client/service.h"
@@ -130,10 +131,27 @@ static int allocate(struct attachment *att)
 
 static int map_over(void *arg) { return view_map(arg); }
 
+/* Maps the window in the place of private memory with the same bytes. */
+static int take_place(struct attachment *att, struct place *place)
+{
+    int err = place_look(att, place);
+
+    if (!err)
+        err = view_map_over(att);
+    if (!err) {
+        err = view_watch(att);
+        if (!err)
+            err = view_drop((uintptr_t)att->base, attachment_end(att));
+        if (err)
+            place_restore(att, place);
+    }
+    return err;
+}
+
 /* Makes the window where the request wants it, watched. *mapped: it exists, or a part of
  * the address space is reserved for it. */
 static int make_window(struct attachment *att, int fd, int mode,
-                       const struct attach_request *request, bool *mapped)
+                       const struct attach_request *request, struct place *place, bool *mapped)
 {
     const bool replace = request->flags & MAP_FIXED && !(request->flags & MAP_FIXED_NOREPLACE);
     int err = window_reserve(request->addr, att->length, att->mm.quantum, request->flags,
@@ -147,6 +165,11 @@ static int make_window(struct attachment *att, int fd, int mode,
     if (err)
         return err;
     attachments_cover(att);
+    if (request->from) {
+        err = take_place(att, place);
+        *mapped = !err;
+        return err;
+    }
     err = replace ? detach_replace((uintptr_t)att->base, attachment_end(att), map_over, att)
                   : view_map(att);
     *mapped = *mapped || !err;
@@ -178,6 +201,7 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
 {
     struct msg ready = {.op = MSG_READY};
     const int type = request->flags & MAP_TYPE, mode = fcntl(fd, F_GETFL) & O_ACCMODE;
+    struct place place = {0};
     bool mapped = false, claimed = false, v3 = false;
     int err = 0;
 
@@ -188,7 +212,7 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     if (!err)
         err = choose_part(att, request, v3);
     if (!err)
-        err = make_window(att, fd, mode, request, &mapped);
+        err = make_window(att, fd, mode, request, &place, &mapped);
     if (!err)
         err = attach_claim(att, proc_start_time(0));
     claimed = !err;
@@ -211,8 +235,11 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     if (!err && !has_shadow(att))
         err = watch_add(att);
     /* The window goes first: after that none of our threads can be needed any more. */
-    if (err && mapped)
+    if (err && mapped && request->from)
+        place_restore(att, &place);
+    else if (err && mapped)
         munmap(att->base, att->length);
+    place_forget(att, &place);
     if (err)
         detach_drop(att, claimed);
     else

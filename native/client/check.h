@@ -4,6 +4,7 @@
 #ifndef MSHARE_CHECK_H
 #define MSHARE_CHECK_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/layout.h"
@@ -15,6 +16,7 @@ struct attach_request {
     uint64_t length;
     uint64_t offset;
     int prot, flags;
+    bool from;           /* the window takes the place of private memory with the same bytes */
     enum attach_way way; /* adopted: `length` may be less than the region's size */
 };
 

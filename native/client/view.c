@@ -23,15 +23,10 @@ int view_flags(const struct attachment *att)
     return (att->reader ? MAP_PRIVATE : MAP_SHARED) | MAP_NORESERVE;
 }
 
-int view_map_part(const struct attachment *att, uint64_t start, uint64_t end)
+static int map(const struct attachment *att, uint64_t start, uint64_t end, int prot)
 {
     uint8_t *at = attachment_at(att, start);
-
-    /* It must not be accessed before it is watched: pages that came in between would come
-     * without us, and stay. Other threads may be using a window that was there before. Nor
-     * may it be filled when it is made, after mlockall(MCL_FUTURE). */
-    void *got = mmap(at, end - start, PROT_NONE, view_flags(att) | MAP_FIXED, att->mem_fd,
-                     (off_t)start);
+    void *got = mmap(at, end - start, prot, view_flags(att) | MAP_FIXED, att->mem_fd, (off_t)start);
 
     if (got == MAP_FAILED)
         return -errno;
@@ -42,9 +37,22 @@ int view_map_part(const struct attachment *att, uint64_t start, uint64_t end)
     return 0;
 }
 
+int view_map_part(const struct attachment *att, uint64_t start, uint64_t end)
+{
+    /* It must not be accessed before it is watched: pages that came in between would come
+     * without us, and stay. Other threads may be using a window that was there before. Nor
+     * may it be filled when it is made, after mlockall(MCL_FUTURE). */
+    return map(att, start, end, PROT_NONE);
+}
+
 int view_map(const struct attachment *att)
 {
     return view_map_part(att, att->offset, attachment_limit(att));
+}
+
+int view_map_over(const struct attachment *att)
+{
+    return map(att, att->offset, attachment_limit(att), att->prot);
 }
 
 int view_uffd(const struct attachment *att, uint64_t more)

@@ -14,6 +14,10 @@ int view_flags(const struct attachment *att);
 int view_map(const struct attachment *att);
 /* The same of region offsets [start, end), over whatever is there. Precondition: as view_map(). */
 int view_map_part(const struct attachment *att, uint64_t start, uint64_t end);
+/* Maps it over memory with the same bytes, with the attachment's rights at once: threads that use
+ * the memory notice nothing. What they touch before it is watched is to be dropped then.
+ * 0 or -errno. Precondition: the table's lock held. */
+int view_map_over(const struct attachment *att);
 /* Makes a userfaultfd, with the UFFD_FEATURE_* `more` beside those we always need, or -errno.
  * Precondition: a lock that protects att->dev_fd. */
 int view_uffd(const struct attachment *att, uint64_t more);

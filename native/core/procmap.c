@@ -8,7 +8,6 @@
 
 #include "core/control.h"
 
-#define QUERY_SHARED 0x08u
 #define QUERY_COVERING_OR_NEXT 0x10u
 #define QUERY_FILE_BACKED 0x20u
 
@@ -28,16 +27,23 @@ static int query(int fd, uint64_t at, uint64_t flags, struct procmap_query *map)
 
 int procmap_look(int fd, uint64_t at, struct procmap_query *map) { return query(fd, at, 0, map); }
 
-bool procmap_is_shared(const struct procmap_query *map) { return map->vma_flags & QUERY_SHARED; }
+bool procmap_is_shared(const struct procmap_query *map) { return map->vma_flags & PROCMAP_SHARED; }
 
 int procmap_next(int fd, uint64_t at, uint64_t *start, uint64_t *end)
 {
     struct procmap_query map;
-    const int err = query(fd, at, QUERY_SHARED | QUERY_FILE_BACKED, &map);
+    const int err = query(fd, at, PROCMAP_SHARED | QUERY_FILE_BACKED, &map);
 
     if (!err) {
         *start = map.start;
         *end = map.end;
     }
     return err;
+}
+
+int procmap_covering(int fd, uint64_t at, struct procmap_query *found)
+{
+    const int err = procmap_look(fd, at, found);
+
+    return !err && found->start > at ? -ENOENT : err;
 }

@@ -24,6 +24,12 @@ struct procmap_query {
 
 #define PROCMAP_QUERY_CALL _IOWR('f', 17, struct procmap_query)
 
+/* Bits of `vma_flags`. */
+#define PROCMAP_READABLE 0x01u
+#define PROCMAP_WRITABLE 0x02u
+#define PROCMAP_EXECUTABLE 0x04u
+#define PROCMAP_SHARED 0x08u
+
 /* Opens a /proc/PID/maps. The descriptor, or -errno. */
 int procmap_open(const char *path);
 /* Finds the first mapping of any kind that ends above `at`. 0 or -errno; -ENOENT: there is none. */
@@ -33,5 +39,8 @@ bool procmap_is_shared(const struct procmap_query *map);
 /* Finds the first mapping of a shared file that ends above `at`: its bounds go to *start and
  * *end. 0, or -errno; -ENOENT: there is none. */
 int procmap_next(int fd, uint64_t at, uint64_t *start, uint64_t *end);
+/* Finds the mapping, of whatever kind, that has the address `at`. 0, or -errno; -ENOENT: there is
+ * none. */
+int procmap_covering(int fd, uint64_t at, struct procmap_query *found);
 
 #endif

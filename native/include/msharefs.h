@@ -220,15 +220,34 @@ MSHARE_API int mshare_budget(void *addr, uint64_t bytes);
  * attached process when it returns. These are our own errors; it also has those of
  * mmap(2) of the object.
  *
+ * With MSHARE_MAP_FROM private memory of the caller becomes memory of the region: `object_offset`
+ * is its address, `object_fd` is -1, and `flags` is MAP_SHARED|MAP_FIXED|MSHARE_MAP_FROM. Its
+ * contents move into the region, where nothing may be mapped yet, with the protection `prot`; then
+ * an attachment takes its place, at the same address, with the same bytes, in one step. It is an
+ * attachment like any other: fork() keeps it, mshare_detach() ends it, and the memory is gone then.
+ * Address, offset and size are multiples of the quantum, since that is what page tables can be
+ * shared for. Other threads may read the memory meanwhile. If they store into anonymous memory of
+ * it, they wait, and the store goes into the region. What they store into a private mapping of a
+ * file may be lost. What had been inherited or locked (mlock(2)) is so no longer.
+ *
  * EINVAL  region not sized; offset or size outside it or misaligned; flags;
- *         the object is a region
- * EACCES  the descriptor `fd` is read-only
+ *         the object is a region; MSHARE_MAP_FROM: there is shared memory in the range, or huge
+ *         pages
+ * ENOMEM  MSHARE_MAP_FROM: nothing is mapped in a part of the range
+ * EFAULT  MSHARE_MAP_FROM: a touch of it would be a SIGBUS
+ * EEXIST  MSHARE_MAP_FROM: something is mapped there in the region
+ * EPERM   MSHARE_MAP_FROM: the range is sealed (mseal(2)); or as mshare_attach()
+ * EACCES  the descriptor `fd` is read-only; MSHARE_MAP_FROM: the range may not be read
  * EBUSY   an attached process does not answer (a debugger stopped it inside a
  *         fault; or it is stopped and has touched an object that would be replaced;
  *         or it has been stopped since before the server was restarted); nothing was
  *         changed
  * ETIMEDOUT  the file system of the object does not answer
+ *
+ * Source: the name, "the equivalent of mmap", LSFMM+BPF 2026; its form, and MSHARE_MAP_FROM, are
+ * ours.
  */
+#define MSHARE_MAP_FROM 0x2000000u
 MSHARE_API int mshare_map(int fd, off_t offset, size_t size, int prot, int flags, int object_fd,
                           off_t object_offset);
 

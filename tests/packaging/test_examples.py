@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -136,9 +137,29 @@ def test_a_notebook_shows_a_region(shared_mount: Mount) -> None:
 def test_the_page_names_every_example() -> None:
     page = (EXAMPLES / "README.md").read_text()
     found = [path for path in EXAMPLES.rglob("*") if path.suffix in (".c", ".cpp", ".py", ".rs")]
-    assert len(found) == 8
+    assert len(found) == 9
     for path in found:
         assert f"({path.relative_to(EXAMPLES)})" in page
+
+
+def test_relro_in_ten_children(shared_mount: Mount, tmp_path: Path) -> None:
+    library = tmp_path / "librelro.so"
+    linked = "-Wl,-z,relro,-z,now,-z,max-page-size=0x200000"
+    build("cc", "c/relro.c", library, "-DLIBRARY", "-shared", "-fPIC", linked)
+    program = build("cc", "c/relro.c", tmp_path / "relro")
+    path = shared_mount.path / "relro"
+    done = subprocess.run(
+        [program, path, library], check=False, capture_output=True, text=True, timeout=LIMIT
+    )
+    assert done.returncode == 0, done
+    said = re.fullmatch(
+        r"(\d+) KiB of RELRO in 11 processes, with (\d+) bytes of page tables\n", done.stdout
+    )
+    assert said is not None, done
+    quanta = int(said[1]) // 2048
+    assert quanta in (1, 2), "the linker may begin the segment a quantum before"
+    assert int(said[2]) == 4096 * (3 + quanta)
+    assert done.stderr == "relro: making it writable again: Operation not permitted\n"
 
 
 def test_reclaim_of_what_many_have_mapped(shared_mount: Mount) -> None:

@@ -95,6 +95,14 @@ static void map(const uint64_t *arg) /* fd, offset, size, prot */
                             MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS, -1, 0));
 }
 
+static void map_from(const uint64_t *arg) /* fd, offset, size, prot, address, flags, object */
+{
+    const int flags = (int)arg[5] | MAP_SHARED | MAP_FIXED | (int)MSHARE_MAP_FROM;
+
+    reply_result(mshare_map((int)arg[0], (off_t)arg[1], arg[2], (int)arg[3], flags, (int)arg[6] - 1,
+                            (off_t)arg[4]));
+}
+
 static void unmap(const uint64_t *arg) /* fd, offset, size */
 {
     reply_result(mshare_unmap((int)arg[0], (off_t)arg[1], arg[2]));
@@ -445,6 +453,7 @@ static const struct {
     {"attach", attach},
     {"detach", detach},
     {"map", map},
+    {"map-from", map_from},
     {"unmap", unmap},
     {"protect", protect},
     {"advise", advise},

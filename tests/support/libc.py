@@ -109,6 +109,11 @@ def map_at(address: int, length: int, prot: int, flags: int, fd: int) -> int:
     return int(_ffi.cast("uintptr_t", got))
 
 
+def bytes_at(address: int, length: int) -> memoryview:
+    """Memory of this process."""
+    return memoryview(_ffi.buffer(_ffi.cast("char *", address), length)).cast("B")
+
+
 def unmap_at(address: int, length: int) -> None:
     """munmap(2)."""
     _check("munmap", _libc.munmap(_ffi.cast("void *", address), length) < 0)
