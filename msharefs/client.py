@@ -75,7 +75,7 @@ def create(flags: int = os.O_CLOEXEC) -> Region:
 
 def describe(fd: int, path: str, what: str, argument: int = 0) -> Any:
     """What the server of a region that is open says of it; `path` is for messages."""
-    sock = check(lib.control_connect(fd), f"{path}: asking its server")
+    sock = check(lib.control_connect(fd), "asking its server", path)
     return _describe(sock, path, what, 0, argument)
 
 
@@ -85,7 +85,8 @@ def describe_by_number(control: Path, inode: int, what: str) -> Any:
     ENOENT: there is none, or it is another user's.
     """
     deadline = lib.control_deadline(_ANSWER_MS)
-    sock = check(lib.control_connect_path(os.fsencode(control), deadline), f"{control}: asking")
+    found = lib.control_connect_path(os.fsencode(control), deadline)
+    sock = check(found, "asking the server", os.fspath(control))
     return _describe(sock, f"region {inode}", what, inode)
 
 
@@ -97,7 +98,7 @@ def _describe(sock: int, path: str, what: str, inode: int, argument: int = 0) ->
         result = lib.control_call(sock, message, ffi.NULL, 0, fds)
         if result < 0:
             said = ffi.string(message.text).decode(errors="replace")
-            raise OSError(-result, f"{path}: {said or os.strerror(-result)}")
+            raise OSError(-result, said or os.strerror(-result), path)
         with os.fdopen(fds[0], "rb") as answer:
             answer.seek(0)
             return json.load(answer)
@@ -128,6 +129,8 @@ def _off_t(offset: int) -> int:
 
 class Region:
     """An open region file; a context manager that detaches and closes.
+
+    Each OSError has errno, a sentence (strerror), and the region's path (filename).
 
     Leaving it is BufferError while slices or arrays made of a view are alive, as for mmap.mmap.
     """
@@ -172,8 +175,9 @@ class Region:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{self.path}: size {size}: a region is sized once, "
+                f"size {size}: a region is sized once, "
                 f"to a multiple of its quantum {self.stat()['quantum_bytes']}",
+                self.path,
             ) from None
 
     def map(
@@ -303,7 +307,7 @@ class Region:
                 errno.EACCES: "the region is open for reading only; open it with O_RDWR",
                 errno.EINVAL: "it has ended with its owner; make a new one",
             }.get(code, os.strerror(code))
-            raise OSError(code, f"{self.path}: a new owner (pidfd {pidfd}): {reason}")
+            raise OSError(code, f"a new owner (pidfd {pidfd}): {reason}", self.path)
 
     @staticmethod
     def _range(offset: int, size: int) -> Callable[[int], object]:
@@ -339,7 +343,7 @@ class Region:
             else:
                 reason = self._refusal(reason) if code in verbs.EXPLAINED else reason
         raise OSError(
-            code, f"{self.path}: {verb} {size} bytes at {offset:#x} of the region: {reason}"
+            code, f"{verb} {size} bytes at {offset:#x} of the region: {reason}", self.path
         )
 
     def _refusal(self, otherwise: str) -> str:
@@ -377,7 +381,7 @@ class Region:
         if prot is not None:
             if prot & mmap.PROT_WRITE and not writes:
                 raise OSError(
-                    errno.EACCES, f"{self.path}: it is open for reading only; open it with O_RDWR"
+                    errno.EACCES, "it is open for reading only; open it with O_RDWR", self.path
                 )
             writes = bool(prot & mmap.PROT_WRITE)
         flags = flags & ~mmap.MAP_SHARED | (0 if writes else lib.MSHARE_ATTACH_READ)
@@ -387,14 +391,14 @@ class Region:
             reason = self._why_unattached(code, offset, size)
             if code == errno.EPERM and not addr:
                 reason = _NO_USERFAULTFD
-            raise OSError(code, f"{self.path}: attaching {where}: {reason}")
+            raise OSError(code, f"attaching {where}: {reason}", self.path)
         if budget is not None and lib.mshare_budget(base, budget):
             code = ffi.errno
             lib.mshare_detach(base)
             raise OSError(
                 code,
-                f"{self.path}: a budget of {budget} bytes: "
-                f"must be {lib.BUDGET_MIN_BYTES} or more, or 0",
+                f"a budget of {budget} bytes: must be {lib.BUDGET_MIN_BYTES} or more, or 0",
+                self.path,
             )
         return self._view(base, size or self.size - offset, writes=writes)
 
@@ -439,7 +443,7 @@ class Region:
             if view is None or attached.view is view
         }
         if view is not None and not wanted:
-            raise OSError(errno.EINVAL, f"{self.path}: that view is not attached")
+            raise OSError(errno.EINVAL, "that view is not attached", self.path)
         in_use = []
         for address, attached in wanted.items():
             if not attached.release():
@@ -447,7 +451,7 @@ class Region:
                 continue
             del self._views[address]
             failed = lib.mshare_detach(ffi.cast("void *", address))
-            check_errno(failed, f"{self.path}: detaching {address:#x}")
+            check_errno(failed, f"detaching {address:#x}", self.path)
         if in_use:
             raise BufferError(
                 f"{self.path}: memory attached at {', '.join(in_use)} is in use: delete what was "

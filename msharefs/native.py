@@ -16,17 +16,17 @@ LEVELS = ("pte", "pmd", "pud", "pgd")
 """Names of the table levels, by their number in the core."""
 
 
-def check(result: int, sentence: str) -> int:
-    """`result`, or if it is an error OSError with its errno and `sentence`."""
+def check(result: int, sentence: str, filename: str | None = None) -> int:
+    """`result`, or if it is an error OSError with its errno, `sentence` and file."""
     if result < 0:
-        raise OSError(-result, f"{sentence}: {os.strerror(-result)}")
+        raise OSError(-result, f"{sentence}: {os.strerror(-result)}", filename)
     return result
 
 
-def check_errno(failed: bool, sentence: str) -> None:  # for msharefs.h and the C library
-    """OSError with errno and `sentence` if a function that sets errno failed."""
+def check_errno(failed: bool, sentence: str, filename: str | None = None) -> None:
+    """The same for a function that sets errno, as those of msharefs.h and the C library."""
     if failed:
-        raise OSError(ffi.errno, f"{sentence}: {os.strerror(ffi.errno)}")
+        raise OSError(ffi.errno, f"{sentence}: {os.strerror(ffi.errno)}", filename)
 
 
 def end_with_parent(parent: int) -> None:

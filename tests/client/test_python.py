@@ -63,9 +63,41 @@ def test_a_wrong_value_is_named(
 ) -> None:
     before = region.maps()
     told = said(lambda: getattr(region, verb)(*arguments), code)
-    assert told.startswith(f"{region.path}: ")
     assert sentence in told
     assert region.maps() == before
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        (lambda region: region.truncate(SIZE), errno.EINVAL),
+        (lambda region: region.map(PAGE, PAGE, fd=-1, flags=mmap.MAP_SHARED | 0x10), errno.EBADF),
+        (lambda region: region.map_from(PAGE, SIZE), errno.EINVAL),
+        (lambda region: region.unmap(1, PAGE), errno.EINVAL),
+        (lambda region: region.protect(PAGE, PAGE, 1), errno.ENOMEM),
+        (lambda region: region.advise(0, PAGE, 8), errno.EINVAL),
+        (lambda region: region.lock(PAGE, PAGE), errno.ENOMEM),
+        (lambda region: region.unlock(PAGE, PAGE), errno.ENOMEM),
+        (lambda region: region.mbind(0, PAGE, 99), errno.EINVAL),
+        (lambda region: region.sync(0, PAGE, 64), errno.EINVAL),
+        (lambda region: region.query(PAGE, PAGE), errno.ENOMEM),
+        (lambda region: region.seal(PAGE, PAGE), errno.ENOMEM),
+        (lambda region: region.set_owner(-1), errno.EBADF),
+        (lambda region: region.attach(PAGE, flags=0x10), errno.EINVAL),
+        (lambda region: region.attach(offset=PAGE), errno.EINVAL),
+        (lambda region: region.attach(budget=1), errno.EINVAL),
+        (lambda region: region.detach(memoryview(b"")), errno.EINVAL),
+        (lambda region: region.describe("nonsense"), errno.EINVAL),
+    ],
+)
+def test_an_error_has_the_file(
+    region: msharefs.Region, call: Callable[[msharefs.Region], object], code: int
+) -> None:
+    """As those of os.open and its relatives."""
+    with pytest.raises(OSError, match=r"^\[Errno \d+\] ") as caught:
+        call(region)
+    assert (caught.value.errno, caught.value.filename) == (code, region.path)
+    assert region.path not in str(caught.value.strerror), "once is enough"
 
 
 def test_a_region_without_a_size(shared_mount: Mount) -> None:
