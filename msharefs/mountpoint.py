@@ -43,7 +43,7 @@ LIMITS_STRUCT = struct.Struct(f"={2 * len(LIMITS)}Q")
 LIMITS_COMMAND = 2 << 30 | LIMITS_STRUCT.size << 16 | ord("x") << 8 | 0x1D
 # Likewise: what changes of regions would have cost TLBs (server/shootdowns.py), of all regions
 # since the server has started; for each verb each figure.
-SHOOTDOWN_VERBS = ("unmap", "protect", "dontneed", "pageout")
+SHOOTDOWN_VERBS = ("unmap", "protect", "dontneed", "pageout", "remove")
 SHOOTDOWN_FIGURES = ("times", "processes", "flush_all", "list", "cpumask", "broadcast")
 SHOOTDOWNS_STRUCT = struct.Struct(f"={len(SHOOTDOWN_VERBS) * len(SHOOTDOWN_FIGURES)}Q")
 SHOOTDOWNS_COMMAND = 2 << 30 | SHOOTDOWNS_STRUCT.size << 16 | ord("x") << 8 | 0x2F

@@ -1,8 +1,8 @@
 """A model of what a change costs the TLBs of real processors: whom a kernel would have to tell.
 
 Here no TLB is flushed by us: Linux does that, process by process. In a kernel with shared page
-tables one change concerns all processes that have the region attached, and the kernel has to know
-on which processors their translations may be. Four answers are counted for each change:
+tables one change concerns all processes that have attached that part of the region, and the kernel
+has to know on which processors their translations may be. Four answers are counted for each change:
 
     flush_all   every processor there is (v3 of the series)
     list        the attached processes one by one, each on the processors where it ran (2026)

@@ -224,6 +224,17 @@ class Clients:
             if client.offset < end and client.offset + client.size > start
         ]
 
+    def parts(self) -> list[tuple[int, int, int]]:
+        """Where the attachments with a connection begin and end in the region, and whose they are.
+
+        A process may have several.
+        """
+        return [
+            (client.offset, client.offset + client.size, client.pid)
+            for client in self._view.attachments()
+            if client.slot in self.connected
+        ]
+
     def claims(self) -> list[tuple[int, int]]:
         """Slots and claims of the attachments."""
         return [(client.slot, client.claim) for client in self._view.attachments()]

@@ -189,10 +189,12 @@ async def advise(host: HostMM, start: int, end: int, advice: int) -> None:
             await _collapse(host, start, end)
         elif advice == verbs.MADV_REMOVE:
             await _remove(host, start, end)
+            host.shootdowns.note("remove", start, end)
         elif advice in _DROPS:
             guard = lib.VMA_GUARD if advice == verbs.MADV_GUARD_INSTALL else 0
             await host.drop(start, end, guard)
-            host.shootdowns.note("pageout" if advice == verbs.MADV_PAGEOUT else "dontneed")
+            verb = "pageout" if advice == verbs.MADV_PAGEOUT else "dontneed"
+            host.shootdowns.note(verb, start, end)
         elif advice in _KEPT:
             await host.flag(start, end, *_KEPT[advice])
             if advice == verbs.MADV_GUARD_REMOVE:

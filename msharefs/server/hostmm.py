@@ -181,7 +181,7 @@ class HostMM(Changing):
                     await self._exchange(start, end, lambda: lib.hostmm_unmap(self._mm, start, end))
                 finally:
                     await self._sweep()
-                self.shootdowns.note("unmap")
+                self.shootdowns.note("unmap", start, end)
             lib.mm_count_unmap(self._mm)
 
     async def _exchange(self, start: int, end: int, publish: Callable[[], int]) -> None:
@@ -361,7 +361,7 @@ class HostMM(Changing):
                 async for low, high in self._spans_in_use(start, end):
                     await revocation.give_write(self.clients, low, high)
             await revocation.rearm(self.clients, start, end)
-            self.shootdowns.note("protect")
+            self.shootdowns.note("protect", start, end)
 
     def _check_protect(self, start: int, end: int, prot: int) -> None:
         """EACCES: something in [start, end) may never have these rights."""
@@ -404,6 +404,7 @@ class HostMM(Changing):
 
     def close(self) -> None:
         """Lets go of its objects; the files stay."""
+        self.shootdowns.end()
         if not self.clients.in_use:  # otherwise a thread is still at it, and our end is near
             super().close()
         self.objects.close()

@@ -1,7 +1,8 @@
 """What changes of a region cost the TLBs of real processors, by the model (msharefs/tlb_model.py).
 
 A look takes time, so it comes after the change and not before each: changes between two looks
-count as if they had found the same.
+count as if they had found the same processes, with the same parts. A process counts for a change if
+it has attached some of the range.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _REST = 20  # times as long as the last look took
 _PATIENCE_SECONDS = 1.0
 
 
+Change = tuple[str, int, int]
+"""A verb of SHOOTDOWN_VERBS, and the range [start, end) of the region."""
+
 _total: dict[str, Counter[str]] = {verb: Counter() for verb in SHOOTDOWN_VERBS}
 
 
@@ -41,22 +45,28 @@ class Shootdowns:
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
-        self._pending: Counter[str] = Counter()
+        self._pending: Counter[Change] = Counter()
         self._counted: dict[str, Counter[str]] = {verb: Counter() for verb in SHOOTDOWN_VERBS}
         self._ran: dict[int, int] = {}
         """By thread, how long it had run at the last look; nanoseconds."""
         self._looking = trio.Lock()
         self._waiting = False
+        self._ended = False
         self._rest = _LOOK_SECONDS
 
-    def note(self, verb: str) -> None:
-        """There was such a change, if anybody is attached."""
-        if not self._clients.connected:
+    def note(self, verb: str, start: int, end: int) -> None:
+        """There was such a change of [start, end): it counts if anybody has attached that."""
+        if self._ended or not self._clients.connected:
             return
-        self._pending[verb] += 1
+        self._pending[verb, start, end] += 1
         if not self._waiting:
             self._waiting = True
             trio.lowlevel.spawn_system_task(self._look_later)
+
+    def end(self) -> None:
+        """The region closes: from now on nobody is attached whom a look could find."""
+        self._ended = True
+        self._pending.clear()
 
     async def figures(self) -> dict[str, dict[str, int]]:
         """Each figure for each verb, summed up over all such changes."""
@@ -79,15 +89,33 @@ class Shootdowns:
         async with self._looking:
             if not self._pending:
                 return
-            pids = {client.pid for client in self._clients.connected.values()}
+            changes, parts = self._pending.copy(), self._clients.parts()
             start = trio.current_time()
-            found, self._ran = await trio.to_thread.run_sync(
-                tlb_model.ran_on, pids, self._ran, abandon_on_cancel=True
+            counted, self._ran = await trio.to_thread.run_sync(
+                _figures, changes, parts, self._ran, abandon_on_cancel=True
             )
+            self._pending -= changes  # others may have come meanwhile
             self._rest = max(_LOOK_SECONDS, _REST * (trio.current_time() - start))
-            pending, self._pending = self._pending, Counter()
-            each = {"times": 1, "processes": len(pids), **tlb_model.messages(found)}
-            for verb, times in pending.items():
-                for name, count in each.items():
-                    self._counted[verb][name] += times * count
-                    _total[verb][name] += times * count
+            for verb, figures in counted.items():
+                self._counted[verb].update(figures)
+                _total[verb].update(figures)
+
+
+def _figures(
+    changes: Counter[Change], parts: list[tuple[int, int, int]], before: dict[int, int]
+) -> tuple[dict[str, Counter[str]], dict[int, int]]:
+    """The figures of these changes, by verb; and how long each thread has run. For a thread.
+
+    `before` is how long they had run at the last look.
+    """
+    pids = list({pid for _, _, pid in parts})
+    found, times_run = tlb_model.ran_on(pids, before)
+    ran = dict(zip(pids, found, strict=True))
+    counted: dict[str, Counter[str]] = {verb: Counter() for verb in SHOOTDOWN_VERBS}
+    for (verb, start, end), times in changes.items():
+        told = {pid for low, high, pid in parts if low < end and high > start}
+        if told:
+            messages = tlb_model.messages([ran[pid] for pid in told])
+            each = {"times": 1, "processes": len(told), **messages}
+            counted[verb].update({name: times * count for name, count in each.items()})
+    return counted, times_run

@@ -119,16 +119,36 @@ def test_shootdowns_are_counted(region: msharefs.Region, two: list[tuple[Actor, 
     region.advise(0, SIZE, verbs.MADV_PAGEOUT)
     for actor, base in two:
         assert actor.call("load", base + 2 * PAGE) != []
+    region.protect(0, PAGE, mmap.PROT_READ | mmap.PROT_WRITE)
+    region.advise(0, SIZE, verbs.MADV_REMOVE)
     region.unmap(0, SIZE)
     found = region.stat()["shootdowns"]
     cpus = os.cpu_count() or 1
-    for verb in ("protect", "dontneed", "pageout", "unmap"):
-        counted = found[verb]
-        assert (counted["times"], counted["processes"], counted["broadcast"]) == (1, 2, 1), verb
-        assert counted["flush_all"] == cpus
-        assert 0 <= counted["cpumask"] <= 1
-        assert counted["cpumask"] <= counted["list"] <= 2
+    for verb in ("protect", "dontneed", "pageout", "remove", "unmap"):
+        counted, times = found[verb], 2 if verb == "protect" else 1
+        assert (counted["times"], counted["broadcast"]) == (times, times), verb
+        assert counted["processes"] == 2 * times
+        assert counted["flush_all"] == cpus * times
+        assert 0 <= counted["cpumask"] <= times
+        assert counted["cpumask"] <= counted["list"] <= 2 * times
     assert any(found[verb]["list"] == 2 and found[verb]["cpumask"] == 1 for verb in found)
+
+
+def test_only_who_has_the_part_is_told(
+    region: msharefs.Region, two: list[tuple[Actor, int]]
+) -> None:
+    """The region's second half is attached by both, its first half by neither."""
+    region.map(SIZE, SIZE)
+    for actor, base in two:
+        actor.call("detach", base)
+        own = actor.give(region.fd)
+        actor.attach(own, offset=SIZE, size=SIZE)
+    two[0][0].attach(own, offset=SIZE, size=SIZE)  # twice: one process all the same
+    region.unmap(0, PAGE)
+    region.protect(SIZE, PAGE, mmap.PROT_READ)
+    found = region.stat()["shootdowns"]
+    assert not any(found["unmap"].values())
+    assert (found["protect"]["times"], found["protect"]["processes"]) == (1, 2)
 
 
 def test_nobody_attached_is_no_shootdown(region: msharefs.Region) -> None:

@@ -36,7 +36,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
         "Rss: 4 kB",
         "Pss: 2 kB",
         "Locked: 0 kB",
-        str({"unmap": 0, "protect": 0, "dontneed": 0, "pageout": 0}),
+        str({"unmap": 0, "protect": 0, "dontneed": 0, "pageout": 0, "remove": 0}),
     ]
     assert lines[inner + 1 :] == [
         "madvise POPULATE_WRITE done child 7, 16 pages in memory",
@@ -54,7 +54,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
         "Rss: 16 kB",
         "Pss: 8 kB",
         "Locked: 8 kB",
-        str({"unmap": 1, "protect": 1, "dontneed": 1, "pageout": 0}),
+        str({"unmap": 1, "protect": 1, "dontneed": 1, "pageout": 0, "remove": 1}),
     ]
 
 
@@ -70,4 +70,4 @@ def the_verbs(said: list[str]) -> None:
         "a range with a hole Cannot allocate memory",
     ]
     assert [line.split()[1] for line in said[7:11]] == ["rw-s", "rw-s", "rw-s", "r--s"]
-    assert said[-1] == str({"unmap": 0, "protect": 1, "dontneed": 1, "pageout": 0})
+    assert said[-1] == str({"unmap": 0, "protect": 1, "dontneed": 1, "pageout": 0, "remove": 1})
