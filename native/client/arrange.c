@@ -37,6 +37,7 @@
 #include "client/view.h"
 #include "client/watch.h"
 #include "core/slots.h"
+#include "core/task.h"
 #include "core/touched.h"
 #include "core/uffd.h"
 #include "core/vma.h"
@@ -85,8 +86,10 @@ static int move_window(const struct attachment *att, struct move *move)
     _Atomic int running = 0;
     struct pollfd ready = {att->moved_uffd, POLLIN, 0};
 
-    if (clone(mover, end, ARRANGE_CLONE, move, &running, NULL, &running) < 0)
-        return -errno;
+    const int err = task_new(mover, move, end, ARRANGE_CLONE, NULL, &running);
+
+    if (err < 0)
+        return err;
     /* The kernel clears it when the thread is gone, which does not report a failure. */
     while (running) {
         poll(&ready, 1, 1);

@@ -2,8 +2,8 @@
  * birth.c - a shadow is made by two clone(2); see birth.h.
  *
  *   program   --clone-->   mother   --clone-->   shadow
- *             (waits as    (ends at              (goes on as a child of whoever adopts
- *             in vfork)    once)                 orphans)
+ *             (waits as    (prepares             (goes on as a child of whoever adopts
+ *             in vfork)    all, ends)            orphans)
  *
  * A child of its own is something that a program may see: by waitid(2) with __WALL, and by a
  * SIGCHLD once it has been replaced by exec(2), when the child ends. An orphan has no such
@@ -26,13 +26,18 @@
 #include <unistd.h>
 
 #include "core/linger.h"
+#include "core/task.h"
 
-#define PLACE_BYTES (256ull << 10)
-#define SECOND_STACK_END (32ull << 10)
-#define STACK_END (176ull << 10)
-/* The C library's variables lie before the thread pointer, its own record of the thread behind. */
-#define THREAD_POINTER (240ull << 10)
-#define BELL (PLACE_BYTES - PAGE_SIZE)
+#define GUARD_BYTES (64ull << 10)
+#define SECOND_STACK_END (96ull << 10)
+#define STACK_END (240ull << 10)
+/* Variables of threads lie before the thread pointer, the C library's record of the thread behind.
+ * Of the former we use errno; what may be beyond it, of libraries that stand before the C library's
+ * functions, they only read. */
+#define BEYOND_ERRNO (64ull << 10)
+#define RECORD_BYTES (12ull << 10)
+/* More than a C library gives. */
+#define VARIABLES_MAX (1ull << 30)
 /* How often to look whether a shadow that we wait for still lives. */
 #define LOOK_NS 20000000
 /* A shadow that is not ready by then never will be. The program holds the table's lock meanwhile,
@@ -52,7 +57,7 @@ struct control_block {
 
 struct newborn {
     struct attachment *att;
-    void (*life)(struct attachment *);
+    int (*prepare)(struct attachment *);
 };
 
 uint8_t *birth_second_stack(const struct attachment *att)
@@ -60,30 +65,62 @@ uint8_t *birth_second_stack(const struct attachment *att)
     return att->shadow.place + SECOND_STACK_END;
 }
 
+/* How much comes before the thread pointer: as much as in the program's own threads, which may have
+ * large variables of their own. */
+static uint64_t variables(void)
+{
+    uint64_t pointer;
+
+    __asm__("movq %%fs:0, %0" : "=r"(pointer));
+    return ((pointer - (uintptr_t)&errno + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)) + BEYOND_ERRNO;
+}
+
+bool birth_guard(const struct attachment *att, bool up)
+{
+    return !mprotect(att->shadow.place, GUARD_BYTES, up ? PROT_NONE : PROT_READ | PROT_WRITE);
+}
+
 static int make_place(struct shadow *shadow)
 {
+    const uint64_t pointer = STACK_END + variables();
+    const uint64_t bell = pointer + RECORD_BYTES, bytes = bell + PAGE_SIZE;
+
+    if (pointer > VARIABLES_MAX)
+        return -ENOTSUP;
     /* After mlockall(MCL_FUTURE) a mapping is filled when it is made. */
-    uint8_t *place = mmap(NULL, PLACE_BYTES, PROT_NONE,
+    uint8_t *place = mmap(NULL, bytes, PROT_NONE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
 
     if (place == MAP_FAILED)
         return -errno;
-    munlock(place, PLACE_BYTES);
-    if (mprotect(place + PAGE_SIZE, PLACE_BYTES - PAGE_SIZE, PROT_READ | PROT_WRITE)) {
+    munlock(place, bytes);
+    if (mprotect(place + GUARD_BYTES, bytes - GUARD_BYTES, PROT_READ | PROT_WRITE)) {
         const int err = -errno;
 
-        munmap(place, PLACE_BYTES);
+        munmap(place, bytes);
         return err;
     }
-    madvise(place, PLACE_BYTES, MADV_DONTDUMP);
+    madvise(place, bytes, MADV_DONTDUMP);
     shadow->place = place;
-    shadow->bell = place + BELL;
+    shadow->bell = place + bell;
+    return 0;
+}
+
+int birth_family(struct attachment *att)
+{
+    void *family = mmap(NULL, sizeof *att->shadow.family, PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    if (family == MAP_FAILED)
+        return -errno;
+    madvise(family, sizeof *att->shadow.family, MADV_DONTDUMP);
+    att->shadow.family = family;
     return 0;
 }
 
 static void *thread_pointer(const struct shadow *shadow)
 {
-    struct control_block *block = (struct control_block *)(shadow->place + THREAD_POINTER);
+    struct control_block *block = (struct control_block *)(shadow->bell - RECORD_BYTES);
 
     *block = (struct control_block){.self = block, .thread = block};
     __asm__("movq %%fs:0x28, %0" : "=r"(block->canary));
@@ -93,9 +130,9 @@ static void *thread_pointer(const struct shadow *shadow)
 
 static int live(void *arg)
 {
-    const struct newborn newborn = *(const struct newborn *)arg;
+    struct attachment *att = arg;
 
-    newborn.life(newborn.att);
+    att->shadow.life(att);
     syscall(SYS_exit_group, 0);
     return 0;
 }
@@ -105,15 +142,17 @@ static int mother(void *arg)
 {
     const struct newborn *newborn = arg;
     struct shadow *shadow = &newborn->att->shadow;
-    const int flags = CLONE_VM | CLONE_FILES | CLONE_UNTRACED | CLONE_SETTLS | CLONE_CHILD_CLEARTID;
+    const int err = newborn->prepare(newborn->att);
 
-    atomic_store(&shadow->alive, 1);
-    shadow->pid = clone(live, shadow->place + STACK_END, flags, arg, NULL, thread_pointer(shadow),
-                        &shadow->alive);
-    if (shadow->pid < 0) {
-        atomic_store(&shadow->state, -errno);
-        atomic_store(&shadow->alive, 0);
+    if (err) {
+        atomic_store(&shadow->state, err);
+        return 0;
     }
+    atomic_store(&shadow->alive, 1);
+    shadow->pid = task_new(live, newborn->att, shadow->place + STACK_END, BIRTH_CLONE,
+                           thread_pointer(shadow), &shadow->alive);
+    if (shadow->pid < 0)
+        atomic_store(&shadow->state, shadow->pid);
     return 0;
 }
 
@@ -145,24 +184,32 @@ static int is_born(void *arg)
     return atomic_load(&shadow->state) != SHADOW_BORN || !atomic_load(&shadow->alive);
 }
 
-int birth(struct attachment *att, void (*life)(struct attachment *))
+int birth(struct attachment *att, int (*prepare)(struct attachment *),
+          void (*life)(struct attachment *))
 {
-    struct newborn newborn = {att, life};
+    struct newborn newborn = {att, prepare};
     struct shadow *shadow = &att->shadow;
     const struct timespec limit = {.tv_nsec = LOOK_NS};
-    const int flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_FS | CLONE_UNTRACED;
+    const int flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_UNTRACED;
     int err = shadow->place ? 0 : make_place(shadow), pid;
 
     if (err)
         return err;
     shadow->program = getpid();
+    shadow->pid = 0;
+    shadow->life = life;
     atomic_store(&shadow->state, SHADOW_BORN);
-    pid = clone(mother, birth_second_stack(att), flags, &newborn);
+    pid = task_new(mother, &newborn, birth_second_stack(att), flags, NULL, NULL);
     if (pid < 0)
-        return -errno;
+        return pid;
     while (waitpid(pid, NULL, __WALL) < 0 && errno == EINTR)
         ;
-    for (unsigned i = 0; i < AWAKE && !linger(is_born, shadow); i++)
+    if (shadow->pid <= 0) { /* its mother was killed, or could not have it */
+        err = atomic_load(&shadow->state);
+        atomic_store(&shadow->alive, 0);
+        return err < 0 ? err : -ECHILD;
+    }
+    for (unsigned i = 0; i < AWAKE && !is_born(shadow) && !linger(is_born, shadow); i++)
         ;
     const uint64_t start = clock_ns(CLOCK_MONOTONIC);
     while (!is_born(shadow)) {
@@ -181,6 +228,9 @@ void birth_undo(struct attachment *att)
 {
     wait_for_end(&att->shadow);
     if (att->shadow.place)
-        munmap(att->shadow.place, PLACE_BYTES);
+        munmap(att->shadow.place, (size_t)(att->shadow.bell + PAGE_SIZE - att->shadow.place));
+    if (att->shadow.family)
+        munmap(att->shadow.family, sizeof *att->shadow.family);
     att->shadow.place = NULL;
+    att->shadow.family = NULL;
 }

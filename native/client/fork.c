@@ -94,8 +94,11 @@ static int take_descriptors(struct attachment *att, int *parent)
 {
     int *own[] = {&att->mm.fd, &att->mem_fd, &att->dev_fd, parent};
     const int sock = inherit_ask(att);
-    const int err = sock < 0 ? sock : inherit_take(att, sock, parent);
 
+    att->shadow.parent_ctl = -1;
+    const int err = sock < 0 ? sock : inherit_take(att, sock);
+
+    *parent = att->shadow.parent_ctl;
     birth_undo(att);
     objects_drop(att); /* they are asked for again */
     att->served = BY_THREAD;
@@ -105,9 +108,25 @@ static int take_descriptors(struct attachment *att, int *parent)
     return err;
 }
 
+/* Whether the window has been .mem and nothing else, so that the child has a whole one of it
+ * already. */
+static bool is_plain(struct attachment *att)
+{
+    uint64_t used;
+    bool plain = true;
+
+    slot_enter(&att->mm, att->slot);
+    const struct mm_vma *set = vma_snapshot(&att->mm, atomic_load(&att->mm.header->epoch), &used);
+    for (uint64_t i = 0; set && i < used; i++)
+        plain = plain && !set[i].object;
+    slot_leave(&att->mm, att->slot);
+    return set && plain;
+}
+
 /* *claimed is set if the child has got a slot of its own. */
 static int attach_child(struct attachment *att, bool *claimed)
 {
+    const bool poisoned = att->poisons_used;
     int parent = -1, err;
 
     att->poisons_used = 0;
@@ -124,10 +143,11 @@ static int attach_child(struct attachment *att, bool *claimed)
         budget_forked(att);
     att->handed.count = 0;
     if (!err && has_shadow(att)) {
-        const int none = life_inherit(att);
+        const int none = life_inherit(att, !poisoned && is_plain(att));
 
         if (none) {
             mode_tell("no shadow can be made after fork: a thread takes its faults", none);
+            detach_forget(att); /* whatever its mother had */
             err = take_descriptors(att, &parent);
         }
     }
@@ -137,56 +157,6 @@ static int attach_child(struct attachment *att, bool *claimed)
         err = take_over(att, parent);
     fd_close(parent);
     return err;
-}
-
-struct part {
-    struct attachment *att;
-    int prot;
-    bool object;
-};
-
-/* One part, of one mapping of the region. */
-static int leave_part(void *arg, uint64_t start, uint64_t end)
-{
-    const struct part *part = arg;
-    uint8_t *at = attachment_at(part->att, start);
-
-    if (part->object) /* .mem has nothing of it */
-        mmap(at, end - start, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
-             -1, 0);
-    else
-        mprotect(at, end - start, part->prot);
-    return 0;
-}
-
-static void leave_parts(struct part part, uint64_t start, uint64_t end)
-{
-    own_each(part.att, OWN_PROGRAM, part.object ? OWN_ALL : OWN_MEMORY, start, end, leave_part,
-             &part);
-}
-
-/* The window as it is now, for good; holes can be used. */
-static void leave_to_linux(struct attachment *att, bool claimed)
-{
-    uint64_t used = 0;
-
-    /* A refused page may be without. */
-    leave_parts((struct part){att, att->prot, false}, att->offset, attachment_limit(att));
-    if (claimed)
-        slot_enter(&att->mm, att->slot);
-    const struct mm_vma *set = vma_snapshot(&att->mm, atomic_load(&att->mm.header->epoch), &used);
-
-    for (uint64_t i = 0; set && i < used; i++) {
-        struct mm_vma vma = set[i];
-
-        if ((vma.start | vma.end) % PAGE_SIZE || !attachment_clip(att, &vma.start, &vma.end))
-            continue;
-        leave_parts((struct part){att, view_block_prot(att, vma.flags), vma.object}, vma.start,
-                    vma.end);
-    }
-    if (claimed)
-        slot_leave(&att->mm, att->slot);
-    detach_unserved(att, claimed);
 }
 
 /* Whether the child has the window at all: MADV_DONTFORK, which may have passed us by. */
@@ -220,7 +190,8 @@ static void attach_all(void)
                       "are not enforced there, and files in them cannot be reached",
                       err);
             if (!is_adopted(att)) { /* fork() cannot fail any more */
-                leave_to_linux(att, claimed);
+                own_leave(att, OWN_PROGRAM, claimed);
+                detach_unserved(att, claimed);
                 continue;
             }
         }
@@ -242,8 +213,8 @@ static void freeze(void)
     attachments_lock();
     for (unsigned i = 0; i < attachments_used; i++) {
         attachment_lock(&attachments[i]);
-        if (attachments[i].live)
-            atomic_fetch_add(&attachments[i].shadow.forks, 1);
+        if (attachments[i].live && has_shadow(&attachments[i]))
+            inherit_expect(&attachments[i]);
     }
 }
 

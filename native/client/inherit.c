@@ -6,6 +6,9 @@
  *     <-- parent's      over the pair: .mm, .mem, the device, its connection to the server,
  *                       descriptors of objects
  *
+ * Where the kernel permits it, an idle one (life.c) takes all but the last out of its parent's by
+ * pidfd_getfd(2), which wakes nobody.
+ *
  * The address is an abstract one, so that it needs no file system; whoever is in the same
  * network namespace can send something there, and without the cookie it is thrown away.
  */
@@ -17,10 +20,12 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "core/fd.h"
+#include "core/linger.h"
 
 /* A child waits for its parent's shadow that long. */
 #define KIT_MS 1000
@@ -135,7 +140,7 @@ void inherit_give(struct attachment *att)
 
     if (count == 1 && !memcmp(cookie, att->shadow.cookie, sizeof cookie)) {
         give(att, fds[0]);
-        atomic_fetch_add(&att->shadow.served, 1);
+        inherit_done(att);
     }
     while (count > 0)
         close(fds[--count]);
@@ -165,6 +170,58 @@ int inherit_ask(const struct attachment *att)
     return err ? err : pair[0];
 }
 
+void inherit_expect(struct attachment *att)
+{
+    struct family *family = att->shadow.family;
+
+    att->shadow.parent = (struct parent){
+        .pid = atomic_load(&att->shadow.alive) ? att->shadow.pid : 0,
+        .mm_fd = att->mm.fd,
+        .mem_fd = att->mem_fd,
+        .dev_fd = att->dev_fd,
+        .ctl = att->ctl,
+    };
+    if (!family)
+        return;
+    atomic_store(&family->last_ms, clock_ns(CLOCK_MONOTONIC) / 1000000u);
+    atomic_fetch_add(&family->forks, 1);
+}
+
+void inherit_done(const struct attachment *att)
+{
+    atomic_fetch_add(&att->shadow.family->served, 1);
+}
+
+int inherit_fetch(struct attachment *att)
+{
+    const struct parent *parent = &att->shadow.parent;
+    const struct {
+        int from, *to;
+    } fds[] = {
+        {parent->mm_fd, &att->mm.fd},
+        {parent->mem_fd, &att->mem_fd},
+        {parent->dev_fd, &att->dev_fd},
+        {parent->ctl, &att->shadow.parent_ctl},
+    };
+    /* No number that means another process here: a child in a namespace of its own has no parent.
+     * */
+    const bool known = parent->pid > 0 && parent->mm_fd >= 0 && getppid();
+    const int pidfd = known ? (int)syscall(SYS_pidfd_open, parent->pid, 0) : -1;
+    int err = pidfd < 0 ? -ESRCH : 0;
+
+    for (unsigned i = 0; !err && i < sizeof fds / sizeof *fds; i++) {
+        *fds[i].to = fds[i].from < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, fds[i].from, 0);
+        if (fds[i].from >= 0 && *fds[i].to < 0)
+            err = -errno;
+    }
+    fd_close(pidfd);
+    for (unsigned i = 0; err && i < sizeof fds / sizeof *fds; i++) {
+        fd_close(*fds[i].to);
+        *fds[i].to = -1;
+    }
+    return err;
+}
+
 static void take_objects(struct attachment *att, const struct kit *kit, const int *fds)
 {
     for (unsigned i = 0; i < kit->objects; i++)
@@ -176,7 +233,7 @@ static void take_objects(struct attachment *att, const struct kit *kit, const in
         };
 }
 
-int inherit_take(struct attachment *att, int sock, int *parent)
+int inherit_take(struct attachment *att, int sock)
 {
     struct kit kit;
     int fds[KIT_FDS], own = 2, count = -1;
@@ -191,7 +248,7 @@ int inherit_take(struct attachment *att, int sock, int *parent)
     att->mm.fd = fds[0];
     att->mem_fd = fds[1];
     att->dev_fd = kit.device ? fds[own++] : -1;
-    *parent = kit.server ? fds[own++] : -1;
+    att->shadow.parent_ctl = kit.server ? fds[own++] : -1;
     take_objects(att, &kit, fds + own);
     return 0;
 }

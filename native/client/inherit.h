@@ -14,8 +14,16 @@ void inherit_listen(struct attachment *att);
 void inherit_give(struct attachment *att);
 /* The shadow of a child, which has no descriptor yet: asks for them. A socket, or -errno. */
 int inherit_ask(const struct attachment *att);
-/* Takes what comes over that socket, and closes it. *parent: the parent's connection to the
- * server, for a word; -1: it has none. 0 or -errno. */
-int inherit_take(struct attachment *att, int sock, int *parent);
+/* In the parent, before fork(2): there will be a child. Precondition: both locks held. */
+void inherit_expect(struct attachment *att);
+/* The mother of such a shadow: takes them out of the parent's shadow itself, where that is
+ * permitted, but for those of objects. att->shadow.parent_ctl is the parent's connection. 0 or
+ * -errno. */
+int inherit_fetch(struct attachment *att);
+/* The parent's shadow need not wait for this child any more. */
+void inherit_done(const struct attachment *att);
+/* Takes what comes over that socket, and closes it. att->shadow.parent_ctl: the parent's connection
+ * to the server, for a word; -1: it has none. 0 or -errno. */
+int inherit_take(struct attachment *att, int sock);
 
 #endif

@@ -1,11 +1,15 @@
 /*
  * life.c - a shadow from its birth to its work; see life.h.
  *
- *   signals, session, limits of its own
- *   descriptors     the program's copies, closed there at once; in a child of fork(2), those
- *                   that inherit.c gets
- *   confine.c       no rights but what serving takes
- *   service.c       its work
+ *   mother          signals, session, limits of its own
+ *                   descriptors: the program's copies, closed there at once; in a child of fork(2),
+ *                   those that inherit.c gets
+ *                   confine.c: no rights but what serving takes
+ *   shadow          tend.c: its work
+ *
+ * In a child of fork(2), which may end or be replaced by exec(2) soon, it is idle at first: it
+ * watches the window, and takes what its parent's shadow has sent when something happens, or after
+ * a while.
  */
 #define _GNU_SOURCE
 #include "client/life.h"
@@ -36,6 +40,7 @@
 #include "core/control.h"
 #include "core/fd.h"
 #include "core/linger.h"
+#include "core/slots.h"
 
 /* Set while the shadow may die of a SIGBUS: it is the program's memory, and each shadow has its
  * own attachment. Found by the stack that the signal came on. */
@@ -58,7 +63,7 @@ static void on_bus_error(int number, siginfo_t *info, void *context)
     (void)number, (void)context;
     if (info->si_code <= 0) /* sent by somebody */
         return;
-    if (!att || att->shadow.broken)
+    if (!att || !att->shadow.tends || att->shadow.broken)
         syscall(SYS_exit_group, 1);
     else
         __builtin_longjmp(att->shadow.escape, 1);
@@ -160,19 +165,22 @@ static void join(struct attachment *att, int parent)
 
 /* In a child of fork(2): what its parent's shadow gives, a userfaultfd of its own, and a window as
  * it must be. */
-static int take_over(struct attachment *att, int sock)
+static int take_over(struct attachment *att)
 {
-    int parent = -1, err = inherit_take(att, sock, &parent);
+    int err = tend_take(att);
 
-    if (!err)
+    if (!err && att->mm.fd < 0) /* a request of the program's has tried before */
+        err = -EPROTO;
+    if (!err && att->uffd < 0)
         err = is_adopted(att) ? view_watch(att) : own_renew(att);
     if (!err)
         err = arrange(att, 0, att->mm.size, false);
-    if (!err) /* the server is told last: it takes the slot back where we end after that */
+    if (!err && att->shadow.bell_fd < 0)
         err = request_listen(att);
-    if (!err)
-        join(att, parent);
-    fd_close(parent);
+    if (!err) /* the server is told last: it takes the slot back where we end after that */
+        join(att, att->shadow.parent_ctl);
+    fd_close(att->shadow.parent_ctl);
+    att->shadow.parent_ctl = -1;
     return err;
 }
 
@@ -185,17 +193,28 @@ static int look_at_program(struct shadow *shadow)
     if (shadow->end_fd < 0) /* it may have ended already */
         return -errno;
     shadow->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-    shadow->own_size_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
     /* Of our own, if there is no number. */
     proc_path(path, proc_number(shadow->program, shadow->end_fd), "/statm");
     shadow->size_fd = open(path, O_RDONLY | O_CLOEXEC);
     return 0;
 }
 
-static int begin(struct attachment *att)
+/* A window with nothing in it but .mem, as the child has it from its parent, can be watched at
+ * once. */
+static void watch_idly(struct attachment *att)
+{
+    if (!own_whole(att) || view_watch(att) || request_listen(att)) {
+        fd_close(att->uffd);
+        fd_close(att->shadow.bell_fd);
+        att->uffd = att->shadow.bell_fd = -1;
+        att->shadow.idle = false;
+    }
+}
+
+static int prepare(struct attachment *att)
 {
     struct shadow *shadow = &att->shadow;
-    int sock = -1, err;
+    int err;
 
     catch_bus_error();
     set_limits();
@@ -207,10 +226,12 @@ static int begin(struct attachment *att)
     else
         return -errno;
     /* The parent's shadow is asked first: it may have to wake up, and meanwhile we go on. */
-    if (shadow->inherits)
-        sock = inherit_ask(att);
-    if (shadow->inherits && sock < 0)
-        return sock;
+    if (shadow->idle && !inherit_fetch(att))
+        inherit_done(att);
+    else if (shadow->inherits)
+        shadow->kit_fd = inherit_ask(att);
+    if (shadow->inherits && att->mm.fd < 0 && shadow->kit_fd < 0)
+        return shadow->kit_fd;
     setsid();
     name(shadow->program);
     err = look_at_program(shadow);
@@ -219,44 +240,76 @@ static int begin(struct attachment *att)
     inherit_listen(att);
     if (chdir("/")) /* a directory that is somebody's must not be busy for our sake */
         return -errno;
-    err = confine(shadow->server);
+    if (shadow->idle)
+        watch_idly(att);
+    if (!shadow->inherits)
+        err = request_listen(att);
+    if (!err)
+        err = confine(shadow->server);
+    if (!err && (shadow->idle || !shadow->inherits)) /* the program need not wait for more */
+        atomic_store(&shadow->state, SHADOW_READY);
+    return err;
+}
+
+/* Something happens: from now on it is as any other. */
+static void wake_up(struct attachment *att)
+{
+    int err;
+
+    tend_lock(att);
+    err = take_over(att);
+    att->shadow.idle = false;
     if (err)
-        return err;
-    return shadow->inherits ? take_over(att, sock) : request_listen(att);
+        own_leave(att, own_maps(att), true);
+    lock_release(&att->lock);
+    if (err) {
+        slot_release(&att->mm, att->slot, att->claim);
+        for (;;)
+            syscall(SYS_exit_group, 1);
+    }
 }
 
 static void live(struct attachment *att)
 {
-    const int err = begin(att);
+    struct shadow *shadow = &att->shadow;
 
-    birth_done(att, err ? err : SHADOW_READY);
-    if (!err)
-        tend(att);
+    if (shadow->idle) {
+        tend_idle(att);
+        wake_up(att);
+    } else if (shadow->inherits) {
+        const int err = take_over(att);
+
+        birth_done(att, err ? err : SHADOW_READY);
+        if (err)
+            return;
+    }
+    tend(att);
 }
 
-static int start(struct attachment *att, bool inherits)
+static int start(struct attachment *att, bool inherits, bool idle)
 {
     struct shadow *shadow = &att->shadow;
 
     shadow->inherits = inherits;
+    shadow->idle = idle;
     shadow->bell_fd = shadow->end_fd = shadow->maps_fd = shadow->size_fd = -1;
-    shadow->own_size_fd = shadow->post_fd = -1;
-    shadow->broken = shadow->burst = false;
+    shadow->post_fd = shadow->kit_fd = shadow->parent_ctl = -1;
+    shadow->broken = shadow->burst = shadow->tends = false;
+    shadow->size[0] = 0;
     shadow->lingered_ns = 0;
     shadow->rest_ms = TEND_EXEC_MIN_MS;
     shadow->look_ms = clock_ns(CLOCK_MONOTONIC) / 1000000u + TEND_EXEC_MIN_MS;
-    atomic_store(&shadow->forks, 0);
-    atomic_store(&shadow->served, 0);
     atomic_store(&shadow->request.op, REQUEST_NONE);
-    return birth(att, live);
+    return birth(att, prepare, live);
 }
 
-int life_inherit(struct attachment *att)
+int life_inherit(struct attachment *att, bool plain)
 {
-    const int err = start(att, true);
+    const int err = start(att, true,
+                          plain && !att->reader && !is_adopted(att) && !att->budget.spans);
 
-    /* Otherwise the server knows when we have started. */
-    if (!err && att->ctl < 0)
+    /* Otherwise the server knows when we have started, or soon will. */
+    if (!err && att->ctl < 0 && !att->shadow.idle)
         att->mm.slots[att->slot].start_time = proc_start_time(0);
     return err;
 }
@@ -269,10 +322,12 @@ int life_start(struct attachment *att)
     /* The first process in a new namespace would be its init, and not for the program. */
     if (!proc_children_here())
         return -EINVAL;
+    if (birth_family(att))
+        return -ENOMEM;
     att->shadow.server = confine_address(att->path);
     if (getentropy(att->shadow.cookie, sizeof att->shadow.cookie))
         return -errno;
-    err = start(att, false);
+    err = start(att, false, false);
     for (unsigned i = 0; !err && i < sizeof own / sizeof *own; i++)
         fd_close(*own[i]); /* the numbers are the shadow's from now on */
     return err;

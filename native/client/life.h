@@ -11,7 +11,8 @@
  * and nobody knows of `att` yet. */
 int life_start(struct attachment *att);
 /* In a child of fork(2): makes the shadow of an attachment that the child has inherited. It
- * makes the window ready, too. 0 or -errno. Precondition: both locks held. */
-int life_inherit(struct attachment *att);
+ * makes the window ready, too. `plain`: there is nothing but .mem in it. 0 or -errno.
+ * Precondition: both locks held. */
+int life_inherit(struct attachment *att, bool plain);
 
 #endif

@@ -13,12 +13,15 @@
 #include "client/own.h"
 
 #include <errno.h>
+#include <sys/mman.h>
 #include <sys/sysmacros.h>
 
 #include "client/view.h"
 #include "core/fd.h"
 #include "core/procmap.h"
+#include "core/slots.h"
 #include "core/uffd.h"
+#include "core/vma.h"
 
 int own_maps(const struct attachment *att)
 {
@@ -128,4 +131,64 @@ int own_renew(struct attachment *att)
         return err;
     att->uffd = err;
     return own_each(att, own_maps(att), OWN_MEMORY, start, end, watch_part, att);
+}
+
+struct part {
+    struct attachment *att;
+    int prot;
+    bool object;
+};
+
+/* One part, of one mapping of the region. */
+static int leave_part(void *arg, uint64_t start, uint64_t end)
+{
+    const struct part *part = arg;
+    uint8_t *at = attachment_at(part->att, start);
+
+    if (part->object) /* .mem has nothing of it */
+        mmap(at, end - start, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
+             -1, 0);
+    else
+        mprotect(at, end - start, part->prot);
+    return 0;
+}
+
+static void leave_parts(struct part part, int maps, uint64_t start, uint64_t end)
+{
+    own_each(part.att, maps, part.object ? OWN_ALL : OWN_MEMORY, start, end, leave_part, &part);
+}
+
+void own_leave(struct attachment *att, int maps, bool claimed)
+{
+    uint64_t used = 0;
+
+    /* A refused page may be without. */
+    leave_parts((struct part){att, att->prot, false}, maps, att->offset, attachment_limit(att));
+    if (claimed)
+        slot_enter(&att->mm, att->slot);
+    const struct mm_vma *set = vma_snapshot(&att->mm, atomic_load(&att->mm.header->epoch), &used);
+
+    for (uint64_t i = 0; set && i < used; i++) {
+        struct mm_vma vma = set[i];
+
+        if ((vma.start | vma.end) % PAGE_SIZE || !attachment_clip(att, &vma.start, &vma.end))
+            continue;
+        leave_parts((struct part){att, view_block_prot(att, vma.flags), vma.object}, maps,
+                    vma.start, vma.end);
+    }
+    if (claimed)
+        slot_leave(&att->mm, att->slot);
+}
+
+static int is_whole(void *any, uint64_t start, uint64_t end)
+{
+    const struct attachment *att = any;
+
+    return start == att->offset && end == attachment_limit(att) ? 0 : -EINVAL;
+}
+
+bool own_whole(const struct attachment *att)
+{
+    return !own_each(att, own_maps(att), OWN_MEMORY, att->offset, attachment_limit(att), is_whole,
+                     (void *)(uintptr_t)att);
 }

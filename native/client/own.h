@@ -29,6 +29,13 @@ bool own_any(const struct attachment *att);
  * Precondition: as own_each(), by whoever serves the attachment. */
 int own_drop(const struct attachment *att, uint64_t start, uint64_t end);
 
+/* Whether all of the window is left, and no block is in it. Precondition: as own_drop(). */
+bool own_whole(const struct attachment *att);
+/* The window as it is now, for good, since nobody is to watch it: holes can be used, what is not
+ * .mem cannot. `maps`: as in own_each(). `claimed`: the slot is ours. Precondition: att->lock
+ * held. */
+void own_leave(struct attachment *att, int maps, bool claimed);
+
 /* In a child of fork(2): the window anew, watched by a userfaultfd of the child's own, where the
  * child has inherited it. 0 or -errno. Precondition: as own_drop(). */
 int own_renew(struct attachment *att);

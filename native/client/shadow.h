@@ -41,30 +41,51 @@ struct request {
 /* `state` until it is an errno, negative. */
 enum shadow_state { SHADOW_NONE, SHADOW_BORN, SHADOW_READY };
 
+struct attachment;
+
+/* Shared by the shadows of an attachment and of the same one in children of fork(2): how many
+ * children will want something of their parent's shadow, and how many have got it or no longer want
+ * it. */
+struct family {
+    _Atomic unsigned forks, served;
+    _Atomic uint64_t last_ms; /* when the last one was forked */
+};
+
+/* What the mother of a child's shadow looks for in its parent's (inherit_fetch()). */
+struct parent {
+    int pid;
+    int mm_fd, mem_fd, dev_fd, ctl;
+};
+
 struct shadow {
-    int program;        /* process id of the program, in its own pid namespace */
-    int pid;            /* its own, in that namespace, too */
-    _Atomic int alive;  /* the kernel clears it, with a wake-up, when the shadow has ended */
-    _Atomic int state;  /* enum shadow_state, or -errno: it ends */
-    bool inherits;      /* made by a child of fork(2): it has no descriptor to begin with */
+    int program;       /* process id of the program, in its own pid namespace */
+    int pid;           /* its own, in that namespace, too */
+    _Atomic int alive; /* the kernel clears it, with a wake-up, when the shadow has ended */
+    _Atomic int state; /* enum shadow_state, or -errno: it ends */
+    bool inherits;     /* made by a child of fork(2): it has no descriptor to begin with */
+    bool idle;         /* nothing but the watch of the window is its own yet (life.h) */
+    void (*life)(struct attachment *);
     uint8_t *place;     /* its stacks and its thread-local storage */
     uint8_t *bell;      /* a page whose touch is a fault for the shadow: see request.h */
     const void *server; /* the address of the server's socket (confine.h); NULL: none */
     struct request request;
     /* Descriptors, in the shadow's table. */
-    int bell_fd, end_fd, maps_fd, size_fd, own_size_fd, post_fd;
+    int bell_fd, end_fd, maps_fd, size_fd, post_fd, kit_fd, parent_ctl;
     /* The address of post_fd, to which shadows of children write (inherit.h); without the
      * beginning zero of an abstract address. */
     char post[8];
-    uint8_t cookie[SHADOW_COOKIE];  /* that they show */
-    _Atomic unsigned forks, served; /* children that will want something; how often it was given */
+    uint8_t cookie[SHADOW_COOKIE]; /* that they show */
+    struct family *family;
+    struct parent parent;
     /* Its own state, between events. */
     void *escape[5]; /* where to go on after a SIGBUS */
+    bool tends;      /* it has such a place */
     bool broken;     /* .mm or .mem is not what it was: every access is refused */
     bool burst;      /* events come soon after each other */
     unsigned batches;
     uint64_t lingered_ns;
     uint64_t look_ms, rest_ms; /* when to look for an exec(2), and how long until the next look */
+    char size[24];             /* of the program's data, when its address space was this one */
 };
 
 #endif

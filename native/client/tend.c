@@ -18,6 +18,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "client/birth.h"
 #include "client/budget.h"
 #include "client/budget_set.h"
 #include "client/confine.h"
@@ -33,6 +34,7 @@
 #include "core/control.h"
 #include "core/fd.h"
 #include "core/linger.h"
+#include "core/slots.h"
 
 #define RECONNECT_MS 200
 /* While faults come one after the other, we look at everything else after so many. */
@@ -41,10 +43,15 @@
 #define EXEC_MAX_MS 2000
 /* How long children that have just been forked may take to ask for what they inherit. */
 #define CHILDREN_MS 1000
-/* So many looks that all find a difference make it sure, and so many are tried at once: the program
- * may be mapping and unmapping meanwhile, in other threads. */
-#define EXEC_SURE 32
-#define EXEC_LOOKS 64
+/* Of those that take it themselves we do not hear. */
+#define CHILDREN_LOOK_MS 2
+/* So many looks that all find it elsewhere make it sure: the program may be mapping and unmapping
+ * meanwhile, in other threads. */
+#define EXEC_SURE 16
+/* Fields of /proc/PID/statm before that. */
+#define STATM_DATA 5
+/* How long nothing may happen before an idle shadow takes over all the same. */
+#define IDLE_MS 20
 
 static uint64_t now_ms(void) { return clock_ns(CLOCK_MONOTONIC) / 1000000u; }
 
@@ -57,33 +64,49 @@ static bool has_ended(const struct attachment *att)
     return end.fd >= 0 && poll(&end, 1, 0) > 0;
 }
 
-/* How large the address space behind a /proc/PID/statm is, as text, up to the first blank. */
-static bool read_size(int statm, char text[24])
+/* How much data the address space behind a /proc/PID/statm has, as text. */
+static bool read_data(int statm, char data[24])
 {
-    const ssize_t got = pread(statm, text, 23, 0);
-    char *end = got > 0 ? memchr(text, ' ', (size_t)got) : NULL;
+    char text[128];
+    const ssize_t got = pread(statm, text, sizeof text - 1, 0);
+    char *at = text, *end;
 
-    if (end)
-        *end = 0;
-    return end;
+    text[got > 0 ? got : 0] = 0;
+    for (unsigned field = 0; at && field < STATM_DATA; field++)
+        at = strchr(at + (field > 0), ' ');
+    end = at ? strchr(at + 1, ' ') : NULL;
+    if (!end || end - at >= 24)
+        return false;
+    memcpy(data, at, (size_t)(end - at));
+    data[end - at] = 0;
+    return true;
 }
 
-/* Whether the program has another address space than we have. kcmp(2) would say so, but not to
- * a process with fewer rights. */
-static bool is_elsewhere(const struct shadow *shadow)
+/* Whether the program has another address space than we have: there is more data in ours, and not
+ * in its. kcmp(2) would say so, but not to a process with fewer rights. */
+static bool is_elsewhere(struct attachment *att)
 {
-    char ours[24], before[24], its[24];
+    struct shadow *shadow = &att->shadow;
+    char before[24], after[24];
 
-    for (unsigned i = 0, differ = 0; i < EXEC_LOOKS && differ < EXEC_SURE; i++) {
-        if (!read_size(shadow->own_size_fd, before) || !read_size(shadow->size_fd, its) ||
-            !read_size(shadow->own_size_fd, ours) || !strcmp(its, ours))
+    for (unsigned i = 0; i < EXEC_SURE; i++) {
+        if (!read_data(shadow->size_fd, before))
             return false;
-        if (!strcmp(its, "0")) /* its first thread has ended: others may go on */
+        if (!strcmp(before, " 0")) /* its first thread has ended: others may go on */
             return false;
-        if (!strcmp(before, ours) && ++differ == EXEC_SURE)
-            return true;
+        if (!strcmp(before, shadow->size))
+            return false;
+        const bool more = birth_guard(att, false), got = more && read_data(shadow->size_fd, after);
+
+        if (more && !birth_guard(att, true))
+            return false;
+        if (!got ||
+            strcmp(before, after) != 0) { /* or it does so itself, and we look again later */
+            memcpy(shadow->size, before, sizeof before);
+            return false;
+        }
     }
-    return false;
+    return true;
 }
 
 /* Whether the program was replaced by exec(2): from time to time we look. */
@@ -96,22 +119,26 @@ static bool replaced(struct attachment *att)
         return false;
     shadow->rest_ms = shadow->rest_ms * 2 < EXEC_MAX_MS ? shadow->rest_ms * 2 : EXEC_MAX_MS;
     shadow->look_ms = now + shadow->rest_ms;
-    return is_elsewhere(shadow);
+    return is_elsewhere(att);
 }
 
-/* Gives children that are being born what they need of us. */
+/* Whether children are being born that need something of us. */
+static bool has_children(const struct attachment *att)
+{
+    const struct family *family = att->shadow.family;
+
+    return (int)(atomic_load(&family->forks) - atomic_load(&family->served)) > 0;
+}
+
+/* Gives it to them. */
 static void see_off_children(struct attachment *att)
 {
-    const uint64_t end = now_ms() + CHILDREN_MS;
+    const uint64_t end = atomic_load(&att->shadow.family->last_ms) + CHILDREN_MS;
     struct pollfd post = {att->shadow.post_fd, POLLIN, 0};
 
-    while (post.fd >= 0 &&
-           (int)(atomic_load(&att->shadow.forks) - atomic_load(&att->shadow.served)) > 0) {
-        const uint64_t now = now_ms();
-
-        if (now >= end || poll(&post, 1, (int)(end - now)) <= 0)
-            return;
-        inherit_give(att);
+    while (has_children(att) && now_ms() < end) {
+        if (poll(&post, 1, CHILDREN_LOOK_MS) > 0)
+            inherit_give(att);
     }
 }
 
@@ -121,6 +148,8 @@ static _Noreturn void leave(struct attachment *att)
 
     if (att->ctl >= 0)
         control_send(att->ctl, &goodbye, NULL, 0, CONTROL_AT_ONCE);
+    else if (att->shadow.idle) /* the server does not know of it */
+        slot_release(&att->mm, att->slot, att->claim);
     see_off_children(att);
     for (;;)
         syscall(SYS_exit_group, 0);
@@ -128,12 +157,21 @@ static _Noreturn void leave(struct attachment *att)
 
 /* Requests of the program */
 
+int tend_take(struct attachment *att)
+{
+    const int sock = att->shadow.kit_fd;
+
+    att->shadow.kit_fd = -1;
+    return sock < 0 ? 0 : inherit_take(att, sock);
+}
+
 static int serve_request(struct attachment *att, const struct request *request)
 {
     const int op = atomic_load(&request->op);
+    const int err = op == REQUEST_END ? 0 : att->shadow.broken ? -EUCLEAN : tend_take(att);
 
-    if (att->shadow.broken && op != REQUEST_END)
-        return -EUCLEAN;
+    if (err)
+        return err;
     switch (op) {
     case REQUEST_WATCH:
         return handover_end(att);
@@ -158,7 +196,7 @@ static void answer_program(struct attachment *att)
 }
 
 /* Takes the lock. The program may have it and wait for us, or have been killed with it. */
-static void lock(struct attachment *att)
+void tend_lock(struct attachment *att)
 {
     while (!lock_try(&att->lock)) {
         if (atomic_load(&att->shadow.request.op) != REQUEST_NONE)
@@ -175,7 +213,7 @@ static void answer_faults(struct attachment *att, const struct uffd_msg *msgs, s
 {
     if (got < (ssize_t)sizeof *msgs)
         return;
-    lock(att);
+    tend_lock(att);
     serve_faults(att, msgs, got);
     lock_release(&att->lock);
 }
@@ -265,12 +303,12 @@ static int tick(struct attachment *att)
     if (att->shadow.broken)
         return rest;
     if (att->objects_again_ms || att->budget.spans) {
-        lock(att);
+        tend_lock(att);
         rest = sooner(rest, sooner(objects_tick(att), budget_tick(att)));
         lock_release(&att->lock);
     }
     if (att->ctl < 0) {
-        lock(att);
+        tend_lock(att);
         rejoin(att);
         lock_release(&att->lock);
     }
@@ -293,7 +331,7 @@ static bool wait_for_any(struct attachment *att, struct look *faults, int rest)
         if (ready[BELL].revents)
             answer_program(att);
         if (ready[CTL].revents && !shadow->broken) {
-            lock(att);
+            tend_lock(att);
             answer_server(att);
             lock_release(&att->lock);
         }
@@ -326,6 +364,30 @@ static bool faults_in_a_row(struct look *faults)
     return shadow->burst;
 }
 
+void tend_idle(struct attachment *att)
+{
+    const struct shadow *shadow = &att->shadow;
+    const uint64_t end = now_ms() + IDLE_MS;
+    struct pollfd ready[] = {
+        {shadow->end_fd, POLLIN, 0},
+        {shadow->bell_fd, POLLIN, 0},
+        {shadow->post_fd, POLLIN, 0},
+        {att->uffd, POLLIN, 0},
+    };
+
+    for (uint64_t now; (now = now_ms()) < end;) {
+        const uint64_t due = shadow->look_ms < end ? shadow->look_ms : end;
+
+        if (poll(ready, sizeof ready / sizeof *ready, due > now ? (int)(due - now) : 0) > 0) {
+            if (!ready[0].revents || has_children(att))
+                return;
+            leave(att);
+        }
+        if (replaced(att))
+            leave(att);
+    }
+}
+
 _Noreturn void tend(struct attachment *att)
 {
     struct look faults = {.att = att};
@@ -338,6 +400,7 @@ _Noreturn void tend(struct attachment *att)
         lock_abandon(&att->lock);
         answer_program(att);
     }
+    att->shadow.tends = true;
     for (;;) {
         if (faults_in_a_row(&faults)) {
             answer(&faults);

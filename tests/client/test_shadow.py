@@ -57,6 +57,22 @@ def test_a_program_finds_all_as_without_it(unseen: Path, make_region: Regions, c
     subprocess.run([unseen, case, make_region().path], check=True, timeout=30)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [("-DVARIABLES=3000000",), ("-fsanitize=address",), ("-fsanitize=thread",)],
+    ids=["large-variables", "address", "thread"],
+)
+def test_a_program_that_a_sanitizer_watches(
+    tmp_path: Path, make_region: Regions, flags: tuple[str, ...]
+) -> None:
+    """What stands before the C library's functions, or beside errno, is not for a shadow."""
+    program = cc.build(PROGRAMS / "instrumented.c", tmp_path / "program", *flags)
+    region = make_region(mapped=False)
+    region.map(0, QUANTUM)
+    for arguments in ([program], [program, region.path]):
+        subprocess.run(arguments, check=True, timeout=30)
+
+
 @pytest.mark.parametrize("case", ["no-process-later", "few-processes"])
 def test_a_child_goes_on_where_no_thread_can_be_made(
     unseen: Path, make_region: Regions, monkeypatch: pytest.MonkeyPatch, case: str
@@ -103,7 +119,7 @@ def test_it_has_no_rights_and_no_descriptor_of_the_program(
     ours = {os.readlink(path) for path in (shadow / "fd").iterdir()}
     assert not ours & theirs
     assert os.readlink(shadow / "cwd") == "/"
-    assert os.getsid(int(shadow.name)) == int(shadow.name)
+    assert os.getsid(int(shadow.name)) != os.getsid(actor.pid)
 
 
 def test_it_may_only_serve(actors: Actors, make_region: Regions, misuse: Path) -> None:

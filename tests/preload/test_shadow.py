@@ -108,6 +108,36 @@ def test_each_ends_its_own(region: File) -> None:
     assert len(shadows(region.agent.pid)) == 1
 
 
+NOBODY = 65534
+
+
+@pytest.mark.parametrize("rights", ["kept", "dropped"])
+def test_children_that_do_nothing_at_first(region: File, rights: str) -> None:
+    """Their shadows have not said hello to anybody yet, whatever comes next.
+
+    One that has fewer rights than its parent once had cannot look into that one's shadow.
+    """
+    base = region.attach()
+    agent = region.agent
+    assert agent.store(base, 1) == "ok"
+    if rights == "dropped":
+        assert agent.call("setuid", NOBODY) == 0
+    ended, leaving, forking = (agent.fork() for _ in range(3))
+    grandchild = forking.fork()
+    ended.exit()
+    assert leaving.call("munmap", base, SIZE) == 0
+    assert leaving.load(base) == "SIGSEGV MAPERR"
+    forking.exit()
+    assert grandchild.load(base) == "1"
+    assert grandchild.store(base + QUANTUM, 2) == "ok"
+    assert agent.load(base + QUANTUM) == "2"
+    until(
+        lambda: {client["pid"] for client in clients(region.path)} == {agent.pid, grandchild.pid},
+        "the others have given their slots back",
+    )
+    until(lambda: not shadows(ended.pid) and not shadows(leaving.pid), "and their shadows ended")
+
+
 def test_nobody_waits_for_one_that_was_killed(region: File) -> None:
     """The program goes on, and so do its children."""
     base = region.attach()
@@ -145,6 +175,10 @@ def test_pages_that_linux_has_filled(
         assert agent.store(base + page * PAGE, 1) == "ok"
     assert agent.call("mincore", base, 5 * PAGE, agent.pool) == 0
     assert agent.get(agent.pool, 5) == b"\1\1\0\1\0"
+    assert agent.call("setuid", NOBODY) == 0  # a child's shadow waits for what it needs
+    child = agent.fork()
+    assert child.call("mincore", base, 5 * PAGE, child.pool) == 0
+    assert child.load(base) == "1"
 
 
 def test_a_word_that_is_none(region: File) -> None:
