@@ -27,6 +27,15 @@ class Budget(TypedDict):
     clients_grown: int
 
 
+class Charge(TypedDict):
+    """Whose memory cgroup pays for pages (-o charge=): `to` is "toucher" or "owner"."""
+
+    to: str
+    left_bytes: int
+    """What the owner was to pay for, and did not."""
+    why: str
+
+
 class Stat(TypedDict):
     """A region's figures."""
 
@@ -39,6 +48,7 @@ class Stat(TypedDict):
     table_frames: dict[str, int]
     clients: int
     owner: Owner
+    charge: Charge
     counters: dict[str, int]
     vmstat: dict[str, int]
     budget: Budget

@@ -123,19 +123,30 @@ def comm(pid: int) -> str:
 
 
 def cgroup(pid: int) -> str:
-    """/proc/PID/cgroup, the memory cgroup: that of the memory controller, or version 2's path.
+    """The path of `memory_cgroup`, to be shown, as `comm`."""
+    return memory_cgroup(pid)[1].decode(errors="replace")
 
-    To be shown, as `comm`. The kernel allows no newline in the name of a cgroup.
+
+def memory_cgroup(pid: Process) -> tuple[int, bytes]:
+    """/proc/PID/cgroup, the memory cgroup: the version of cgroups that has it, and its path.
+
+    It is that of version 1's memory controller if there is one. The kernel allows no newline in the
+    name of a cgroup.
     """
     unified = b""
     for line in _lines(_read(pid, "cgroup")):
         _, controllers, path = line.split(b":", 2)
         if b"memory" in controllers.split(b","):
-            unified = path
-            break
+            return 1, path
         if not controllers:
             unified = path
-    return unified.decode(errors="replace")
+    return 2, unified
+
+
+def spare(pid: int) -> None:
+    """/proc/PID/oom_score_adj: the OOM killer is never to choose it. It takes CAP_SYS_RESOURCE."""
+    with open(f"/proc/{pid}/oom_score_adj", "wb") as file:
+        file.write(b"-1000")
 
 
 def soft_limit(pid: int, name: str) -> int | None:
@@ -406,6 +417,10 @@ class Mount:
     """Who mounted it, for FUSE; 0 otherwise."""
     shared: bool
     """What is mounted below it appears in other mount namespaces, too."""
+    root: Path = Path("/")
+    """What of the file system is mounted."""
+    options: frozenset[str] = frozenset()
+    """Those of the file system."""
 
 
 def mounts(pid: Process = "self") -> list[Mount]:
@@ -427,6 +442,8 @@ def _mount(line: bytes) -> Mount:
         device=os.makedev(int(major), int(minor)),
         uid=int(user[1]) if user else 0,
         shared=any(field.startswith(b"shared:") for field in fields[6:end]),
+        root=Path(os.fsdecode(_unescape(fields[3]))),
+        options=frozenset(os.fsdecode(options).split(",")),
     )
 
 

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import select
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -18,7 +19,6 @@ from .native import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from pathlib import Path
 
 PIDFD_THREAD = os.O_EXCL
 """pidfd_open(2), since Linux 6.9."""
@@ -209,6 +209,20 @@ def cgroup(pid: int) -> str:
         return proc.cgroup(pid)
     except ProcessLookupError:
         return ""
+
+
+def cgroup_directory(version: int, path: bytes) -> Path:
+    """The directory of a memory cgroup, of proc.memory_cgroup(). OSError: it cannot be reached."""
+    inside = Path(os.fsdecode(path))
+    if ".." in inside.parts:
+        raise OSError(errno.EXDEV, "it is outside of the server's cgroup namespace")
+    for mount in proc.mounts():
+        is_one = version == 1 and mount.fstype == "cgroup" and "memory" in mount.options
+        if (is_one or (version == 2 and mount.fstype == "cgroup2")) and inside.is_relative_to(
+            mount.root
+        ):
+            return mount.directory / inside.relative_to(mount.root)
+    raise OSError(errno.ENOENT, "no cgroup file system that has it is mounted for the server")
 
 
 def process_of(tid: int) -> int:

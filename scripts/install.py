@@ -116,7 +116,7 @@ def libraries(to: Installation) -> None:
     for name in ("libmsharefs.so.1", "libmsharefs.so"):
         to.link(inside / name, to.libdir / name)
     to.copy(built / "lib/libmsharefs-preload.so.1", inside / "libmsharefs-preload.so.1")
-    for name in ("mshare-agent", "mshare-walk", "mshare-worker"):
+    for name in ("mshare-agent", "mshare-charger", "mshare-walk", "mshare-worker"):
         to.copy(built / "libexec" / name, to.private / "libexec" / name, 0o755)
     to.copy(built / "include/msharefs.h", to.prefix / "include/msharefs.h")
     to.link(to.private / "include", to.prefix / "include")

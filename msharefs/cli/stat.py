@@ -31,6 +31,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("budget", _budget(found)),
         ("owner", owner_line(owner)),
         ("charged to it", _charges(owner)),
+        ("pages are paid by", _payer(found["charge"])),
         *((name.replace("_", " "), str(count)) for name, count in counters.items()),
         ("as in vmstat", ", ".join(f"{name} {n}" for name, n in found["vmstat"].items())),
     ]
@@ -59,6 +60,15 @@ def owner_line(owner: Owner) -> str:
 def _charges(owner: dict[str, Any]) -> str:
     data, tables = owner["charged_data_bytes"], owner["charged_table_bytes"]
     return f"{units.size(data)} of data, {units.size(tables)} of page tables"
+
+
+def _payer(charge: dict[str, Any]) -> str:
+    """Whose memory cgroup Linux really charges."""
+    if charge["to"] == "toucher":
+        return "whoever touches them first"
+    if not charge["why"]:
+        return "the owner"
+    return f"the owner; but {units.size(charge['left_bytes'])} by others: {charge['why']}"
 
 
 # What is counted, and whose largest count is shown.

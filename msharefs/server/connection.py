@@ -36,6 +36,7 @@ from .messages import (
     send,
 )
 from .operations import HANDLERS
+from .paying import Paying
 from .readers import Reader
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class Connection:
         self._answers: dict[int, _Answer] = {}
         self._last_seq = 0
         self._faults = Reader(sock, self.pid, self.user, control.start)
+        self._paying = Paying(sock, self.user, control.start)
 
     async def run(self) -> None:
         """Serves the client until it goes; then so does its attachment.
@@ -202,7 +204,7 @@ class Connection:
                     errno.EPERM, f"process {self.pid} has not shown a right to any region"
                 )
             # A client asks for these inside a fault, which the end of a region may wait for.
-            if self.region is not None and request.op not in (lib.MSG_OBJECT, lib.MSG_FAULT):
+            if self.region is not None and request.op not in _INSIDE_FAULT:
                 await self.region.settle()
             reply = await handler(self, request) or Reply()
         except OSError as error:
@@ -243,6 +245,7 @@ class Connection:
             (lib.ATTACH_READER if self.reader else 0)
             | (lib.ATTACH_ANY_PROT if self._region.quirks else 0)
             | (lib.ATTACH_INNER if self._region.window == "inner" else 0)
+            | (lib.ATTACH_CHARGED if self._region.account is not None else 0)
         )
         files = read_only(host.fd, host.mem_fd) if self.reader else duplicated(host.fd, host.mem_fd)
         return Reply(
@@ -270,7 +273,15 @@ class Connection:
         self._arrange()
 
     async def _fault(self, request: Request) -> Reply:
-        return self._faults.fault(self._region.sized(), self._reading(), request)
+        host, slot, account = self._region.sized(), self._reading(), self._region.account
+        if account is not None:
+            return self._paying.fault(account, host, slot, request, self._faults)
+        return self._faults.fault(host, slot, request)
+
+    async def _charge(self, request: Request) -> Reply:
+        if self.slot is None or self.reader:
+            raise OSError(errno.EPERM, f"process {self.pid} is not attached to be written")
+        return self._paying.charge(self._region.account, self._region.sized(), request)
 
     async def _figures(self, request: Request) -> Reply:
         if self.slot is not None:
@@ -554,6 +565,7 @@ def _told(answer: bytes) -> int:
     return fd
 
 
+_INSIDE_FAULT = lib.MSG_OBJECT, lib.MSG_FAULT, lib.MSG_CHARGE
 _WITHOUT_REGION = lib.MSG_TOKEN, lib.MSG_REJOIN, lib.MSG_LOOK, lib.MSG_WINDOW
 
 
@@ -582,4 +594,5 @@ _HANDLERS: dict[int, Any] = {
     lib.MSG_FIGURES: Connection._figures,  # noqa: SLF001
     lib.MSG_VERB: Connection._verb,  # noqa: SLF001
     lib.MSG_WINDOW: Connection._window,  # noqa: SLF001
+    lib.MSG_CHARGE: Connection._charge,  # noqa: SLF001
 }

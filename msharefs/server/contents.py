@@ -273,6 +273,9 @@ async def _populate(host: HostMM, start: int, end: int, *, write: bool) -> None:
     advice = verbs.MADV_POPULATE_WRITE if write else verbs.MADV_POPULATE_READ
     for piece in pieces:
         if piece.object is None:
+            # Huge pages are made by whoever has them mapped.
+            if host.account is not None and not piece.flags & lib.VMA_HUGEPAGE:
+                await host.account.cover(host, piece.start, piece.end)
             work = partial(_fill, piece)
         else:
             how = piece.how(write=write)

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from msharefs.native import check, ffi, lib
 
@@ -38,6 +38,13 @@ log = logging.getLogger(__name__)
 _LOST_SHOWN = 8
 
 
+class Payer(Protocol):
+    """Has pages of a region made that its owner pays for: charging.Account."""
+
+    async def cover(self, host: HostMM, start: int, end: int) -> bool:
+        """The absent pages of [start, end); False: it cannot."""
+
+
 class HostMM(Changing):
     """The host mm of one region, to be changed."""
 
@@ -50,6 +57,8 @@ class HostMM(Changing):
         """Bytes that are mapped, and were asked for without MAP_NORESERVE; kept by room.py."""
         self.anonymous_executes = not os.fstatvfs(self.mem_fd).f_flag & os.ST_NOEXEC
         """Code can run in the region's own memory, as far as its file system lets it."""
+        self.account: Payer | None = None
+        """Of what the region's owner pays for; None: whoever makes a page pays."""
         self.locks = Locks()
         self.policies = Policies(name)
         self.shootdowns = Shootdowns(self.clients)

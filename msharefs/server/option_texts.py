@@ -14,6 +14,8 @@ TEXTS = {
     "window": "What mprotect(2), madvise(2) and the like of an attachment do in a program under "
     "`msharefs run`. refuse: they are refused, as in the series (by default). inner: they are for "
     "the region, and hold for all processes.",
+    "charge": "Whose memory cgroup pays for a region's own pages: toucher, that of whoever touches "
+    "one first, as Linux does (by default); owner, that of the region's owner, as in the series.",
     "fault_around": "Pages that a sequential first touch may fill together, up to 512; 64 by "
     "default. 1 is strict. 0: nor is a page mapped along that others have filled.",
     "faults": "Who takes first touches of memory that all may read and write: Linux, at its own "
@@ -42,6 +44,7 @@ SHORT = {
     "owner": "whose end is a region's end; file",
     "quirks": "the series to the letter",
     "window": "mprotect(2) of a window; refuse",
+    "charge": "which memory cgroup pays; toucher",
     "fault_around": "filled together, up to 512; 64",
     "faults": "who takes first touches; watched",
     "passthrough": "plain mmap(2) of regions",

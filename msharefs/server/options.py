@@ -15,6 +15,7 @@ Owner = Literal["file", "creator", "process", "thread"]
 Quirks = Literal["", "v3"]
 Faults = Literal["linux", "watched"]
 Window = Literal["refuse", "inner"]
+Charge = Literal["toucher", "owner"]
 
 # The level of the x86-64 page table that is shared decides: a PUD page, a PMD page or a PTE page.
 QUANTA = {"512G": 512 << 30, "1G": 1 << 30, "2M": 2 << 20}
@@ -26,6 +27,7 @@ KEYS = {
     "owner": "/".join(get_args(Owner)),
     "quirks": "v3",
     "window": "/".join(get_args(Window)),
+    "charge": "/".join(get_args(Charge)),
     "fault_around": "PAGES",
     "faults": "/".join(get_args(Faults)),
     "passthrough": "yes/no",
@@ -90,6 +92,8 @@ class MountOptions:
     """"v3": the series to the letter, its harmless defects included."""
     window: Window = "refuse"
     """What ordinary calls on a window do, under the preload library: v3's answers, or the verbs."""
+    charge: Charge = "toucher"
+    """Whose memory cgroup is charged for pages: that of who touches first, or the owner's."""
     fault_around: int = FAULT_AROUND
     """Pages that a sequential first touch may fill together; 1: only touched pages."""
     faults: Faults = "watched"
@@ -175,6 +179,12 @@ def parse(
     quirks = _choice(values, "quirks", get_args(Quirks)[1:], "")
     # The series knows no owner but the creating thread.
     owner = _choice(values, "owner", get_args(Owner), "thread" if quirks else "file")
+    charge = _choice(values, "charge", get_args(Charge), "toucher")
+    if charge == "owner" and faults == "linux":
+        raise BadOptionError(
+            "-o charge=owner,faults=linux: the pages that Linux makes are charged to whoever "
+            "touches them; leave faults=linux out"
+        )
     quantum = QUANTA[_choice(values, "quantum", tuple(QUANTA), "512G")]
     state = _state(values, directory)
     return MountOptions(
@@ -186,6 +196,7 @@ def parse(
         owner=owner,  # type: ignore[arg-type]  # _choice has checked it
         quirks=quirks,  # type: ignore[arg-type]
         window=_choice(values, "window", get_args(Window), "refuse"),  # type: ignore[arg-type]
+        charge="owner" if charge == "owner" else "toucher",
         faults="linux" if faults == "linux" else "watched",
         fault_around=_pages(values),
         passthrough=_choice(values, "passthrough", ("yes", "no"), "yes") == "yes",

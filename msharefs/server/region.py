@@ -14,11 +14,13 @@ from msharefs import proc, processes, verbs
 from msharefs.native import ffi, lib
 
 from . import checking, describe, descriptors, fetching, limits, room, smaps, sources, tracing
+from .charging import TOUCHER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from . import owners
+    from .charging import Account
     from .hostmm import HostMM
     from .options import MountOptions
     from .owners import Owner
@@ -50,6 +52,8 @@ class Region:
         """No name and no descriptor is left; only attachments keep it."""
         self.watch: owners.Watch | None = None
         """The watch over its owner, if the region ends with it."""
+        self.account: Account | None = None
+        """Of what its owner pays for; None: whoever touches a page first pays."""
         self.nameless = False
         """It never had a name."""
         self.held = False
@@ -109,6 +113,8 @@ class Region:
             if self.host is not None:
                 await self.host.unmap(0, self.host.size, sealed=True)
                 self.host.end()
+            if self.account is not None:
+                self.account.forget()
             # Nobody else has run since the unmap: a request that waited finds the region ended.
             self.owner = dataclasses.replace(self.owner, kind="gone")
             self.watch = None
@@ -250,6 +256,7 @@ class Region:
         if what == "stat":
             raw = await self.raw_stat()
             found = describe.stat(raw, self.owner)
+            found["charge"] = self.account.figures() if self.account is not None else TOUCHER
             if self.host is not None:
                 found["vmstat"]["nr_mlock"] = self.host.locks.size // verbs.PAGE
                 found["shootdowns"] = await self.host.shootdowns.figures()

@@ -22,6 +22,7 @@ from msharefs.native import ffi, lib
 
 from . import contents, descriptors, hands, owners
 from .adopted import Adopted
+from .charging import Account, Charges
 from .clients import give_way
 from .files import (
     check_size,
@@ -77,6 +78,7 @@ class Regions:
         """Who made a region, by its number; root, who may have all, where that is not known."""
         self._of: Counter[int] = Counter()
         self.owners = owners.Owners()
+        self.charges = Charges()
         self._native = NativeMappings(store)
         self._device = 0
         self._adopted = Adopted(self._directory)
@@ -200,6 +202,7 @@ class Regions:
         if region.watch is not None and region.watch is not watch:
             self.owners.forget(region.watch, ident)
         region.owner, region.watch, region.held, region.closed = owner, watch, held, False
+        self.charges.forget(ident)
         if region.host is None:
             owners.save_unsized(self._directory, ident, owner, frozen=region.frozen)
         else:
@@ -305,6 +308,7 @@ class Regions:
             region.name, self._directory, ident, size, region.quantum, region.owner, self._parking
         )
         region.host.clients.lane.user = self._users[ident]
+        region.host.account = region.account
         region.damaged = False
         remove_set_aside(self._directory, ident)
         owners.forget_unsized(self._directory, ident)
@@ -485,6 +489,7 @@ class Regions:
 
     def _forget(self, ident: int) -> None:
         del self._regions[ident]
+        self.charges.forget(ident)
         self._of[self._users.pop(ident)] -= 1
 
     def mapped_bytes(self) -> int:
@@ -576,6 +581,10 @@ class Regions:
         region.promise = self.room.promise
         region.locked_by_owner = partial(self._locked_by_owner, region)
         region.watch = self.owners.watch(region.owner, region.ident, region.end)
+        if self._options.charge == "owner":
+            region.account = Account(self.charges, region)
+        if region.host is not None:
+            region.host.account = region.account
         self._regions[region.ident] = region
 
     async def _adopt_host(self, ident: int, size: int | None = None) -> None:
@@ -623,6 +632,7 @@ class Regions:
             set_aside(self._directory, region.ident)
             raise
         region.host, region.owner, region.damaged = host, host.owner(), False
+        host.account = region.account
         region.watch = self.owners.watch(region.owner, region.ident, region.end)
 
     async def _open_host(self, name: str, ident: int, size: int | None) -> HostMM:

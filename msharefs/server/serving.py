@@ -69,6 +69,7 @@ async def _serve(
             await regions.adopt(sizes, tree.region_users())
             control = Control(regions, state.path)
         async with trio.open_nursery() as nursery:
+            await nursery.start(regions.charges.run)
             # Clients that an earlier server left come back as soon as there is a socket.
             await nursery.start(control.run)
             nursery.start_soon(regions.find_objects)

@@ -78,6 +78,7 @@ static int fetch(struct attachment *att, int mode, bool *v3)
     att->dev_fd = fds[2] < 0 ? -1 : control_hide_fd(fds[2]);
     att->reader = msg.arg[2] & ATTACH_READER;
     att->inner = msg.arg[2] & ATTACH_INNER && !is_adopted(att);
+    att->charged = msg.arg[2] & ATTACH_CHARGED && !is_adopted(att);
     *v3 = msg.arg[2] & ATTACH_ANY_PROT;
     att->prot = *v3 ? PROT_READ | PROT_WRITE : att->asked;
     memcpy(att->path, msg.text, sizeof att->path);

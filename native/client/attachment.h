@@ -76,11 +76,12 @@ struct object {
     uint64_t device, inode;
 };
 
-/* Questions that a reader may have open (reader.c): one for each page that threads wait for. */
+/* Questions that may be open (asked.h): one for each page that threads wait for. */
 #define ASKED_MAX 64
 
 struct asked {
-    uint64_t offset, limit, ahead; /* as in struct fault_ask */
+    uint64_t offset, limit, ahead; /* of a reader: as in struct fault_ask */
+    uint64_t bytes;                /* of others: the pages that are to be made (charge.h) */
     bool open;
 };
 
@@ -179,8 +180,9 @@ struct attachment {
     int prot;            /* [fixed] PROT_* of the window: the same, or all with -o quirks=v3 */
     bool inner;          /* [fixed] ordinary calls on the window are for the region */
     bool reader;         /* [fixed] .mm and .mem are open for reading only (reader.c) */
+    bool charged;        /* [fixed] pages are made at the owner's expense (charge.h) */
     uint8_t *own;        /* [fixed] of a reader: its slot, and the bitmap of it */
-    struct asked asked_faults[ASKED_MAX]; /* [att] of a reader */
+    struct asked asked_faults[ASKED_MAX]; /* [att] */
     unsigned slot;                        /* [fixed] */
     uint64_t claim;                       /* [fixed] of the slot, as it was given */
     uint64_t *linked;                     /* [att] one bit for each quantum; the pointer [fixed] */

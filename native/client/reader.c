@@ -26,6 +26,7 @@
 #include <sys/mman.h>
 
 #include "client/around.h"
+#include "client/asked.h"
 #include "client/counts.h"
 #include "client/own.h"
 #include "core/control.h"
@@ -52,7 +53,7 @@ int reader_start(struct attachment *att)
         madvise(got, bytes, MADV_DONTDUMP);
         att->own = got;
     }
-    reader_unask(att);
+    asked_forget(att);
     att->around = (struct around){.far = true};
     att->slot = 0;
     att->mm.slots = (struct mm_slot *)att->own;
@@ -113,23 +114,9 @@ void reader_report(const struct attachment *att)
     control_send(att->ctl, &msg, NULL, 0, CONTROL_AT_ONCE);
 }
 
-/* The place for a question, or the open one about the same page. NULL: there are too many. */
-static struct asked *place(struct attachment *att, uint64_t offset)
-{
-    struct asked *found = NULL;
-
-    for (unsigned i = 0; i < ASKED_MAX; i++) {
-        if (att->asked_faults[i].open && att->asked_faults[i].offset == offset)
-            return &att->asked_faults[i];
-        if (!att->asked_faults[i].open)
-            found = &att->asked_faults[i];
-    }
-    return found;
-}
-
 int reader_ask(struct attachment *att, const struct fault *fault, bool present)
 {
-    struct asked *asked = place(att, fault->offset);
+    struct asked *asked = asked_place(att, fault->offset);
     const uint64_t run = fault->offset + att->around.pages * PAGE_SIZE;
     const struct fault_ask ask = {
         .offset = fault->offset,
@@ -156,7 +143,7 @@ int reader_ask(struct attachment *att, const struct fault *fault, bool present)
     memcpy(msg.text, &ask, sizeof ask);
     if (control_send(att->ctl, &msg, NULL, 0, CONTROL_AT_ONCE) == -ETIMEDOUT)
         return -EAGAIN;
-    /* Other errors mean that the server is gone: see reader_unask(). */
+    /* Other errors mean that the server is gone: see asked_forget(). */
     *asked = (struct asked){
         .open = true, .offset = fault->offset, .limit = fault->limit, .ahead = ask.ahead};
     return -EINPROGRESS;
@@ -179,14 +166,12 @@ static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 bool reader_told(struct attachment *att, const struct msg *msg, struct answer *answer)
 {
-    const uint32_t number = (uint32_t)msg->seq;
     struct fault *fault = &answer->fault;
     struct fault_told told;
+    const struct asked *asked = att->reader ? asked_answered(att, msg->seq) : NULL;
 
-    if (!att->reader || number >= ASKED_MAX || !att->asked_faults[number].open)
+    if (!asked)
         return false;
-    struct asked *asked = &att->asked_faults[number];
-    asked->open = false;
     memcpy(&told, msg->text, sizeof told);
     *answer = (struct answer){
         .fault = {.offset = asked->offset,
@@ -224,10 +209,4 @@ bool reader_confirm(const struct attachment *att, const struct answer *answer)
         return true;
     own_drop(att, fault->start, end);
     return false;
-}
-
-void reader_unask(struct attachment *att)
-{
-    for (unsigned i = 0; i < ASKED_MAX; i++)
-        att->asked_faults[i].open = false;
 }

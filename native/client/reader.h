@@ -33,8 +33,5 @@ bool reader_told(struct attachment *att, const struct msg *msg, struct answer *a
 /* Once its pages are mapped: whether they still are what the region has there. If not, a change
  * came in between, and they are taken out again. Precondition: att->lock held. */
 bool reader_confirm(const struct attachment *att, const struct answer *answer);
-/* Open questions will not be answered, because the connection is gone.
- * Precondition: att->lock held. */
-void reader_unask(struct attachment *att);
 
 #endif

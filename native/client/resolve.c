@@ -28,6 +28,7 @@
 #include "client/around.h"
 #include "client/arrange.h"
 #include "client/budget.h"
+#include "client/charge.h"
 #include "client/counts.h"
 #include "client/handover.h"
 #include "client/objects.h"
@@ -44,6 +45,9 @@
 #ifndef UFFDIO_CONTINUE_MODE_WP
 #define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
 #endif
+
+/* What a fault of a page that is there has. */
+#define FLAGS_PRESENT (UFFD_PAGEFAULT_FLAG_MINOR | UFFD_PAGEFAULT_FLAG_WP)
 
 static void wake_for(const struct attachment *att, const struct fault *fault)
 {
@@ -202,6 +206,7 @@ static enum fault_verdict handle(struct attachment *att, struct fault *fault, ui
 {
     enum fault_verdict verdict = fault_look(&att->mm, fault);
     const char *step = "asking for the file";
+    const uint64_t ahead = att->around.pages;
     int err = 0;
 
     if (att->reader)
@@ -212,6 +217,8 @@ static enum fault_verdict handle(struct attachment *att, struct fault *fault, ui
         around_choose(&att->around, fault, flags & UFFD_PAGEFAULT_FLAG_MINOR,
                       touched_has(&att->mm, att->slot, fault->offset), att->mm.fault_around);
         handover_clip(att, fault);
+        if (att->charged)
+            err = charge_pages(att, fault, flags & FLAGS_PRESENT, ahead);
     } else {
         err = object_find(att, fault);
     }
@@ -239,17 +246,22 @@ static void refuse(struct attachment *att, const struct fault *fault, enum fault
         reader_report(att);
 }
 
-/* What follows when the host mm and the real MMU have had their part. */
-static void let_go_on(struct attachment *att, const struct fault *fault, enum fault_verdict verdict)
+static void wait_a_moment(void)
 {
     const struct timespec moment = {.tv_nsec = 20000};
 
+    nanosleep(&moment, NULL);
+}
+
+/* What follows when the host mm and the real MMU have had their part. */
+static void let_go_on(struct attachment *att, const struct fault *fault, enum fault_verdict verdict)
+{
     if (verdict == FAULT_LATER)
         return;
     /* The thread faults again and we come back here. In between we can answer the
      * server, which may be waiting for just that. */
     if (verdict == FAULT_WAIT)
-        nanosleep(&moment, NULL);
+        wait_a_moment();
     wake_for(att, fault);
     /* We cannot give back a span with objects in it by ourselves. */
     if (!fault->vma.object)
@@ -309,6 +321,29 @@ void resolve_told(struct attachment *att, const struct msg *msg)
     if (is_refused(answer.verdict))
         refuse(att, &answer.fault, answer.verdict);
     let_go_on(att, &answer.fault, answer.verdict);
+}
+
+void resolve_charged(struct attachment *att, const struct msg *msg)
+{
+    struct fault fault;
+    const int err = charge_told(att, msg, &fault);
+
+    if (err == -ESRCH)
+        return;
+    if (err && err != -EAGAIN) {
+        const struct fault page = {.offset = fault.offset,
+                                   .start = fault.offset,
+                                   .end = fault.offset + PAGE_SIZE,
+                                   .step = fault.step,
+                                   .error = err};
+
+        slot_enter(&att->mm, att->slot);
+        refuse(att, &page, err == -ENOMEM ? FAULT_MAPERR : FAULT_BROKEN);
+        slot_leave(&att->mm, att->slot);
+    }
+    if (err == -EAGAIN)
+        wait_a_moment();
+    wake_for(att, &fault);
 }
 
 int resolve_revoke(struct attachment *att, uint64_t start, uint64_t end, bool objects)

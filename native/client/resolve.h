@@ -11,6 +11,8 @@
 void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags);
 /* Takes the server's answer to a fault of a reader. Precondition: as resolve_fault(). */
 void resolve_told(struct attachment *att, const struct msg *msg);
+/* Takes the server's answer to CHARGE. Precondition: as resolve_fault(). */
+void resolve_charged(struct attachment *att, const struct msg *msg);
 /* Takes the pages of region offsets [start, end) out of the real page tables. With
  * `objects` (REVOKE_OBJECTS), pages of objects may be among them. 0 or -errno.
  * Precondition: att->lock held, on the service thread. */

@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "client/arrange.h"
+#include "client/asked.h"
 #include "client/objects.h"
 #include "client/poison.h"
 #include "client/reader.h"
@@ -67,6 +68,8 @@ int serve_server(struct attachment *att)
         object_answer(att, (uint32_t)msg.seq, object_of(&msg, lost, fds));
     if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_FAULT >> 32)
         resolve_told(att, &msg);
+    if (!err && msg.op == MSG_REPLY && msg.seq >> 32 == SEQ_CHARGE >> 32)
+        resolve_charged(att, &msg);
     for (unsigned i = 0; i < MSG_FDS; i++)
         fd_close(fds[i]);
     if (!err && (msg.op == MSG_REARM || msg.op == MSG_REVOKE || msg.op == MSG_ARRANGE)) {
@@ -92,6 +95,6 @@ void serve_rejoined(struct attachment *att)
 {
     /* Threads that wait for an answer fault again, and ask this server. */
     objects_unask(att);
-    reader_unask(att);
+    asked_forget(att);
     view_wake_all(att);
 }

@@ -206,12 +206,12 @@ enum fault_verdict fault_fill(struct mm *mm, unsigned slot, struct fault *fault)
 }
 
 /* EINTR even where all signals are blocked: somebody has stopped the process, and let it go on. */
-static int make_pages(int mem_fd, uint64_t offset, uint64_t pages)
+int fault_make_range(int mem_fd, uint64_t start, uint64_t size)
 {
     int err;
 
     do
-        err = fallocate(mem_fd, 0, (off_t)offset, (off_t)(pages * PAGE_SIZE)) ? errno : 0;
+        err = fallocate(mem_fd, 0, (off_t)start, (off_t)size) ? errno : 0;
     while (err == EINTR);
     return -err;
 }
@@ -219,10 +219,10 @@ static int make_pages(int mem_fd, uint64_t offset, uint64_t pages)
 int fault_make_pages(const struct fault *fault, int mem_fd)
 {
     const uint64_t fresh = fault->filled > 1 ? fault->filled : 1;
-    const int err = make_pages(mem_fd, fault->offset, fresh);
+    const int err = fault_make_range(mem_fd, fault->offset, fresh * PAGE_SIZE);
 
     /* Memory may be short for pages filled ahead, but not for the page itself. */
-    return err && fresh > 1 ? make_pages(mem_fd, fault->offset, 1) : err;
+    return err && fresh > 1 ? fault_make_range(mem_fd, fault->offset, PAGE_SIZE) : err;
 }
 
 enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault)

@@ -53,6 +53,8 @@ enum fault_verdict fault_fill(struct mm *mm, unsigned slot, struct fault *fault)
 /* After a FAULT_MAP: gives the region memory where fault_fill() has filled entries, or at least the
  * page itself. Returns 0 or -errno. */
 int fault_make_pages(const struct fault *fault, int mem_fd);
+/* Gives the region memory at offset [start, start + size). Returns 0 or -errno. */
+int fault_make_range(int mem_fd, uint64_t start, uint64_t size);
 /* Both halves, fault_look() and fault_fill(). Precondition: as fault_look(). */
 enum fault_verdict mm_fault(struct mm *mm, unsigned slot, struct fault *fault);
 

@@ -30,6 +30,11 @@
  *   OBJECT      client  number                                         result; its file. Answered
  *                                                                      at once: the client may be
  *                                                                      asked something meanwhile
+ *   CHARGE      client  offset, size                                   result; 0: the pages are
+ *                                                                      there, 1: the client is to
+ *                                                                      make them. ENOMEM: their
+ *                                                                      owner cannot pay for them.
+ *                                                                      EAGAIN: ask again
  *   ADOPT       client                                                 the region's memory: an
  *                                                                      object of its own, for plain
  *                                                                      mappings. From then on the
@@ -92,6 +97,7 @@ enum msg_op {
     MSG_FIGURES,
     MSG_VERB,
     MSG_WINDOW,
+    MSG_CHARGE,
 };
 
 /* Flags in the reply to ATTACH. */
@@ -99,6 +105,7 @@ enum attach_flags {
     ATTACH_ANY_PROT = 1, /* only the region's mappings say what is permitted (-o quirks=v3) */
     ATTACH_READER = 2,   /* .mm and .mem are open for reading only, see above */
     ATTACH_INNER = 4,    /* ordinary calls on the window are for the region (-o window=inner) */
+    ATTACH_CHARGED = 8,  /* the owner pays for pages (-o charge=owner): CHARGE before making any */
 };
 
 /* Flags of REVOKE. */
@@ -111,6 +118,7 @@ enum revoke_flags {
 #define SEQ_OBJECT (1ull << 32)
 #define SEQ_FAULT (1ull << 33)
 #define SEQ_REJOIN (1ull << 34)
+#define SEQ_CHARGE (1ull << 35)
 
 #define MSG_TEXT 192
 #define MSG_FDS 3

@@ -357,9 +357,10 @@ MSHARE_API int mshare_seal(int fd, off_t offset, size_t size);
 /*
  * Hands the region to another process: from now on that one is the owner, whatever the rule of the
  * mount makes of it (-o owner=), whose limits count for what is locked, and to whose memory cgroup
- * `msharefs stat` reports charges. As with -o owner=creator, closing its last descriptor counts
- * once it has had one. With -o owner=thread the owner is the thread of a pidfd made with
- * PIDFD_THREAD, or the first thread.
+ * `msharefs stat` reports charges. With -o charge=owner, pages that come later are really charged
+ * there; those that are there stay charged to whom they were. As with -o owner=creator, closing
+ * its last descriptor counts once it has had one. With -o owner=thread the owner is the thread of a
+ * pidfd made with PIDFD_THREAD, or the first thread.
  *
  * EINVAL  the region has ended with its owner
  * EACCES  the descriptor `fd` is read-only

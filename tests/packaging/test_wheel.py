@@ -75,6 +75,7 @@ def test_holds_all_python_and_the_compiled_parts_and_no_more(installed: Path) ->
         "_c/lib/pkgconfig/msharefs.pc",
         "_c/include/msharefs.h",
         "_c/libexec/mshare-agent",
+        "_c/libexec/mshare-charger",
         "_c/libexec/mshare-walk",
         "_c/libexec/mshare-worker",
     }

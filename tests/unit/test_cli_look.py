@@ -37,6 +37,7 @@ STAT: dict[str, Any] = {
         "faults": 65536, "links": 31, "materialised_pages": 7, "unmaps": 3, "segv": 1,
     },
     "vmstat": {"pgfault": 65536, "nr_page_table_pages": 131, "nr_shmem": 65536},
+    "charge": {"to": "toucher", "left_bytes": 0, "why": ""},
     "budget": {"bytes": 0, "clients_grown": 0},
 }  # fmt: skip
 
@@ -126,6 +127,7 @@ def test_stat_shows_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
         "budget": "none",
         "owner": "pid 4711, cgroup /user.slice; the region ends with it",
         "charged to it": "256 MiB of data, 524 KiB of page tables",
+        "pages are paid by": "whoever touches them first",
         "faults": "65536",
         "links": "31",
         "materialised pages": "7",
