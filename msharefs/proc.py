@@ -149,6 +149,14 @@ def spare(pid: int) -> None:
         file.write(b"-1000")
 
 
+def set_session_nice(nice: int) -> None:
+    """How much of the processors this process's session gets among others (sched(7), autogroup).
+
+    OSError: it may not be changed, or Linux does not weigh sessions.
+    """
+    Path("/proc/self/autogroup").write_text(f"{nice}", encoding="ascii")
+
+
 def soft_limit(pid: int, name: str) -> int | None:
     """A limit of /proc/PID/limits by its name there ("Max address space"); None: unlimited."""
     text = _read(pid, "limits").decode()

@@ -9,12 +9,11 @@ import contextlib
 import logging
 import os
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from msharefs import mountpoint
+from msharefs import mountpoint, proc
 from msharefs.native import lib
 
 from . import devices, fuse, shortage
@@ -114,7 +113,7 @@ def _ask_for_processors(options: MountOptions) -> None:
     # processes. A session that somebody else is in is not ours to change.
     if not options.foreground or os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_text(f"{options.nice}", encoding="ascii")
+            proc.set_session_nice(options.nice)
 
 
 async def _outlive_mount(regions: Regions, state: StateDirectory, end: trio.Event) -> None:
