@@ -205,12 +205,13 @@ struct block {
     struct attachment *att;
     const struct fault *fault;
     int fd;
+    bool reached; /* the page of the fault */
 };
 
 /* Maps what is left of the window where the block is to be, nearly always all. */
 static int map_part(void *arg, uint64_t start, uint64_t end)
 {
-    const struct block *block = arg;
+    struct block *block = arg;
     const struct mm_vma *vma = &block->fault->vma;
     struct attachment *att = block->att;
     uint8_t *at = attachment_at(att, start);
@@ -224,6 +225,8 @@ static int map_part(void *arg, uint64_t start, uint64_t end)
     }
     if (err)
         return err;
+    if (start <= block->fault->offset && block->fault->offset < end)
+        block->reached = true;
     poison_forget(att, start, end);
     /* Like the window around it. */
     madvise(at, end - start, MADV_DONTDUMP);
@@ -239,10 +242,11 @@ int64_t object_map(struct attachment *att, const struct fault *fault)
     if (!object || object->state != OBJECT_HELD)
         return -EUCLEAN;
     touched_mark(&att->mm, att->slot, fault->start, fault->end - fault->start);
-    struct block block = {att, fault, object->fd};
-    const int err = own_each(att, own_maps(att), OWN_MEMORY, fault->start, fault->end, map_part,
-                             &block);
+    struct block block = {att, fault, object->fd, false};
+    int err = own_each(att, own_maps(att), OWN_MEMORY, fault->start, fault->end, map_part, &block);
 
+    if (!err && !block.reached && own_release(att, fault->offset) < 0)
+        err = -EUCLEAN;
     if (is_unfit(err))
         return ask_anew(att, object, err);
     if (err)

@@ -13,6 +13,8 @@
 #include "client/own.h"
 
 #include <errno.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/sysmacros.h>
 
@@ -106,6 +108,33 @@ static int drop(void *att, uint64_t start, uint64_t end)
 int own_drop(const struct attachment *att, uint64_t start, uint64_t end)
 {
     return own_each(att, own_maps(att), OWN_MEMORY, start, end, drop, (void *)(uintptr_t)att);
+}
+
+static int look_at(const struct attachment *att, uint64_t at, struct procmap_query *map)
+{
+    const int maps = own_maps(att);
+    const int opened = maps == OWN_PROGRAM ? procmap_open("/proc/thread-self/maps") : -1;
+    const int err = procmap_look(maps == OWN_PROGRAM ? opened : maps, at, map);
+
+    fd_close(opened);
+    return err;
+}
+
+int own_release(const struct attachment *att, uint64_t offset)
+{
+    const uint64_t at = (uintptr_t)attachment_at(att, offset);
+    const uint64_t first = (uintptr_t)att->base, last = first + att->length;
+    struct procmap_query map;
+    const int err = look_at(att, at, &map);
+
+    if (err || map.start > at)
+        return !err || err == -ENOENT;
+    if (is_own(att, &map, OWN_MEMORY))
+        return 0;
+    const uint64_t start = map.start > first ? map.start : first;
+    struct uffdio_range range = {start, (map.end < last ? map.end : last) - start};
+    /* EINVAL: memory that userfaultfd cannot watch; then nobody has. */
+    return ioctl(att->uffd, UFFDIO_UNREGISTER, &range) && errno != EINVAL ? -errno : 1;
 }
 
 static int map_part(void *att, uint64_t start, uint64_t end)

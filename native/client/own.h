@@ -36,6 +36,12 @@ bool own_whole(const struct attachment *att);
  * held. */
 void own_leave(struct attachment *att, int maps, bool claimed);
 
+/* Lets Linux alone have what is mapped at region offset `offset`, if it is not .mem: a block of a
+ * file, or memory of the program, which has been watched together with what is around it. 1: done,
+ * or nothing is mapped there; 0: it is .mem, or is not to be known; or -errno.
+ * Precondition: as own_drop(). */
+int own_release(const struct attachment *att, uint64_t offset);
+
 /* In a child of fork(2): the window anew, watched by a userfaultfd of the child's own, where the
  * child has inherited it. 0 or -errno. Precondition: as own_drop(). */
 int own_renew(struct attachment *att);

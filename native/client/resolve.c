@@ -54,11 +54,18 @@ static void wake_for(const struct attachment *att, const struct fault *fault)
     view_wake(att, fault->start, fault->end);
 }
 
+/* As own_release(). The program arranges adopted memory; pieces.c knows which is ours. */
+static int release(const struct attachment *att, const struct fault *fault)
+{
+    return is_adopted(att) ? 0 : own_release(att, fault->offset);
+}
+
 /* Maps the pages of [start, end), which have entries. Passes over a page that is
  * absent (its filler died), mapped already, or no longer in the window. A guard page
  * may have split the window, and a call fails over a split: then it goes page by
- * page. 0 or -errno. */
-static int continue_run(struct attachment *att, uint64_t start, uint64_t end, bool protect)
+ * page. Not over that of the fault, if it is not in the window at all. 0 or -errno. */
+static int continue_run(struct attachment *att, const struct fault *fault, uint64_t start,
+                        uint64_t end)
 {
     uint64_t mapped = 0, step = end - start;
 
@@ -67,7 +74,7 @@ static int continue_run(struct attachment *att, uint64_t start, uint64_t end, bo
         struct uffdio_continue run = {
             .range = {(uintptr_t)attachment_at(att, start),
                       step < end - start ? step : end - start},
-            .mode = UFFDIO_CONTINUE_MODE_DONTWAKE | (protect ? UFFDIO_CONTINUE_MODE_WP : 0),
+            .mode = UFFDIO_CONTINUE_MODE_DONTWAKE | (fault->protect ? UFFDIO_CONTINUE_MODE_WP : 0),
         };
         int err = ioctl(att->uffd, UFFDIO_CONTINUE, &run) ? errno : 0;
 
@@ -77,6 +84,8 @@ static int continue_run(struct attachment *att, uint64_t start, uint64_t end, bo
         } else if (err == ENOENT && run.range.len > PAGE_SIZE) {
             step = PAGE_SIZE;
         } else if (err == EEXIST || err == EFAULT || err == ENOENT) {
+            if (err != EEXIST && start == fault->offset && release(att, fault) < 0)
+                return -EUCLEAN;
             start += PAGE_SIZE;
         } else if (err != EAGAIN) { /* EAGAIN: the mappings are changing, try again */
             return -err;
@@ -106,8 +115,8 @@ static int map_present(struct attachment *att, const struct fault *fault)
     for (uint64_t page = 0, end; !err && page < pages; page = end) {
         end = run_end(fault->present, page, pages);
         if (fault->present[page / 64] >> page % 64 & 1)
-            err = continue_run(att, fault->start + page * PAGE_SIZE, fault->start + end * PAGE_SIZE,
-                               fault->protect);
+            err = continue_run(att, fault, fault->start + page * PAGE_SIZE,
+                               fault->start + end * PAGE_SIZE);
         if (page <= own && own < end)
             att->around.next = fault->start + end * PAGE_SIZE;
     }
@@ -131,7 +140,7 @@ static int map_ahead(struct attachment *att, const struct fault *fault, uint64_t
         end = mapped;
     end = present_end(&att->mm, start, end);
     att->around.next = end;
-    return start < end ? continue_run(att, start, end, fault->protect) : 0;
+    return start < end ? continue_run(att, fault, start, end) : 0;
 }
 
 static int make_reachable(struct attachment *att, const struct fault *fault, uint64_t flags)
@@ -239,6 +248,8 @@ static bool is_refused(enum fault_verdict verdict)
 
 static void refuse(struct attachment *att, const struct fault *fault, enum fault_verdict verdict)
 {
+    if (release(att, fault) > 0) /* nobody has refused that access */
+        return;
     if (verdict == FAULT_BROKEN)
         trouble_tell(fault);
     poison_page(att, fault, verdict);

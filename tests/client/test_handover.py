@@ -11,7 +11,7 @@ import pytest
 
 import msharefs
 
-from support.actor import PAGE, Actor, Board, accerr, maperr
+from support.actor import MAP_FIXED, PAGE, Actor, Board, accerr, maperr
 from support.audit import assert_whole
 from support.hostview import number_of
 from support.memory import QUANTUM
@@ -306,3 +306,30 @@ def test_who_cannot_be_reached_holds_a_change_up(mount: Mount, actors: Actors) -
         go_on(reader.actor)
         region.unmap(0, QUANTUM)
         assert reader.actor.call("load", reader.base) == maperr(reader.base)
+
+
+def test_a_block_of_a_file_is_left_to_linux(
+    pair: tuple[msharefs.Region, Client, Client],
+) -> None:
+    """Also when the run in which it lies by now is watched again."""
+    region, writer, reader = pair
+    block, other = 0, QUANTUM // 2
+    writer.fill(0, QUANTUM)
+    assert reader.reads(QUANTUM - PAGE, PAGE)
+    assert reader.watched == [(QUANTUM, SIZE)]
+    fd = os.memfd_create("object", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, RUN)
+        os.pwrite(fd, bytes([9]) * RUN, 0)
+        region.map(block, RUN, flags=mmap.MAP_SHARED | MAP_FIXED, fd=fd)
+    finally:
+        os.close(fd)
+    assert reader.actor.call("load", reader.base + block) == [9]
+    region.unmap(other, RUN)
+    region.map(other, RUN)
+    assert reader.actor.call("load", reader.base + other) == [0]
+    for _ in range(2):
+        reader.actor.call("plain-advise", reader.base + block, RUN, mmap.MADV_DONTNEED)
+        assert reader.actor.call("load", reader.base + block + PAGE) == [9]
+    assert block not in [start for start, _ in reader.watched]
+    assert_whole(region)

@@ -15,6 +15,7 @@ import pytest
 from support.actor import MAP_FIXED, PAGE, READ_WRITE, Actor, Fault, accerr, maperr
 from support.audit import assert_whole
 from support.memory import QUANTUM
+from support.watched import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.mount("quantum=2M")
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
+SHARED = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_FIXED
 SIZE = 64 * PAGE
 PAGES = (0, 17, 19, 22, 40)
 AT = 20 * PAGE  # in the middle of a block of 64 KiB, and not at its beginning
@@ -46,11 +48,11 @@ def other_rights(region: msharefs.Region, _: int) -> None:
 
 
 def a_file(region: msharefs.Region, fd: int) -> None:
-    region.map(0, SIZE, fd=fd)
+    region.map(0, SIZE, flags=mmap.MAP_SHARED | MAP_FIXED, fd=fd)
 
 
 def a_file_for_a_while(region: msharefs.Region, fd: int) -> None:
-    region.map(0, SIZE, fd=fd)
+    region.map(0, SIZE, flags=mmap.MAP_SHARED | MAP_FIXED, fd=fd)
     region.unmap(0, SIZE)
 
 
@@ -129,6 +131,34 @@ def test_others_change_the_region(
     assert window.actor.call("store", window.base + 19 * PAGE, 3) == []
     assert other.call("load", base + 19 * PAGE) == [3]
     window.check()
+    assert_whole(region)
+
+
+# After a file for a while, it cannot be told from a block of that file (native/client/own.c).
+@pytest.mark.parametrize("change", [each for each in CHANGES if each is not a_file_for_a_while])
+def test_memory_that_userfaultfd_takes(
+    actors: Actors, region: msharefs.Region, file: int, change: Change
+) -> None:
+    """Shared memory of the program, in a part that was left to Linux and is watched again."""
+    filler, actor = actors(), actors()
+    assert filler.call("fill", filler.attach(filler.give(region.fd)), SIZE, 1, 0) == []
+    base = actor.attach(actor.give(region.fd))
+    actor.call("load", base)
+    assert watched(actor.pid, base, SIZE) == [], "left to Linux"
+    mine = base + AT
+    actor.call("plain-map", mine, 4 * PAGE, READ_WRITE, SHARED, -1, 0)
+    assert actor.call("store", mine, 55) == []
+    change(region, file)
+    # A page that is mapped, for writing, and two that have never been touched.
+    assert actor.call("store", mine, 56) == []
+    assert actor.call("load", mine + PAGE) == [0]
+    assert actor.call("store", mine + 2 * PAGE, 57) == []
+    assert [actor.call("load", mine + page * PAGE) for page in range(3)] == [[56], [0], [57]]
+    around = [actor.call("load", base + page * PAGE) for page in (0, 19, 24, 40)]
+    other = actors()
+    there = other.attach(other.give(region.fd))
+    expected = [other.call("load", there + page * PAGE) for page in (0, 19, 24, 40)]
+    assert [relative(got, base) for got in around] == [relative(got, there) for got in expected]
     assert_whole(region)
 
 
