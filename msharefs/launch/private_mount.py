@@ -238,7 +238,9 @@ class PrivateMount:
                 self._server.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._server.kill()
-                self._server.wait()
+                # It may be in the kernel, where a client keeps a lock: then it ends after that.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._server.wait(STOP_SECONDS)
             self._said = self._last_words()
         while (mount := mountpoint.covering(self.directory)) is not None:
             mountpoint.take_away(self.directory, mount, lazy=True)

@@ -16,6 +16,7 @@ import faulthandler
 import logging
 import os
 import resource
+import select
 import signal
 import sys
 import traceback
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _READY = "ready"
+_START_SECONDS = 60.0
 _MAPPED_BYTES = 128 << 10  # what is larger malloc maps; so it does at first
 
 
@@ -138,7 +140,7 @@ def _have_memory_given_back() -> None:
 def _detach(options: MountOptions) -> str:
     """Start the server as a grandchild in its own session.
 
-    Returns its message: `_READY`, a sentence, or nothing if it died.
+    Returns its message: `_READY`, a sentence, or nothing if it died. ETIMEDOUT: it says nothing.
     """
     receiver, sender = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
@@ -153,6 +155,15 @@ def _detach(options: MountOptions) -> str:
     os.close(sender)
     os.waitpid(child, 0)
     with open(receiver, encoding="utf-8", errors="replace") as pipe:
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        if not poll.poll(_START_SECONDS * 1000):
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                f"the server has not said for {_START_SECONDS:g} s whether the mount works, and "
+                f"may still do; its log is {options.state / 'log'}, and `msharefs umount` ends it",
+                str(options.directory),
+            )
         return pipe.read()
 
 

@@ -454,3 +454,32 @@ def test_a_socket_in_the_way_is_replaced(directory: Path, state: Path) -> None:
         sock.bind(str(state / "control"))
     succeeds("mount", "-o", f"state={state}", directory)
     succeeds("umount", directory)
+
+
+# Its server, once started, says nothing until the end of the standard input.
+SILENT = """
+import os
+from pathlib import Path
+from msharefs.server import server
+from msharefs.server.options import MountOptions
+
+server._START_SECONDS = 0.1
+server._serve_detached = lambda options, sender: (os.read(0, 1), os._exit(0))
+try:
+    server._detach(MountOptions(directory=Path("/d"), state=Path("/s")))
+except TimeoutError as error:
+    print(error.filename, error.strerror, flush=True)
+"""
+
+
+def test_a_server_that_says_nothing() -> None:
+    """Nobody waits for it without an end, and one is told where to look."""
+    command = [sys.executable, "-c", SILENT]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as starter:
+        assert starter.stdout
+        said = starter.stdout.readline()
+        starter.communicate(timeout=LIMIT)
+    assert said.startswith("/d the server has not said for 0.1 s whether the mount works")
+    assert "its log is /s/log" in said
