@@ -216,7 +216,7 @@ class Objects:
         """A descriptor of an object, still ours; without `write` a read-only one, if possible.
 
         Without `may_write` nothing else. `clients` are the attached processes. ESTALE: it is lost.
-        EMFILE and its like: it cannot be opened now.
+        EMFILE and its like: it cannot be opened now; so ETIMEDOUT, for its file system.
         """
         known = self._objects.get(number)
         if known is not None and known.fd < 0:
@@ -291,7 +291,7 @@ class Objects:
             )
         except OSError as error:
             log.info("%s: %s", self._name, error)
-            if error.errno in processes.SHORT:
+            if error.errno in (*processes.SHORT, errno.ETIMEDOUT):
                 raise
             return
         if lost.fd < 0 and self._objects.get(lost.number) is lost:

@@ -257,11 +257,12 @@ int64_t object_map(struct attachment *att, const struct fault *fault)
 }
 
 /* Whether it may succeed in a while after this error: there is no room for a descriptor now, here
- * or in the server; or the program has closed the one that came. */
+ * or in the server; or the program has closed the one that came; or the file system does not
+ * answer the server, for which an access waits in Linux, too. */
 static bool passes(int err)
 {
     return err == -EMFILE || err == -ENFILE || err == -ENOMEM || err == -EAGAIN || err == -EINTR ||
-           err == -EBADF;
+           err == -EBADF || err == -ETIMEDOUT;
 }
 
 /* Takes the descriptor of an object that we asked for. Returns 0 or -errno; then `fd` is closed. */

@@ -7,6 +7,8 @@ import errno
 import mmap
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,6 +121,45 @@ def test_who_asked_has_been_killed_meanwhile(
     fuse.go_on()
     until(lambda: str(fuse.file) not in proc.open_files(mount.pid), "the server is done with it")
     assert [vma["object"] for vma in region.maps()] == ["anon"]
+
+
+TOUCHER = """
+import sys, msharefs
+with msharefs.open(sys.argv[1]) as region:
+    view = region.attach()
+    print("attached", flush=True)
+    sys.stdin.readline()
+    print(view[0], flush=True)
+    view.release()
+"""
+
+
+@pytest.mark.mount("quantum=2M", seconds={"descriptors.ANSWER_SECONDS": 0.2})
+def test_an_access_after_a_restart(mount: Mount, region: msharefs.Region, fuse: FakeFuse) -> None:
+    """It waits for the file system, as a plain mapping's does, and is no SIGBUS."""
+    fd = os.open(fuse.file, os.O_RDWR)
+    region.map(0, PAGE, RW, FILE, fd)
+    os.close(fd)
+    with subprocess.Popen(
+        [sys.executable, "-c", TOUCHER, region.path],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as toucher:  # fmt: skip
+        assert toucher.stdin
+        assert toucher.stdout
+        assert toucher.stdout.readline() == "attached\n"
+        mount.kill()
+        fuse.silent = {fakefuse.LOOKUP, fakefuse.GETATTR, fakefuse.OPEN}
+        mount.start()
+        refusals = mount.text().count("its file system does not answer")
+        toucher.stdin.write("now\n")
+        toucher.stdin.flush()
+        until(
+            lambda: mount.text().count("its file system does not answer") > refusals + 1,
+            "the server has been asked, and asked again",
+        )
+        assert toucher.poll() is None
+        fuse.go_on()
+        assert toucher.stdout.readline() == "0\n"
 
 
 def test_closing_many(mount: Mount, region: msharefs.Region, fuse: FakeFuse) -> None:
