@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 import numpy as np
 
 from msharefs import proc
-from msharefs.native import ffi
+from msharefs.native import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +45,7 @@ START, END, WHAT = range(_COLUMNS)
 _CALL_BYTES = 16 << 30
 _CALL_PAGES = 1 << 18
 # proc_pid_pagemap(5), one entry.
+_ADDRESSES = 1 << 47  # of a process, with tables of four levels
 _ENTRY_BYTES = 8
 _ENTRY_FRAME = (1 << 55) - 1
 _ENTRY_ALONE = 1 << 56
@@ -52,6 +53,15 @@ _ENTRY_FILE = 1 << 61
 _ENTRY_SWAPPED = 1 << 62
 _ENTRY_PRESENT = 1 << 63
 _ENTRIES_READ = 1 << 16
+
+
+def _walkable(end: int) -> int:
+    """The end of a range that is rounded to 2 MiB, as PAGEMAP_SCAN takes it.
+
+    A stack may begin in the last 2 MiB of the addresses. Their last page is never mapped, and a
+    range that has it is EFAULT.
+    """
+    return lib.HOST_END if end == _ADDRESSES else end
 
 
 class Pagemap:
@@ -73,6 +83,7 @@ class Pagemap:
 
         OSError: ENOTTY before Linux 6.7.
         """
+        end = _walkable(end)
         while start < end:
             found, start = self._scan(start, min(end, start + _CALL_BYTES), _CALL_PAGES)
             if len(found):
@@ -80,12 +91,12 @@ class Pagemap:
 
     def first(self, start: int, end: int) -> Numbers | None:
         """The first page with an entry in [start, end)."""
-        found, _ = self._scan(start, end, 1)
+        found, _ = self._scan(start, _walkable(end), 1)
         return found[0] if len(found) else None
 
     def span(self, start: int, end: int) -> Numbers:
         """As `runs`, for so few pages that one call is enough."""
-        return self._scan(start, end, 0)[0]
+        return self._scan(start, _walkable(end), 0)[0]
 
     def _scan(self, start: int, end: int, most: int) -> tuple[Numbers, int]:
         """Up to `most` pages (0: all), and the address where the walk ended."""
