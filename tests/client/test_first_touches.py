@@ -12,7 +12,7 @@ import pytest
 
 import msharefs
 
-from support.actor import PAGE, Actor, Board, accerr, maperr
+from support.actor import PAGE, READ_WRITE, Actor, Board, accerr, maperr
 from support.audit import assert_whole
 from support.memory import QUANTUM
 from support.stopping import go_on, stop
@@ -240,6 +240,8 @@ def test_servers_killed_while_they_change_it(mount: Mount, actors: Actors) -> No
             changer.join(20)
             mount.start()
             with msharefs.open(path) as region:
+                # The client is back, too: what it was refused before the mapping came is undone.
+                region.protect(QUANTUM, PAGE, READ_WRITE)
                 there = region.maps()[0]["start"] == 0
                 board.phase(Board.THERE if there else Board.GONE)
                 board.wait(0, 0 if there else 1, 200)
