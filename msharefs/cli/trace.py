@@ -6,7 +6,6 @@ import base64
 import contextlib
 import errno
 import os
-import struct
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
     from msharefs.client import Region
 
-_EVENT = struct.Struct("<QQQII")  # struct trace_event
-_FROM_NOW = (1 << 64) - 1
 _POLL_SECONDS = 0.1
 EVENTS = [ffi.string(lib.trace_name(kind)).decode() for kind in range(lib.TRACE_KINDS)]
 """By number (native/core/trace.h says what each is)."""
@@ -46,7 +43,7 @@ class Traced:
     def __init__(self, path: str, region: Region) -> None:
         self.path = path
         self._region = region
-        self._next = _FROM_NOW
+        self._next = int(lib.TRACE_FROM_NOW)
 
     def read(self) -> tuple[list[Event], int]:
         """The events since the last call, and how many others there were but are lost."""
@@ -56,10 +53,11 @@ class Traced:
             found = self._region.describe("trace", self._next)
             self._next, more = found["next"], found["more"]
             lost += found["lost"]
-            for time_ns, offset, size, pid, kind in _EVENT.iter_unpack(
-                base64.b64decode(found["events"])
-            ):
-                events.append(Event(time_ns / 1e9, EVENTS[kind], pid, offset, size))
+            raw = ffi.from_buffer("struct trace_event[]", base64.b64decode(found["events"]))
+            events += [
+                Event(each.time_ns / 1e9, EVENTS[each.kind], each.pid, each.offset, each.bytes)
+                for each in raw
+            ]
         return events, lost
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 _NS = 10 * 10**9
 # Of one answer.
 _EVENTS = 4096
-FROM_NOW = (1 << 64) - 1
-"""In place of the number of an event: begin with the next one."""
 
 
 def note(view: View, kind: int, pid: int, start: int, end: int) -> None:
@@ -34,13 +32,12 @@ def change(view: View, kind: int, tid: int, start: int, end: int) -> None:
 def read(view: View, number: int) -> dict[str, Any]:
     """The events from `number` on, as struct trace_event in base64; the number of the next one.
 
-    `lost` are those that are gone since. `more`: there are others already.
+    With TRACE_FROM_NOW none, only that number. `lost` are those that are gone since. `more`: there
+    are others already.
     """
     lib.trace_for(view.mm, _NS)
     next_number = ffi.new("uint64_t *", number)
     lost = ffi.new("uint64_t *", 0)
-    if number == FROM_NOW:
-        next_number[0] = lib.trace_next(view.mm)
     events = ffi.new("struct trace_event[]", _EVENTS)
     count = lib.trace_read(view.mm, next_number, events, _EVENTS, lost)
     raw = ffi.buffer(events, count * ffi.sizeof("struct trace_event"))

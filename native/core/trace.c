@@ -72,8 +72,6 @@ void trace_for(struct mm *mm, uint64_t ns)
     atomic_store(&mm->header->trace_until, ns ? clock_ns(CLOCK_MONOTONIC) + ns : 0);
 }
 
-uint64_t trace_next(const struct mm *mm) { return atomic_load(&mm->header->traced); }
-
 /* Whether record `number`, counted from 0, is there whole. */
 static bool copy_record(const struct mm *mm, uint64_t number, struct copy *found)
 {
@@ -94,12 +92,12 @@ static bool copy_record(const struct mm *mm, uint64_t number, struct copy *found
 uint64_t trace_read(const struct mm *mm, uint64_t *next, struct trace_event *events, uint64_t max,
                     uint64_t *lost)
 {
-    const uint64_t end = trace_next(mm);
+    const uint64_t end = atomic_load(&mm->header->traced);
     const uint64_t oldest = end > TRACE_RECORDS ? end - TRACE_RECORDS : 0;
     unsigned waits = WAITS;
     uint64_t used = 0;
 
-    if (*next > end) /* a client has scribbled, or it is another region's number */
+    if (*next > end) /* TRACE_FROM_NOW, or a client has scribbled */
         *next = end;
     if (*next < oldest) {
         *lost += oldest - *next;

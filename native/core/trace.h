@@ -83,8 +83,8 @@ void trace_note(struct mm *mm, enum trace_kind kind, uint32_t pid, uint64_t offs
 const char *trace_name(unsigned kind);
 /* The ring is written for the next `ns` nanoseconds. 0: no more. */
 void trace_for(struct mm *mm, uint64_t ns);
-/* The number of the next record. */
-uint64_t trace_next(const struct mm *mm);
+/* In place of a number: the next record. */
+#define TRACE_FROM_NOW UINT64_MAX
 /* Copies the records from number *next on, at most `max`, and moves *next on. Adds to *lost how
  * many of them are gone. Returns how many there are. */
 uint64_t trace_read(const struct mm *mm, uint64_t *next, struct trace_event *events, uint64_t max,
