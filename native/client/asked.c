@@ -1,7 +1,13 @@
 /* asked.c - see asked.h. */
 #include "client/asked.h"
 
-struct asked *asked_place(struct attachment *att, uint64_t offset)
+#include <errno.h>
+
+#include "core/control.h"
+
+/* The place for a question about the page at `offset`, or the open one about it. NULL: there are
+ * too many. */
+static struct asked *place(struct attachment *att, uint64_t offset)
 {
     struct asked *found = NULL;
 
@@ -12,6 +18,25 @@ struct asked *asked_place(struct attachment *att, uint64_t offset)
             found = &att->asked_faults[i];
     }
     return found;
+}
+
+int asked_send(struct attachment *att, struct msg *msg, uint64_t kind, struct asked question)
+{
+    struct asked *asked = place(att, question.offset);
+
+    if (att->ctl < 0)
+        return -EINPROGRESS;
+    if (!asked)
+        return -EAGAIN;
+    if (asked->open)
+        return -EINPROGRESS;
+    msg->seq = kind | (uint64_t)(asked - att->asked_faults);
+    if (control_send(att->ctl, msg, NULL, 0, CONTROL_AT_ONCE) == -ETIMEDOUT)
+        return -EAGAIN;
+    /* Other errors mean that the server is gone: see asked_forget(). */
+    *asked = question;
+    asked->open = true;
+    return -EINPROGRESS;
 }
 
 struct asked *asked_answered(struct attachment *att, uint64_t seq)

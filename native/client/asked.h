@@ -7,9 +7,10 @@
 
 #include "client/attachment.h"
 
-/* The place for a question about the page at `offset`, or the open one about it. NULL: there are
- * too many. Precondition: att->lock held. */
-struct asked *asked_place(struct attachment *att, uint64_t offset);
+/* Asks, at once: `msg` goes with `kind` | the place as its seq, and `question` is what stays of it.
+ * -EINPROGRESS: it is asked, or was already, or will be anew when a server is back; then all
+ * threads are woken. -EAGAIN: there is no room for it now. Precondition: att->lock held. */
+int asked_send(struct attachment *att, struct msg *msg, uint64_t kind, struct asked question);
 /* The question that an answer with that `seq` is for, not open any more; NULL: there is none.
  * Precondition: as before. */
 struct asked *asked_answered(struct attachment *att, uint64_t seq);

@@ -30,21 +30,10 @@ static int ask(struct attachment *att, const struct fault *fault)
     const uint64_t span_end = (fault->offset & ~(PMD_SIZE - 1)) + PMD_SIZE;
     const uint64_t end = least(fault->offset + fault->fill * PAGE_SIZE,
                                least(fault->vma.end, span_end));
-    struct asked *asked = asked_place(att, fault->offset);
     struct msg msg = {.op = MSG_CHARGE, .arg = {fault->offset, end - fault->offset}};
 
-    if (att->ctl < 0) /* all are woken when a server is back */
-        return -EINPROGRESS;
-    if (!asked)
-        return -EAGAIN;
-    if (asked->open)
-        return -EINPROGRESS;
-    msg.seq = SEQ_CHARGE | (uint64_t)(asked - att->asked_faults);
-    if (control_send(att->ctl, &msg, NULL, 0, CONTROL_AT_ONCE) == -ETIMEDOUT)
-        return -EAGAIN;
-    /* Other errors mean that the server is gone: see asked_forget(). */
-    *asked = (struct asked){.open = true, .offset = fault->offset, .bytes = msg.arg[1]};
-    return -EINPROGRESS;
+    return asked_send(att, &msg, SEQ_CHARGE,
+                      (struct asked){.offset = fault->offset, .bytes = end - fault->offset});
 }
 
 /* Lowers `fill` to the pages that are there. */

@@ -34,7 +34,7 @@ static bool is_own(const struct attachment *att, const struct procmap_query *map
 {
     if (map->inode == att->mem_inode && makedev(map->dev_major, map->dev_minor) == att->mem_device)
         return true;
-    return kind == OWN_ALL && map->inode && procmap_is_shared(map);
+    return kind == OWN_ALL && map->inode && map->vma_flags & PROCMAP_SHARED;
 }
 
 /* The first part of [*start, end), addresses, that is left: its bounds go to *start and *stop.

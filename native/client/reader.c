@@ -116,7 +116,6 @@ void reader_report(const struct attachment *att)
 
 int reader_ask(struct attachment *att, const struct fault *fault, bool present)
 {
-    struct asked *asked = asked_place(att, fault->offset);
     const uint64_t run = fault->offset + att->around.pages * PAGE_SIZE;
     const struct fault_ask ask = {
         .offset = fault->offset,
@@ -133,20 +132,10 @@ int reader_ask(struct attachment *att, const struct fault *fault, bool present)
     };
     struct msg msg = {.op = MSG_FAULT};
 
-    if (att->ctl < 0) /* all are woken when a server is back */
-        return -EINPROGRESS;
-    if (!asked)
-        return -EAGAIN;
-    if (asked->open)
-        return -EINPROGRESS;
-    msg.seq = SEQ_FAULT | (uint64_t)(asked - att->asked_faults);
     memcpy(msg.text, &ask, sizeof ask);
-    if (control_send(att->ctl, &msg, NULL, 0, CONTROL_AT_ONCE) == -ETIMEDOUT)
-        return -EAGAIN;
-    /* Other errors mean that the server is gone: see asked_forget(). */
-    *asked = (struct asked){
-        .open = true, .offset = fault->offset, .limit = fault->limit, .ahead = ask.ahead};
-    return -EINPROGRESS;
+    return asked_send(
+        att, &msg, SEQ_FAULT,
+        (struct asked){.offset = fault->offset, .limit = fault->limit, .ahead = ask.ahead});
 }
 
 /* Whether the range of an answer is one that we may map. */

@@ -27,8 +27,6 @@ static int query(int fd, uint64_t at, uint64_t flags, struct procmap_query *map)
 
 int procmap_look(int fd, uint64_t at, struct procmap_query *map) { return query(fd, at, 0, map); }
 
-bool procmap_is_shared(const struct procmap_query *map) { return map->vma_flags & PROCMAP_SHARED; }
-
 int procmap_next(int fd, uint64_t at, uint64_t *start, uint64_t *end)
 {
     struct procmap_query map;

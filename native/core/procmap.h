@@ -34,8 +34,6 @@ struct procmap_query {
 int procmap_open(const char *path);
 /* Finds the first mapping of any kind that ends above `at`. 0 or -errno; -ENOENT: there is none. */
 int procmap_look(int fd, uint64_t at, struct procmap_query *map);
-/* Whether it is mapped shared. */
-bool procmap_is_shared(const struct procmap_query *map);
 /* Finds the first mapping of a shared file that ends above `at`: its bounds go to *start and
  * *end. 0, or -errno; -ENOENT: there is none. */
 int procmap_next(int fd, uint64_t at, uint64_t *start, uint64_t *end);
