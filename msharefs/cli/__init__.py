@@ -86,7 +86,7 @@ def print_libdir(ctx: click.Context, param: click.Parameter, value: bool) -> Non
     del param
     if not value or ctx.resilient_parsing:
         return
-    from msharefs.launch import installed
+    from msharefs import installed
 
     click.echo(installed.libdir())
     ctx.exit()

@@ -114,12 +114,15 @@ def notes(region: dict[str, Any]) -> Iterator[str]:
         yield f"the accesses of {region['native_attachments']} native attachments are not seen"
 
 
-@click.command()
-@click.argument("target", metavar="REGION|MOUNT", shell_complete=_complete.regions)
-@click.option(
+interval_option = click.option(
     "--interval", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True),
     help="Between two looks. 10, and longer where that costs a process more than 3 % of its time.",
 )  # fmt: skip
+
+
+@click.command()
+@click.argument("target", metavar="REGION|MOUNT", shell_complete=_complete.regions)
+@interval_option
 @click.option(
     "--rounds", type=click.IntRange(1, 10_000), default=6, show_default=True, help="Intervals."
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from . import _complete, _json, _region, _show, _types, idle
+from .idle import interval_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,10 +159,7 @@ def seen(found: dict[str, Any]) -> str:
 @click.option(
     "--record", metavar="FILE", type=_types.Output(), help="Write the looks as such a file."
 )
-@click.option(
-    "--interval", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True),
-    help="Between two looks. 10, and longer where that costs a process more than 3 % of its time.",
-)  # fmt: skip
+@interval_option
 @click.option(
     "--rounds", type=click.IntRange(2, 10_000), default=12, show_default=True, help="Intervals."
 )
