@@ -50,3 +50,8 @@ def worker() -> Path:
 def walk() -> Path:
     """The program ``mshare-walk``: it lets a processor walk a region's page tables."""
     return prefix() / "libexec" / "mshare-walk"
+
+
+def charger() -> Path:
+    """The program ``mshare-charger``: it makes pages in a memory cgroup that is to pay for them."""
+    return prefix() / "libexec" / "mshare-charger"

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-from importlib.util import find_spec
-from pathlib import Path
 
 from ._native import ffi, lib
 
@@ -16,14 +14,6 @@ __all__ = ["LEVELS", "check", "check_errno", "ffi", "lib"]
 
 LEVELS = ("pte", "pmd", "pud", "pgd")
 """Names of the table levels, by their number in the core."""
-
-
-def program(name: str) -> Path:
-    """A helper program: it lies beside the compiled extension (see launch/installed.py)."""
-    spec = find_spec("msharefs._native")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).resolve().parent / "_c" / "libexec" / name
 
 
 def check(result: int, sentence: str, filename: str | None = None) -> int:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import manuals
 from packaging.requirements import Requirement
 
-from msharefs.launch import installed
+from msharefs import installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msharefs import mountpoint
-from msharefs.launch import installed, running
+from msharefs import installed, mountpoint
+from msharefs.launch import running
 
 from . import rows
 from .agent import Agents

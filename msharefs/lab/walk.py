@@ -14,8 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msharefs import proc
-from msharefs.launch import installed
+from msharefs import installed, proc
 
 from . import head
 

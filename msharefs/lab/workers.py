@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from msharefs import verbs
-from msharefs.launch import installed
+from msharefs import installed, verbs
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 import psutil
 
-from msharefs import home, mountpoint, native, proc
+from msharefs import home, installed, mountpoint, native, proc
 from msharefs.processes import is_shadow
 
-from . import installed, suited
+from . import suited
 from .private_mount import STOP_SECONDS, PrivateMount, is_private, sweep
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from msharefs import native, proc
+from msharefs import installed, proc
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +67,7 @@ class Charger:
         try:
             with theirs:
                 process = await trio.lowlevel.open_process(
-                    [native.program("mshare-charger")], stdin=theirs, stdout=subprocess.DEVNULL,
+                    [installed.charger()], stdin=theirs, stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL, start_new_session=True, cwd="/", env={},
                 )  # fmt: skip
         except BaseException:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from msharefs import installed
 from msharefs.cli import demo as verb
 from msharefs.lab import demo
-from msharefs.launch import installed
 from msharefs.launch.private_mount import PrivateMount
 
 from support import namespace, schema

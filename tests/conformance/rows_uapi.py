@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msharefs import installed
 from msharefs.conformance.stage import ANON, PAGE, RW, SHARED_FIXED, Memory, Q, errno_name
 from msharefs.conformance.table import Table
-from msharefs.launch import installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import msharefs
-from msharefs import native, proc, processes, verbs
-from msharefs.launch import installed
+from msharefs import installed, proc, processes, verbs
 from msharefs.server import charger
 
 from support import agent as agents_of
@@ -397,7 +396,7 @@ def test_a_charger_enters_a_cgroup_of_version_2(kind: str) -> None:
             (inner / "cgroup.type").write_text(kind)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            child = subprocess.Popen([native.program("mshare-charger")], stdin=theirs)
+            child = subprocess.Popen([installed.charger()], stdin=theirs)
         try:
             events = charger._place(child.pid, inner)
             if events >= 0:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import msharefs
-from msharefs import processes
-from msharefs.launch import installed
+from msharefs import installed, processes
 
 from support import agent as agents_of
 from support.agent import Agent, Agents

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 import msharefs
-from msharefs.launch import installed
+from msharefs import installed
 from msharefs.server import owners
 
 from support import agent

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import msharefs
-from msharefs.launch import installed
+from msharefs import installed
 from msharefs.native import ffi, lib
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import msharefs
-from msharefs.launch import installed
+from msharefs import installed
 
 from support import postgres
 

@@ -134,7 +134,7 @@ def test_python_finds_the_wheels_parts(installed: Path) -> None:
 import sys
 sys.path[:0] = sys.argv[1:]
 import msharefs._native, msharefs._fuse_hook
-from msharefs.launch import installed
+from msharefs import installed
 print(installed.libdir())
 """
     found = subprocess.check_output(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from msharefs.launch import installed, running
+from msharefs import installed
+from msharefs.launch import running
 from msharefs.mountpoint import FSTYPE
 from msharefs.proc import mounts
 

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from typing import TYPE_CHECKING
 
-from msharefs.launch import installed
+from msharefs import installed
 
 if TYPE_CHECKING:
     from pathlib import Path

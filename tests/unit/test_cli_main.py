@@ -11,8 +11,7 @@ import click
 import pytest
 
 import msharefs
-from msharefs import cli
-from msharefs.launch import installed
+from msharefs import cli, installed
 
 if TYPE_CHECKING:
     from pathlib import Path
