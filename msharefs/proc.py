@@ -108,7 +108,7 @@ def running(tid: int) -> Running:
         return Running(cpu, (user + kernel) * 1_000_000_000 // os.sysconf("SC_CLK_TCK"))
 
 
-def status(pid: int, field: str) -> str:
+def status(pid: Process, field: str) -> str:
     """A field of /proc/PID/status; empty where the process has none (VmPTE of a kernel thread).
 
     Its first line is the name, in which the kernel escapes newlines.
@@ -458,6 +458,22 @@ def _mount(line: bytes) -> Mount:
 def _unescape(text: bytes) -> bytes:
     """Undo the octal escapes, each of which is a byte."""
     return re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), text)
+
+
+_CAP_SYS_PTRACE = 19
+_LISTS_OWN_ONLY = {f"hidepid={word}" for word in ("2", "invisible", "4", "ptraceable")}
+
+
+def hides() -> bool:
+    """Whether /proc does not list the processes of other users for us: its option hidepid."""
+    if int(status("self", "CapEff"), 16) >> _CAP_SYS_PTRACE & 1:
+        return False
+    of_proc = [mount.options for mount in mounts() if mount.directory == Path("/proc")]
+    options = of_proc[-1] if of_proc else frozenset()
+    group = next((one.partition("=")[2] for one in options if one.startswith("gid=")), "")
+    if group.isdigit() and int(group) in {os.getegid(), *os.getgroups()}:
+        return False
+    return not _LISTS_OWN_ONLY.isdisjoint(options)
 
 
 def watch_mounts() -> BinaryIO:

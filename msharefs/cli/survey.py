@@ -113,7 +113,8 @@ def sections(found: dict[str, Any]) -> Iterator[Table]:
     """All tables for people, the most wanted first."""
     if found["objects"]:
         yield objects(found)
-    yield programs(found)
+    if found["programs"]:
+        yield programs(found)
     if found["objects"]:
         yield classes(found)
         yield schemes(found)

@@ -85,6 +85,7 @@ def document(**figures: Any) -> dict[str, Any]:
     program = {"program": "postgres", "processes": 1500, "vmpte_bytes": tables}
     return {
         "processes": 1500, "vmpte_bytes": tables, "linked_bytes": 0, "error_bytes": 0,
+        "looked_at": 1500, "unseen": [], "hidden": {"processes": 0},
         "saved_bytes": one["saved_bytes"], "objects": [one], "programs": [program], **figures,
     }  # fmt: skip
 

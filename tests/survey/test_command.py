@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,6 @@ from support import schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from support.actor import Actor
 
@@ -70,11 +70,23 @@ def test_a_tree_is_a_process_and_its_descendants(family: Callable[[int], list[Ac
     assert found["processes"] == len(actors)
 
 
-@pytest.fixture
-def cgroup(three: list[Actor]) -> object:
+def test_a_cgroup_without_processes(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.procs").touch()
+    done = run("--cgroup", tmp_path)
+    assert (done.returncode, done.stdout) == (0, "no process that could be looked at\n")
+
+
+def hierarchies() -> list[Path]:
+    """Where cgroups are made: those of version 2, and of version 1 by memory if there are some."""
+    found = [mount for mount in proc.mounts() if mount.fstype == "cgroup2"]
+    found += [one for one in proc.mounts() if one.fstype == "cgroup" and "memory" in one.options]
+    return [mount.directory for mount in found]
+
+
+@pytest.fixture(params=hierarchies(), ids=str)
+def cgroup(three: list[Actor], request: pytest.FixtureRequest) -> object:
     """A cgroup with one of three in it, and one below with another; the third is elsewhere."""
-    root = next(mount.directory for mount in proc.mounts() if mount.fstype == "cgroup2")
-    top = root / f"survey-{os.getpid()}"
+    top = Path(request.param) / f"survey-{os.getpid()}"
     below = top / "below"
     below.mkdir(parents=True)
     (top / "cgroup.procs").write_text(str(three[0].pid))

@@ -30,6 +30,8 @@ class Census:
     """Bytes of page tables of processes that are not in the sample, by program."""
     unseen: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Bytes of page tables of processes that we may not look at, by user."""
+    hidden: int = 0
+    """Processes of which /proc does not even show how large they are (hidepid)."""
     ended: int = 0
     """Since they were listed."""
 
@@ -71,6 +73,8 @@ def census(
             sizes[pid] = vmpte(pid), proc.comm(pid)
         except ProcessLookupError:
             found.ended += 1
+        except PermissionError:
+            found.hidden += 1
     # Threads of the kernel have none, nor zombies.
     there = [(pid, program, size) for pid, (size, program) in sizes.items() if size]
     chosen = sample.processes(there, measure) if measure else {pid for pid, _, _ in there}

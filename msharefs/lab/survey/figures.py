@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from msharefs import proc
 from msharefs.lab.head import head
 from msharefs.lab.plan import TABLE_BYTES
 
@@ -61,6 +62,7 @@ def document(found: Survey) -> dict[str, Any]:
             {"user": user, "processes": len(sizes), "vmpte_bytes": sum(sizes)}
             for user, sizes in sorted(census.unseen.items())
         ],
+        "hidden": {"processes": census.hidden, "more": proc.hides()},
         "sees": {"frames": found.frames, "scans": found.scans},
         "vmpte_bytes": census.vmpte_bytes,
         "looked_vmpte_bytes": sum(process.vmpte_bytes for process in census.seen),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import psutil
@@ -22,18 +23,25 @@ def chosen(pids: list[int], *, strict: bool = True) -> list[int]:
     there = {pid for pid in pids if psutil.pid_exists(pid)}
     for pid in pids:
         if strict and pid not in there:
-            raise ProcessLookupError(
-                errno.ESRCH, f"there is no process {pid}: name one that runs (ps -e)"
-            )
+            sentence = f"there is no process {pid}: name one that runs (ps -e)"
+            if proc.hides():
+                sentence = (
+                    f"/proc shows no process {pid}: name one that runs (ps -e), and as root those "
+                    "of other users, which are hidden (hidepid)"
+                )
+            raise ProcessLookupError(errno.ESRCH, sentence)
     return sorted(there)
 
 
 def tree(pid: int, *, strict: bool = True) -> list[int]:
     """A process and all its descendants, without this one."""
     found = chosen([pid], strict=strict)
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(pid).children(recursive=True)
-        found += [process.pid for process in children if process.pid != os.getpid()]
+    children = defaultdict(list)
+    for one in system():
+        with contextlib.suppress(OSError):  # it has ended, or is hidden (hidepid)
+            children[int(proc.status(one, "PPid"))].append(one)
+    for parent in found:  # grows meanwhile
+        found += children[parent]
     return found
 
 

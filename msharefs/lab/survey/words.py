@@ -14,18 +14,32 @@ _NAMED = 3  # objects in the answer
 
 def answer(found: dict[str, Any]) -> str:
     """The first sentence."""
+    if not found["processes"]:
+        return "no process that could be looked at"
     tables = found["vmpte_bytes"] - found["linked_bytes"]
     saved = found["saved_bytes"]
-    many = f"{found['processes']:,} process{'' if found['processes'] == 1 else 'es'}"
-    start = f"{many}: page tables {units.size(tables)}; sharing would take away"
+    start = f"{_processes(found['processes'])}: page tables {units.size(tables)};"
+    if not found["looked_at"]:
+        why = "none of them could be looked at"
+        return f"{start} what sharing would take away is not known: {why}"
+    partly = bool(found["unseen"] or found["hidden"]["processes"])
+    start += " sharing would take away"
+    if saved <= 0 and partly:
+        looked = _processes(found["looked_at"])
+        return f"{start} nothing of what could be looked at, {looked}"
     if saved <= 0:
         return f"{start} nothing: no table of theirs is the same in two of them."
+    start += " at least" if partly else ""
     share = f"{saved / tables:.1%}".replace("%", " %")
     named = [one for one in found["objects"] if one["saved_bytes"] >= saved / 100][:_NAMED]
     parts = [f"{units.size(one['saved_bytes'])} {whose(one)}" for one in named]
     if len(named) < sum(one["saved_bytes"] > 0 for one in found["objects"]):
         parts.append("...")
     return f"{start} {units.size(saved)} ({share}){error(found)}: {', '.join(parts)}"
+
+
+def _processes(count: int) -> str:
+    return f"{count:,} process{'' if count == 1 else 'es'}"
 
 
 def error(found: dict[str, Any]) -> str:
@@ -51,6 +65,14 @@ def remarks(found: dict[str, Any]) -> Iterator[str]:
             f"not looked at: {one['processes']:,} processes of {one['user']} (EACCES), page tables "
             f"{units.size(one['vmpte_bytes'])}: run this as root"
         )
+    hidden = found["hidden"]
+    if hidden["processes"]:
+        yield (
+            f"not counted: {hidden['processes']:,} processes that /proc hides (hidepid): run this "
+            "as root"
+        )
+    if hidden["more"]:
+        yield "/proc does not show other users' processes (hidepid): run this as root to count them"
     if found["ended"]:
         yield f"{found['ended']:,} processes ended meanwhile and are not counted"
     if not found["sees"]["frames"]:
