@@ -32,7 +32,7 @@ def _tap(answers: Iterable[Answer], count: int) -> Iterable[tuple[Answer, list[s
         elif answer.verdict == "same":
             yield answer, [f"ok {name}"]
         else:
-            todo = f" # TODO {row.why.text}" if answer.verdict == "known" and row.why else ""
+            todo = f" # TODO {answer.why}".rstrip() if answer.verdict == "known" else ""
             yield answer, [f"not ok {name}{todo}", f"# v3: {row.kernel}", f"# here: {answer.said}"]
 
 
@@ -55,7 +55,7 @@ def _as_json(answer: Answer) -> dict[str, Any]:
         "kernel": row.kernel,
         "answer": None if answer.skipped else answer.said,
         "verdict": answer.verdict,
-        "why": answer.said if answer.skipped else row.why.text if row.why else None,
+        "why": answer.said if answer.skipped else answer.why or None,
     }
 
 

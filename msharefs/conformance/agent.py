@@ -35,6 +35,11 @@ class Agent:
         hello = sock.recv(_PACKET).decode().split(_SEPARATOR)
         self.pid, self.tid, self.pool = (int(word) for word in hello)
 
+    @property
+    def by_call(self) -> bool:
+        """Whether what is asked is asked of the calls of 2026."""
+        return self.agents.by_call
+
     def ask(self, *words: Argument) -> str:
         """Sends a request and waits for its answer, which is empty if the agent ended instead."""
         self.tell(*words)
@@ -127,7 +132,8 @@ class Agent:
 class Agents:
     """Where agents connect; a context manager that ends them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_call: bool = False) -> None:
+        self.by_call = by_call
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind("")  # Linux finds a name that nobody has, in any pid namespace
         self.address = self._listener.getsockname()[1:].decode()

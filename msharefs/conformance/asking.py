@@ -43,7 +43,15 @@ class Answer:
             return "skipped"
         if self.said == self.row.kernel:
             return "same"
-        return "known" if self.said in (self.row.default, self.row.quirks) else "differs"
+        ours = (self.row.default, self.row.quirks, self.row.inner)
+        return "known" if self.said in ours else "differs"
+
+    @property
+    def why(self) -> str:
+        """Why a known answer is not the kernel's."""
+        if self.row.inner not in (None, self.row.default) and self.said == self.row.inner:
+            return "With `-o window=inner` it is a call on the region."
+        return self.row.why.text if self.row.why else ""
 
 
 def chosen(patterns: Sequence[str]) -> list[Row]:
@@ -52,7 +60,8 @@ def chosen(patterns: Sequence[str]) -> list[Row]:
     return [
         row
         for row in ROWS.values()
-        if not patterns or any(fnmatch(row.ident, pattern) for pattern in patterns)
+        if World.DEFAULT in row.worlds()
+        and (not patterns or any(fnmatch(row.ident, pattern) for pattern in patterns))
     ]
 
 

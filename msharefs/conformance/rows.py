@@ -6,7 +6,7 @@ from importlib import import_module
 
 MODULES = (
     "names", "info", "descriptor", "sizing", "create", "limits", "attach", "faults", "vma", "gup",
-    "owner", "fork", "tables",
+    "owner", "fork", "tables", "calls",
 )  # fmt: skip
 
 

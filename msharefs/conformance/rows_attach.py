@@ -65,25 +65,37 @@ def opened(stage: Stage, flags: int) -> File:
     return stage.open(flags=flags)
 
 
+ATTACH = "mshare_attach"
 T = Table("Attach: what is refused", "1.6, A")
-T("attach", "mmap(NULL, Q, RW, MAP_SHARED)", "0", mmap())
+T("attach", "mmap(NULL, Q, RW, MAP_SHARED)", "0", mmap(), call=ATTACH)
 T("attach-aligned", "its address modulo Q", "0",
-  lambda s: str(s.region().attach() % Q), source="1.4")
-T("attach-unsized", "of an unsized region", "EINVAL", lambda s: s.unsized().mmap())
+  lambda s: str(s.region().attach() % Q), source="1.4", call=ATTACH)
+T("attach-unsized", "of an unsized region", "EINVAL", lambda s: s.unsized().mmap(), call=ATTACH)
 T("attach-private", "MAP_PRIVATE", "EINVAL", mmap(flags=PRIVATE))
 T("attach-private-unsized", "MAP_PRIVATE of an unsized region", "EINVAL",
   lambda s: s.unsized().mmap(flags=PRIVATE))
 T("attach-validate", "MAP_SHARED_VALIDATE", "0", mmap(flags=VALIDATE))
-T("attach-growsdown", "MAP_GROWSDOWN", "EINVAL", mmap(flags=SHARED | GROWSDOWN))
-T("attach-hugetlb", "MAP_HUGETLB", "EINVAL", mmap(flags=SHARED | HUGETLB))
+T("attach-growsdown", "MAP_GROWSDOWN", "EINVAL", mmap(flags=SHARED | GROWSDOWN), call=ATTACH)
+T("attach-hugetlb", "MAP_HUGETLB", "EINVAL", mmap(flags=SHARED | HUGETLB), call=ATTACH)
 for name, length in (
     ("0", 0), ("4K", PAGE), ("1G", 1 << 30), ("Q-4K", Q - PAGE), ("Q+4K", Q + PAGE), ("2Q", 2 * Q),
 ):
-    T(f"attach-length-{name}", f"length {name}", "EINVAL", mmap(length=length))
-T("attach-length-Q-1", "length Q-1 counts as Q", "0", mmap(length=Q - 1))
+    T(f"attach-length-{name}", f"length {name}", "EINVAL", mmap(length=length), call=ATTACH,
+      calls="EINVAL" if length else "0")
+T("attach-length-Q-1", "length Q-1 counts as Q", "0", mmap(length=Q - 1), call=ATTACH)
 T("attach-length-part", "length Q of a region of 2Q", "EINVAL", lambda s: s.region(2 * Q).mmap(Q),
-  default="0", why=reasons.PARTS)
-T("attach-length-all", "length 2Q of a region of 2Q", "0", lambda s: s.region(2 * Q).mmap(2 * Q))
+  default="0", why=reasons.PARTS, call=ATTACH)
+T("attach-length-all", "length 2Q of a region of 2Q", "0", lambda s: s.region(2 * Q).mmap(2 * Q),
+  call=ATTACH)
+
+
+def by_descriptor(mode: str, prot: int) -> dict[str, str]:
+    """mshare_attach() takes no protection: the descriptor's rights are what there is."""
+    if prot not in (READ, RW):
+        return {}
+    return {"call": ATTACH, "calls": "EACCES" if mode == "write-only" else "0"}
+
+
 MODES = {"read-only": os.O_RDONLY, "write-only": os.O_WRONLY, "read-write": os.O_RDWR}
 for mode, opening in MODES.items():
     for prot in range(8):
@@ -91,19 +103,20 @@ for mode, opening in MODES.items():
         T(f"attach-{mode}-{prot}", f"prot {prot}, by a {mode} descriptor",
           "EACCES" if refused else "0",
           lambda s, opening=opening, prot=prot: opened(s, opening).mmap(prot=prot),
-          source="1.6, A, C")
+          source="1.6, A, C", **by_descriptor(mode, prot))
 T("attach-read-only-length", "the same with length 4K: the length is checked before", "EINVAL",
   lambda s: opened(s, os.O_RDONLY).mmap(PAGE), source="A, C")
 T("attach-write-only-length", "write-only descriptor and length 4K", "EINVAL",
   lambda s: opened(s, os.O_WRONLY).mmap(PAGE), source="A, C")
 T("attach-read-only-fixed", "read-only descriptor and MAP_FIXED at Q+4K", "EINVAL",
   lambda s: opened(s, os.O_RDONLY).mmap(flags=SHARED | FIXED, addr=Q + PAGE))
-T("attach-offset", "file offset 4096", "0", mmap(offset=PAGE), source="B")
-T("attach-offset-Q", "file offset Q", "0", mmap(offset=Q), source="B")
-T("attach-offset-2^62", "file offset 2^62", "0", mmap(offset=1 << 62), source="B")
-T("attach-offset-odd", "file offset 1", "EINVAL", mmap(offset=1), source="B")
+PART = {"source": "B", "call": ATTACH, "calls": "EINVAL"}  # that offset of the region
+T("attach-offset", "file offset 4096", "0", mmap(offset=PAGE), **PART)
+T("attach-offset-Q", "file offset Q", "0", mmap(offset=Q), **PART)
+T("attach-offset-2^62", "file offset 2^62", "0", mmap(offset=1 << 62), **PART)
+T("attach-offset-odd", "file offset 1", "EINVAL", mmap(offset=1), **PART)
 T("attach-offset-2^63", "file offset 2^63-4096", "EOVERFLOW", mmap(offset=(1 << 63) - PAGE),
-  source="B")
+  **PART)
 
 
 def offset_is_all(stage: Stage) -> str:
@@ -130,7 +143,7 @@ T("attach-locked", "MAP_LOCKED by root", "0", mmap(flags=SHARED | LOCKED), sourc
 T("attach-locked-limit", "MAP_LOCKED beyond RLIMIT_MEMLOCK", "EAGAIN",
   lambda s: limited(s, RLIMIT_MEMLOCK, 1 << 16, flags=SHARED | LOCKED), source="C")
 
-T = Table("Attach: where", "1.6, A, C")
+T = Table("Attach: where", "1.6, A, C", call=ATTACH)
 T("hint-20Q", "hint 20Q", "20Q", lambda s: where(s.region(), addr=20 * Q))
 for quantum in (1, 2, 50, 100, 150, 200):
     T(f"hint-{quantum}Q", f"hint {quantum}Q", f"{quantum}Q",
@@ -205,7 +218,7 @@ def bottom_up(stage: Stage) -> str:
 
 
 T("attach-bottom-up", "without a hint, RLIMIT_STACK unlimited: 0x138000000000 or near", "low",
-  bottom_up, source="C")
+  bottom_up, source="C", call="")
 T("attach-fixed", "MAP_FIXED at 20Q", "20Q",
   lambda s: where(s.region(), flags=SHARED | FIXED, addr=20 * Q))
 T("attach-fixed-odd", "MAP_FIXED at 20Q+4K", "EINVAL",
@@ -331,33 +344,37 @@ T("prot-read-copy", "PROT_READ: read(2) into it", "0",
 T("prot-none-copy", "PROT_NONE: read(2) into it", "0",
   lambda s: with_prot(s, NONE, os.O_RDWR, copy_into), default="EFAULT", why=reasons.SAFE)
 
-T = Table("munmap and MAP_FIXED over an attachment", "1.6, A, C")
+T = Table("munmap and MAP_FIXED over an attachment", "1.6, A, C", inner=True)
 
 
 def unmapped(offset: int, length: int) -> Callable[[Stage], str]:
-    """Munmap of a part of an attachment at 20Q, and whether a byte in it is still there."""
+    """Munmap of a part of an attachment, and whether a byte in it is still there."""
 
     def check(stage: Stage) -> str:
         memory = stage.page()
         memory.store()
-        answer = stage.agent.say("munmap", memory.base + offset, length)
+        answer = memory.say("munmap", offset, length)
         return f"{answer}, {memory.load()}"
 
     return check
 
 
-T("munmap-first", "munmap of its first page", "EINVAL, 7", unmapped(0, PAGE))
-T("munmap-middle", "munmap of a page in the middle", "EINVAL, 7", unmapped(Q // 2, PAGE))
-T("munmap-last", "munmap of its last page", "EINVAL, 7", unmapped(Q - PAGE, PAGE))
+# UNMAP of a page that is mapped, and of a hole.
+GONE = {"inner": "0, SIGSEGV MAPERR", "call": "mshare_unmap", "calls": "0, SIGSEGV MAPERR"}
+HOLE = {"inner": "0, 7", "call": "mshare_unmap", "calls": "0, 7"}
+
+T("munmap-first", "munmap of its first page", "EINVAL, 7", unmapped(0, PAGE), **GONE)
+T("munmap-middle", "munmap of a page in the middle", "EINVAL, 7", unmapped(Q // 2, PAGE), **HOLE)
+T("munmap-last", "munmap of its last page", "EINVAL, 7", unmapped(Q - PAGE, PAGE), **HOLE)
 for name, start, length in (
     ("2M", 0, 2 << 20), ("all-but-first", PAGE, Q - PAGE), ("all-but-last", 0, Q - PAGE),
     ("second-half", Q // 2, Q // 2), ("1G", 1 << 30, 1 << 30),
 ):
     T(f"munmap-{name}", f"munmap of [{start:#x}, {start + length:#x})", "EINVAL, 7",
-      unmapped(start, length))
-T("munmap-half", "munmap of the first half", "EINVAL, 7", unmapped(0, Q // 2))
+      unmapped(start, length), **HOLE if start else GONE)
+T("munmap-half", "munmap of the first half", "EINVAL, 7", unmapped(0, Q // 2), **GONE)
 T("munmap", "munmap of the whole: what a load says then", "0, SIGSEGV MAPERR", unmapped(0, Q),
-  source="1.6, B")
+  source="1.6, B", call="mshare_detach")
 
 
 def neighbours(stage: Stage, call: Callable[[Agent, int], str]) -> str:
@@ -373,26 +390,33 @@ def neighbours(stage: Stage, call: Callable[[Agent, int], str]) -> str:
 
 
 T("munmap-neighbour", "munmap of the page before it and its first page", "EINVAL, 5, 7",
-  lambda s: neighbours(s, lambda a, at: a.say("munmap", at, 2 * PAGE)), source="C")
+  lambda s: neighbours(s, lambda a, at: a.say("munmap", at, 2 * PAGE)), source="C",
+  inner="ENOMEM, 5, 7")
 T("fixed-neighbour", "MAP_FIXED over the page before it and its first page", "EINVAL, 5, 7",
   lambda s: neighbours(s, lambda a, at: a.say(
-      "mmap", at, 2 * PAGE, RW, PRIVATE | ANON | FIXED, -1, 0)), source="C")
+      "mmap", at, 2 * PAGE, RW, PRIVATE | ANON | FIXED, -1, 0)), source="C",
+  inner="ENOMEM, 5, 7")
 
 
-def over(offset: int, length: int) -> Callable[[Stage], str]:
+def over(offset: int, length: int, kind: int = PRIVATE) -> Callable[[Stage], str]:
     """MAP_FIXED of anonymous memory over it, and the result of a load then."""
 
     def check(stage: Stage) -> str:
         memory = stage.page()
         memory.store()
-        flags = PRIVATE | ANON | FIXED | NORESERVE
+        flags = kind | ANON | FIXED | NORESERVE
+        if stage.agent.by_call:
+            return f"{memory.file.create(offset, length, flags=flags)}, {memory.load()}"
         answer = stage.agent.say("mmap", memory.base + offset, length, RW, flags, -1, 0)
         return f"{answer}, {memory.load()}"
 
     return check
 
 
-T("fixed-part", "MAP_FIXED over a part", "EINVAL, 7", over(PAGE, PAGE))
+T("fixed-part", "MAP_FIXED over a part", "EINVAL, 7", over(PAGE, PAGE),
+  call="mshare_map")
+T("fixed-part-shared", "MAP_FIXED of shared memory over its first page", "EINVAL, 7",
+  over(0, PAGE, SHARED), inner="0, 0", call="mshare_map", calls="0, 0")
 T("fixed-whole", "MAP_FIXED over the whole: what a load says then", "0, 0", over(0, Q))
 
 

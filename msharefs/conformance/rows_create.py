@@ -114,7 +114,7 @@ T("create-compat", "by a 32-bit program", "ENOTTY", compat, source="1.7")
 T("create-anon-fd", "MAP_ANONYMOUS with a descriptor: it is ignored", "0",
   lambda s: s.region().create(fd=99))
 
-T = Table("CREATE_MAPPING: place and size", "1.7, A, C")
+T = Table("CREATE_MAPPING: place and size", "1.7, A, C", call="mshare_map")
 T("create-at-page", "at region_offset 4K: objects need page alignment only", "0", place(PAGE),
   source="1.4")
 T("create-last", "the last page of the region", "0", place(Q - PAGE))
@@ -153,7 +153,7 @@ T("create-size-2^64-2Q-at-0", "size 2^64-2Q at 0: it does not", "EINVAL", place(
   source="1.12")
 T("create-size-2^63", "size 2^63", "EINVAL", place(0, 1 << 63))
 
-T = Table("CREATE_MAPPING: flags", "1.7, A, C")
+T = Table("CREATE_MAPPING: flags", "1.7, A, C", call="mshare_map")
 T("flags-none", "neither MAP_SHARED nor MAP_FIXED", "EINVAL", flags(ANON))
 T("flags-not-shared", "without MAP_SHARED", "EINVAL", flags(FIXED | ANON))
 T("flags-not-fixed", "without MAP_FIXED", "EINVAL", flags(SHARED | ANON))
@@ -176,7 +176,9 @@ for ident, name, bits in (
     ("bit-9", "unknown bit 9", 0x200),
     ("bit-25", "unknown bit 25", 0x2000000),
 ):
-    T(f"flags-{ident}", f"{name}: ignored", "0", flags(DEFAULT | bits))
+    # In mshare_map() bit 25 is MSHARE_MAP_FROM, which takes no descriptor and no MAP_ANONYMOUS.
+    T(f"flags-{ident}", f"{name}: ignored", "0", flags(DEFAULT | bits),
+      calls="EINVAL" if ident == "bit-25" else None)
 
 
 def populated(stage: Stage) -> str:
@@ -216,7 +218,7 @@ for prot in range(8):
 T("prot-high", "prot 0xfffffff8|READ: bits above 7 are ignored", "0",
   lambda s: s.region().create(prot=0xFFFFFFF9), source="A, C")
 
-T = Table("CREATE_MAPPING: the order of the checks", "1.7, C")
+T = Table("CREATE_MAPPING: the order of the checks", "1.7, C", call="mshare_map")
 T("order-unsized", "unsized, and all else wrong", "EINVAL",
   lambda s: s.unsized().create(Q, 0, flags=0, fd=99))
 T("order-offset-fd", "region_offset = size, descriptor not open", "EINVAL", order(offset=Q))
@@ -230,7 +232,7 @@ T("order-fd-hugetlb", "descriptor not open, MAP_HUGETLB", "EBADF",
   order(value=SHARED_FIXED | HUGETLB))
 
 
-T = Table("CREATE_MAPPING: who may", "A")
+T = Table("CREATE_MAPPING: who may", "A", call="mshare_map")
 
 
 def unlinked(stage: Stage) -> str:
@@ -255,7 +257,7 @@ T("create-user", "CREATE by another user who has the descriptor", "0",
 T("create-unlinked", "CREATE in a region that is unlinked", "0",
   unlinked, source="A")
 
-T = Table("UNMAP", "1.7, A")
+T = Table("UNMAP", "1.7, A", call="mshare_unmap")
 
 
 def unmap(offset: int, size: int) -> Callable[[Stage], str]:
@@ -286,9 +288,10 @@ T("unmap-beyond", "end beyond the region", "EINVAL", unmap(Q - PAGE, 2 * PAGE))
 T("unmap-size-more", "size of more than the region", "EINVAL", unmap(0, Q + PAGE))
 T("unmap-wrap", "end beyond 2^64", "EINVAL", unmap(PAGE, WRAP - PAGE))
 T("unmap-offset-wrap", "region_offset 2^64-4096", "EINVAL", unmap(WRAP - PAGE, PAGE))
-T("unmap-pointer", "a bad pointer", "EFAULT", lambda s: s.region().say("ioctl", 0x40107801, 8))
+T("unmap-pointer", "a bad pointer", "EFAULT", lambda s: s.region().say("ioctl", 0x40107801, 8),
+  call="")
 T("unmap-short", "12 bytes of the struct are readable", "EFAULT",
-  lambda s: short(s, 12, unmap_bytes(0, PAGE), 0x40107801))
+  lambda s: short(s, 12, unmap_bytes(0, PAGE), 0x40107801), call="")
 
 
 def rounded(stage: Stage) -> str:
@@ -351,7 +354,7 @@ def replaced(*objects: tuple[int, int], by: tuple[int, int]) -> Callable[[Stage]
     return check
 
 
-T = Table("CREATE_MAPPING over objects", "1.7, A")
+T = Table("CREATE_MAPPING over objects", "1.7, A", call="mshare_map")
 for objects, new, after in (
     (((0, 6),), (0, 6), "000000"), (((0, 6),), (0, 2), "003456"), (((0, 6),), (4, 2), "123400"),
     (((0, 6),), (2, 2), "120056"), (((0, 3), (3, 3)), (2, 2), "120056"),
@@ -364,7 +367,7 @@ for objects, new, after in (
     T(f"create-over-{name}", f"objects at pages {shape}; CREATE [{new[0]}, {new[0] + new[1]}): "
       "the pages", after, replaced(*objects, by=new))
 
-T = Table("UNMAP of a large region", "C")
+T = Table("UNMAP of a large region", "C", call="mshare_unmap")
 
 
 def large(count: int) -> Callable[[Stage], str]:

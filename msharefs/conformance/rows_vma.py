@@ -25,6 +25,7 @@ SYS_PIDFD_OPEN, SYS_PROCESS_MADVISE = 434, 440
 RLIMIT_MEMLOCK = 8
 
 WHOLE, PART = (0, Q), (0, PAGE)
+ONLY_NOW = "EOPNOTSUPP"  # MLOCK_ONFAULT of a region
 
 
 def touched(stage: Stage) -> Memory:
@@ -41,16 +42,20 @@ def on(
 
     def check(stage: Stage) -> str:
         memory = touched(stage) if present else stage.page()
-        return memory.agent.say(function, memory.base + where[0], where[1], *arguments)
+        return memory.say(function, *where, *arguments)
 
     return check
 
 
-T = Table("mprotect and mremap of an attachment", "1.6, A, B")
+# A call that reaches into a hole fails, whatever else it would do, and changes nothing.
+HOLE = "ENOMEM"
+
+T = Table("mprotect and mremap of an attachment", "1.6, A, B", inner=True)
 for name, where in (("whole", WHOLE), ("part", PART), ("middle", (Q // 2, PAGE))):
     for prot, what in ((READ, "PROT_READ"), (RW, "PROT_READ|PROT_WRITE"), (NONE, "PROT_NONE")):
+        answer = "0" if name == "part" else HOLE
         T(f"mprotect-{name}-{prot}", f"mprotect({what}) of the {name}", "EINVAL",
-          on("mprotect", where, prot))
+          on("mprotect", where, prot), inner=answer, call="mshare_protect", calls=answer)
 
 
 def remap(
@@ -70,11 +75,12 @@ def remap(
     return check
 
 
-T("mremap-grow", "mremap to 2Q", "EFAULT, 7", remap(Q, 2 * Q))
-T("mremap-grow-page", "mremap to Q+4K", "EFAULT, 7", remap(Q, Q + PAGE))
+T("mremap-grow", "mremap to 2Q", "EFAULT, 7", remap(Q, 2 * Q), inner="EINVAL, 7")
+T("mremap-grow-page", "mremap to Q+4K", "EFAULT, 7", remap(Q, Q + PAGE),
+  inner="EINVAL, 7")
 T("mremap-shrink", "mremap to Q-4K", "EINVAL, 7", remap(Q, Q - PAGE))
 T("mremap-same", "mremap to the same size", "0, 7", remap(Q, Q))
-T("mremap-old-0", "mremap with old size 0", "EFAULT, 7", remap(0, Q))
+T("mremap-old-0", "mremap with old size 0", "EFAULT, 7", remap(0, Q), inner="EINVAL, 7")
 T("mremap-part", "mremap of a part to a fixed place", "EINVAL, 7",
   remap(PAGE, PAGE, MAYMOVE | REMAP_FIXED, 20 * Q), source="1.6")
 T("mremap-move", "mremap of the whole to a fixed 20Q, a load there", "0, 7",
@@ -93,7 +99,7 @@ def locked_by_user(stage: Stage) -> str:
     stage.agent.call("chmod", stage.path(), os_mode)
     again = memory.again(stage.user())
     again.store()
-    return again.agent.say("mlock", again.base, PAGE)
+    return again.say("mlock", 0, PAGE)
 
 
 def all_locked(stage: Stage) -> str:
@@ -106,7 +112,7 @@ def all_locked(stage: Stage) -> str:
 
 def vmlck(stage: Stage) -> str:
     memory = touched(stage)
-    assert memory.agent.say("mlock", memory.base, PAGE) == "0"
+    assert memory.say("mlock", 0, PAGE) == "0"
     return status(memory, "VmLck")
 
 
@@ -115,47 +121,71 @@ def status(memory: Memory, field: str) -> str:
     return proc.status(memory.agent.pid, field)
 
 
-T = Table("msync, mlock, mseal", "A, C")
+T = Table("msync, mlock, mseal", "A, C", inner=True)
 for name, flags, answer in (
     ("async", MS_ASYNC, "0"), ("invalidate", MS_INVALIDATE, "0"), ("sync", MS_SYNC, "EINVAL"),
 ):
-    T(f"msync-{name}", f"msync(MS_{name.upper()}) of a page", answer, on("msync", PART, flags))
-T("mlock-present", "mlock of a page that is present and linked", "0", on("mlock", PART))
-T("mlock-absent", "mlock of an absent page", "ENOMEM", on("mlock", PART, present=False))
-T("mlock-whole", "mlock of the whole: not every page is present", "ENOMEM", on("mlock", WHOLE))
+    T(f"msync-{name}", f"msync(MS_{name.upper()}) of a page", answer, on("msync", PART, flags),
+      inner="0", call="mshare_sync", calls="0")
+T("mlock-present", "mlock of a page that is present and linked", "0", on("mlock", PART),
+  call="mshare_lock")
+T("mlock-absent", "mlock of an absent page", "ENOMEM", on("mlock", PART, present=False),
+  inner="0", call="mshare_lock", calls="0")
+T("mlock-whole", "mlock of the whole: not every page is present", "ENOMEM", on("mlock", WHOLE),
+  call="mshare_lock")
 T("mlock2-onfault-present", "mlock2(MLOCK_ONFAULT) of a page that is present and linked", "0",
-  on("mlock2", PART, ONFAULT), source="1.6")
+  on("mlock2", PART, ONFAULT), source="1.6", inner=ONLY_NOW, call="mshare_lock", calls=ONLY_NOW)
 T("mlock2-onfault-absent", "mlock2(MLOCK_ONFAULT) of an absent page: nothing is marked for later",
-  "ENOMEM", on("mlock2", PART, ONFAULT, present=False), source="1.6")
+  "ENOMEM", on("mlock2", PART, ONFAULT, present=False), source="1.6",
+  inner=ONLY_NOW, call="mshare_lock", calls=ONLY_NOW)
 T("mlock2-onfault-whole", "mlock2(MLOCK_ONFAULT) of the whole", "ENOMEM",
-  on("mlock2", WHOLE, ONFAULT), source="1.6")
+  on("mlock2", WHOLE, ONFAULT), source="1.6", inner=ONLY_NOW, call="mshare_lock", calls=ONLY_NOW)
 T("mlock-user", "mlock of a present page by a user with the usual limit", "0",
-  locked_by_user)
-T("munlock", "munlock of the whole", "0", on("munlock", WHOLE))
+  locked_by_user, call="mshare_lock")
+T("munlock", "munlock of the whole", "0", on("munlock", WHOLE), inner=HOLE, call="mshare_unlock",
+  calls=HOLE)
 T("mlockall-current", "mlockall(MCL_CURRENT)", "0",
   lambda s: touched(s).agent.say("mlockall", MCL_CURRENT))
 T("mlockall-future", "mlockall(MCL_CURRENT|MCL_FUTURE), then an attachment", "0, 0",
   lambda s: f"{s.agent.say('mlockall', MCL_CURRENT | MCL_FUTURE)}, {s.region().mmap()}")
 T("mlockall-memory", "memory that mlockall(MCL_CURRENT|MCL_FUTURE) and a second attachment take",
   "none", all_locked)
-T("mlock-vmlck", "VmLck after mlock of a present page", "0 kB", vmlck)
+T("mlock-vmlck", "VmLck after mlock of a present page", "0 kB", vmlck, call="mshare_lock")
 
 
 def sealed(stage: Stage) -> str:
     """Mseal of the whole, then munmap, UNMAP, a load."""
     memory = touched(stage)
     answers = [
-        memory.agent.say("mseal", memory.base, Q, 0),
-        memory.agent.say("munmap", memory.base, Q),
+        memory.say("mseal", 0, Q, 0),
+        memory.say("munmap", 0, Q),
         memory.file.unmap(),
         memory.load(),
     ]
     return ", ".join(answers)
 
 
-T("mseal-part", "mseal of a page", "EINVAL", on("mseal", PART, 0))
+T("mseal-part", "mseal of a page", "EINVAL", on("mseal", PART, 0), inner="0",
+  call="mshare_seal", calls="0")
 T("mseal-whole", "mseal of the whole, then munmap, UNMAP, a load", "0, EPERM, 0, SIGSEGV MAPERR",
-  sealed)
+  sealed, inner=f"{HOLE}, 0, 0, SIGSEGV MAPERR", call="mshare_seal",
+  calls=f"{HOLE}, 0, 0, SIGSEGV MAPERR")
+
+
+def part_sealed(stage: Stage) -> str:
+    """Mseal of a page, then UNMAP and CREATE of it, a load."""
+    memory = touched(stage)
+    answers = [
+        memory.say("mseal", 0, PAGE, 0),
+        memory.file.unmap(),
+        memory.file.create(),
+        memory.load(),
+    ]
+    return ", ".join(answers)
+
+
+T("mseal-part-then", "mseal of a page, then UNMAP and CREATE of it, a load", "EINVAL, 0, 0, 0",
+  part_sealed, inner="0, EPERM, EPERM, 7", call="mshare_seal", calls="0, EPERM, EPERM, 7")
 
 ADVICE = {
     "NORMAL": 0, "RANDOM": 1, "SEQUENTIAL": 2, "WILLNEED": 3, "DONTNEED": 4, "FREE": 8,
@@ -165,50 +195,80 @@ ADVICE = {
     "GUARD_REMOVE": 103,
 }
 
-T = Table("madvise of an attachment", "1.6, A, B, C")
+# What a process decides for itself alone, under window=inner, too; the calls refuse it.
+OWN = ("DONTFORK", "DOFORK", "MERGEABLE", "DONTDUMP", "DODUMP", "KEEPONFORK")
+
+
+def advice(name: str, answer: str) -> dict[str, str]:
+    """The answers to advice that is about the memory; to other advice, those of a process."""
+    return {} if name in OWN else {"inner": answer, "calls": answer}
+
+
+def refused(name: str) -> dict[str, str]:
+    """The answer of a call to advice that is not about the memory."""
+    return {"calls": "EINVAL"} if name in OWN else {}
+
+
+T = Table("madvise of an attachment", "1.6, A, B, C", inner=True, call="mshare_advise")
 for name in (
     "NORMAL", "RANDOM", "SEQUENTIAL", "WILLNEED", "DONTNEED", "DONTFORK", "DOFORK", "MERGEABLE",
     "HUGEPAGE", "NOHUGEPAGE", "DONTDUMP", "KEEPONFORK", "COLD", "PAGEOUT",
 ):
-    T(f"advise-{name}", f"MADV_{name} of the whole", "0", on("madvise", WHOLE, ADVICE[name]))
-for name in ("FREE", "DODUMP", "WIPEONFORK", "COLLAPSE", "GUARD_INSTALL", "GUARD_REMOVE"):
+    T(f"advise-{name}", f"MADV_{name} of the whole", "0", on("madvise", WHOLE, ADVICE[name]),
+      **advice(name, HOLE), **refused(name))
+for name in ("FREE", "DODUMP", "WIPEONFORK", "COLLAPSE"):
     T(f"advise-{name}", f"MADV_{name} of the whole", "EINVAL", on("madvise", WHOLE, ADVICE[name]))
+T("advise-COLLAPSE-2M", "MADV_COLLAPSE of an object of 2 MiB", "EINVAL",
+  lambda s: s.memory((0, HUGE, RW)).say("madvise", 0, HUGE, ADVICE["COLLAPSE"]),
+  **advice("COLLAPSE", "0"))
+for name in ("GUARD_INSTALL", "GUARD_REMOVE"):
+    T(f"advise-{name}", f"MADV_{name} of the whole", "EINVAL", on("madvise", WHOLE, ADVICE[name]),
+      **advice(name, HOLE))
+    T(f"advise-{name}-part", f"MADV_{name} of a page", "EINVAL", on("madvise", PART, ADVICE[name]),
+      **advice(name, "0"))
 T("advise-REMOVE", "MADV_REMOVE of the whole", "EOPNOTSUPP",
-  on("madvise", WHOLE, ADVICE["REMOVE"]))
+  on("madvise", WHOLE, ADVICE["REMOVE"]), **advice("REMOVE", HOLE))
+T("advise-REMOVE-part", "MADV_REMOVE of a page", "EOPNOTSUPP",
+  on("madvise", PART, ADVICE["REMOVE"]), **advice("REMOVE", "0"))
 SPLITTING = (
     "RANDOM", "SEQUENTIAL", "DONTFORK", "HUGEPAGE", "NOHUGEPAGE", "DONTDUMP", "WIPEONFORK",
     "DODUMP",
 )
 for name in SPLITTING:
     T(f"advise-{name}-part", f"MADV_{name} of a page: it would split", "EINVAL",
-      on("madvise", PART, ADVICE[name]))
+      on("madvise", PART, ADVICE[name]),
+      **advice(name, "EINVAL" if name == "WIPEONFORK" else "0"))
 HARMLESS = ("NORMAL", "WILLNEED", "DONTNEED", "DOFORK", "MERGEABLE", "COLD", "PAGEOUT")
 for name in HARMLESS:
-    T(f"advise-{name}-part", f"MADV_{name} of a page", "0", on("madvise", PART, ADVICE[name]))
+    T(f"advise-{name}-part", f"MADV_{name} of a page", "0", on("madvise", PART, ADVICE[name]),
+      **advice(name, "0"), **refused(name))
 for name in (*SPLITTING, *HARMLESS):
+    hole = advice(name, HOLE) | refused(name)
     T(f"advise-{name}-hole", f"MADV_{name} of a page in a hole, in the middle",
-      "EINVAL" if name in SPLITTING else "0", on("madvise", (Q // 2, PAGE), ADVICE[name]))
+      "EINVAL" if name in SPLITTING else "0", on("madvise", (Q // 2, PAGE), ADVICE[name]),
+      **hole)
     T(f"advise-{name}-half", f"MADV_{name} of the second half",
-      "EINVAL" if name in SPLITTING else "0", on("madvise", (Q // 2, Q // 2), ADVICE[name]))
+      "EINVAL" if name in SPLITTING else "0", on("madvise", (Q // 2, Q // 2), ADVICE[name]),
+      **hole)
 for name in ("POPULATE_READ", "POPULATE_WRITE"):
     T(f"advise-{name}-present", f"MADV_{name} of a present page", "0",
       on("madvise", PART, ADVICE[name]))
     T(f"advise-{name}-absent", f"MADV_{name} of an absent page", "EFAULT",
-      on("madvise", PART, ADVICE[name], present=False))
+      on("madvise", PART, ADVICE[name], present=False), **advice(name, "0"))
 
 
 def not_needed(stage: Stage, offset: int, size: int) -> str:
     """MADV_DONTNEED: the bytes that the process and another see then."""
     memory = touched(stage)
     other = memory.again(stage.process())
-    answer = memory.agent.say("madvise", memory.base + offset, size, ADVICE["DONTNEED"])
+    answer = memory.say("madvise", offset, size, ADVICE["DONTNEED"])
     return f"{answer}: {memory.load()}, {other.load()}"
 
 
 T("dontneed-data", "MADV_DONTNEED of the whole: the byte, for the process and another", "0: 7, 7",
-  lambda s: not_needed(s, *WHOLE), source="B")
+  lambda s: not_needed(s, *WHOLE), source="B", **advice("DONTNEED", f"{HOLE}: 7, 7"))
 T("dontneed-hole", "MADV_DONTNEED of a page in a hole: the same", "0: 7, 7",
-  lambda s: not_needed(s, Q // 2, PAGE), source="B")
+  lambda s: not_needed(s, Q // 2, PAGE), source="B", **advice("DONTNEED", f"{HOLE}: 7, 7"))
 
 
 def relinked(stage: Stage) -> str:
@@ -217,13 +277,13 @@ def relinked(stage: Stage) -> str:
 
     memory = touched(stage)
     before = clients(stage)[memory.agent.pid]["links"]
-    memory.agent.call("madvise", memory.base, PAGE, ADVICE["DONTNEED"])
+    assert memory.say("madvise", 0, PAGE, ADVICE["DONTNEED"]) == "0"
     memory.load()
     return f"{before}, {clients(stage)[memory.agent.pid]['links']}"
 
 
 T("dontneed-links", "links of the process: before, and after the next touch", "1, 2", relinked,
-  source="B")
+  source="B", **advice("DONTNEED", "1, 1"))
 
 
 def not_forked(stage: Stage) -> str:
@@ -234,12 +294,14 @@ def not_forked(stage: Stage) -> str:
 
 
 T("dontfork-child", "MADV_DONTFORK of the whole, fork: a load by the child, by the parent",
-  "SIGSEGV MAPERR, 7", not_forked, source="C")
+  "SIGSEGV MAPERR, 7", not_forked, source="C", call="")
 
 
 def paged_out(stage: Stage, advice: str) -> str:
-    memory = touched(stage)
-    memory.agent.call("madvise", memory.base, HUGE, ADVICE[advice])
+    memory = stage.memory((0, HUGE, RW))
+    memory.store()
+    answer = memory.say("madvise", 0, HUGE, ADVICE[advice])
+    assert answer == "0", answer
     return memory.load()
 
 
@@ -247,11 +309,13 @@ T("cold-data", "MADV_COLD of 2 MiB: the byte", "7", lambda s: paged_out(s, "COLD
 T("pageout-data", "MADV_PAGEOUT of 2 MiB: the byte", "7", lambda s: paged_out(s, "PAGEOUT"),
   source="1.6, C")
 
-T = Table("NUMA, userfaultfd, pages of an attachment", "1.6, A, C")
+T = Table("NUMA, userfaultfd, pages of an attachment", "1.6, A, C", inner=True)
 T("mbind-whole", "mbind(MPOL_DEFAULT) of the whole: the policy it has", "0",
-  lambda s: _mbind(s, WHOLE, 0))
-T("mbind-part", "mbind(MPOL_DEFAULT) of a page", "0", lambda s: _mbind(s, PART, 0))
-T("mbind-part-other", "mbind(MPOL_PREFERRED) of a page", "EINVAL", lambda s: _mbind(s, PART, 1))
+  lambda s: _mbind(s, WHOLE, 0), inner=HOLE, call="mshare_mbind", calls=HOLE)
+T("mbind-part", "mbind(MPOL_DEFAULT) of a page", "0", lambda s: _mbind(s, PART, 0),
+  call="mshare_mbind")
+T("mbind-part-other", "mbind(MPOL_PREFERRED) of a page", "EINVAL", lambda s: _mbind(s, PART, 1),
+  inner="0", call="mshare_mbind", calls="0")
 
 
 def _mbind(stage: Stage, where: tuple[int, int], policy: int) -> str:
@@ -259,7 +323,9 @@ def _mbind(stage: Stage, where: tuple[int, int], policy: int) -> str:
     memory = touched(stage)
     mask = (1).to_bytes(8, "little") if policy else 0
     agent = memory.agent
-    return agent.say("syscall", 237, memory.base + where[0], where[1], policy, mask, 64)
+    if agent.by_call:
+        return agent.say("mshare_mbind", memory.file.fd, *where, policy, mask, 64, 0)
+    return agent.say("syscall", 237, memory.base + where[0], where[1], policy, mask, 64, 0)
 
 
 def moved(stage: Stage, *, present: bool) -> str:
@@ -293,14 +359,14 @@ def resident(stage: Stage, *, present: bool) -> str:
     """mincore(2) of a page."""
     memory = touched(stage) if present else stage.page()
     agent = memory.agent
-    agent.call("mincore", memory.base, PAGE, agent.pool)
+    assert memory.say("mincore", 0, PAGE, agent.pool) == "0"
     return str(agent.get(agent.pool, 1)[0] & 1)
 
 
 T("mincore-present", "mincore of a page that the process touched", "1",
-  lambda s: resident(s, present=True), source="A, C", plain=True)
+  lambda s: resident(s, present=True), source="A, C", plain=True, call="mshare_query")
 T("mincore-absent", "mincore of an absent page", "0",
-  lambda s: resident(s, present=False), source="A, C", plain=True)
+  lambda s: resident(s, present=False), source="A, C", plain=True, call="mshare_query")
 
 
 def resident_elsewhere(stage: Stage) -> str:
@@ -308,12 +374,12 @@ def resident_elsewhere(stage: Stage) -> str:
     memory = touched(stage)
     other = memory.again(stage.process())
     agent = other.agent
-    agent.call("mincore", other.base, PAGE, agent.pool)
+    assert other.say("mincore", 0, PAGE, agent.pool) == "0"
     return str(agent.get(agent.pool, 1)[0] & 1)
 
 
 T("mincore-other", "mincore of a page that another process touched", "0", resident_elsewhere,
-  source="A, C")
+  source="A, C", inner="1", call="mshare_query", calls="1")
 
 
 def advised_by_itself(advice: str) -> Callable[[Stage], str]:
@@ -338,10 +404,11 @@ def advised_by_itself(advice: str) -> Callable[[Stage], str]:
     return check
 
 
-T = Table("process_madvise of an attachment, by its own process", "1.6, C")
+T = Table("process_madvise of an attachment, by its own process", "1.6, C", inner=True)
 for name in ("WILLNEED", "COLD", "DONTNEED"):
-    T(f"process-madvise-{name.lower()}", f"MADV_{name} of two pages", f"{2 * PAGE}, 7",
-      advised_by_itself(name))
+    T(f"process-madvise-{name.lower()}", f"MADV_{name} of two pages, the second in a hole",
+      f"{2 * PAGE}, 7", advised_by_itself(name), inner=f"{PAGE}, 7")
 for name in ("GUARD_INSTALL", "DONTDUMP", "FREE"):
     T(f"process-madvise-{name.lower()}", f"MADV_{name} of two pages", "EINVAL, 7",
-      advised_by_itself(name))
+      advised_by_itself(name),
+      inner=f"{PAGE}, SIGSEGV MAPERR" if name == "GUARD_INSTALL" else None)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from msharefs import proc
 
+from . import by_call
 from .world import SkippedError, World
 
 if TYPE_CHECKING:
@@ -109,23 +110,29 @@ class File:
         self, offset: int = 0, size: int = PAGE, prot: int = RW,
         flags: int = SHARED_FIXED | ANON, fd: int = -1, fd_offset: int = 0,
     ) -> str:  # fmt: skip
-        """MSHAREFS_CREATE_MAPPING."""
+        """MSHAREFS_CREATE_MAPPING, or mshare_map()."""
+        if self.agent.by_call:
+            return self.say("mshare_map", offset, size, prot, flags, fd, fd_offset)
         return self.say("ioctl", CREATE, create_bytes(offset, size, prot, flags, fd, fd_offset))
 
     def unmap(self, offset: int = 0, size: int = PAGE) -> str:
-        """MSHAREFS_UNMAP."""
+        """MSHAREFS_UNMAP, or mshare_unmap()."""
+        if self.agent.by_call:
+            return self.say("mshare_unmap", offset, size)
         return self.say("ioctl", UNMAP, unmap_bytes(offset, size))
 
     def mmap(
         self, length: int = Q, prot: int = RW, flags: int = SHARED, addr: int = 0, offset: int = 0
     ) -> str:
-        """mmap(2) of the file: "0" or the name of its errno."""
-        return self.agent.say("mmap", addr, length, prot, flags, self.fd, offset)
+        """mmap(2) of the file, or mshare_attach(): "0" or the name of its errno."""
+        return said(lambda: self.attach(length, prot, flags, addr, offset))
 
     def attach(
         self, length: int = Q, prot: int = RW, flags: int = SHARED, addr: int = 0, offset: int = 0
     ) -> int:
-        """mmap(2) of the file, which must succeed: the address."""
+        """mmap(2) of the file, or mshare_attach(), which must succeed: the address."""
+        if self.agent.by_call:
+            return by_call.attach(self.agent, self.fd, offset, length, prot, flags, addr)
         return self.agent.call("mmap", addr, length, prot, flags, self.fd, offset)
 
     def unlink(self) -> str:
@@ -168,6 +175,14 @@ class Memory:
             return self.file.unmap(offset, size)
         self.file.call("fallocate", 3, offset, size)  # PUNCH_HOLE | KEEP_SIZE
         return self.agent.say("munmap", self.base + offset, size)
+
+    def say(self, function: str, offset: int, size: int, *arguments: Argument) -> str:
+        """A call on a range of it, `function(address, size, ...)`; or what that is for a region."""
+        if not self.agent.by_call:
+            return self.agent.say(function, self.base + offset, size, *arguments)
+        if (function, offset, size) == ("munmap", 0, Q):
+            return self.agent.say("mshare_detach", self.base)
+        return by_call.say(self.agent, self.file.fd, offset, size, function, *arguments)
 
     def lines(self) -> list[proc.Mapping]:
         """The lines of /proc/PID/maps inside it."""

@@ -17,3 +17,8 @@ class World(Enum):
     DEFAULT = "default"
     """A mount without options."""
     V3 = "quirks=v3"
+    """A mount that is v3 to the letter."""
+    INNER = "window=inner"
+    """A mount on which ordinary calls on a window hold for the region."""
+    CALLS = "2026"
+    """A mount without options, asked with the calls of 2026 of our library."""

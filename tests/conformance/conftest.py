@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from msharefs.conformance.by_call import learn
 from msharefs.conformance.stage import cleared
 from msharefs.conformance.world import World
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 REPORT = "MSHAREFS_CONFORMANCE"
 SERVER_LIMIT = 1200.0  # seconds: all rows use the same two servers
 RUN = (sys.executable, "-m", "msharefs", "run", "--mount")
-OPTIONS = {World.DEFAULT: (), World.V3: ("quirks=v3",)}
+OPTIONS = {World.DEFAULT: (), World.V3: ("quirks=v3",), World.INNER: ("window=inner",)}
 
 
 class Worlds:
@@ -48,17 +49,20 @@ class Worlds:
 
     def start(self, world: World) -> None:
         """Make it ready."""
+        by_call = world is World.CALLS
         if world is World.PLAIN:
             self._top(world).mkdir()
-        else:
+        elif not by_call:
             mount = self.mounts[world] = Mount(
                 self._base / world.name, OPTIONS[world], SERVER_LIMIT
             )
             mount.start()
-        agents = self._stack.enter_context(Agents())
-        run = [] if world is World.PLAIN else [*RUN, str(self._top(world)), "--"]
+        agents = self._stack.enter_context(Agents(by_call=by_call))
+        run = [] if world is World.PLAIN or by_call else [*RUN, str(self._top(world)), "--"]
         zygote = agents.start([*run, self._program])
         zygote.call("umask", 0)
+        if by_call:
+            learn(zygote)
         self._agents[world] = agents, zygote
 
     @contextlib.contextmanager
@@ -68,7 +72,7 @@ class Worlds:
         made: list[Mount] = []
 
         def mount() -> Mount:
-            one = Mount(self._base / f"more{len(made)}", OPTIONS[world])
+            one = Mount(self._base / f"more{len(made)}", OPTIONS.get(world, ()))
             made.append(one)
             one.start()
             return one
@@ -99,7 +103,9 @@ class Worlds:
         return problems
 
     def _top(self, world: World) -> Path:
-        return self._base / "plain" if world is World.PLAIN else self.mounts[world].path
+        if world is World.PLAIN:
+            return self._base / "plain"
+        return self.mounts[World.DEFAULT if world is World.CALLS else world].path
 
 
 def _end(mount: Mount) -> list[str]:

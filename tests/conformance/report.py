@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msharefs.conformance.by_call import SOURCES
 from msharefs.conformance.reasons import Kind
-from msharefs.conformance.table import ROWS
+from msharefs.conformance.table import NO_CALL, ROWS
 from msharefs.conformance.world import World
 
 if TYPE_CHECKING:
@@ -22,6 +23,13 @@ the series answers, and what we answer: by default, and mounted with `-o quirks=
 conformance` asks a real mount every question and writes this file from the answers. Rows marked
 *plain* have the same semantics on Linux without us (tmpfs, shared memory); they are asked there
 first and must answer the same.
+
+Tables about calls on an attachment also say what a mount with `-o window=inner` answers, where a
+call of one process within the mappings holds for the region (Wilcox and Singh asked for that).
+*2026 call* is what one of the calls of LSFMM+BPF 2026 answers to the same question. *LWN*: LWN's
+report of that session names the call. *our choice*: it does not. No code of these calls is public:
+in detail all their answers are our choice, which is that of the call of Linux each is modelled on.
+`-`: there is no such call, or nothing to ask it.
 
 `0` is plain success. The source is a part of the specification: 1.2 to 1.11 are the behaviour
 stated by the series or read from its code, A to C what the running kernel answered. `Q` is
@@ -60,9 +68,11 @@ class Report:
         for row in self._asked():
             if row.title != title:
                 title = row.title
-                lines += ["", f"### {title}", "", *_ALL]
+                more = self._has_more(title)
+                lines += ["", f"### {title}", "", *(_MORE if more else _ALL)]
             source = f"{row.source}{'; plain' if row.plain else ''}"
-            lines.append(self._line(row, self._verdict(row), source))
+            calls = self._more(row) if more else ()
+            lines.append(self._line(row, *calls, self._verdict(row), source))
         return "\n".join(lines) + "\n"
 
     def in_readme(self, text: str) -> str:
@@ -71,7 +81,7 @@ class Report:
         _, end, after = rest.partition(END)
         assert begin, f"README.md has no line {BEGIN}"
         assert end, f"README.md has no line {END}"
-        asked = self._asked()
+        asked = self._compared()
         lines = [
             "",
             f"| rows of {len(asked)} that differ | `-o quirks=v3` | by default |",
@@ -86,7 +96,22 @@ class Report:
         return before + begin + "\n".join(lines) + end + after
 
     def _asked(self) -> list[Row]:
-        return [row for row in ROWS.values() if (row.ident, World.V3) in self._answers]
+        """All rows that were asked."""
+        asked = {ident for ident, _ in self._answers}
+        return [row for row in ROWS.values() if row.ident in asked]
+
+    def _compared(self) -> list[Row]:
+        """Those that the kernel has an answer to."""
+        return [row for row in self._asked() if row.kernel != NO_CALL]
+
+    def _has_more(self, title: str) -> bool:
+        """Whether a table has columns of `window=inner` and of the calls of 2026."""
+        return any(row.inner or row.call for row in self._asked() if row.title == title)
+
+    def _more(self, row: Row) -> tuple[str, str]:
+        """These columns."""
+        call = f"{self._got(row, World.CALLS)} (`{row.call}`, {SOURCES.get(row.call)})"
+        return self._got(row, World.INNER) or NO_CALL, call if row.call else NO_CALL
 
     def _got(self, row: Row, world: World) -> str:
         return self._answers.get((row.ident, world), "")
@@ -98,12 +123,12 @@ class Report:
     def _differ(self) -> Iterator[tuple[Kind, list[Row]]]:
         """The rows that have a reason, by its kind."""
         for kind in Kind:
-            rows = [row for row in self._asked() if row.why and row.why.kind is kind]
+            rows = [row for row in self._compared() if row.why and row.why.kind is kind]
             if rows:
                 yield kind, rows
 
     def _counts(self) -> Iterator[str]:
-        asked = self._asked()
+        asked = self._compared()
         yield "| | rows | same as the kernel | differ | |"
         yield "|---|--:|--:|--:|--:|"
         for world, name in ((World.DEFAULT, "default"), (World.V3, "`-o quirks=v3`")):
@@ -113,6 +138,8 @@ class Report:
             yield f"| {name} | {len(asked)} | {same} | {differ} | {share:.1f} % |"
 
     def _verdict(self, row: Row) -> str:
+        if row.kernel == NO_CALL:
+            return "ours"
         default, quirks = self._got(row, World.DEFAULT), self._got(row, World.V3)
         if (default, quirks) == (row.kernel, row.kernel):
             return "same"
@@ -120,6 +147,8 @@ class Report:
 
     def _line(self, row: Row, *more: str) -> str:
         answers = (row.kernel, self._got(row, World.DEFAULT), self._got(row, World.V3))
+        if row.kernel == NO_CALL:
+            answers = (NO_CALL,) * 3
         cells = [row.ident, row.what, *(answer or "(empty)" for answer in answers), *more]
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -131,6 +160,10 @@ def _why(row: Row) -> str:
 _DIFFERENCES = (
     "| row | what | kernel v3 | default | quirks=v3 | why |",
     "|---|---|---|---|---|---|",
+)
+_MORE = (
+    "| row | what | kernel v3 | default | quirks=v3 | window=inner | 2026 call | | source |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
 _ALL = (
     "| row | what | kernel v3 | default | quirks=v3 | | source |",

@@ -11,6 +11,7 @@ OURS = ("uapi", "mount", "objects", "huge", "proc", "memcg")
 for name in (
     "uapi", "mount", "names", "info", "descriptor", "sizing", "create", "limits", "objects",
     "huge", "attach", "faults", "vma", "gup", "proc", "owner", "memcg", "fork", "tables",
+    "calls",
 ):  # fmt: skip
     if name in OURS:
         import_module(f"{__package__}.rows_{name}")

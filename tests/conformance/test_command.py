@@ -66,6 +66,14 @@ def test_for_people(shared_mount: Mount) -> None:
     assert list(shared_mount.path.iterdir()) == [shared_mount.path / "mshare_info"]
 
 
+@pytest.mark.mount("window=inner")
+def test_of_a_mount_with_inner_calls(mount: Mount) -> None:
+    done = conformance("--json", "--only", "mprotect-part-1", mount.path)
+    [row] = json.loads(done.stdout)["rows"]
+    assert (done.returncode, row["answer"], row["verdict"]) == (0, "0", "known")
+    assert "window=inner" in row["why"]
+
+
 def test_what_cannot_be_asked(shared_mount: Mount, tmp_path: Path) -> None:
     assert "there is no such row" in conformance("--only", "x", shared_mount.path).stderr
     assert conformance("--tap", "--json", shared_mount.path).returncode == 2
@@ -107,3 +115,4 @@ def test_the_list() -> None:
     listed = [line.partition(":")[0] for line in conformance("--list").stdout.splitlines()]
     assert len(listed) > 800
     assert set(listed) <= set(ROWS)
+    assert "calls-create" not in listed, "there is nothing to compare it with"
