@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -282,11 +283,15 @@ def timeline(found: dict[str, Any]) -> Figure:
 
 
 def svg(figure: Figure) -> str:
-    """A picture as an element of HTML. Its letters are letters."""
+    """A picture as an element of HTML, beside others. Its letters are letters."""
     text = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({"svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue().partition("<svg")[2].join(("<svg", ""))
+        figure.savefig(text, format="svg", metadata=nothing)
+    drawn = text.getvalue().partition("<svg")[2].join(("<svg", ""))
+    # matplotlib numbers the parts of each picture from 1, and in a page there is one of each id.
+    used = set(re.findall(r"""(?:href="|url\()#([^")]+)""", drawn))
+    return re.sub(r' id="([^"]*)"', lambda part: part[0] if part[1] in used else "", drawn)
 
 
 def _cells(

@@ -115,11 +115,14 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.sources: list[str] = []
+        self.ids: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in {"src", "href"}]
+        linked = ("src", "href", "xlink:href", "clip-path")
+        self.sources += [value or "" for name, value in attrs if name in linked]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -136,7 +139,11 @@ def test_a_page_stands_alone(sharing: list[Actor], tmp_path: Path) -> None:
     found = Page(text)
     assert found.tags.count("svg") == 2
     assert found.tags.count("table") == 5
-    assert all(source.startswith("#") for source in found.sources)
+    # All that is fetched is in the page, and is there once.
+    linked = {source.removeprefix("url(").removesuffix(")") for source in found.sources}
+    assert linked == {f"#{name}" for name in found.ids}
+    assert len(found.ids) == len(set(found.ids))
+    assert "script" not in found.tags
     assert done.stdout.splitlines()[0] in text
     assert os.uname().release in text
 
