@@ -20,6 +20,7 @@ import hypothesis
 import pytest
 
 from support import alone, leftovers, namespace
+from support import browser as browsers
 from support.actor import Actor, build
 from support.server import mounting
 
@@ -136,6 +137,17 @@ def shared_mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
     seconds = marker.kwargs.get("seconds") if marker else None
     with _public_directory() as base, mounting(base) as make:
         yield make(*options, limit=600, seconds=seconds)
+
+
+@pytest.fixture
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browsers.Browser]:
+    """A Chromium that looks at pages. One for each test: it starts in a third of a second."""
+    chromium = browsers.program()
+    if chromium is None:
+        name = browsers.PROGRAMS[0]
+        pytest.skip(f"no Chromium is installed: apt-get install {name}, or `make test` as root")
+    with browsers.Browser(chromium, tmp_path_factory.mktemp("browser")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -17,4 +17,5 @@ suppress_warnings = ["myst.header"]
 html_theme = "furo"
 html_title = f"msharefs {version}"
 html_copy_source = False
+html_show_copyright = False
 highlight_language = "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -16,3 +17,10 @@ def module() -> Any:
             f"--plot needs matplotlib ({error}): pip install 'msharefs[plot]'"
         ) from None
     return plot
+
+
+def check(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    """The callback of an option that names a picture."""
+    if path is not None and os.path.splitext(path)[1] not in ("", ".svg", ".png"):
+        raise click.BadParameter(f"{path}: a picture is .svg or .png", ctx, param)
+    return path

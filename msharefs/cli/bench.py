@@ -275,11 +275,13 @@ def _read(earlier: TextIO) -> dict[str, Any]:
         raise click.UsageError(str(error)) from None
 
 
-def _draw(draw: Any, found: dict[str, Any], plot: str | None) -> None:
-    for path in draw.draw_bench(found, plot):
+def _draw(found: dict[str, Any], plot: str) -> None:
+    from msharefs.lab.bench import pictures
+
+    for path in pictures.draw(found, plot):
         click.echo(f"msharefs: drew {path}", err=True)
     for scenario in found["scenarios"]:
-        if not draw.has_figures(scenario):
+        if not pictures.has_figures(scenario):
             click.echo(
                 f"msharefs: no picture of {scenario['name']}: none of its rows was to be had",
                 err=True,
@@ -350,15 +352,14 @@ def command(
     from msharefs.lab import bench
     from msharefs.lab.bench import run
 
-    draw = None
     old = _read(earlier) if earlier else None
     if plot:
-        draw = _plot.module()
+        _plot.module()
         _types.make_directory(plot)
     _progress.end_on_signals()
     names = list(dict.fromkeys(scenarios or SCENARIOS))
     wishes = run.Wishes(
-        processes or (), size, rounds, backends, with_map=draw is not None and "pagetables" in names
+        processes or (), size, rounds, backends, with_map=bool(plot) and "pagetables" in names
     )
     chosen = [bench.SCENARIOS[name] for name in names]
     with _progress.Bars() as bars:
@@ -369,7 +370,7 @@ def command(
         found["compared"] = compare.compare(old, found)
     if _show.give_json(found, output, as_json=as_json):
         show(found)
-    if draw is not None:
-        _draw(draw, found, plot)
+    if plot:
+        _draw(found, plot)
     if gated:
         gate(found["targets"])

@@ -8,7 +8,7 @@ import click
 
 from msharefs import units
 
-from . import _complete, _json, _region, _show
+from . import _complete, _json, _plot, _region, _show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,7 @@ def show_map(path: str, plot: str | None, as_json: bool) -> None:
     """The region's map, in the terminal, as a picture or as JSON."""
     from msharefs.lab import ptmap
 
-    from . import _map, _plot
+    from . import _map
 
     draw = _plot.module() if plot else None
     with _region.opened(path) as region:
@@ -99,8 +99,9 @@ def show_map(path: str, plot: str | None, as_json: bool) -> None:
     help="Draw a map: a cell for 2 MiB, by entries present and by who has it.",
 )  # fmt: skip
 @click.option(
-    "--plot", type=click.Path(dir_okay=False, readable=False),
-    help="Write the map as a picture to this PNG file.",
+    "--plot", metavar="FILE", type=click.Path(dir_okay=False, readable=False),
+    callback=_plot.check,
+    help="Write the map as a picture to this file: SVG, or PNG if its name ends so.",
 )  # fmt: skip
 @_show.json_option
 def command(

@@ -1,27 +1,29 @@
-"""Pictures of the measurements, as PNG; needs matplotlib (the extra `plot`)."""
+"""How pictures look, and those of a region and of a run; needs matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from msharefs import units
 
 from . import ptmap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from matplotlib.axes import Axes
 
@@ -36,197 +38,42 @@ COLOURS = {
     "msharefs-native": "#cc79a7",
 }
 OTHER = "#777777"
-HEADLINES = {
-    "ns_per_page": "time a 4 KiB page", "ns": "time", "p50_ns": "time, median of the calls",
-    "ns_per_fork": "time a fork", "page_table_bytes": "page tables of the host mm",
-}  # fmt: skip
 INK = "#222222"
 HATCH_INK = "#00000099"
 DPI = 130
-# Colours of the map, for cells with one holder, and for others. They are Okabe and Ito's; depth is
-# how full a cell is, which leaves little of some, so each has a hatch too: 42 of the two together.
+# Colours of the map, for cells with one holder, and for others. They are Okabe and Ito's. Each has
+# a hatch too, for those who see no colours: 42 of the two together.
 ONE = ("#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
 HATCHES = ("", "////", "\\\\\\\\", "xxxx", "....", "----", "||||")
 MANY = {"nobody": "#bbbbbb", "several": "#555555", "all": "#009e73"}
 MANY_HATCHES = {"nobody": "*", "several": "", "all": "oo"}
+NO_TABLE = "#f0f0f0"
 MAP_WIDTH = 64  # cells per line: 128 MiB
-
-
-def draw_bench(found: dict[str, Any], directory: str) -> list[Path]:
-    """Draws everything of a benchmark into `directory`; returns the files written."""
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    scenarios = {scenario["name"]: scenario for scenario in found["scenarios"]}
-    drawn = []
-    if "pagetables" in scenarios and has_figures(scenarios["pagetables"]):
-        drawn.append(target / "pagetables.png")
-        draw_pagetables(scenarios["pagetables"], str(drawn[-1]))
-    # Two that answer one question share a picture.
-    groups = {"first-touch": "cost", "populated": "cost"}
-    pictures: dict[str, list[dict[str, Any]]] = {}
-    for name, scenario in scenarios.items():
-        if name != "pagetables" and has_figures(scenario):
-            pictures.setdefault(groups.get(name, name), []).append(scenario)
-    for name, together in pictures.items():
-        drawn.append(target / f"{name}.png")
-        draw_cost(together, str(drawn[-1]))
-    if found.get("map"):
-        drawn.append(target / "map.png")
-        draw_map(found["map"], str(drawn[-1]))
-    return drawn
-
-
-def has_figures(scenario: dict[str, Any]) -> bool:
-    """Whether anything of a scenario was measured, so that there is something to draw."""
-    return any(case["rows"] for case in scenario["cases"])
-
-
-def draw_pagetables(scenario: dict[str, Any], path: str) -> None:
-    """Page-table memory over processes, a line for each kind of memory, both axes logarithmic."""
-    figure, axes = new_figure(10.2, 5.2)
-    labels: list[tuple[float, float, str, str]] = []
-    for name, counts, sizes in _lines(scenario):
-        row = name.removesuffix(", own tables today")
-        dashed = name != row
-        axes.plot(
-            counts, sizes, color=COLOURS.get(row, OTHER), linestyle="--" if dashed else "-",
-            marker="o", markersize=4, linewidth=1.3 if dashed else 2.2, zorder=2 if dashed else 3,
-        )  # fmt: skip
-        labels.append((counts[-1], sizes[-1], name, COLOURS.get(row, OTHER)))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    counts = sorted({case["processes"] for case in scenario["cases"]})
-    axes.xaxis.set_major_locator(FixedLocator(counts))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    _bytes_axis(axes)
-    axes.set_xlabel("processes")
-    axes.set_title(
-        f"Page tables of processes that all read the same {units.size(scenario['size_bytes'])}",
-        loc="left",
-    )
-    _label_ends(axes, labels)
-    _save(figure, path)
-
-
-def _lines(scenario: dict[str, Any]) -> Iterable[tuple[str, list[int], list[float]]]:
-    """Name, processes and bytes of each line; zeros have no place on such an axis."""
-    rows = dict.fromkeys(row for case in scenario["cases"] for row in case["rows"])
-    for row in rows:
-        for key, name in (("tables_bytes", row), ("vmpte_bytes", f"{row}, own tables today")):
-            points = [
-                (case["processes"], case["rows"][row]["figures"][key]["median"])
-                for case in scenario["cases"]
-                if row in case["rows"]
-            ]
-            points = [point for point in points if point[1] > 0]
-            if points and (key == "tables_bytes" or "msharefs" in row):
-                yield name, [count for count, _ in points], [size for _, size in points]
-
-
-def _bytes_axis(axes: Axes) -> None:
-    low, high = axes.get_ylim()
-    steps = range(math.floor(math.log2(low) / 4) * 4, math.ceil(math.log2(high)) + 1, 4)
-    axes.yaxis.set_major_locator(FixedLocator([2.0**step for step in steps]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: units.size(value)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-
-
-def _label_ends(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
-    """Write each line's name at its end; those that would overlap are moved apart."""
-    low, high = (math.log10(limit) for limit in axes.get_ylim())
-    room, ceiling = (high - low) / 18, high
-    for _, y, name, colour in sorted(labels, key=lambda label: -label[1]):
-        at = min(ceiling, math.log10(y))
-        ceiling = at - room
-        axes.annotate(
-            f"{name}  {units.size(y)}", (1, y), xytext=(1.02, 10**at),
-            xycoords=axes.get_yaxis_transform(), textcoords=axes.get_yaxis_transform(),
-            color=colour, va="center", fontsize=9, annotation_clip=False,
-        )  # fmt: skip
-
-
-def draw_cost(scenarios: list[dict[str, Any]], path: str) -> None:
-    """The headline of each row, one panel per case, with the ratio to the first row."""
-    cases = [(scenario, case) for scenario in scenarios for case in scenario["cases"]]
-    columns = 2
-    lines = math.ceil(len(cases) / columns)
-    most = max(len(case["rows"]) for _, case in cases)
-    figure = new_canvas(10.4, 0.5 + lines * (0.75 + 0.24 * most))
-    panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
-    for panel, (scenario, case) in zip(panels.flat, cases, strict=False):
-        _points(panel, scenario, case)
-    for panel in panels.flat[len(cases) :]:
-        panel.set_axis_off()
-    headline = scenarios[0]["headline"]
-    for panel in panels[-1]:
-        panel.set_xlabel(HEADLINES.get(headline, headline))
-    names = " and ".join(scenario["name"] for scenario in scenarios)
-    figure.suptitle(f"{names}: median and range of the rounds", x=0.01, ha="left", fontsize=12)
-    _save(figure, path)
-
-
-def _points(axes: Axes, scenario: dict[str, Any], case: dict[str, Any]) -> None:
-    rows, headline = list(case["rows"]), scenario["headline"]
-    say = units.size if headline.endswith("_bytes") else _duration
-    for place, row in enumerate(rows):
-        found = case["rows"][row]
-        spread, ratio = found["figures"][headline], found["ratio"]
-        middle = spread["median"]
-        colour = COLOURS.get(row, OTHER)
-        axes.plot([spread["low"], spread["high"]], [place, place], color=colour, linewidth=2)
-        axes.plot([middle], [place], color=colour, marker="o", markersize=7)
-        times = f"  {ratio['median']:,.3g}x" if ratio and row != scenario["baseline"] else ""
-        axes.annotate(
-            f"{say(middle)}{times}", (max(middle, spread["high"]), place), xytext=(7, 0),
-            textcoords="offset points", va="center", fontsize=8, color=INK,
-        )  # fmt: skip
-    axes.set_xscale("log", base=2 if headline.endswith("_bytes") else 10)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.margins(x=0.5)
-    axes.grid(axis="both", color="#ececec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.tick_params(labelsize=8)
-    count = case["processes"]
-    what = [*case["case"].values(), *([f"{count:,} processes"] if count > 1 else [])]
-    axes.set_title(
-        f"{scenario['name']}: {', '.join(what) or 'one process'}", loc="left", fontsize=9
-    )
-
-
-def _duration(nanoseconds: float) -> str:
-    if nanoseconds >= 1e6:
-        return f"{nanoseconds / 1e6:.3g} ms"
-    return f"{nanoseconds / 1e3:.3g} us" if nanoseconds >= 1e3 else f"{nanoseconds:.3g} ns"
+MAP_LINES = 256  # that are drawn: beyond, nobody could look at it
+_GAP = 0.06  # around a cell
+_LEAST_SHOWN = 0.12  # of a cell
+_TINT = 0.3
 
 
 def draw_map(found: dict[str, Any], path: str) -> None:
     """The page-table map of `ptmap.look`, into a file."""
-    _save(map_figure(found), path)
+    save(map_figure(found), path)
 
 
 def map_figure(found: dict[str, Any]) -> Figure:
-    """The page-table map: a cell for each 2 MiB, darker the fuller it is, its colour says whose."""
-    picture, marks, squares = _cells(found)
-    figure, axes = new_figure(9.6, 1.55 + 0.128 * len(picture))
-    axes.pcolormesh(picture, edgecolors="white", linewidth=0.8)
-    for hatch, corners in squares.items():
-        cells = [
-            [
-                (x + dx, y + dy)
-                for dx, dy in ((0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94))
-            ]
-            for x, y in corners
-        ]
-        axes.add_collection(
-            PolyCollection(
-                cells, facecolors="none", edgecolors=HATCH_INK, linewidths=0, hatch=hatch
-            )
-        )
+    """The page-table map: a cell for each 2 MiB, as full as its table; its colour says whose."""
+    cells, marks, height = _cells(found)
+    figure, axes = new_figure(9.6, 1.55 + 0.128 * height)
+    for word, boxes in cells.items():
+        whole = [(x, y, 1.0) for x, y, _ in boxes]
+        if word is None:
+            _boxes(axes, whole, NO_TABLE)
+            continue
+        colour = _holder_colour(word)
+        _boxes(axes, whole, _tint(colour))
+        _boxes(axes, boxes, colour, _hatch(word))
+    axes.set_xlim(0, MAP_WIDTH)
+    axes.set_ylim(0, height)
     axes.set_aspect("equal")
     axes.invert_yaxis()
     axes.set_yticks([line + 0.5 for line, _ in marks], [text for _, text in marks], fontsize=8)
@@ -240,7 +87,7 @@ def map_figure(found: dict[str, Any]) -> Figure:
     entries = sum(sum(part["present"]) for part in found["ranges"])
     axes.set_title(
         f"Page tables of {found['name']}, {entries:,} entries: a cell is one PTE table of "
-        f"{units.size(found['cell_bytes'])}, the darker the fuller",
+        f"{units.size(found['cell_bytes'])}, filled as far as the table is",
         loc="left", fontsize=10,
     )  # fmt: skip
     figure.legend(
@@ -285,9 +132,7 @@ def timeline(found: dict[str, Any]) -> Figure:
 def svg(figure: Figure) -> str:
     """A picture as an element of HTML, beside others. Its letters are letters."""
     text = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with rc_context({"svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata=nothing)
+    _write(figure, text, "svg")
     drawn = text.getvalue().partition("<svg")[2].join(("<svg", ""))
     # matplotlib numbers the parts of each picture from 1, and in a page there is one of each id.
     used = set(re.findall(r"""(?:href="|url\()#([^")]+)""", drawn))
@@ -296,39 +141,66 @@ def svg(figure: Figure) -> str:
 
 def _cells(
     found: dict[str, Any],
-) -> tuple[
-    list[list[tuple[float, ...]]], list[tuple[int, str]], dict[str, list[tuple[float, float]]]
-]:
-    """Colours by lines, the lines that carry an offset, and the corners of cells for each hatch."""
-    picture: list[list[tuple[float, ...]]] = []
-    marks = []
-    squares: dict[str, list[tuple[float, float]]] = {}
+) -> tuple[dict[str | None, list[tuple[float, float, float]]], list[tuple[int, str]], int]:
+    """Where the cells of each holder are, and how full; texts beside lines; how many lines.
+
+    A line that is as the one before it is told, and not drawn.
+    """
+    cells: dict[str | None, list[tuple[float, float, float]]] = {}
+    marks: list[tuple[int, str]] = []
+    height = 0
+    for start, line, times in _map_lines(found):
+        if height == MAP_LINES:
+            marks.append((height, "and more"))
+            return cells, marks, height + 1
+        marks.append((height, f"{start / 2**30:,.9g} GiB"))
+        for x, (present, who) in enumerate(line):
+            word = _holder(found, who) if present else None
+            cells.setdefault(word, []).append((x, height, present / ptmap.ENTRIES))
+        if times > 1:
+            height += 1
+            marks.append((height, f"{times - 1:,} more like this"))
+        height += 1
+    # About 32 texts, and all that stand for lines.
+    every = math.ceil(len(marks) / 32)
+    shown = [mark for place, mark in enumerate(marks) if place % every == 0 or "more" in mark[1]]
+    return cells, shown, max(height, 1)
+
+
+def _map_lines(found: dict[str, Any]) -> Iterator[tuple[int, list[tuple[int, int]], int]]:
+    """Offset and cells of each line, and how many like it follow each other."""
     for part in found["ranges"]:
         cells = list(zip(part["present"], part["who"], strict=True))
-        for at in range(0, len(cells), MAP_WIDTH):
-            start = part["start"] + at * found["cell_bytes"]
-            marks.append((len(picture), f"{start / 2**30:.4g} GiB"))
-            line = cells[at : at + MAP_WIDTH]
-            for x, (present, who) in enumerate(line):
-                hatch = _hatch(_holder(found, who)) if present else ""
-                if hatch:
-                    squares.setdefault(hatch, []).append((x, len(picture)))
-            colours = [_cell(found, *cell) for cell in line]
-            picture.append(colours + [(1.0, 1.0, 1.0)] * (MAP_WIDTH - len(line)))
-    every = math.ceil(len(marks) / 32)
-    return picture or [[(1.0, 1.0, 1.0)] * MAP_WIDTH], marks[::every], squares
+        lines = (cells[at : at + MAP_WIDTH] for at in range(0, len(cells), MAP_WIDTH))
+        start = part["start"]
+        for line, alike in itertools.groupby(lines):
+            times = len(list(alike))
+            yield start, line, times
+            start += times * MAP_WIDTH * found["cell_bytes"]
+
+
+def _boxes(
+    axes: Axes, boxes: Iterable[tuple[float, float, float]], colour: Any, hatch: str = ""
+) -> None:
+    """Cells by their places, filled from below: one shape, however many they are."""
+    corners = []
+    for x, y, share in boxes:
+        left, right, low = x + _GAP, x + 1 - _GAP, y + 1 - _GAP
+        top = low - (1 - 2 * _GAP) * max(share, _LEAST_SHOWN)
+        corners.append([(left, low), (right, low), (right, top), (left, top)])
+    outline = Outline.make_compound_path_from_polys(np.array(corners))
+    patch = PathPatch(outline, facecolor=colour, edgecolor=HATCH_INK, linewidth=0, hatch=hatch)
+    patch.set_in_layout(False)  # it lies within the axes: to look at each corner takes seconds
+    axes.add_artist(patch)
 
 
 def _holder(found: dict[str, Any], group: int) -> str:
     return ptmap.holder(found["groups"][group], len(found["clients"]))
 
 
-def _cell(found: dict[str, Any], present: int, group: int) -> tuple[float, ...]:
-    if present == 0:
-        return to_rgb("#f0f0f0")
-    colour = to_rgb(_holder_colour(_holder(found, group)))
-    depth = 0.4 + 0.6 * present / ptmap.ENTRIES
-    return tuple(1 - depth * (1 - part) for part in colour)
+def _tint(colour: str) -> tuple[float, ...]:
+    """Behind what is filled, so that a cell that is nearly empty has its colour, too."""
+    return tuple(1 - _TINT * (1 - part) for part in to_rgb(colour))
 
 
 def _holder_colour(word: str) -> str:
@@ -360,7 +232,7 @@ def _map_legend(found: dict[str, Any]) -> list[Patch]:
                 linewidth=0, label=label,
             )
         )  # fmt: skip
-    return [*legend, Patch(color="#f0f0f0", label="no table")]
+    return [*legend, Patch(color=NO_TABLE, label="no table")]
 
 
 def new_canvas(width: float, height: float) -> Figure:
@@ -379,5 +251,12 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _save(figure: Figure, path: str) -> None:
-    figure.savefig(path)
+def save(figure: Figure, path: str) -> None:
+    """As the end of its name says."""
+    _write(figure, path, Path(path).suffix[1:] or "svg")
+
+
+def _write(figure: Figure, target: str | io.StringIO, kind: str) -> None:
+    about = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else {}
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(target, format=kind, metadata=about)

@@ -30,6 +30,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; 
        color: #222; }
 h1 { font-size: 1.3em; } h2 { font-size: 1.05em; margin-top: 2em; }
 table { border-collapse: collapse; } td, th { padding: .15em 1.2em .15em 0; text-align: left; }
+p, h1, h2 { overflow-wrap: anywhere; } table { margin-top: 1em; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.answer td { font-weight: 600; border-top: 1px solid #bbb; }
 img { max-width: 100%; } code { background: #f3f3f3; padding: 0 .3em; } .note { color: #666; }

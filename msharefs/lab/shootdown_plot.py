@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.ticker import FuncFormatter
+
 from . import plot
 
 if TYPE_CHECKING:
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 MODELS = {"flush_all": (":", "flush all (v3)"), "list": ("--", "list (2026)"),
           "cpumask": ("-.", "mask")}  # fmt: skip
 COLOURS = ("#d55e00", "#e69f00", "#56b4e9", "#0072b2", "#cc79a7", "#009e73")
+MARKERS = "osD^vP"
 AT_PAGES = 512
 
 
@@ -39,12 +42,12 @@ def draw(found: dict[str, Any]) -> str:
 
 def _lines(axis: Axes, rows: list[dict[str, Any]]) -> None:
     hows = list(dict.fromkeys(row["how"] for row in rows))
-    for how, colour in zip(hows, COLOURS, strict=False):
+    for how, colour, marker in zip(hows, COLOURS, MARKERS, strict=False):
         mine = [row for row in rows if row["how"] == how]
         axis.plot(
             [row["processes"] for row in mine],
             [max(row["tlb"] - row["quiet_tlb"], 0) for row in mine],
-            color=colour, marker="o", markersize=3, label=how,
+            color=colour, marker=marker, markersize=5, fillstyle="none", label=how,
         )  # fmt: skip
     first = [row for row in rows if row["how"] == hows[0]] if hows else []
     for model, (style, label) in MODELS.items():
@@ -54,4 +57,6 @@ def _lines(axis: Axes, rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     axis.set_xscale("log", base=2)
     axis.set_yscale("symlog", linthresh=1)
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.set_ylim(bottom=0)

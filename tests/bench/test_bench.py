@@ -10,17 +10,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
 from msharefs.cli import bench as verb
 from msharefs.lab import bench
-from msharefs.lab.bench import backends, figures, hugepages, run, targets
+from msharefs.lab.bench import backends, figures, hugepages, pictures, run, targets
 from msharefs.launch.private_mount import parent
 
 from support.wait import until
+
+if TYPE_CHECKING:
+    from support.browser import Browser
 
 pytestmark = pytest.mark.alone
 
@@ -92,6 +95,14 @@ def test_the_document(everything: dict[str, Any]) -> None:
                 assert found["figures"][scenario["headline"]]["median"] >= 0
             ratio = played[scenario["baseline"]]["ratio"]
             assert ratio is None or ratio["median"] == 1
+
+
+def test_every_scenario_has_a_picture_that_can_be_read(
+    everything: dict[str, Any], browser: Browser, tmp_path: Path
+) -> None:
+    drawn = pictures.draw(everything, str(tmp_path))
+    assert [path.stem for path in drawn] == list(bench.SCENARIOS)
+    assert {path.name: browser.look(path) for path in drawn} == {path.name: [] for path in drawn}
 
 
 def test_memfd_and_regions_are_always_there(everything: dict[str, Any]) -> None:
@@ -343,8 +354,8 @@ def test_every_scenario_has_a_picture_of_its_own(tmp_path: Path) -> None:
         "ioctl", "--rounds", "1", "--size", "4M", "--backend", "msharefs", "--plot", str(tmp_path)
     )
     assert result.returncode == 0, result.stderr
-    assert os.listdir(tmp_path) == ["ioctl.png"]
-    assert result.stderr == f"msharefs: drew {tmp_path}/ioctl.png\n"
+    assert os.listdir(tmp_path) == ["ioctl.svg"]
+    assert result.stderr == f"msharefs: drew {tmp_path}/ioctl.svg\n"
 
 
 def test_where_no_picture_can_be_written_nothing_is_measured(tmp_path: Path) -> None:

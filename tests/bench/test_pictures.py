@@ -16,7 +16,7 @@ from msharefs import client
 from msharefs.cli import _map
 from msharefs.cli import pagetable as verb
 from msharefs.lab import plot, ptmap
-from msharefs.lab.bench import backends, pagetables
+from msharefs.lab.bench import backends, pagetables, pictures
 from msharefs.lab.workers import Workers
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def bench_document() -> dict[str, Any]:
              "rows": {"memfd": row(p50_ns=900), "msharefs": row(p50_ns=2e6)}}  # fmt: skip
     tables_of_two = {"memfd": row(page_table_bytes=1 << 20), "msharefs": row(page_table_bytes=4096)}
     clients = {"case": {}, "processes": 9, "rows": tables_of_two}
-    common = {"size_bytes": 64 << 20, "baseline": "memfd"}
+    common = {"title": "what is done", "size_bytes": 64 << 20, "baseline": "memfd"}
     return {"scenarios": [
         {"name": "pagetables", "headline": "tables_bytes", "cases": tables, **common},
         {"name": "populated", "headline": "ns_per_page", "cases": [touch], **common},
@@ -179,22 +179,63 @@ def bench_document() -> dict[str, Any]:
 
 
 def test_pictures_of_a_benchmark(tmp_path: Path) -> None:
-    drawn = plot.draw_bench(bench_document(), str(tmp_path / "new"))
+    drawn = pictures.draw(bench_document(), str(tmp_path / "new"))
     assert [path.name for path in drawn] == [
-        "pagetables.png", "cost.png", "metadata.png", "clients.png",
+        "pagetables.svg", "populated.svg", "metadata.svg", "clients.svg",
     ]  # fmt: skip
     for path in drawn:
-        width, height, colours = pixels(path)
-        assert width > 600
-        assert height > 150
+        shown = path.read_text()
         for row in ("memfd", "msharefs"):
-            assert rgb(plot.COLOURS[row]) in colours, (path.name, row)
-        assert rgb(plot.COLOURS["thp"]) not in colours  # there is nothing to show of it
+            assert plot.COLOURS[row] in shown, (path.name, row)
+        assert plot.COLOURS["thp"] not in shown  # there is nothing to show of it
+
+
+def test_a_cell_is_as_full_as_its_table(tmp_path: Path) -> None:
+    """And a table of next to nothing is seen."""
+    counts = {}
+    for present in (512, 256, 1):
+        found = alone(1)
+        found["ranges"][0] = {"start": 0, "present": [present] * 64, "who": [1] * 64}
+        path = tmp_path / "map.png"
+        plot.draw_map(found, str(path))
+        picture = (imread(path)[:, :, :3] * 255).round().astype("uint8")
+        # Without the legend, below.
+        upper = picture[: len(picture) // 2]
+        counts[present] = int((upper == list(rgb(plot.ONE[0]))).all(axis=2).sum())
+    assert counts[256] == pytest.approx(counts[512] / 2, rel=0.15)
+    assert 0 < counts[1] < counts[256] / 2
+
+
+def test_lines_of_a_map_that_are_alike_are_drawn_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A terabyte of untouched memory was too many pixels, and a file of megabytes."""
+    monkeypatch.setattr(plot, "MAP_LINES", 20)
+    found = alone(1)
+    found["ranges"] = [
+        {"start": 0, "present": [0] * (1 << 19), "who": [0] * (1 << 19)},
+        {"start": 1 << 40, "present": [1, 2] * 20_000, "who": [1] * 40_000},
+        {"start": 2 << 40, "present": list(range(1, 513)) * 63 + [1] * 99, "who": [1] * 32_355},
+    ]
+    path = tmp_path / "map.svg"
+    plot.draw_map(found, str(path))
+    shown = path.read_text()
+    assert "8,191 more like this" in shown
+    assert "624 more like this" in shown
+    assert "and more" in shown
+    assert len(shown) < 1 << 20
+    plot.draw_map(found, str(tmp_path / "map.png"))
+
+
+def test_a_picture_is_of_a_kind_that_is_drawn(region: client.Region) -> None:
+    result = CliRunner().invoke(verb.command, [region.path, "--plot", "map.jpg"])
+    assert result.exit_code == 2
+    assert "map.jpg: a picture is .svg or .png" in result.output
 
 
 def test_lines_without_zeros() -> None:
-    lines = {name: list(zip(counts, sizes, strict=True))
-             for name, counts, sizes in plot._lines(bench_document()["scenarios"][0])}  # fmt: skip
+    drawn = pictures._lines(bench_document()["scenarios"][0])
+    lines = {name: list(zip(counts, sizes, strict=True)) for name, counts, sizes in drawn}
     assert set(lines) == {"memfd", "msharefs", "msharefs, own tables today"}
     assert lines["memfd"][-1] == (100, 100 << 17)
     assert [size for _, size in lines["msharefs"]] == [1 << 17] * 3

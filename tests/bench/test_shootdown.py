@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from msharefs import proc, tlb_model
 from msharefs.cli import cli
+from msharefs.lab import shootdown_plot
 from msharefs.lab.bench import shootdown
 from msharefs.lab.bench.backends import Backends
 
@@ -21,6 +22,8 @@ from support import cc, schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from support.browser import Browser
 
 pytestmark = pytest.mark.alone
 CPUS = sorted(os.sched_getaffinity(0))
@@ -94,6 +97,12 @@ def test_linux_interrupts_as_in_a_bare_loop_of_munmap(tmp_path: Path) -> None:
 def test_messages_of_the_models() -> None:
     told = tlb_model.messages([{0}, {0, 1}, set()])
     assert told == {"flush_all": os.cpu_count(), "list": 3, "cpumask": 2, "broadcast": 1}
+
+
+def test_the_picture(found: dict[str, Any], browser: Browser, tmp_path: Path) -> None:
+    picture = tmp_path / "shootdown.svg"
+    picture.write_text(shootdown_plot.draw(found))
+    assert browser.look(picture) == []
 
 
 def test_the_verb(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Actors = Callable[[], Actor]
     Regions = Callable[..., msharefs.Region]
 
+pytestmark = pytest.mark.smoke
 SIZE = 2 * QUANTUM
 PAGES = SIZE // PAGE
 

@@ -21,6 +21,7 @@ from support import namespace
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.smoke
 LIMIT = 60.0
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 

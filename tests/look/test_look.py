@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from support.server import Mount
 
-pytestmark = pytest.mark.mount("quantum=2M", "owner=file")
+pytestmark = [pytest.mark.smoke, pytest.mark.mount("quantum=2M", "owner=file")]
 
 QUANTUM = 2 << 20
 PAGES = 3 * QUANTUM // 4096  # of the region that most tests use: it needs more than one PTE page

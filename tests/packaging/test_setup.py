@@ -96,6 +96,17 @@ def test_tests_and_lint_add_theirs_once(clone: Clone) -> None:
     assert clone.log("pip.log").count("pytest-timeout") == 1
 
 
+def test_a_browser_that_cannot_be_had_leaves_out_its_tests_alone(clone: Clone) -> None:
+    clone.pretend("apt-get", 'echo "$*" >>../apt.log; case "$*" in *chromium*) exit 1 ;; esac')
+    done = clone.setup("tests")
+    assert done.returncode == 0, done.stderr
+    assert "chromium-headless-shell" in clone.log("apt.log")
+    assert "setup: the tests of chromium-headless-shell will be skipped" in done.stdout
+    assert "pytest-timeout" in clone.log("pip.log")
+    clone.pretend("chromium", "")
+    assert "chromium" not in clone.setup("tests").stdout
+
+
 def test_a_compiler_that_is_not_found_even_so(clone: Clone) -> None:
     """Debian's is installed, but not in PATH: it was CMake's text."""
     (clone.bin / "cc").unlink()

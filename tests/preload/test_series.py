@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WAIT = 60.0
 RUN = [sys.executable, "-m", "msharefs", "run", "--"]
 
-pytestmark = pytest.mark.mount("quantum=2M")
+pytestmark = [pytest.mark.smoke, pytest.mark.mount("quantum=2M")]
 
 
 @pytest.fixture(scope="session")

@@ -98,8 +98,10 @@ def _size(count: int) -> str:
 
 def _table(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
     rows = [
-        "".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines
-    ]  # fmt: skip
+        # A long path is broken at a slash.
+        "".join(f"<td>{html.escape(cell).replace('/', '/<wbr>')}</td>" for cell in line)
+        for line in lines
+    ]
     if not rows:
         return
     yield f"<h2>{html.escape(title)}</h2>"
