@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +25,15 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LIMIT = 60
+KINDS = (".c", ".cpp", ".go", ".ipynb", ".py", ".rs")
 pytestmark = pytest.mark.unsanitized("they are built as a user builds them")
 
 
-def output(*command: str | Path) -> str:
+def output(*command: str | Path, **environ: str) -> str:
     done = subprocess.run(
-        list(map(str, command)), check=False, capture_output=True, text=True, timeout=LIMIT
-    )
+        list(map(str, command)), env={**os.environ, **environ},
+        check=False, capture_output=True, text=True, timeout=LIMIT,
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout
 
@@ -87,6 +91,65 @@ def test_rust(shared_mount: Mount, tmp_path: Path) -> None:
     assert output(tmp_path / "first", shared_mount.path / "rust") == "hello from Rust\n"
 
 
+def test_go(shared_mount: Mount, tmp_path: Path) -> None:
+    if shutil.which("go") is None:
+        return
+    own = {name: str(tmp_path / name) for name in ("GOCACHE", "GOPATH")}
+    environ = {"PKG_CONFIG_PATH": str(installed.libdir() / "pkgconfig"), "GOTOOLCHAIN": "local"}
+    program = tmp_path / "first"
+    output("go", "build", "-o", program, EXAMPLES / "go/first.go", **environ, **own)
+    assert output(program, shared_mount.path / "go") == "hello from Go\n"
+
+
+def test_a_notebook(shared_mount: Mount, tmp_path: Path) -> None:
+    """Executed as `jupyter execute` does it, in which the first error is one of the whole."""
+    executed = tmp_path / "executed.ipynb"
+    environ = {name: str(tmp_path) for name in ("HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
+    subprocess.run(
+        [Path(sysconfig.get_path("scripts")) / "jupyter-execute", "--output", executed,
+         EXAMPLES / "notebook/region.ipynb"],
+        env={**os.environ, **environ, "MSHAREFS_MOUNT": str(shared_mount.path)},
+        check=True, capture_output=True, timeout=LIMIT,
+    )  # fmt: skip
+    cells = json.loads(executed.read_text())["cells"]
+    empty, filled, added, _ = [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
+    (before,), (after,) = (each[0]["data"]["text/html"] for each in (empty, filled))
+    assert before.count("<rect ") == 0
+    assert after.count("<rect ") == 16
+    assert added[0]["text"] == ["0 bytes of page tables added\n"]
+
+
+def test_drgn_walks_the_tables_of_a_running_program(shared_mount: Mount) -> None:
+    path = shared_mount.path / "drgn"
+    program = (
+        "import msharefs, os, sys\n"
+        "region = msharefs.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
+        "region.truncate(8 << 20)\n"
+        "region.map(2 << 20, 4 << 20)\n"
+        "region.attach()[2 << 20] = 1\n"
+        "print(flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / "drgn/msharefs_mm.py", str(process.pid)],
+            check=False, capture_output=True, text=True, timeout=LIMIT,
+        )  # fmt: skip
+        process.stdin.write(b"\n")
+    assert (process.returncode, done.returncode) == (0, 0), done
+    region, vma, entries = done.stdout.splitlines()
+    assert re.fullmatch(
+        r"region \d+: 8 MiB, snapshot \d+, tables: 1 PTE, 1 PMD, 1 PUD, 1 PGD", region
+    )
+    assert vma == "  000000200000-000000600000 rw-s object 0"
+    assert entries.endswith(" PTE 0x8000800000200067"), entries
+
+
 DEBUGGED = """
 #include <fcntl.h>
 #include <msharefs.h>
@@ -136,8 +199,8 @@ def test_a_notebook_shows_a_region(shared_mount: Mount) -> None:
 
 def test_the_page_names_every_example() -> None:
     page = (EXAMPLES / "README.md").read_text()
-    found = [path for path in EXAMPLES.rglob("*") if path.suffix in (".c", ".cpp", ".py", ".rs")]
-    assert len(found) == 9
+    found = [path for path in EXAMPLES.rglob("*") if path.suffix in KINDS]
+    assert len(found) == 12
     for path in found:
         assert f"({path.relative_to(EXAMPLES)})" in page
 

@@ -108,6 +108,12 @@ def test_ages(region: client.Region, browser: Browser, tmp_path: Path) -> None:
     assert browser.look(page) == []
 
 
+def test_what_a_notebook_shows(region: client.Region, browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "notebook.html"
+    page.write_text(f"<meta charset=utf-8>{region._repr_html_()}")
+    assert browser.look(page) == []
+
+
 def test_the_site(browser: Browser) -> None:
     """`make docs`: a warning of Sphinx's is an error."""
     done = subprocess.run(
