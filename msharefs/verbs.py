@@ -181,11 +181,12 @@ def check_unmap(offset: int, size: int, region_size: int) -> int:
 def check_protect(offset: int, size: int, prot: int, flags: int, region_size: int) -> int:
     """OSError if `MSHAREFS_PROTECT` is refused; otherwise the page-aligned end of the range.
 
-    The range is checked as for UNMAP, the rest as for mprotect(2): size 0 does nothing, no error.
+    The range is checked as for UNMAP, the rest as for mprotect(2): size 0 does nothing, whatever
+    `prot` is.
     """
     end = check_range(offset, size, region_size)
     check_flags(flags, 0)
-    if prot & ~lib.VMA_PROT:
+    if size and prot & ~lib.VMA_PROT:
         _refuse(errno.EINVAL, f"prot {prot:#x}: PROT_READ, PROT_WRITE and PROT_EXEC are known")
     return end
 

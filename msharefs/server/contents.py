@@ -425,6 +425,7 @@ async def mbind(host: HostMM, start: int, end: int, ask: Any, *, move_all: bool)
     flags = ask.flags & verbs.MPOL_MF_STRICT
     flags |= (verbs.MPOL_MF_MOVE_ALL if os.geteuid() == 0 else verbs.MPOL_MF_MOVE) if moves else 0
     nodes = ffi.new(f"uint64_t[{pinned.MAX_NODES // 64}]", list(ask.nodemask))
+    check(_try_policy(ask, nodes), f"{host.name}: a memory policy that no memory can have here")
     async with host.unchanged():
         check_holes(host, start, end)
         policy = pinned.Policy(
@@ -447,6 +448,16 @@ async def mbind(host: HostMM, start: int, end: int, ask: Any, *, move_all: bool)
                 done = await _at_file(host, piece, work, "a memory policy for")
             check(done, f"{host.name}: a memory policy for [{piece.start:#x}, {piece.end:#x})")
         await host.flag(start, end, lib.VMA_POLICY, number)
+
+
+def _try_policy(ask: Any, nodes: Any) -> int:
+    """0 or -errno: what Linux says to the policy alone, before it looks for holes."""
+    fd = os.memfd_create("policy", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, verbs.PAGE)
+        return int(lib.pages_bind(fd, 0, verbs.PAGE, ask.mode, nodes, ask.maxnode, 0, 0))
+    finally:
+        os.close(fd)
 
 
 async def _is_memory(host: HostMM, piece: Piece) -> bool:

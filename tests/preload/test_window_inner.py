@@ -109,7 +109,7 @@ def test_all_cases_same_as_linux(shared_mount: Mount, tmp_path: Path) -> None:
         return found.stdout.splitlines()
 
     plain = answers("plain")
-    assert len(plain) == 2 * 17 + 6
+    assert len(plain) == 2 * 19 + 12
     assert answers("window", shared_mount.path / "cases") == plain
 
 

@@ -1,176 +1,9 @@
 /*
- * cases.c - what the verbs on a range of memory answer and do, case by case: on plain shared memory
- * with the system calls of Linux, on a region with the verbs of the same name, or with the system
- * calls again, on a window of a region (under the preload library, with -o window=inner).
- *
- *   cases plain       cases region PATH       cases window PATH       (PATH: a new region file)
+ * cases.c - what the verbs on a range of memory answer and do, case by case (arguments: range.h).
  *
  * Prints one line for each case. All must print the same.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <setjmp.h>
-#include <signal.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include "msharefs.h"
-
-#define PAGE 4096ul
-#define SIZE (2ul << 20)
-#define PAGES (SIZE / PAGE)
-
-#ifndef SYS_mseal
-#define SYS_mseal 462
-#endif
-
-static int region = -1;
-static unsigned char *memory;
-static sigjmp_buf caught;
-static siginfo_t got;
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static void on_signal(int number, siginfo_t *info, void *context)
-{
-    (void)number, (void)context;
-    got = *info;
-    siglongjmp(caught, 1);
-}
-
-/* A part of a window: munmap(2) of the whole would detach it. */
-static void attach_window(const char *path)
-{
-    const int file = open(path, O_RDWR | O_CREAT, 0600);
-
-    if (file < 0 || ftruncate(file, 2 * SIZE))
-        die(path);
-    memory = mmap(NULL, 2 * SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    close(file);
-    if (memory == MAP_FAILED)
-        die("attach");
-}
-
-static void attach(const char *path)
-{
-    memory = mmap(NULL, 2 * SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (path) {
-        region = open(path, O_RDWR | O_CREAT, 0600);
-        if (region < 0 || ftruncate(region, SIZE))
-            die(path);
-        memory = mshare_attach(region, 0, 0, NULL, 0);
-    }
-    if (memory == MAP_FAILED)
-        die("attach");
-}
-
-static int map(unsigned long page, unsigned long pages, int prot)
-{
-    const int flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED;
-
-    if (region >= 0)
-        return mshare_map(region, (off_t)(page * PAGE), pages * PAGE, prot, flags, -1, 0);
-    return mmap(memory + page * PAGE, pages * PAGE, prot, flags, -1, 0) == MAP_FAILED ? -1 : 0;
-}
-
-static int unmap(unsigned long page, unsigned long pages)
-{
-    return region >= 0 ? mshare_unmap(region, (off_t)(page * PAGE), pages * PAGE)
-                       : munmap(memory + page * PAGE, pages * PAGE);
-}
-
-static int protect(unsigned long page, unsigned long pages, int prot)
-{
-    return region >= 0 ? mshare_protect(region, (off_t)(page * PAGE), pages * PAGE, prot)
-                       : mprotect(memory + page * PAGE, pages * PAGE, prot);
-}
-
-static int advise(unsigned long offset, unsigned long size, int advice)
-{
-    return region >= 0 ? mshare_advise(region, (off_t)offset, size, advice)
-                       : madvise(memory + offset, size, advice);
-}
-
-static int lock(unsigned long offset, unsigned long size, unsigned flags)
-{
-    return region >= 0 ? mshare_lock(region, (off_t)offset, size, flags)
-                       : mlock2(memory + offset, size, flags);
-}
-
-static int unlock(unsigned long offset, unsigned long size)
-{
-    return region >= 0 ? mshare_unlock(region, (off_t)offset, size)
-                       : munlock(memory + offset, size);
-}
-
-static int sync_range(unsigned long offset, unsigned long size, int flags)
-{
-    return region >= 0 ? mshare_sync(region, (off_t)offset, size, flags)
-                       : msync(memory + offset, size, flags);
-}
-
-static int query(unsigned long offset, unsigned long size, unsigned char *vec)
-{
-    return region >= 0 ? mshare_query(region, (off_t)offset, size, vec)
-                       : mincore(memory + offset, size, vec);
-}
-
-static int seal(unsigned long offset, unsigned long size)
-{
-    return region >= 0 ? mshare_seal(region, (off_t)offset, size)
-                       : (int)syscall(SYS_mseal, memory + offset, size, 0);
-}
-
-static int bind_range(unsigned long offset, unsigned long size, int mode, unsigned long nodes,
-                      unsigned long maxnode, unsigned flags)
-{
-    if (region >= 0)
-        return mshare_mbind(region, (off_t)offset, size, mode, &nodes, maxnode, flags);
-    return (int)syscall(SYS_mbind, memory + offset, size, mode, &nodes, maxnode, flags);
-}
-
-static const char *said(int failed) { return failed ? strerrorname_np(errno) : "0"; }
-
-/* Pages 0 to 15 are read and written, 16 to 19 read-only, 20 to 23 of no access, 24 to 31 are not
- * mapped, and 32 to 47 are again. Pages 0 to 7 have been written. */
-static void fresh(void)
-{
-    if (unmap(0, PAGES) || map(0, 24, PROT_READ | PROT_WRITE) || protect(16, 4, PROT_READ) ||
-        protect(20, 4, PROT_NONE) || map(32, 16, PROT_READ | PROT_WRITE))
-        die("a fresh start");
-    for (unsigned long page = 0; page < 8; page++)
-        memory[page * PAGE] = (unsigned char)(page + 1);
-}
-
-static void touch(unsigned long page, bool write)
-{
-    unsigned char *volatile at = memory + page * PAGE;
-
-    if (sigsetjmp(caught, 1)) {
-        printf(" %lu:signal %d code %d", page, got.si_signo, got.si_code);
-        return;
-    }
-    if (write)
-        *(volatile unsigned char *)at = 99;
-    printf(" %lu:%d", page, *(volatile unsigned char *)at);
-}
-
-static void show_pages(unsigned long from, unsigned long to)
-{
-    for (; from < to; from++)
-        touch(from, false);
-}
+#include "range.h"
 
 static const struct {
     int number;
@@ -181,7 +14,8 @@ static const struct {
     {9, "REMOVE"},         {14, "HUGEPAGE"},       {15, "NOHUGEPAGE"},
     {18, "WIPEONFORK"},    {20, "COLD"},           {21, "PAGEOUT"},
     {22, "POPULATE_READ"}, {23, "POPULATE_WRITE"}, {24, "DONTNEED_LOCKED"},
-    {25, "COLLAPSE"},      {77, "of no meaning"},
+    {25, "COLLAPSE"},      {102, "GUARD_INSTALL"}, {103, "GUARD_REMOVE"},
+    {77, "of no meaning"},
 };
 #define ADVICES (sizeof advices / sizeof *advices)
 
@@ -320,6 +154,54 @@ static void mbind_cases(void)
     printf("\n");
 }
 
+/* Two things are wrong at once: which of them is told. */
+static void order_cases(void)
+{
+    fresh();
+    printf("advise, two errors: unknown, misaligned %s", said(advise(1, PAGE, 77)));
+    printf(" unknown, hole %s", said(advise(24 * PAGE, PAGE, 77)));
+    printf(" unknown, nothing %s", said(advise(0, 0, 77)));
+    printf(" misaligned, nothing %s", said(advise(1, 0, 4)));
+    printf(" misaligned, hole %s", said(advise(24 * PAGE + 1, PAGE, 4)));
+    printf(" private, hole %s", said(advise(12 * PAGE, 24 * PAGE, 8)));
+    printf(" hole, private %s", said(advise(24 * PAGE, 24 * PAGE, 8)));
+    printf(" read-only, hole %s", said(advise(16 * PAGE, 10 * PAGE, 23)));
+    printf(" hole, no access %s", said(advise(28 * PAGE, 6 * PAGE, 23)));
+    if (lock(32 * PAGE, 2 * PAGE, 0))
+        die("lock");
+    printf(" locked, hole %s", said(advise(33 * PAGE, 20 * PAGE, 21)));
+    printf(" hole, locked %s", said(advise(28 * PAGE, 6 * PAGE, 21)));
+    printf(" hole, locked, REMOVE %s\n", said(advise(28 * PAGE, 6 * PAGE, 9)));
+
+    printf("lock, two errors: flags, hole %s", said(lock(24 * PAGE, PAGE, 6)));
+    printf(" flags, nothing %s\n", said(lock(0, 0, 6)));
+
+    printf("sync, two errors: flags, misaligned %s", said(sync_range(1, PAGE, 8)));
+    printf(" flags, hole %s", said(sync_range(24 * PAGE, PAGE, 8)));
+    printf(" flags, nothing %s", said(sync_range(0, 0, 8)));
+    printf(" both ways, misaligned %s", said(sync_range(1, PAGE, MS_SYNC | MS_ASYNC)));
+    printf(" both ways, hole %s", said(sync_range(24 * PAGE, PAGE, MS_SYNC | MS_ASYNC)));
+    printf(" misaligned, nothing %s", said(sync_range(1, 0, MS_SYNC)));
+    printf(" locked, hole %s", said(sync_range(33 * PAGE, 20 * PAGE, MS_INVALIDATE)));
+    printf(" hole, locked %s\n", said(sync_range(28 * PAGE, 6 * PAGE, MS_INVALIDATE)));
+
+    printf("mbind, two errors: mode, misaligned %s", said(bind_range(1, PAGE, 9, 1, 64, 0)));
+    printf(" mode, hole %s", said(bind_range(24 * PAGE, PAGE, 9, 1, 64, 0)));
+    printf(" mode, nothing %s", said(bind_range(0, 0, 9, 1, 64, 0)));
+    printf(" flags, hole %s", said(bind_range(24 * PAGE, PAGE, 2, 1, 64, 64)));
+    printf(" misaligned, hole %s", said(bind_range(24 * PAGE + 1, PAGE, 2, 1, 64, 0)));
+    printf(" no such node, hole %s\n", said(bind_range(24 * PAGE, PAGE, 2, 1ul << 40, 64, 0)));
+
+    printf("protect, two errors: bits, misaligned %s", said(protect_bytes(1, PAGE, 0x10)));
+    printf(" bits, hole %s", said(protect_bytes(24 * PAGE, PAGE, 0x10)));
+    printf(" bits, nothing %s", said(protect_bytes(0, 0, 0x10)));
+    printf(" misaligned, hole %s", said(protect_bytes(24 * PAGE + 1, PAGE, PROT_READ)));
+    printf(" misaligned, nothing %s\n", said(protect_bytes(1, 0, PROT_READ)));
+
+    printf("seal, two errors: misaligned, hole %s", said(seal(24 * PAGE + 1, PAGE)));
+    printf(" misaligned, nothing %s\n", said(seal(1, 0)));
+}
+
 /* What is sealed stays so: this comes last. */
 static void seal_cases(void)
 {
@@ -343,6 +225,8 @@ static void seal_cases(void)
     printf(" advise %s", said(advise(4 * PAGE, PAGE, 4)));
     printf(" lock %s", said(lock(4 * PAGE, PAGE, 0)));
     printf(" unlock %s", said(unlock(4 * PAGE, PAGE)));
+    printf(" protect, bits %s", said(protect(4, 1, 0x10)));
+    printf(" misaligned %s", said(protect_bytes(4 * PAGE + 1, PAGE, PROT_READ)));
     show_pages(0, 8);
     touch(4, true);
     printf("\n");
@@ -350,14 +234,7 @@ static void seal_cases(void)
 
 int main(int argc, char **argv)
 {
-    struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_NODEFER};
-
-    sigaction(SIGSEGV, &action, NULL);
-    sigaction(SIGBUS, &action, NULL);
-    if (argc > 2 && !strcmp(argv[1], "window"))
-        attach_window(argv[2]);
-    else
-        attach(argc > 2 ? argv[2] : NULL);
+    begin(argc, argv);
     for (unsigned i = 0; i < ADVICES; i++)
         advice_cases(advices[i].number, advices[i].name);
     for (unsigned i = 0; i < ADVICES; i++)
@@ -366,6 +243,7 @@ int main(int argc, char **argv)
     sync_cases();
     query_cases();
     mbind_cases();
+    order_cases();
     if (!geteuid() && setresuid(65534, 65534, 65534)) /* who may not lock what he likes */
         die("setresuid");
     limited_cases();

@@ -17,15 +17,25 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
 
 
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cc.build(Path(__file__).with_name("cases.c"), tmp_path_factory.mktemp("c") / "cases")
+
+
 def run(*command: str | Path) -> list[str]:
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 0, (result.returncode, result.stderr, result.stdout[-500:])
     return result.stdout.splitlines()
 
 
-def test_same_as_linux(shared_mount: Mount, tmp_path: Path) -> None:
-    cases = cc.build(Path(__file__).with_name("cases.c"), tmp_path / "cases")
-    plain = run(cases, "plain")
-    ours = run(cases, "region", shared_mount.path / "r")
-    assert len(plain) == 2 * 17 + 6
-    assert ours == plain
+@pytest.mark.parametrize("what", ["anonymous", "memfd", "file"])
+def test_same_as_linux(shared_mount: Mount, tmp_path: Path, cases: Path, what: str) -> None:
+    """By the library and by bare ioctls, of all kinds of memory with pages of 4 KiB."""
+
+    def memory(name: str) -> list[str | Path]:
+        return {"anonymous": [], "memfd": ["memfd"], "file": [tmp_path / name]}[what]
+
+    plain = run(cases, "plain", *memory("plain"))
+    assert len(plain) == 2 * 19 + 12
+    assert run(cases, "region", shared_mount.path / f"r-{what}", *memory("ours")) == plain
+    assert run(cases, "ioctl", shared_mount.path / f"i-{what}", *memory("bare")) == plain
