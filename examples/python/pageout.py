@@ -9,6 +9,7 @@ what is mapped here; a lock keeps them.
 
 import mmap
 import os
+import socket
 import sys
 import tempfile
 
@@ -40,18 +41,21 @@ def own() -> int:
     return found
 
 
-ask, answer = os.pipe(), os.pipe()
 children = []
 for _ in range(count - 1):
+    ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:  # touches all of it whenever it is asked, or says what it has mapped
-        os.close(ask[1])
-        while order := os.read(ask[0], 1):
+        for _, sock in children:
+            sock.close()
+        ours.close()
+        while order := theirs.recv(1):
             if order == b"t":
                 memory[0:size:PAGE].tobytes()
-            os.write(answer[1], own().to_bytes(8, "little"))
+            theirs.send(own().to_bytes(8, "little"))
         os._exit(0)
-    children.append(child)
+    theirs.close()
+    children.append((child, ours))
 
 
 def all_of_them(order: bytes) -> int:
@@ -59,9 +63,9 @@ def all_of_them(order: bytes) -> int:
     mapped = 0
     if order == b"t":
         memory[0:size:PAGE].tobytes()
-    for _ in children:  # one after the other
-        os.write(ask[1], order)
-        mapped += int.from_bytes(os.read(answer[0], 8), "little")
+    for _, sock in children:  # one after the other
+        sock.send(order)
+        mapped += int.from_bytes(sock.recv(8), "little")
     return mapped + own()
 
 
@@ -86,7 +90,7 @@ try:
 except OSError as error:
     print("PAGEOUT while locked", os.strerror(error.errno))
 show("locked")
-os.close(ask[1])
-for child in children:
+for child, sock in children:
+    sock.close()
     os.waitpid(child, 0)
 os.unlink(path)
