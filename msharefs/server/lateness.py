@@ -22,10 +22,11 @@ def excused(pids: Iterable[int]) -> bool:
     None is if there are as many processors as threads that want to run, nor is one that is stopped.
     """
     busy = proc.runnable() > len(os.sched_getaffinity(0))
-    return busy and any(_goes_on(pid) for pid in pids)
+    return busy and any(goes_on(pid) for pid in pids)
 
 
-def _goes_on(pid: int) -> bool:
+def goes_on(pid: int) -> bool:
+    """Whether a process is there, and is not stopped."""
     try:
         return proc.stat(pid).state not in "TtZX"
     except ProcessLookupError:

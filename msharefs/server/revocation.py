@@ -98,7 +98,14 @@ async def take_all(clients: Clients, start: int, end: int, *, objects: bool = Fa
             for slot in slots
             if (client := await _client(clients, slot, deadline)) is not None
         }
-        refused = await _ask(clients, list(asked), lib.MSG_REVOKE, start, end, flags)
+        # Those that are stopped first: if they refuse, nobody has let go for nothing.
+        going: list[int] = []
+        stopped: list[int] = []
+        for slot, client in asked.items():
+            (going if lateness.goes_on(client.pid) else stopped).append(slot)
+        refused = await _ask(clients, stopped, lib.MSG_REVOKE, start, end, flags)
+        if not refused:
+            refused = await _ask(clients, going, lib.MSG_REVOKE, start, end, flags)
         if refused:
             raise OSError(
                 errno.EBUSY,

@@ -19,6 +19,7 @@ import msharefs
 from msharefs import verbs
 from msharefs.native import ffi, lib
 
+from .conftest import PAGE, SIZE, Process, entries
 from support import proc
 from support.actor import Actor, maperr
 from support.calls import refused
@@ -32,43 +33,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
 
-PAGE = 4096
-SIZE = 2 << 20
 PAGES = SIZE // PAGE
 R, RW = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 FILE = mmap.MAP_SHARED | verbs.MAP_FIXED
-
-
-class Process:
-    """A process that has the region attached, and has written all of the first half."""
-
-    def __init__(self, actor: Actor, region: msharefs.Region, seed: int) -> None:
-        self.actor = actor
-        self.seed = seed
-        self.base = actor.attach(actor.give(region.fd))
-        self.fill()
-
-    def fill(self) -> None:
-        assert self.actor.call("fill", self.base, SIZE, self.seed, 0) == []
-
-    def is_right(self) -> bool:
-        """Whether it reads what was written last."""
-        return self.actor.call("check", self.base, SIZE, self.seed, 0) == [0]
-
-    def mapped(self) -> int:
-        """Bytes of shared memory in its own page tables."""
-        return proc.status_bytes(self.actor.pid, "RssShmem")
-
-
-@pytest.fixture
-def two(region: msharefs.Region, actor_program: Path) -> Iterator[list[Process]]:
-    with Actor.launch(actor_program) as first, Actor.launch(actor_program) as second:
-        yield [Process(first, region, 7), Process(second, region, 7)]
-
-
-def entries(region: msharefs.Region) -> int:
-    """How many pages have an entry in the shared tables."""
-    return region.describe("audit")["leaves"]
 
 
 def assert_sound(region: msharefs.Region) -> None:
