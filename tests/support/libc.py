@@ -41,7 +41,8 @@ PTRACE_TRACEME, PTRACE_CONT, PTRACE_SINGLESTEP = 0, 7, 9
 PTRACE_DETACH, PTRACE_SYSCALL, PTRACE_SEIZE, PTRACE_INTERRUPT = 17, 24, 0x4206, 0x4207
 PTRACE_O_TRACESYSGOOD = 1
 _AT_FDCWD = -100
-_SYS_SCHED_GETATTR = 315
+_SYS_GET_MEMPOLICY, _SYS_SCHED_GETATTR = 239, 315
+MPOL_F_NODE, MPOL_F_ADDR = 1, 2
 _PTRACE_GETSIGMASK, _PTRACE_GET_SYSCALL_INFO = 0x420A, 0x420E
 _PR_SET_PDEATHSIG = 1
 
@@ -154,6 +155,15 @@ def slice_ns(pid: int) -> int:
     )  # fmt: skip
     _check("sched_getattr", failed != 0)
     return int(attr[6] | attr[7] << 32)
+
+
+def get_mempolicy(address: int, flags: int) -> int:
+    """get_mempolicy(2) of an address: the mode of its policy, or with MPOL_F_NODE its node."""
+    mode = _ffi.new("int *")
+    arguments = (mode, _ffi.NULL, _ffi.cast("long", 0), _ffi.cast("long", address))
+    done = _libc.syscall(_SYS_GET_MEMPOLICY, *arguments, _ffi.cast("long", flags))
+    _check("get_mempolicy", done < 0)
+    return int(mode[0])
 
 
 def die_with_parent() -> None:

@@ -7,7 +7,8 @@
  *   window PATH    of a window of a region, by the system calls again (under the preload library,
  *                  with -o window=inner)
  *
- * and then what the memory is: nothing for anonymous memory, "memfd", or the path of a new file.
+ * and then what the memory is: nothing for anonymous memory, "memfd", "huge" (a memfd of pages of
+ * 2 MiB), or the path of a new file.
  */
 #ifndef RANGE_H
 #define RANGE_H
@@ -28,9 +29,9 @@
 
 #include "msharefs.h"
 
-#define PAGE 4096ul
-#define SIZE (2ul << 20)
-#define PAGES (SIZE / PAGE)
+#define PAGES 512ul
+#define SIZE (PAGES * PAGE)
+#define HUGE_PAGE (2ul << 20)
 
 #ifndef SYS_mseal
 #define SYS_mseal 462
@@ -39,6 +40,7 @@
 static int region = -1;
 static int object = -1; /* a file that has the memory; or it is anonymous */
 static bool by_ioctl;
+static unsigned long PAGE = 4096; /* a unit of the memory: 2 MiB where it is of huge pages */
 static unsigned char *memory;
 static sigjmp_buf caught;
 static siginfo_t got;
@@ -61,7 +63,7 @@ static void attach_window(const char *path)
 {
     const int file = open(path, O_RDWR | O_CREAT, 0600);
 
-    if (file < 0 || ftruncate(file, 2 * SIZE))
+    if (file < 0 || ftruncate(file, (off_t)(2 * SIZE)))
         die(path);
     memory = mmap(NULL, 2 * SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
@@ -72,9 +74,11 @@ static void attach_window(const char *path)
 static void attach(const char *path)
 {
     memory = mmap(NULL, 2 * SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory != MAP_FAILED)
+        memory += -(unsigned long)memory % PAGE;
     if (path) {
         region = open(path, O_RDWR | O_CREAT, 0600);
-        if (region < 0 || ftruncate(region, SIZE))
+        if (region < 0 || ftruncate(region, (off_t)SIZE))
             die(path);
         memory = mshare_attach(region, 0, 0, NULL, 0);
     }
@@ -92,7 +96,8 @@ static int range_verb(unsigned long command, unsigned long offset, unsigned long
 
 static int map(unsigned long page, unsigned long pages, int prot)
 {
-    const int flags = MAP_SHARED | MAP_FIXED | (object < 0 ? MAP_ANONYMOUS : 0);
+    const int reserve = PAGE == HUGE_PAGE ? MAP_NORESERVE : 0;
+    const int flags = MAP_SHARED | MAP_FIXED | reserve | (object < 0 ? MAP_ANONYMOUS : 0);
     const unsigned long at = page * PAGE, size = pages * PAGE;
     const struct mshare_create create = {
         at, size, at, (unsigned)prot, (unsigned)flags, (unsigned)object};
@@ -205,7 +210,8 @@ static const char *said(int failed) { return failed ? strerrorname_np(errno) : "
  * mapped, and 32 to 47 are again. Pages 0 to 7 have been written. */
 static void fresh(void)
 {
-    if (unmap(0, PAGES) || (object >= 0 && (ftruncate(object, 0) || ftruncate(object, SIZE))) ||
+    if (unmap(0, PAGES) ||
+        (object >= 0 && (ftruncate(object, 0) || ftruncate(object, (off_t)SIZE))) ||
         map(0, 24, PROT_READ | PROT_WRITE) || protect(16, 4, PROT_READ) ||
         protect(20, 4, PROT_NONE) || map(32, 16, PROT_READ | PROT_WRITE))
         die("a fresh start");
@@ -242,8 +248,11 @@ static void begin(int argc, char **argv)
     sigaction(SIGSEGV, &action, NULL);
     sigaction(SIGBUS, &action, NULL);
     if (what) {
-        object = strcmp(what, "memfd") ? open(what, O_RDWR | O_CREAT | O_EXCL, 0600)
-                                       : memfd_create("object", 0);
+        PAGE = strcmp(what, "huge") ? PAGE : HUGE_PAGE;
+        if (!strcmp(what, "memfd") || PAGE == HUGE_PAGE)
+            object = memfd_create("object", PAGE == HUGE_PAGE ? MFD_HUGETLB : 0);
+        else
+            object = open(what, O_RDWR | O_CREAT | O_EXCL, 0600);
         if (object < 0)
             die(what);
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support import cc
+from support import cc, hugepages
 
 if TYPE_CHECKING:
     from support.server import Mount
@@ -39,3 +39,16 @@ def test_same_as_linux(shared_mount: Mount, tmp_path: Path, cases: Path, what: s
     assert len(plain) == 2 * 19 + 12
     assert run(cases, "region", shared_mount.path / f"r-{what}", *memory("ours")) == plain
     assert run(cases, "ioctl", shared_mount.path / f"i-{what}", *memory("bare")) == plain
+
+
+def test_huge_pages(shared_mount: Mount, cases: Path) -> None:
+    """Whether HUGEPAGE and NOHUGEPAGE mean anything to them depends on the kernel."""
+
+    def answers(*arguments: str | Path) -> list[str]:
+        return [line for line in run(cases, *arguments) if "HUGEPAGE" not in line]
+
+    with hugepages.at_least(48):
+        plain = answers("plain", "huge")
+        assert len(plain) == 19 - 2
+        assert answers("region", shared_mount.path / "r-huge", "huge") == plain
+        assert answers("ioctl", shared_mount.path / "i-huge", "huge") == plain

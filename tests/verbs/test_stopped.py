@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     import msharefs
 
+    Verb = Callable[[msharefs.Region, int, int], object]
+
 # Only the stopped are asked without an answer here: none of these verbs waits for one that goes on.
 pytestmark = pytest.mark.mount(
     "quantum=2M", "fault_around=1", seconds={"revocation.ANSWER_SECONDS": 0.2}
@@ -34,7 +36,6 @@ READ = mmap.PROT_READ
 BIND = 2
 SOME = 16 * PAGE  # what there is of the file
 
-Verb = "Callable[[msharefs.Region, int, int], object]"
 
 # A stopped process can give up what it has mapped only by itself.
 REFUSED: dict[str, Verb] = {

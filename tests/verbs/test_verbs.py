@@ -20,7 +20,7 @@ from msharefs import verbs
 from msharefs.native import ffi, lib
 
 from .conftest import PAGE, SIZE, Process, entries
-from support import proc
+from support import libc, proc
 from support.actor import Actor, maperr
 from support.calls import refused
 from support.stopping import go_on, stop
@@ -405,6 +405,10 @@ def test_pages_are_made_where_the_policy_says(region: msharefs.Region) -> None:
     view = region.attach()
     assert policy_at(region.addresses[0]) == "bind:0"
     view[0] = 1
+    start = region.addresses[0]
+    assert libc.get_mempolicy(start, libc.MPOL_F_ADDR) == bind
+    assert libc.get_mempolicy(start + 4 * PAGE, libc.MPOL_F_ADDR) == interleave
+    assert libc.get_mempolicy(start, libc.MPOL_F_ADDR | libc.MPOL_F_NODE) == 0
     region.mbind(0, SIZE, 0)
     assert policy_at(region.addresses[0]) == "default"
     region.mbind(0, 4 * PAGE, bind, [0], verbs.MPOL_MF_STRICT | verbs.MPOL_MF_MOVE)
@@ -460,6 +464,47 @@ def argument(command: int, offset: int, size: int) -> bytes:
     if command == MBIND:
         return start + struct.pack("IIQ", 0, 0, 0) + bytes(128)
     return start + struct.pack("II", 4 if command == SYNC else 0, 0)
+
+
+CALLS: dict[str, Callable[[int], int]] = {
+    "map": lambda fd: lib.mshare_map(fd, 0, PAGE, RW, FILE | mmap.MAP_ANONYMOUS, -1, 0),
+    "unmap": lambda fd: lib.mshare_unmap(fd, 0, PAGE),
+    "protect": lambda fd: lib.mshare_protect(fd, 0, PAGE, R),
+    "advise": lambda fd: lib.mshare_advise(fd, 0, PAGE, verbs.MADV_DONTNEED),
+    "lock": lambda fd: lib.mshare_lock(fd, 0, PAGE, 0),
+    "unlock": lambda fd: lib.mshare_unlock(fd, 0, PAGE),
+    "mbind": lambda fd: lib.mshare_mbind(fd, 0, PAGE, 0, ffi.NULL, 0, 0),
+    "seal": lambda fd: lib.mshare_seal(fd, 0, PAGE),
+    "sync": lambda fd: lib.mshare_sync(fd, 0, PAGE, verbs.MS_SYNC),
+    "query": lambda fd: lib.mshare_query(fd, 0, PAGE, ffi.new("unsigned char[1]")),
+}
+LOOKS = ("sync", "query")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_no_descriptor_for_it(region: msharefs.Region, tmp_path: Path, name: str) -> None:
+    """The calls of the library; all else is right, and nothing changes."""
+    before = (region.maps(), region.describe("audit"))
+    reader, writer = os.pipe()
+    file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    closed = os.dup(file)
+    os.close(closed)
+    opened = [os.open(region.path, mode) for mode in (os.O_PATH, os.O_RDONLY)]
+    path, read_only = opened
+    found = {}
+    for what, fd in (
+        ("closed", closed), ("-1", -1), ("O_PATH", path), ("pipe", reader), ("file", file),
+        ("read-only", read_only),
+    ):  # fmt: skip
+        done = CALLS[name](fd)
+        found[what] = errno.errorcode[ffi.errno] if done else "0"
+    assert found == {
+        "closed": "EBADF", "-1": "EBADF", "O_PATH": "EBADF", "pipe": "ENOTTY", "file": "ENOTTY",
+        "read-only": "0" if name in LOOKS else "EACCES",
+    }  # fmt: skip
+    assert (region.maps(), region.describe("audit")) == before
+    for fd in (reader, writer, file, *opened):
+        os.close(fd)
 
 
 VERBS = [ADVISE, LOCK, UNLOCK, SYNC, SEAL, QUERY, MBIND]
