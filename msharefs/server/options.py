@@ -48,7 +48,8 @@ FLAGS = {
 }  # fmt: skip
 # what holds in any case;
 HELD = ("defaults", "default_permissions", "relatime", "norelatime", "strictatime",
-        "nostrictatime", "lazytime", "nolazytime", "silent", "loud")  # fmt: skip
+        "nostrictatime", "lazytime", "nolazytime", "silent", "loud", "iversion", "noiversion",
+        "mand", "nomand", "symfollow", "nosymfollow")  # fmt: skip
 # and what only mount(8) itself asks for in fstab(5), besides x-NAME and X-NAME.
 FSTAB = ("auto", "noauto", "nofail", "_netdev", "_rnetdev", "user", "nouser", "users", "nousers",
          "owner", "noowner", "group", "nogroup")  # fmt: skip

@@ -107,7 +107,7 @@ def test_fstab(system: Path, directory: Path) -> None:
     fstab = system / "fstab"
     fstab.write_text(
         f"any,name {directory} msharefs quantum=2M,state={system}/state,nofail,_netdev,users,owner,"
-        "x-systemd.requires=network.target,X-mount.owner=0,comment=mine 0 0\n"
+        "x-systemd.requires=network.target,X-mount.owner=0,comment=mine,iversion,nosymfollow 0 0\n"
     )
     works("mount", "-T", fstab, "--all")
     assert shown(directory)[0] == "any,name"

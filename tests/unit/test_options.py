@@ -97,6 +97,7 @@ def test_wrong(given: str) -> None:
         ("_netdev,nofail,noauto,user,x-systemd.automount,comment=mine,relatime", ""),
         ("allow_other,default_permissions", ""),
         ("owner,group,user=me,_rnetdev,X-mount.mkdir", ""),
+        ("iversion,noiversion,mand,nomand,symfollow,nosymfollow,lazytime,silent", ""),
     ],
 )  # fmt: skip
 def test_options_of_any_mount(given: str, flags: str) -> None:
