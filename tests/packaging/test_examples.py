@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
@@ -16,11 +18,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 import msharefs
-from msharefs import installed
+from msharefs import installed, verbs
 
 from support import postgres
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from msharefs import Region
+
     from support.server import Mount
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -236,31 +242,69 @@ def test_reclaim_of_what_many_have_mapped(shared_mount: Mount) -> None:
     assert said[4].endswith("     8 MiB in memory, mapped    24 MiB")
 
 
-@pytest.mark.slow
-def test_postgresql_with_verbs(shared_mount: Mount, public_tmp: Path) -> None:
-    """Its buffers are there before the first query, locked, and sealed."""
-    library = build("cc", "c/pg_verbs.c", public_tmp / "pg_verbs.so", "-shared", "-fPIC")
-    base = public_tmp / "cluster"
-    base.mkdir()
-    path = shared_mount.path / "buffers"
-    preload = [f"LD_PRELOAD={library}", f"PG_REGION={path}", "PG_VERBS=populate,lock,seal"]
-    server = postgres.Postgres(base, ["env", *preload])
-    with (server.data / "postgresql.conf").open("a") as settings:  # 8 MiB may be locked by anybody
-        settings.write("shared_buffers=1MB\nmax_connections=10\nwal_buffers=64kB\n")
+READ_ONLY = "default_transaction_read_only=on\n"
+
+
+@contextlib.contextmanager
+def running(server: postgres.Postgres, path: Path, library: Path, wanted: str) -> Iterator[Region]:
+    """The server, with its buffers in a region and these verbs on it."""
+    server.before = ["env", f"LD_PRELOAD={library}", f"PG_REGION={path}", f"PG_VERBS={wanted}"]
     server.start()
     try:
-        server.run("createdb", "bench")
-        server.run("pgbench", "-i", "-q", "bench")
-        said = server.run("pgbench", "-S", "-c", "4", "-t", "100", "bench")
-        assert "number of transactions actually processed: 400/400" in said
         with msharefs.open(path) as region:
-            (buffers,) = region.maps()
-            assert set(buffers["flags"]) == {"locked", "sealed"}
-            assert buffers["end"] > 1 << 20
-            assert set(region.query(0, buffers["end"])) == {1}
-            assert len({client["pid"] for client in region.clients()}) > 3
-            with pytest.raises(PermissionError):
-                region.unmap(0, 4096)
+            yield region
     finally:
         server.stop()
         path.unlink(missing_ok=True)
+
+
+@pytest.mark.slow
+def test_postgresql_with_verbs(shared_mount: Mount, public_tmp: Path) -> None:
+    """Three runs: its buffers are there before the first query; locked; sealed, and read only."""
+    library = build("cc", "c/pg_verbs.c", public_tmp / "pg_verbs.so", "-shared", "-fPIC")
+    base = public_tmp / "cluster"
+    base.mkdir()
+    server = postgres.Postgres(base, [])
+    settings = server.data / "postgresql.conf"
+    with settings.open("a") as file:  # 8 MiB may be locked by anybody
+        file.write("shared_buffers=1MB\nmax_connections=10\nwal_buffers=64kB\n")
+
+    def queries(*script: str) -> None:
+        said = server.run("pgbench", *script, "-c", "4", "-t", "100", "bench")
+        assert "number of transactions actually processed: 400/400" in said
+
+    def stays(region: Region, flags: set[str]) -> None:
+        """The buffers are in memory and shared, by more than one backend."""
+        (buffers,) = region.maps()
+        assert set(buffers["flags"]) == flags
+        assert buffers["end"] > 1 << 20
+        assert set(region.query(0, buffers["end"])) == {1}
+        assert len({client["pid"] for client in region.clients()}) > 3
+
+    with running(server, shared_mount.path / "populated", library, "populate") as region:
+        faults = region.stat()["counters"]["faults"]
+        server.run("createdb", "bench")
+        server.run("pgbench", "-i", "-q", "bench")
+        queries()
+        stays(region, set())
+        assert region.stat()["counters"]["faults"] == faults, "nothing was left to fault"
+
+    with running(server, shared_mount.path / "locked", library, "lock") as region:
+        queries()
+        stays(region, {"locked"})
+        with pytest.raises(OSError, match="locked") as caught:
+            region.advise(0, 4096, verbs.MADV_PAGEOUT)
+        assert caught.value.errno == errno.EINVAL
+
+    text = settings.read_text()
+    settings.write_text(text + READ_ONLY)
+    with running(server, shared_mount.path / "sealed", library, "populate,seal") as region:
+        queries("-S")
+        stays(region, {"sealed"})
+        done = server.run("psql", "-d", "bench", "-Atc", "select count(*) > 300 from pg_class")
+        assert done.strip() == "t", "its catalog can be read"
+        with pytest.raises(AssertionError, match="read-only transaction"):
+            server.run("psql", "-d", "bench", "-v", "ON_ERROR_STOP=1", "-c", "create table t()")
+        for change in (region.unmap, region.map, lambda at, size: region.protect(at, size, 0)):
+            with pytest.raises(PermissionError):
+                change(0, 4096)

@@ -44,7 +44,7 @@ class Postgres:
     def __init__(self, base: Path, before: Sequence[str]) -> None:
         found = sorted(glob.glob("/usr/lib/postgresql/*/bin"))  # a system path
         self._bin = need(found[-1] if found else None, "postgresql")
-        self._before = before
+        self.before = before
         self.base = base
         shutil.chown(base, "postgres", "postgres")
         self.data, self.log = base / "data", base / "log"
@@ -74,9 +74,7 @@ class Postgres:
     def start(self) -> int:
         """The postmaster's pid."""
         # pg_ctl leaves the server in the background: nobody must wait for its output.
-        self.run(
-            "pg_ctl", "-D", self.data, "-l", self.log, "-w", "start", "-s", before=self._before
-        )
+        self.run("pg_ctl", "-D", self.data, "-l", self.log, "-w", "start", "-s", before=self.before)
         return int((self.data / "postmaster.pid").read_text().splitlines()[0])
 
     def stop(self) -> None:
