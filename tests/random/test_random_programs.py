@@ -1,4 +1,4 @@
-"""Random programs: two to four processes map, unmap, protect, touch, fork and die; all is foreseen.
+"""Random programs: up to four processes map, unmap, advise, touch, fork and die; all is foreseen.
 
 Each run has a region of its own on one mount. A model foresees the outcome of every access, by
 whatever process, and what the region then is: VMAs, entries, table pages, counters. Where Linux's
@@ -11,7 +11,6 @@ The same 500 runs each time. For others, as long as one likes, until one fails:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import sys
@@ -22,22 +21,21 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     precondition,
     rule,
     run_state_machine_as_test,
 )
 
-from msharefs.verbs import MADV_COLD, MADV_DONTNEED, MADV_PAGEOUT, MADV_REMOVE
-
+from .rules import Verbs
+from .shape import BYTE, CELLS, CONTENT, CUTS, ROWS, SIZE, Span, bytes_of, parts, picks, spans
 from support.actor import MAP_FIXED, MAP_FIXED_NOREPLACE, PAGE, READ_WRITE, Actor
 from support.audit import assert_whole
 from support.calls import refused
-from support.core import EXEC, GIB1, LOCKED, MIB2, READ, WRITE
+from support.core import EXEC, MIB2, READ, WRITE
 from support.hostview import attachments, is_changing, number_of
-from support.model import Kind, Model
-from support.program import FLAGS, Access, Foresight, World, answer
+from support.model import Kind
+from support.program import FLAGS, Access, World, answer
 from support.rawmm import HOST_BASE, P
 from support.wait import until
 
@@ -53,49 +51,26 @@ pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
 
 RUNS, STEPS = 500, 20
 PROGRAMS, WINDOWS = 4, 2
-LONGEST = 5  # cells that a change takes
 HALF = 8  # bytes of a system call in each of two pages
-BYTE = 123  # of a page: si_addr must tell it
-SIZE = GIB1 + 2 * MIB2
-# Pages in a row, over the ends of a PTE page and of a PMD page: on either side enough that they
-# are left to Linux when all are there.
-SIDE = 20 * PAGE
-ROWS = tuple(range(edge - SIDE, edge + SIDE, PAGE) for edge in (SIDE, MIB2, GIB1))
-CUTS = tuple(sorted({page for row in ROWS for page in row} | {row.stop for row in ROWS} | {SIZE}))
-CELLS = len(CUTS) - 1
-# In the file: each page has a byte of its own.
-CONTENT = {cut + BYTE: 128 + number for number, cut in enumerate(CUTS[:-1])}
-
 # Without "explain": it traces every line, and the failing steps speak for themselves.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
-picks = st.integers(0, 1 << 12)
-"""Chooses one of what there is when the step runs."""
 windows = st.sampled_from([READ_WRITE, READ_WRITE, READ])
 verbs = st.sampled_from(["map", "map", "unmap", "protect", "protect"])
-advices = st.sampled_from([MADV_DONTNEED, MADV_COLD, MADV_PAGEOUT, MADV_REMOVE])
 rights = st.sampled_from([READ | WRITE, READ | WRITE, READ, 0, WRITE, READ | EXEC])
-spans = st.tuples(st.integers(0, CELLS - 1), st.integers(1, LONGEST)).map(
-    lambda span: (span[0], min(sum(span), CELLS))
-)
 # Whose window, which page, and how: a value is stored, 0 is a load.
 touches = st.tuples(picks, st.integers(0, CELLS - 1), st.integers(0, 255))
 
-Span = tuple[int, int]
 Touch = tuple[int, int, int]
 
 
-class Programs(RuleBasedStateMachine):
+class Programs(Verbs):
     """One region and its processes."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
         self.world = world
-        self.model = Model(CUTS)
-        self.foresight = Foresight(self.model, CONTENT)
-        self.programs: list[Program] = []
         self.links = self.unsure_links = 0  # of attachments that are gone
-        self.unlinked: set[int] = set()  # pages whose entries have gone; others may have come
 
     @initialize(count=st.integers(2, PROGRAMS))
     def begin(self, count: int) -> None:
@@ -106,19 +81,19 @@ class Programs(RuleBasedStateMachine):
 
     # Processes
 
-    @rule(parent=st.none() | picks, prot=windows)
-    def arrive(self, parent: int | None, prot: int) -> None:
+    @rule(parent=st.none() | picks, prot=windows, part=parts)
+    def arrive(self, parent: int | None, prot: int, part: Span | None = None) -> None:
         """One more process, a child of another or not; or a window at another address."""
         if len(self.programs) < PROGRAMS and (parent is None or not self.programs):
             program = self.run.fork()
-            program.attach(prot)
+            program.attach(prot, part)
             self.programs.append(program)
         elif len(self.programs) < PROGRAMS:
             self.programs.append(self._program(parent or 0).fork())
         else:
             program = self._program(parent or 0)
             if len(program.windows) < WINDOWS:
-                program.attach(prot)
+                program.attach(prot, part)
 
     @precondition(lambda self: self.programs)
     @rule(who=picks, how=st.sampled_from(["exit", "kill", "exec", "leave-main", "detach"]))
@@ -130,7 +105,7 @@ class Programs(RuleBasedStateMachine):
             assert program.actor.call(how) == []
         elif how == "detach":
             for window in program.windows[:1]:
-                assert program.actor.call(how, window.base) == []
+                assert program.actor.call(how, window.base + window.start) == []
                 self._forget(program, 1)
         elif how == "exec":
             assert program.actor.call(how) == []
@@ -153,20 +128,25 @@ class Programs(RuleBasedStateMachine):
     @rule(row=st.sampled_from(ROWS))
     def look(self, row: range) -> None:
         """All processes at once look at pages in a row."""
-        for program in self._attached():
-            at = program.windows[-1].base + row.start + BYTE
-            program.actor.start("look", at, len(row))
-        for program in self._attached():
-            foreseen = self.foresight.look(program.windows[-1], row, BYTE)
-            assert program.actor.finish() == foreseen
+        looking = [
+            (program, program.windows[-1])
+            for program in self._attached()
+            if program.windows[-1].has(row.start, row.stop)
+        ]
+        for program, window in looking:
+            program.actor.start("look", window.base + row.start + BYTE, len(row))
+        for program, window in looking:
+            assert program.actor.finish() == self.foresight.look(window, row, BYTE)
 
     @precondition(lambda self: self._attached())
     @rule(who=picks, row=st.sampled_from(ROWS), backwards=st.booleans(), value=st.integers(1, 255))
     def fill(self, who: int, row: range, backwards: bool, value: int) -> None:
         """One process stores into all pages in a row."""
         program = self._program(who, attached=True)
-        for offset in reversed(row) if backwards else row:
-            accesses = [(program, Access(program.windows[-1], offset + BYTE, True, 1, value))]
+        window = program.windows[-1]
+        here = [offset for offset in row if window.has(offset, offset + PAGE)]
+        for offset in reversed(here) if backwards else here:
+            accesses = [(program, Access(window, offset + BYTE, True, 1, value))]
             self._start(accesses)
             self._finish(accesses)
 
@@ -176,6 +156,8 @@ class Programs(RuleBasedStateMachine):
         """read(2) or write(2) of memory, half of it in one page and half in the next."""
         program = self._program(who, attached=True)
         offset = row[page + 1] - HALF
+        if not program.windows[0].has(offset, offset + 2 * HALF):
+            return
         accesses = [(program, Access(program.windows[0], offset, write, 2 * HALF))]
         self._start(accesses)
         self._finish(accesses)
@@ -184,15 +166,26 @@ class Programs(RuleBasedStateMachine):
     @rule(touch=touches)
     def kill_in_an_access(self, touch: Touch) -> None:
         """It is made or it is not; what was half done another process completes."""
-        [(program, access)] = self._together([touch])
+        found = self._together([touch])
+        if not found:
+            return
+        [(program, access)] = found
         self._start([(program, access)])
         self._end(program, "kill")
         program.actor.gone()
         self.unsure_links += access.offset // MIB2 not in access.window.linked
-        if not self._attached():
+        at = access.offset
+        seeing = [
+            (program, window)
+            for program in self._attached()
+            for window in program.windows
+            if window.has(at, at + 1)
+        ]
+        if not seeing:
             self.arrive(None, READ)
-        witness = self._attached()[0]
-        after = Access(witness.windows[0], access.offset, write=False)
+            seeing = [(self.programs[-1], self.programs[-1].windows[-1])]
+        witness, window = seeing[0]
+        after = Access(window, at, write=False)
         said = after.perform(witness.actor)
         foreseen = self.foresight.expect(after, unsure=True)
         if access.write and access.window.prot & WRITE and said == [access.value] != foreseen:
@@ -224,76 +217,13 @@ class Programs(RuleBasedStateMachine):
             self._change(verb, span, prot, free[by % len(free)])
         self._finish(accesses)
 
-    @rule(advice=advices, span=spans, by=picks)
-    def advise(self, advice: int, span: Span, by: int) -> None:
-        """Entries go, for all, and with REMOVE the contents."""
-        free = [None, *self.programs]
-        start, size = _range(span)
-        cells = self.model.cells[slice(*span)]
-        locked = any(cell and cell.kept & LOCKED for cell in cells)
-        with contextlib.ExitStack() as stack:
-            if locked or not all(cells):
-                stack.enter_context(refused(errno.EINVAL if locked else errno.ENOMEM))
-            program = free[by % len(free)]
-            if program is None:
-                self.run.region.advise(start, size, advice)
-            else:
-                program.actor.call("advise", program.fd, start, size, advice)
-        if locked or not all(cells):
-            return
-        self.run.twin.advise(start, size, advice)
-        if advice == MADV_REMOVE:
-            self.foresight.zero(start, start + size)
-        # A file stays mapped where its contents go.
-        kinds = [cell.kind is Kind.FILE and advice == MADV_REMOVE for cell in cells if cell]
-        at = span[0]
-        for stays, run in itertools.groupby(kinds):
-            end = at + len(list(run))
-            if not stays:
-                self._drop((at, end), pages_stay=advice != MADV_REMOVE)
-            at = end
-
-    def _drop(self, span: Span, *, pages_stay: bool) -> None:
-        """The entries of a range go, and their pages or not."""
-        start, size = _range(span)
-        of_range = {at for at in self.model.leaves if start <= at < start + size}
-        if pages_stay:
-            self.unlinked |= of_range - self.model.of_file
-        else:
-            self.unlinked = {at for at in self.unlinked if not start <= at < start + size}
-        self.model.begin("drop", *span, 0)
-        self.model.finish()
-
-    @rule(span=spans, unlock=st.booleans())
-    def lock(self, span: Span, unlock: bool) -> None:
-        """All pages come, and stay; not of the gigabyte that has no row of pages in it."""
-        span = span[0], max(span[0] + 1, min(span[1], 1 + max(
-            (cell for cell in range(*span) if CUTS[cell + 1] - CUTS[cell] == PAGE), default=0
-        )))  # fmt: skip
-        start, size = _range(span)
-        cells = self.model.cells[slice(*span)]
-        if size > LONGEST * PAGE:
-            return
-        if unlock:
-            with contextlib.nullcontext() if all(cells) else refused(errno.ENOMEM):
-                self.run.region.unlock(start, size)
-        elif all(cell and cell.prot for cell in cells):
-            self.run.region.lock(start, size)
-            self.foresight.populate(range(start, start + size, PAGE))
-        else:
-            with refused(errno.ENOMEM):
-                self.run.region.lock(start, size)
-            return
-        if all(cells):
-            self.model.flag(*span, LOCKED if unlock else 0, 0 if unlock else LOCKED)
-
     @precondition(lambda self: self.programs)
     @rule(who=picks, verb=verbs, span=spans, prot=rights)
     def kill_in_a_change(self, who: int, verb: str, span: Span, prot: int) -> None:
         """All of it is done or nothing."""
         program = self._program(who)
         before = self._maps()
-        program.actor.start(verb, program.fd, *_range(span), prot)
+        program.actor.start(verb, program.fd, *bytes_of(span), prot)
         self._end(program, "kill")
         program.actor.gone()
         # The server has begun or not; it finishes without the one who asked for it.
@@ -377,7 +307,7 @@ class Programs(RuleBasedStateMachine):
             program = self._program(who, attached=True)
             window = program.windows[who // PROGRAMS % len(program.windows)]
             access = Access(window, CUTS[cell] + BYTE, write=value > 0, value=value)
-            if not any(
+            if window.has(access.offset, access.offset + 1) and not any(
                 other is program or ((access.write or more.write) and more.offset == access.offset)
                 for other, more in found
             ):
@@ -401,20 +331,20 @@ class Programs(RuleBasedStateMachine):
         flags = FLAGS & ~MAP_FIXED | MAP_FIXED | MAP_FIXED_NOREPLACE
         if any(self.model.cells[slice(*span)]):
             with refused(errno.EEXIST):
-                self.run.region.map(*_range(span), prot, flags)
+                self.run.region.map(*bytes_of(span), prot, flags)
         else:
-            self.run.region.map(*_range(span), prot, flags)
+            self.run.region.map(*bytes_of(span), prot, flags)
             self._changed("map", span, prot)
 
     def _map_file(self, span: Span, prot: int) -> None:
-        start, size = _range(span)
+        start, size = bytes_of(span)
         flags = FLAGS & ~MAP_ANONYMOUS
         self.run.region.map(start, size, prot, flags, self.run.file, start)
         self._changed("map", span, prot, Kind.FILE)
 
     def _change(self, verb: str, span: Span, prot: int, by: Program | None) -> None:
         """Made by that process, or by the test's."""
-        arguments = _range(span) if verb == "unmap" else (*_range(span), prot)
+        arguments = bytes_of(span) if verb == "unmap" else (*bytes_of(span), prot)
 
         def made() -> Any:
             if by is None:
@@ -429,7 +359,7 @@ class Programs(RuleBasedStateMachine):
             self._changed(verb, span, prot)
 
     def _changed(self, verb: str, span: Span, prot: int, kind: Kind = Kind.ANONYMOUS) -> None:
-        start, size = _range(span)
+        start, size = bytes_of(span)
         self.run.twin.change(verb, start, size, prot, kind)
         self.model.begin(verb, *span, prot, kind)
         self.model.finish()
@@ -470,11 +400,6 @@ class Programs(RuleBasedStateMachine):
             if level["level"] == "pte"
         )
         return {table["start"] - HOST_BASE: table["present"] for table in pages}
-
-
-def _range(span: Span) -> tuple[int, int]:
-    """Region offset and size."""
-    return CUTS[span[0]], CUTS[span[1]] - CUTS[span[0]]
 
 
 @pytest.fixture

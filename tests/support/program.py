@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Self
 
@@ -36,12 +36,19 @@ Answer = list[int] | Fault | int
 
 @dataclass(eq=False)
 class Window:
-    """An attachment of a process."""
+    """An attachment of a process: of the whole region, or of the part [start, end)."""
 
     base: int
+    """The address of region offset 0: it need not be in the part."""
     prot: int = READ_WRITE
+    start: int = 0
+    end: int = 1 << 62
     linked: set[int] = field(default_factory=set)
     """Quanta in which the host mm has answered one of its faults."""
+
+    def has(self, start: int, end: int) -> bool:
+        """Whether it has these bytes of the region."""
+        return self.start <= start and end <= self.end
 
 
 @dataclass(eq=False)
@@ -52,17 +59,18 @@ class Program:
     fd: int
     windows: list[Window] = field(default_factory=list)
 
-    def attach(self, prot: int = READ_WRITE) -> None:
-        """One more window."""
-        base = self.actor.attach(self.fd, 0, prot)
+    def attach(self, prot: int = READ_WRITE, part: tuple[int, int] | None = None) -> None:
+        """One more window, of a part [start, end) or of the whole."""
+        start, end = part or (0, 0)
+        base = self.actor.attach(self.fd, 0, prot, offset=start, size=end - start)
         assert base % QUANTUM == 0
-        self.windows.append(Window(base, prot))
+        self.windows.append(Window(base - start, prot, start, end or 1 << 62))
 
     def fork(self) -> Program:
         """A child with the same windows; each is an attachment of its own."""
         child = Program(self.actor.fork(), self.fd)
         assert child.actor.finish() == []
-        child.windows = [Window(window.base, window.prot) for window in self.windows]
+        child.windows = [replace(window, linked=set()) for window in self.windows]
         return child
 
 
@@ -122,9 +130,13 @@ class Twin:
         else:
             self.actor.call("plain-protect", *where, prot)
 
-    def advise(self, start: int, size: int, advice: int) -> None:
-        """madvise(2)."""
-        self.actor.call("plain-advise", self.base + start, size, advice)
+    def advise(self, start: int, size: int, advice: int) -> int:
+        """madvise(2): 0 or its errno."""
+        try:
+            self.actor.call("plain-advise", self.base + start, size, advice)
+        except OSError as error:
+            return error.errno or 0
+        return 0
 
     def perform(self, access: Access) -> Answer:
         """The access; addresses in the answer are those of the window."""
