@@ -227,7 +227,7 @@ class HostMM(Changing):
     async def drop(self, start: int, end: int, flags: int = 0) -> None:
         """Takes the pages of [start, end) out of all page tables, and adds flags; they stay."""
         parts = self._parts(start, end)
-        take_first = await self._taking(start, end, parts)
+        take_first = await self._taking(start, end, parts, whole=True)
 
         async def take() -> None:
             await take_first()
@@ -273,10 +273,11 @@ class HostMM(Changing):
         ]
 
     async def _taking(
-        self, start: int, end: int, parts: list[Part]
+        self, start: int, end: int, parts: list[Part], *, whole: bool = False
     ) -> Callable[[], Awaitable[None]]:
         """A function that makes the clients let go of [start, end), with these parts of objects.
 
+        `whole`: `take_all` of all of it comes next. Whoever is stopped is asked before the others.
         It is to be called in the middle of a change. EBUSY: a client that has to take part is not
         connected. Most failures happen here, before any fault has to wait.
         """
@@ -289,6 +290,11 @@ class HostMM(Changing):
             for low, high in [*ranges(parts), (end, end)]:
                 await revocation.watch(self.clients, at, low)
                 at = high
+            if len(ranges(parts)) > 1 or (parts and whole):
+                for low, high in ranges(parts):
+                    await revocation.take_from_stopped(self.clients, low, high, objects=True)
+                if whole:
+                    await revocation.take_from_stopped(self.clients, start, end)
             for low, high in ranges(parts):
                 await revocation.take_all(self.clients, low, high, objects=True)
 

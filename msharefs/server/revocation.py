@@ -77,6 +77,7 @@ async def take_all(clients: Clients, start: int, end: int, *, objects: bool = Fa
 
     With `objects` some of them are of other files, whose mappings have to go too.
     """
+    await take_from_stopped(clients, start, end, objects=objects)
     flags = lib.REVOKE_OBJECTS if objects else 0
     deadline = trio.current_time() + CONNECT_SECONDS
     done: set[Client] = set()
@@ -98,22 +99,31 @@ async def take_all(clients: Clients, start: int, end: int, *, objects: bool = Fa
             for slot in slots
             if (client := await _client(clients, slot, deadline)) is not None
         }
-        # Those that are stopped first: if they refuse, nobody has let go for nothing.
-        going: list[int] = []
-        stopped: list[int] = []
-        for slot, client in asked.items():
-            (going if lateness.goes_on(client.pid) else stopped).append(slot)
-        refused = await _ask(clients, stopped, lib.MSG_REVOKE, start, end, flags)
-        if not refused:
-            refused = await _ask(clients, going, lib.MSG_REVOKE, start, end, flags)
-        if refused:
-            raise OSError(
-                errno.EBUSY,
-                f"{clients.name}: {' and '.join(refused)}; a process that is stopped cannot let go "
-                "of memory: let it go on and try again",
-            )
+        _check_taken(clients, await _ask(clients, list(asked), lib.MSG_REVOKE, start, end, flags))
         # A client whose connection ended may not have heard us, and comes back.
         done |= {client for slot, client in asked.items() if clients.connected.get(slot) is client}
+
+
+async def take_from_stopped(
+    clients: Clients, start: int, end: int, *, objects: bool = False
+) -> None:
+    """As `take_all`, of those that are stopped now: if one refuses, nobody let go for nothing."""
+    flags = lib.REVOKE_OBJECTS if objects else 0
+    stopped = [
+        slot
+        async for slot in clients.touched(start, end)
+        if (client := clients.connected.get(slot)) and not lateness.goes_on(client.pid)
+    ]
+    _check_taken(clients, await _ask(clients, stopped, lib.MSG_REVOKE, start, end, flags))
+
+
+def _check_taken(clients: Clients, refused: list[str]) -> None:
+    if refused:
+        raise OSError(
+            errno.EBUSY,
+            f"{clients.name}: {' and '.join(refused)}; a process that is stopped cannot let go "
+            "of memory: let it go on and try again",
+        )
 
 
 async def arrange(clients: Clients, start: int, end: int, *, must: bool = False) -> None:

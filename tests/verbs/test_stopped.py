@@ -120,6 +120,25 @@ def test_refused_and_nothing_changed(
     assert holds(two[1], *range_)
 
 
+def test_what_is_stopped_has_only_a_part_of_it(region: msharefs.Region, two: list[Process]) -> None:
+    """Of an object, which it has not touched, the other does not let go for nothing either."""
+    fd = os.memfd_create("object")
+    os.truncate(fd, SOME)
+    region.map(SIZE, SOME, mmap.PROT_READ | mmap.PROT_WRITE, FILE, fd)
+    os.close(fd)
+    assert two[0].actor.call("fill", two[0].base + SIZE, SOME, 7, 0) == []
+    stop(two[1].actor)
+    before = state(region, two)
+    with pytest.raises(OSError, match="let it go on") as caught:
+        region.advise(0, SIZE + SOME, verbs.MADV_DONTNEED)
+    assert caught.value.errno == errno.EBUSY
+    assert state(region, two) == before
+    go_on(two[1].actor)
+    region.advise(0, SIZE + SOME, verbs.MADV_DONTNEED)
+    assert entries(region) == 0
+    assert all(holds(process, at, SOME) for process in two for at in (0, SIZE))
+
+
 def test_in_force(region: msharefs.Region, two: list[Process], range_: tuple[int, int]) -> None:
     at, _ = range_
     for name, (verb, flags) in KEPT.items():
