@@ -88,3 +88,4 @@ class Client(TypedDict):
     budget_grown: int | None
     evicted_spans: int | None
     refaulted_spans: int | None
+    unshared_tables: int | None

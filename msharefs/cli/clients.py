@@ -22,10 +22,11 @@ COLUMNS = (
 )  # fmt: skip
 REGION = ("region",)
 BUDGET = ("budget", "evicted", "refaulted")
+UNSHARED = ("unshared",)
 ADDED = ("+links", "+faults")
 NUMBERS = (
     "pid", "offset", "size", "links", "faults", "materialised", "segv", "evicted", "refaulted",
-    *ADDED,
+    *UNSHARED, *ADDED,
 )  # fmt: skip
 # Left out where there is no room for them, the first first.
 SPARE = ("refaulted", "evicted", "offset", "materialised", "base", "segv", "links", "prot", "size")
@@ -44,7 +45,13 @@ NATIVE = (
 )
 
 
-def row(client: dict[str, Any], *, budget: bool = False, region: bool = False) -> list[str]:
+def row(
+    client: dict[str, Any],
+    *,
+    budget: bool = False,
+    unshared: bool = False,
+    region: bool = False,
+) -> list[str]:
     """One client as the cells of the table for people; less is known of a native one."""
     given_back = [_budget(client), *_counts(client, "evicted_spans", "refaulted_spans")]
     return [
@@ -58,6 +65,7 @@ def row(client: dict[str, Any], *, budget: bool = False, region: bool = False) -
         str(client["prot"]),
         *_counts(client, "links", "faults", "materialised_pages", "segv"),
         *(given_back if budget else ()),
+        *(_counts(client, "unshared_tables") if unshared else ()),
     ]
 
 
@@ -144,17 +152,19 @@ def _key(client: dict[str, Any]) -> tuple[Any, ...]:
 def table(clients: list[dict[str, Any]], before: list[dict[str, Any]] | None) -> Any:
     """For people; `before` is the look before, of --watch."""
     budget = any(client["budget_bytes"] for client in clients)
+    unshared = any(client["unshared_tables"] for client in clients)
     region = any("region" in client for client in clients)
     lines = _show.table(
         *(REGION if region else ()), *COLUMNS, *(BUDGET if budget else ()),
-        *(ADDED if before is not None else ()), right=NUMBERS,
+        *(UNSHARED if unshared else ()), *(ADDED if before is not None else ()), right=NUMBERS,
     )  # fmt: skip
     known = {_key(client): client for client in before or []}
     for client in clients:
         last = known.get(_key(client), {})
         growth = [_watch.added(client[name], last.get(name)) for name in ("links", "faults")]
         lines.add_row(
-            *row(client, budget=budget, region=region), *(growth if before is not None else ())
+            *row(client, budget=budget, unshared=unshared, region=region),
+            *(growth if before is not None else ()),
         )
     return lines
 
@@ -182,6 +192,9 @@ def command(
 
     KIND is how: attached by the library's calls, preload by mmap(2) under `msharefs run`, adopted:
     shared memory of its own that became the region, native by mmap(2) without any library.
+
+    UNSHARED, where there are any: page tables that a process has for itself again, since it has
+    changed its window by ordinary calls (-o window=private).
     """
     if target is None and pid is None:
         raise click.UsageError("name a region or a mount, or a process with --pid")

@@ -44,6 +44,9 @@ class Sample:
     """Memory mapped in regions, each byte counted once."""
     unseen: int = 0
     """Clients whose own tables for the regions cannot be seen, and are not counted."""
+    unshared_tables_bytes: int = 0
+    """Of the processes' own tables, those that sharing would leave them: they have changed the
+    mapping there for themselves alone."""
     shared_pt_bytes: int = 0
     """Of VmPTE, the tables for mappings of MAP_SHARED_PT by Android's rules."""
     took_seconds: float = 0.0

@@ -23,7 +23,7 @@ LEVELS = {"pte": 1 << 12, "pmd": 1 << 21, "pud": 1 << 30}
 PGD_SPAN = 1 << 39
 
 # native/core/layout.h: what the emulator keeps for an attached client (struct mm_slot).
-SLOT_BYTES = 128
+SLOT_BYTES = 192
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,9 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "page tables of all processes", units.size(found["vmpte_bytes"]), "VmPTE"
     yield "  of that for the regions", units.size(own), "what each process pays for itself today"
     yield "page tables of the regions", units.size(held), "host mm: with sharing paid once"
+    if found["unshared_tables_bytes"]:
+        unshared = units.size(found["unshared_tables_bytes"])
+        yield "  and in the processes still", unshared, "unshared: windows they changed (private)"
     if found["upper_tables_bytes"]:
         kept = units.size(found["upper_tables_bytes"])
         yield "  and in the processes still", kept, "tables above a quantum, which is below 512 GiB"

@@ -243,10 +243,16 @@ class Sampler:
             self._of_regions.add(Ours(*view.memory_identity, view.memory.kind == SYSV))
             region.links = self._links(ident, view.quantum, clients, held)
         there = [each.own for each in held if each is not None]
+        unshared = sum(
+            min(client["unshared_tables"] or 0, each.own.shareable // TABLE_BYTES)
+            for client, each in zip(clients, held, strict=True)
+            if each is not None
+        )
         tables = sum(each.shareable for each in there)
         upper = sum(each.upper for each in there)
         sample.own_tables_bytes += tables
         sample.upper_tables_bytes += upper
+        sample.unshared_tables_bytes += unshared * TABLE_BYTES
         sample.unseen += len(held) - len(there)
         sample.page_table_bytes += raw.page_table_bytes
         sample.attachments += len(clients)
@@ -379,6 +385,7 @@ class Sampler:
             return sum(getattr(region, key) for region in self.regions.values())
 
         tables, held = most.own_tables_bytes, most.page_table_bytes
+        kept = held + most.unshared_tables_bytes
         for ident, (weight, found) in self._maps.items():
             self.regions[ident].map = {**ptmap.draw(*found), "weight": weight}
         regions = [{"name": one.name, **asdict(one)} for one in self.regions.values()]
@@ -398,10 +405,11 @@ class Sampler:
             "vmpte_bytes": most.vmpte_bytes,
             "own_tables_bytes": tables,
             "upper_tables_bytes": most.upper_tables_bytes,
+            "unshared_tables_bytes": most.unshared_tables_bytes,
             "page_table_bytes": held,
             "host_mm_bytes": total("host_mm_bytes"),
             "unseen_clients": most.unseen,
-            "ratio": tables / held if held else None,
+            "ratio": tables / kept if kept else None,
             "region_faults": total("faults"),
             "prefaulted": total("prefaulted"),
             "links": total("links"),

@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 
 # Of an ioctl's number: the size of its argument.
 _SIZE_SHIFT, _SIZE_MASK = 16, 0x3FFF
+# What the client is told of ordinary calls on its window; refuse: nothing.
+_WINDOWS = {"inner": lib.ATTACH_INNER, "private": lib.ATTACH_PRIVATE}
 
 
 class Control(Protocol):
@@ -244,7 +246,7 @@ class Connection:
         flags = (
             (lib.ATTACH_READER if self.reader else 0)
             | (lib.ATTACH_ANY_PROT if self._region.quirks else 0)
-            | (lib.ATTACH_INNER if self._region.window == "inner" else 0)
+            | _WINDOWS.get(self._region.window, 0)
             | (lib.ATTACH_CHARGED if self._region.account is not None else 0)
         )
         files = read_only(host.fd, host.mem_fd) if self.reader else duplicated(host.fd, host.mem_fd)

@@ -240,6 +240,7 @@ _KINDS = {
 UNCOUNTED = (
     "links", "faults", "materialised_pages", "segv",
     "budget_bytes", "budget_asked_bytes", "budget_grown", "evicted_spans", "refaulted_spans",
+    "unshared_tables",
 )  # fmt: skip
 """What is not known of a process that maps memory without us."""
 
@@ -265,6 +266,7 @@ def clients(view: View) -> list[dict[str, Any]]:
             "budget_grown": client.budget_grown,
             "evicted_spans": client.evicted,
             "refaulted_spans": client.refaulted,
+            "unshared_tables": client.unshared,
         }
         for client in view.attachments()
     ]

@@ -13,7 +13,8 @@ TEXTS = {
     "quirks": "v3: the series to the letter, its defects included.",
     "window": "What mprotect(2), madvise(2) and the like of an attachment do in a program under "
     "`msharefs run`. refuse: they are refused, as in the series (by default). inner: they are for "
-    "the region, and hold for all processes.",
+    "the region, and hold for all processes. private: they change the process that makes them, and "
+    "no other; its page tables there are no longer shared.",
     "charge": "Whose memory cgroup pays for a region's own pages: toucher, that of whoever touches "
     "one first, as Linux does (by default); owner, that of the region's owner, as in the series.",
     "fault_around": "Pages that a sequential first touch may fill together, up to 512; 64 by "

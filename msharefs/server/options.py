@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Owner = Literal["file", "creator", "process", "thread"]
 Quirks = Literal["", "v3"]
 Faults = Literal["linux", "watched"]
-Window = Literal["refuse", "inner"]
+Window = Literal["refuse", "inner", "private"]
 Charge = Literal["toucher", "owner"]
 
 # The level of the x86-64 page table that is shared decides: a PUD page, a PMD page or a PTE page.

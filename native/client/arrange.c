@@ -156,7 +156,9 @@ static int set_part(void *arg, uint64_t start, uint64_t end)
 {
     const struct part *part = arg;
 
-    return mprotect(attachment_at(part->att, start), end - start, part->prot) ? -errno : 0;
+    const int prot = unshared_prot(&part->att->unshared, start, part->prot);
+
+    return mprotect(attachment_at(part->att, start), end - start, prot) ? -errno : 0;
 }
 
 static int set_prot(struct attachment *att, uint64_t start, uint64_t end, int prot)
@@ -170,7 +172,7 @@ static int put_part_back(void *arg, uint64_t start, uint64_t end)
 {
     const struct part *part = arg;
 
-    return put_back(part->att, start, end, part->prot);
+    return put_back(part->att, start, end, unshared_prot(&part->att->unshared, start, part->prot));
 }
 
 /* Arranges a range of one protection. Blocks can only be in spans that we touched. */

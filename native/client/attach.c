@@ -25,6 +25,7 @@
 #include "client/life.h"
 #include "client/mode.h"
 #include "client/place.h"
+#include "client/private.h"
 #include "client/proc.h"
 #include "client/reader.h"
 #include "client/service.h"
@@ -37,6 +38,9 @@
 #include "core/fd.h"
 #include "core/slots.h"
 #include "core/uffd.h"
+
+/* Places that are looked at for a window. */
+#define PLACES_TRIED 8
 
 int attach_claim(struct attachment *att, uint64_t start_time)
 {
@@ -54,6 +58,7 @@ int attach_claim(struct attachment *att, uint64_t start_time)
                 is_adopted(att) ? att->mm.size : att->length);
     att->mm.slots[slot].prot = (uint8_t)att->asked;
     att->mm.slots[slot].way = (uint8_t)att->way;
+    private_publish(att);
     return 0;
 }
 
@@ -78,6 +83,8 @@ static int fetch(struct attachment *att, int mode, bool *v3)
     att->dev_fd = fds[2] < 0 ? -1 : control_hide_fd(fds[2]);
     att->reader = msg.arg[2] & ATTACH_READER;
     att->inner = msg.arg[2] & ATTACH_INNER && !is_adopted(att);
+    att->writable = mode != O_RDONLY;
+    att->private = msg.arg[2] & ATTACH_PRIVATE && !is_adopted(att);
     att->charged = msg.arg[2] & ATTACH_CHARGED && !is_adopted(att);
     *v3 = msg.arg[2] & ATTACH_ANY_PROT;
     att->prot = *v3 ? PROT_READ | PROT_WRITE : att->asked;
@@ -149,16 +156,47 @@ static int take_place(struct attachment *att, struct place *place)
     return err;
 }
 
+/* Where a program has unmapped a part of a window, there is no place for another one: an address is
+ * in one window. */
+static int reserve(struct attachment *att, const struct attach_request *request)
+{
+    const bool fixed = request->flags & MAP_FIXED_NOREPLACE;
+    uint8_t *held[PLACES_TRIED];
+    unsigned count = 0;
+    int err = window_reserve(request->addr, att->length, att->mm.quantum, request->flags,
+                             &att->base);
+
+    while (!err && attachment_over((uintptr_t)att->base, attachment_end(att))) {
+        held[count++] = att->base;
+        if (fixed || count == PLACES_TRIED)
+            err = fixed ? -EEXIST : -ENOMEM;
+        else
+            err = window_reserve(NULL, att->length, att->mm.quantum, 0, &att->base);
+    }
+    while (count)
+        munmap(held[--count], att->length);
+    return err;
+}
+
+/* In the place of what is there. */
+static int replace(struct attachment *att)
+{
+    const uint64_t start = (uintptr_t)att->base, end = attachment_end(att);
+
+    return attachments_split(start, end) ? -EINVAL : detach_replace(start, end, map_over, att);
+}
+
 /* Makes the window where the request wants it, watched. *mapped: it exists, or a part of
  * the address space is reserved for it. */
 static int make_window(struct attachment *att, int fd, int mode,
                        const struct attach_request *request, struct place *place, bool *mapped)
 {
-    const bool replace = request->flags & MAP_FIXED && !(request->flags & MAP_FIXED_NOREPLACE);
-    int err = window_reserve(request->addr, att->length, att->mm.quantum, request->flags,
-                             &att->base);
+    const bool replaces = request->flags & MAP_FIXED && !(request->flags & MAP_FIXED_NOREPLACE);
+    int err = replaces ? window_reserve(request->addr, att->length, att->mm.quantum, request->flags,
+                                        &att->base)
+                       : reserve(att, request);
 
-    *mapped = !err && !replace;
+    *mapped = !err && !replaces;
     if (!err)
         err = check_attach(fd, mode, request, att->length);
     if (!err)
@@ -171,8 +209,7 @@ static int make_window(struct attachment *att, int fd, int mode,
         *mapped = !err;
         return err;
     }
-    err = replace ? detach_replace((uintptr_t)att->base, attachment_end(att), map_over, att)
-                  : view_map(att);
+    err = replaces ? replace(att) : view_map(att);
     *mapped = *mapped || !err;
     if (!err)
         err = view_watch(att);

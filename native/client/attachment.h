@@ -31,6 +31,7 @@
 #include "client/lock.h"
 #include "client/pieces.h"
 #include "client/shadow.h"
+#include "client/unshared.h"
 #include "core/control.h"
 #include "core/fault.h"
 #include "core/layout.h"
@@ -179,6 +180,8 @@ struct attachment {
     int asked;           /* [fixed] PROT_* of the attachment */
     int prot;            /* [fixed] PROT_* of the window: the same, or all with -o quirks=v3 */
     bool inner;          /* [fixed] ordinary calls on the window are for the region */
+    bool private;        /* [fixed] or for the process alone (private.h) */
+    bool writable;       /* [fixed] the descriptor that was mapped is open for writing */
     bool reader;         /* [fixed] .mm and .mem are open for reading only (reader.c) */
     bool charged;        /* [fixed] pages are made at the owner's expense (charge.h) */
     uint8_t *own;        /* [fixed] of a reader: its slot, and the bitmap of it */
@@ -201,9 +204,10 @@ struct attachment {
     } policy;        /* [table] the policy that mbind(2) gave the whole; for the preload library */
     bool sealed;     /* [table] mseal(2); for the preload library */
     unsigned advice; /* [both] enum advice, from madvise(2) (preload library) */
-    struct pieces pieces; /* [both] of adopted memory: the parts left of the window */
-    struct handed handed; /* [att] what Linux serves alone */
-    char path[MSG_TEXT];  /* [fixed] of the server's socket */
+    struct pieces pieces;     /* [both] of adopted memory: the parts left of the window */
+    struct unshared unshared; /* [both] what the program has changed for itself */
+    struct handed handed;     /* [att] what Linux serves alone */
+    char path[MSG_TEXT];      /* [fixed] of the server's socket */
 };
 
 /* Shared memory that the program made for itself: it may unmap and protect parts of the window

@@ -118,6 +118,18 @@ struct attachment *attachment_over(uint64_t start, uint64_t end)
     return lowest;
 }
 
+bool attachments_split(uint64_t start, uint64_t end)
+{
+    for (unsigned i = 0; i < attachments_used; i++) {
+        const struct attachment *att = &attachments[i];
+
+        if (attachment_overlaps(att, start, end) && !is_adopted(att) &&
+            ((uintptr_t)att->base < start || attachment_end(att) > end))
+            return true;
+    }
+    return false;
+}
+
 struct attachment *attachment_of_tables(uint64_t addr)
 {
     for (unsigned i = 0; i < attachments_used; i++)

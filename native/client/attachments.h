@@ -35,6 +35,9 @@ bool attachment_overlaps(const struct attachment *att, uint64_t start, uint64_t 
 /* The attachment with the lowest window that overlaps [start, end), or NULL.
  * Precondition: the table's lock held. */
 struct attachment *attachment_over(uint64_t start, uint64_t end);
+/* Whether [start, end) has a part of a window, and not all of it. Adopted memory does not count.
+ * Precondition: the table's lock held. */
+bool attachments_split(uint64_t start, uint64_t end);
 /* The attachment whose host mm is mapped at `addr`. NULL: none.
  * Precondition: the table's lock held. */
 struct attachment *attachment_of_tables(uint64_t addr);

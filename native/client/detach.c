@@ -17,6 +17,7 @@
 #include "client/budget_set.h"
 #include "client/objects.h"
 #include "client/own.h"
+#include "client/private.h"
 #include "client/reader.h"
 #include "client/request.h"
 #include "client/spare.h"
@@ -74,6 +75,7 @@ void detach_drop(struct attachment *att, bool claimed)
     free(att->linked);
     att->linked = NULL;
     pieces_free(&att->pieces);
+    unshared_free(&att->unshared);
     mm_close(&att->mm);
     birth_undo(att);
     att->live = false;
@@ -122,32 +124,64 @@ void detach_end(struct attachment *att)
     detach_drop(att, false);
 }
 
-/* Whether [start, end) may take what it covers of the window: part of adopted memory, or all. */
-static int check_replaced(struct attachment *att, uint64_t start, uint64_t end)
+static bool covers(const struct attachment *att, uint64_t start, uint64_t end)
+{
+    return start <= (uintptr_t)att->base && attachment_end(att) <= end;
+}
+
+/* Whether [start, end) may take what it covers of the window: all, or a part of adopted memory or
+ * of a window that the program changes for itself, which has `next` after that. */
+static int check_replaced(struct attachment *att, uint64_t start, uint64_t end,
+                          struct unshared *next)
 {
     int err;
 
     if (att->sealed)
         return -EPERM;
+    if (att->private && !covers(att, start, end))
+        return private_cut(att, start, end, next);
     if (!is_adopted(att))
-        return start <= (uintptr_t)att->base && attachment_end(att) <= end ? 0 : -EINVAL;
+        return covers(att, start, end) ? 0 : -EINVAL;
     attachment_lock(att);
     err = pieces_reserve(&att->pieces);
     attachment_unlock(att);
     return err;
 }
 
+/* Whether there is nothing of the window there any more. */
+static bool gone(const struct attachment *att, uint64_t start, uint64_t end)
+{
+    const uint64_t first = (uintptr_t)att->base, last = attachment_end(att);
+
+    return private_gone(att, start > first ? start : first, end < last ? end : last);
+}
+
+/* It is taken. Whether anything is left. */
+static bool take(struct attachment *att, struct unshared *next, uint64_t start, uint64_t end)
+{
+    if (next->list)
+        return !private_take(att, next);
+    if (is_adopted(att))
+        pieces_cut(&att->pieces, start, end);
+    return is_adopted(att) && att->pieces.count;
+}
+
 int detach_replace(uint64_t start, uint64_t end, int (*change)(void *), void *arg)
 {
     struct attachment *taken[ATTACHMENTS_MAX];
+    struct unshared next[ATTACHMENTS_MAX];
     unsigned count = 0;
     int err = 0;
 
     for (unsigned i = 0; i < attachments_used && !err; i++)
-        if (attachment_overlaps(&attachments[i], start, end)) {
-            err = check_replaced(&attachments[i], start, end);
+        if (attachment_overlaps(&attachments[i], start, end) &&
+            !gone(&attachments[i], start, end)) {
+            next[count] = (struct unshared){0};
+            err = check_replaced(&attachments[i], start, end, &next[count]);
             taken[count++] = &attachments[i];
         }
+    while (err && count)
+        unshared_free(&next[--count]);
     if (err)
         return err;
     /* Neither the service thread nor a shadow must touch pages that may belong to another mapping
@@ -158,9 +192,9 @@ int detach_replace(uint64_t start, uint64_t end, int (*change)(void *), void *ar
     for (unsigned i = count; i--;) {
         struct attachment *att = taken[i];
 
-        if (!err && is_adopted(att))
-            pieces_cut(&att->pieces, start, end);
-        if (!err && (!is_adopted(att) || !att->pieces.count))
+        if (err)
+            unshared_free(&next[i]);
+        else if (!take(att, &next[i], start, end))
             detach_end(att);
         attachment_unlock(att);
     }

@@ -9,7 +9,8 @@
 /*
  * Changes the mappings of [start, end) by `change`, which returns 0 or -errno,
  * and ends the attachments whose windows that takes away. -EINVAL: it would take
- * a part of a window, -EPERM: a sealed window; then nothing is changed.
+ * a part of a window that the program must not change for itself, -EPERM: a sealed window; then
+ * nothing is changed.
  * Precondition: the table's lock held.
  */
 int detach_replace(uint64_t start, uint64_t end, int (*change)(void *), void *arg);

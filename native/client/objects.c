@@ -130,7 +130,7 @@ static int ask(struct attachment *att, uint32_t number, bool writing)
 
 int object_find(struct attachment *att, struct fault *fault)
 {
-    const bool writing = fault->vma.flags & VMA_WRITE && att->prot & PROT_WRITE;
+    const bool writing = view_block_prot(att, fault->vma.flags, fault->offset) & PROT_WRITE;
     struct object *object = find(att, fault->vma.object);
     struct statx found;
 
@@ -215,7 +215,7 @@ static int map_part(void *arg, uint64_t start, uint64_t end)
     const struct mm_vma *vma = &block->fault->vma;
     struct attachment *att = block->att;
     uint8_t *at = attachment_at(att, start);
-    const int prot = view_block_prot(att, vma->flags);
+    const int prot = view_block_prot(att, vma->flags, start);
     const off_t offset = (off_t)(vma->offset + (start - vma->start));
     int err = map_block(at, end - start, prot, block->fd, offset, vma->flags & VMA_HUGE);
 

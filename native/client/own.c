@@ -73,14 +73,20 @@ int own_each(const struct attachment *att, int maps, enum own kind, uint64_t sta
     if (!att->live) /* it is being attached: the program has not had it yet */
         return start < end ? change(arg, start, end) : 0;
 
-    const uint64_t last = (uintptr_t)attachment_at(att, end);
     const int opened = maps == OWN_PROGRAM ? procmap_open("/proc/thread-self/maps") : -1;
-    uint64_t at = (uintptr_t)attachment_at(att, start), stop;
+    uint64_t at, last, stop, limit;
     int err = 0;
 
     maps = maps == OWN_PROGRAM ? opened : maps;
-    for (; !err && next_part(att, maps, kind, &at, last, &stop); at = stop)
-        err = change(arg, attachment_offset(att, at), attachment_offset(att, stop));
+    for (int what; !err && start < end; start = limit) {
+        limit = unshared_run(&att->unshared, start, end, &what);
+        if (what == UNSHARED_GONE)
+            continue;
+        last = (uintptr_t)attachment_at(att, limit);
+        for (at = (uintptr_t)attachment_at(att, start);
+             !err && next_part(att, maps, kind, &at, last, &stop); at = stop)
+            err = change(arg, attachment_offset(att, at), attachment_offset(att, stop));
+    }
     fd_close(opened);
     return err;
 }
@@ -178,7 +184,7 @@ static int leave_part(void *arg, uint64_t start, uint64_t end)
         mmap(at, end - start, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
              -1, 0);
     else
-        mprotect(at, end - start, part->prot);
+        mprotect(at, end - start, unshared_prot(&part->att->unshared, start, part->prot));
     return 0;
 }
 
@@ -202,8 +208,8 @@ void own_leave(struct attachment *att, int maps, bool claimed)
 
         if ((vma.start | vma.end) % PAGE_SIZE || !attachment_clip(att, &vma.start, &vma.end))
             continue;
-        leave_parts((struct part){att, view_block_prot(att, vma.flags), vma.object}, maps,
-                    vma.start, vma.end);
+        leave_parts((struct part){att, view_block_prot(att, vma.flags, vma.start), vma.object},
+                    maps, vma.start, vma.end);
     }
     if (claimed)
         slot_leave(&att->mm, att->slot);

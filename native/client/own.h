@@ -19,8 +19,9 @@ enum own {
 /* The descriptor to look by, of whoever serves the attachment. Precondition: none. */
 int own_maps(const struct attachment *att);
 /* Makes `change` of each part that is left of region offsets [start, end), which gets its offsets,
- * until one returns -errno. `maps`: own_maps(), or OWN_PROGRAM. Where mappings cannot be looked at,
- * all is taken to be left. 0 or -errno. Precondition: att->lock held, or as attach_claim(). */
+ * until one returns -errno. In a part, the program has changed all for itself in one way, or
+ * nothing. `maps`: own_maps(), or OWN_PROGRAM. Where mappings cannot be looked at, all is taken to
+ * be left. 0 or -errno. Precondition: att->lock held, or as attach_claim(). */
 int own_each(const struct attachment *att, int maps, enum own kind, uint64_t start, uint64_t end,
              int (*change)(void *arg, uint64_t start, uint64_t end), void *arg);
 /* Whether anything is left of the window. Precondition: as own_each(). */

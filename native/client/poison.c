@@ -53,7 +53,7 @@ static int prot_at(const struct attachment *att, uint64_t offset)
     struct mm_vma vma;
 
     if (!vma_find(&att->mm, offset, &vma) && vma.object && touched_has(&att->mm, att->slot, offset))
-        return view_block_prot(att, vma.flags);
+        return view_block_prot(att, vma.flags, offset);
     return view_prot_at(att, offset);
 }
 

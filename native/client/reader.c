@@ -84,6 +84,7 @@ static struct figures figures(const struct attachment *att)
         .budget_asked = atomic_load(&slot->budget_asked),
         .budget_grown = atomic_load(&slot->budget_grown),
         .poisoned = atomic_load(&slot->poisoned),
+        .unshared = atomic_load(&slot->unshared),
     };
 }
 

@@ -35,6 +35,7 @@
 #include "client/own.h"
 #include "client/poison.h"
 #include "client/present.h"
+#include "client/private.h"
 #include "client/reader.h"
 #include "client/trouble.h"
 #include "client/view.h"
@@ -210,6 +211,30 @@ static enum fault_verdict ask(struct attachment *att, struct fault *fault, uint6
     return verdict_of(fault, "asking the server", err, FAULT_LATER);
 }
 
+/* An access that the program has permitted itself, and the region has not: the shared tables have
+ * no part in it. */
+static enum fault_verdict reach_alone(struct attachment *att, struct fault *fault, uint64_t flags)
+{
+    const char *step = "mapping it";
+    int err = 0;
+
+    if (att->charged && !(flags & FLAGS_PRESENT)) {
+        fault->fill = 1;
+        return verdict_of(fault, "asking for the page",
+                          charge_pages(att, fault, false, att->around.pages), FAULT_LATER);
+    }
+    fault->start = fault->offset;
+    fault->end = fault->offset + PAGE_SIZE;
+    fault->protect = fault->access != ACCESS_WRITE;
+    if (flags & UFFD_PAGEFAULT_FLAG_WP)
+        return verdict_of(fault, step, make_reachable(att, fault, flags), FAULT_MAP);
+    if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR))
+        err = fault_make_range(att->mem_fd, fault->offset, PAGE_SIZE);
+    if (!err)
+        err = continue_run(att, fault, fault->start, fault->end);
+    return verdict_of(fault, step, err, FAULT_MAP);
+}
+
 /* First the host mm's part, then the real MMU's; between slot_enter() and slot_leave(). */
 static enum fault_verdict handle(struct attachment *att, struct fault *fault, uint64_t flags)
 {
@@ -220,6 +245,8 @@ static enum fault_verdict handle(struct attachment *att, struct fault *fault, ui
 
     if (att->reader)
         return ask(att, fault, flags, verdict);
+    if (verdict == FAULT_ACCERR && private_permits(att, fault))
+        return reach_alone(att, fault, flags);
     if (verdict != FAULT_MAP)
         return verdict;
     if (!fault->vma.object) {
@@ -295,6 +322,10 @@ void resolve_fault(struct attachment *att, uint64_t addr, uint64_t flags)
     /* The program has unmapped it since: the memory there now is not ours. */
     if (is_adopted(att) && !pieces_hold(&att->pieces, addr))
         return wake_for(att, &fault);
+    if (att->unshared.count && unshared_at(&att->unshared, offset) == UNSHARED_GONE) {
+        own_release(att, offset);
+        return wake_for(att, &fault);
+    }
     slot_enter(&att->mm, att->slot);
     verdict = handle(att, &fault, flags);
     if (verdict == FAULT_MAPERR && is_adopted(att))

@@ -131,16 +131,20 @@ int view_prot(const struct attachment *att, uint32_t flags)
 /* x86 has no pages that can be written but not read. */
 static int readable(int prot) { return prot & PROT_WRITE ? prot | PROT_READ : prot; }
 
-int view_block_prot(const struct attachment *att, uint32_t flags)
+int view_block_prot(const struct attachment *att, uint32_t flags, uint64_t offset)
 {
-    int prot = flags & VMA_PROT ? PROT_READ | (flags & VMA_WRITE ? PROT_WRITE : 0) : PROT_NONE;
+    const int prot = flags & VMA_PROT ? PROT_READ | (flags & VMA_WRITE ? PROT_WRITE : 0)
+                                      : PROT_NONE;
+    const int exec = flags & VMA_EXEC ? PROT_EXEC : 0;
+    const int own = unshared_prot(&att->unshared, offset, readable(att->prot) | PROT_EXEC);
 
-    return (prot & readable(att->prot)) | (flags & VMA_EXEC ? PROT_EXEC : 0);
+    return (prot | exec) & readable(own);
 }
 
 int view_prot_at(const struct attachment *att, uint64_t offset)
 {
     struct mm_vma vma;
+    const int prot = vma_find(&att->mm, offset, &vma) ? att->prot : view_prot(att, vma.flags);
 
-    return vma_find(&att->mm, offset, &vma) ? att->prot : view_prot(att, vma.flags);
+    return unshared_prot(&att->unshared, offset, prot);
 }

@@ -32,9 +32,11 @@ int view_drop(uint64_t start, uint64_t end);
 /* PROT_* of the window over a mapping with `flags` (enum vma_flags): the attachment's, and
  * execution where the mapping permits it. Precondition: none. */
 int view_prot(const struct attachment *att, uint32_t flags);
-/* PROT_* of a block of an object over the window: the rights that both the mapping with `flags`
- * and the attachment permit; execution depends on the mapping alone. Precondition: none. */
-int view_block_prot(const struct attachment *att, uint32_t flags);
+/* PROT_* of a block of an object over the window at region offset `offset`: the rights that both
+ * the mapping with `flags` and the attachment permit, or the program where it has changed them for
+ * itself; otherwise execution depends on the mapping alone.
+ * Precondition: a lock that protects att->unshared. */
+int view_block_prot(const struct attachment *att, uint32_t flags, uint64_t offset);
 /* PROT_* of the window at region offset `offset`, where no object is mapped.
  * Precondition: inside an epoch. */
 int view_prot_at(const struct attachment *att, uint64_t offset);

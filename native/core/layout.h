@@ -209,7 +209,8 @@ enum attach_way {
     ATTACH_ADOPTED = 2, /* the program's own shared memory, which became a region */
 };
 
-/* A client's attachment. One writer: the client. Two cache lines. */
+/* A client's attachment. One writer: the client. Three cache lines, the last of which faults leave
+ * alone. */
 struct mm_slot {
     _Alignas(64) _Atomic uint64_t state; /* its process, or SLOT_FREE */
     uint64_t start_time;                 /* of the process, clock ticks since boot */
@@ -231,6 +232,9 @@ struct mm_slot {
     _Atomic uint8_t handed;
     _Alignas(64) _Atomic uint64_t epoch; /* not 0: inside a fault since that epoch */
     struct mm_counters counters;
+    /* Page tables, of one page each, that it has for itself: its own changes of its window
+     * (client/private.c). */
+    _Alignas(64) _Atomic uint32_t unshared;
 };
 
 /* An event (trace.h). `check` is a sum over the rest: a record that is half written does not agree
@@ -285,7 +289,7 @@ static inline uint64_t frame_addr(uint64_t word) { return word >> 32 << 21; }
 #define OBJECTS_BASE (1ull << 48)
 
 static_assert(sizeof(struct mm_vma) == 40, "VMA layout");
-static_assert(sizeof(struct mm_slot) == 128, "slot layout");
+static_assert(sizeof(struct mm_slot) == 192, "slot layout");
 static_assert(sizeof(struct mm_header) <= 4096, "the header is one page");
 static_assert(MM_SLOTS <= 1u << 16, "slot number fits a frame word");
 static_assert(HOST_END >> 21 <= UINT32_MAX, "span fits a frame word");
@@ -304,6 +308,7 @@ static inline uint64_t layout_signature(void)
         offsetof(struct mm_slot, counters), offsetof(struct mm_slot, touched),
         offsetof(struct mm_slot, claim), offsetof(struct mm_slot, budget),
         offsetof(struct mm_slot, handed), offsetof(struct mm_slot, part),
+        offsetof(struct mm_slot, unshared),
         offsetof(struct mm_header, claims), offsetof(struct mm_header, unwatched),
         offsetof(struct mm_header, traced), offsetof(struct mm_header, trace_until),
         sizeof(struct mm_record), TRACE_RECORDS, MM_SLOTS, MM_VMAS,

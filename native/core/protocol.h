@@ -106,6 +106,7 @@ enum attach_flags {
     ATTACH_READER = 2,   /* .mm and .mem are open for reading only, see above */
     ATTACH_INNER = 4,    /* ordinary calls on the window are for the region (-o window=inner) */
     ATTACH_CHARGED = 8,  /* the owner pays for pages (-o charge=owner): CHARGE before making any */
+    ATTACH_PRIVATE = 16, /* they are the process's own (-o window=private) */
 };
 
 /* Flags of REVOKE. */
@@ -134,7 +135,7 @@ struct msg {
 /* What others write into their slots. */
 struct figures {
     uint64_t faults, links, materialised, segv, prefaulted, evicted, refaulted;
-    uint32_t budget, budget_asked, budget_grown, poisoned;
+    uint32_t budget, budget_asked, budget_grown, poisoned, unshared;
 };
 
 /* A reader's fault: what it would do if it could write (struct fault). */

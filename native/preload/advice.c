@@ -4,7 +4,8 @@
  * The series leaves advice to the VMA of the attachment. Advice that sets a flag of the
  * VMA is refused for a part of it (EINVAL: the VMA cannot be split), unless the flag is
  * set already; advice that needs memory of the VMA's own is always refused;
- * MADV_DONTNEED unlinks. Source: running v3 kernel. With -o window=inner: inner.h.
+ * MADV_DONTNEED unlinks. Source: running v3 kernel. With -o window=inner: inner.h; with
+ * -o window=private: alone.h.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,6 +20,7 @@
 #include "client/handover.h"
 #include "client/present.h"
 #include "msharefs.h"
+#include "preload/alone.h"
 #include "preload/inner.h"
 #include "preload/range.h"
 #include "preload/sys.h"
@@ -45,6 +47,13 @@ _Static_assert(sizeof(struct pidfd_info) == 64, "as linux/pidfd.h has it first")
 static bool is_whole(const struct attachment *att, struct range range)
 {
     return (uintptr_t)att->base == range.start && attachment_end(att) == range.end;
+}
+
+/* Whether advice is about this process alone, whatever the window is. */
+static bool is_own_affair(int advice)
+{
+    return advice == MADV_DONTFORK || advice == MADV_DOFORK || advice == MADV_DONTDUMP ||
+           advice == MADV_KEEPONFORK || advice == MADV_MERGEABLE || advice == MADV_UNMERGEABLE;
 }
 
 /* The flags of the VMA after `advice`. */
@@ -162,6 +171,8 @@ static int advise(struct attachment *att, struct range range, void *arg)
     struct advice_call *call = arg;
     int err;
 
+    if (att && att->private && !(is_own_affair(call->advice) && is_whole(att, range)))
+        return alone_advise(att, range, call->advice);
     if (!att) {
         err = sys_madvise((void *)range.start, range.end - range.start, call->advice) ? -errno : 0;
         if (err != -ENOMEM)
@@ -191,13 +202,6 @@ static void mark_adopted(struct range range, bool stays)
     }
 }
 
-/* Whether advice is about this process alone, whatever the window is. */
-static bool is_own_affair(int advice)
-{
-    return advice == MADV_DONTFORK || advice == MADV_DOFORK || advice == MADV_DONTDUMP ||
-           advice == MADV_KEEPONFORK || advice == MADV_MERGEABLE || advice == MADV_UNMERGEABLE;
-}
-
 static int advise_range(void *addr, size_t length, int advice)
 {
     struct advice_call call = {.advice = advice};
@@ -210,6 +214,9 @@ static int advise_range(void *addr, size_t length, int advice)
     err = is_own_affair(advice) ? 0 : inner_of(range, &inner);
     if (err)
         return preload_answer(err < 0 ? err : inner_advise(&inner, advice));
+    err = is_own_affair(advice) ? 0 : alone_ready_for(range, advice);
+    if (err)
+        return preload_answer(err);
     attachments_lock();
     err = preload_parts(range, advise, &call);
     if (!err && (advice == MADV_DONTFORK || advice == MADV_DOFORK))

@@ -11,6 +11,7 @@
 #include "client/detach.h"
 #include "msharefs.h"
 #include "preload/adopt.h"
+#include "preload/alone.h"
 #include "preload/inner.h"
 #include "preload/mapping.h"
 #include "preload/mounts.h"
@@ -46,6 +47,9 @@ void *preload_map_plain(const struct mmap_call *call)
 
     if (!replaces || !preload_concerns(call->addr, call->length, &range))
         return map_as_asked(call);
+    err = alone_ready(range, PRIVATE_UNMAP);
+    if (err)
+        return preload_answer(err) ? MAP_FAILED : NULL;
     attachments_lock();
     err = detach_replace(range.start, range.end, replace, &replacement);
     attachments_unlock();

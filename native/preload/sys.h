@@ -13,6 +13,7 @@
  *   adopt.c    shared memory that the program makes for itself becomes a region
  *   tell.c     shared memory that Linux makes for it: the server is told of it
  *   sysv.c     shmat is such memory
+ *   alone.c    with -o window=private, they are the process's own
  *   inner.c    with -o window=inner, the calls below on a window are calls on its region
  *   shared_pt.c  MAP_SHARED_PT, a flag that no kernel has
  *   ledger.c   which page tables Android's kernel would share for it

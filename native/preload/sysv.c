@@ -10,6 +10,7 @@
 #include "client/attachments.h"
 #include "client/detach.h"
 #include "msharefs.h"
+#include "preload/alone.h"
 #include "preload/ledger.h"
 #include "preload/range.h"
 #include "preload/sys.h"
@@ -61,8 +62,10 @@ MSHARE_API void *shmat(int id, const void *addr, int flags)
     int err;
 
     if (replaces(&call, &range)) {
+        err = alone_ready(range, PRIVATE_UNMAP);
         attachments_lock();
-        err = detach_replace(range.start, range.end, attach_segment, &call);
+        if (!err)
+            err = detach_replace(range.start, range.end, attach_segment, &call);
         attachments_unlock();
     } else {
         err = attach_segment(&call);

@@ -8,7 +8,8 @@
  *   mseal             sealed            EINVAL
  *
  * Source: running v3 kernel. With -o window=inner: inner.h, and an mremap of a window that would
- * change anything is EINVAL. The kernel changes adopted memory; we only keep a record.
+ * change anything is EINVAL. With -o window=private: alone.h, and a part may be unmapped and
+ * protected. The kernel changes adopted memory; we only keep a record.
  */
 #define _GNU_SOURCE
 #include "preload/unmap.h"
@@ -20,6 +21,7 @@
 #include "client/detach.h"
 #include "client/handover.h"
 #include "msharefs.h"
+#include "preload/alone.h"
 #include "preload/inner.h"
 #include "preload/range.h"
 #include "preload/sys.h"
@@ -47,6 +49,9 @@ MSHARE_API int munmap(void *addr, size_t length)
     err = inner_part_of(range, &inner);
     if (err)
         return preload_answer(err < 0 ? err : inner_unmap(&inner));
+    err = alone_ready(range, PRIVATE_UNMAP);
+    if (err)
+        return preload_answer(err);
     attachments_lock();
     err = preload_unmap(range);
     attachments_unlock();
@@ -64,8 +69,10 @@ static int protect(struct attachment *att, struct range range, void *arg)
     void *start = (void *)range.start;
     const size_t length = range.end - range.start;
 
-    if (att)
+    if (att && !att->private)
         return -EINVAL;
+    if (att)
+        return alone_protect(att, range, call->prot);
     if (call->pkey < 0 ? sys_mprotect(start, length, call->prot)
                        : sys_pkey_mprotect(start, length, call->prot, call->pkey))
         return -errno;
@@ -85,6 +92,9 @@ static int protect_parts(struct range range, struct protect_call call)
 
     if (err)
         return preload_answer(err < 0 ? err : protect_inner(&inner, call));
+    err = alone_ready(range, call.pkey > 0 ? ALONE_REFUSED : call.prot);
+    if (err)
+        return preload_answer(err);
     attachments_lock();
     err = preload_parts(range, protect, &call);
     attachments_unlock();
@@ -123,18 +133,6 @@ MSHARE_API int remap_file_pages(void *addr, size_t size, int prot, size_t page, 
     return sys_remap_file_pages(addr, size, prot, page, flags);
 }
 
-static bool splits(struct range range)
-{
-    struct attachment *att;
-
-    for (uint64_t at = range.start; (att = attachment_over(at, range.end));
-         at = attachment_end(att))
-        if (!is_adopted(att) &&
-            ((uintptr_t)att->base < range.start || attachment_end(att) > range.end))
-            return true;
-    return false;
-}
-
 /* A window is sealed against the program, not against us: we have to change a page to
  * make it fault natively. */
 static int seal(struct attachment *att, struct range range, void *unused)
@@ -159,7 +157,7 @@ MSHARE_API int mseal(void *addr, size_t length, unsigned long flags)
     if (err)
         return preload_answer(err < 0 ? err : inner_verb(&inner, MSHAREFS_SEAL, 0));
     attachments_lock();
-    err = splits(range) ? -EINVAL : preload_parts(range, seal, NULL);
+    err = attachments_split(range.start, range.end) ? -EINVAL : preload_parts(range, seal, NULL);
     attachments_unlock();
     return preload_answer(err);
 }
@@ -246,7 +244,7 @@ static int remap_adopted(struct attachment *att, struct remap *remap)
 
 static int remap_locked(struct remap *remap)
 {
-    struct attachment *att = attachment_over(remap->old, remap->old + 1);
+    struct attachment *att = preload_window(remap->old);
     const bool fixed = remap->flags & MREMAP_FIXED;
     int err = 0;
 
@@ -259,7 +257,7 @@ static int remap_locked(struct remap *remap)
         err = unmap_tail(remap);
     if (err)
         return err;
-    att = attachment_over(remap->old, remap->old + 1);
+    att = preload_window(remap->old);
     return att ? remap_adopted(att, remap) : remap_kernel(remap);
 }
 
@@ -275,6 +273,16 @@ static bool malformed(const struct remap *remap)
                       remap->to > HOST_END - remap->new_size ||
                       (remap->old + remap->old_size > remap->to &&
                        remap->to + remap->new_size > remap->old)));
+}
+
+/* What it takes away of windows may be taken. */
+static int remap_ready(const struct remap *remap)
+{
+    const struct range tail = {remap->old + remap->new_size, remap->old + remap->old_size};
+    const struct range target = {remap->to, remap->to + remap->new_size};
+    int err = tail.start < tail.end ? alone_ready(tail, PRIVATE_UNMAP) : 0;
+
+    return err || !(remap->flags & MREMAP_FIXED) ? err : alone_ready(target, PRIVATE_UNMAP);
 }
 
 MSHARE_API void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
@@ -294,6 +302,9 @@ MSHARE_API void *mremap(void *old, size_t old_size, size_t new_size, int flags, 
         (!preload_concerns(old, old_size ? old_size : 1, &range) &&
          !(flags & MREMAP_FIXED && preload_concerns((void *)remap.to, new_size, &range))))
         return sys_mremap(old, old_size, new_size, flags, (void *)remap.to);
+    err = remap_ready(&remap);
+    if (err)
+        return preload_answer(err) ? MAP_FAILED : NULL;
     attachments_lock();
     err = remap_locked(&remap);
     attachments_unlock();

@@ -283,6 +283,14 @@ int mm_usage(struct mm *mm, uint64_t start, uint64_t end, struct mm_usage *usage
     return start < end ? walk_range(&walk, HOST_BASE + start, HOST_BASE + end) : 0;
 }
 
+/* What the client says, which cannot be more than the tables of its window. */
+static uint32_t unshared(const struct mm_slot *slot, uint64_t spans)
+{
+    const uint32_t said = atomic_load(&slot->unshared);
+
+    return said < spans ? said : (uint32_t)spans;
+}
+
 bool mm_client(const struct mm *mm, unsigned number, struct mm_client *client)
 {
     if (number >= MM_SLOTS)
@@ -306,6 +314,7 @@ bool mm_client(const struct mm *mm, unsigned number, struct mm_client *client)
         .prot = slot->prot,
         .way = slot->way,
         .poisoned = atomic_load(&slot->poisoned),
+        .unshared = unshared(slot, (end - start) / PMD_SIZE),
         .faults = atomic_load(&slot->counters.faults),
         .links = atomic_load(&slot->counters.links),
         .materialised = atomic_load(&slot->counters.materialised),

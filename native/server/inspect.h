@@ -82,7 +82,8 @@ struct mm_client {
     uint64_t start_time, base;
     uint64_t offset, size; /* of the part of the region that it has there */
     uint32_t prot, poisoned;
-    uint32_t way; /* enum attach_way */
+    uint32_t way;      /* enum attach_way */
+    uint32_t unshared; /* page tables that it has for itself, as it says: of its part at most */
     uint64_t faults, links, materialised, segv;
     uint64_t epoch; /* not 0: inside a fault */
     /* Bytes of its own page tables that it keeps, 0: any number; how often that was raised. */

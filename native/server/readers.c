@@ -61,6 +61,7 @@ void readers_figures(struct mm *mm, unsigned slot, const struct figures *figures
     atomic_store(&to->budget_asked, figures->budget_asked);
     atomic_store(&to->budget_grown, figures->budget_grown);
     atomic_store(&to->poisoned, (uint8_t)figures->poisoned);
+    atomic_store(&to->unshared, figures->unshared);
 }
 
 /* Whether the range that is asked for is one that a fault may have. */

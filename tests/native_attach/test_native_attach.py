@@ -189,7 +189,7 @@ def test_clients_lists_it(
         "kind": "native", "base": native.base, "size": SIZE, "offset": 0, "prot": "rw-s",
         "links": None, "faults": None, "materialised_pages": None, "segv": None,
         "budget_bytes": None, "budget_asked_bytes": None, "budget_grown": None,
-        "evicted_spans": None, "refaulted_spans": None,
+        "evicted_spans": None, "refaulted_spans": None, "unshared_tables": None,
     }  # fmt: skip
     assert whole["start_time"]
     assert found[other.pid, base]["kind"] == "attached"

@@ -41,7 +41,7 @@ HEADER |= {
     "serial": 624,
 }  # fmt: skip
 RECORD_WORDS = 6  # of 8 bytes: struct mm_record
-SLOT_SIZE, SLOT_CLAIM, SLOT_EPOCH = 128, 40, 64
+SLOT_SIZE, SLOT_CLAIM, SLOT_EPOCH, SLOT_UNSHARED = 192, 40, 64, 128
 VMA = struct.Struct("=QQQIIQ")
 
 P, RW, US, A, D, PS, NX = (1 << bit for bit in (0, 1, 2, 5, 6, 7, 63))

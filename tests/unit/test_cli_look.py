@@ -51,6 +51,7 @@ CLIENT = {
     "base": 0x7F8000000000, "size": QUANTUM, "offset": 0, "prot": "rw-", "links": 1,
     "faults": 65536, "materialised_pages": 65536, "segv": 2, "budget_bytes": 0,
     "budget_asked_bytes": 0, "budget_grown": 0, "evicted_spans": 0, "refaulted_spans": 0,
+    "unshared_tables": 0,
 }  # fmt: skip
 
 
@@ -149,6 +150,14 @@ def test_stat_says_how_many_need_more_than_their_budget() -> None:
 
     assert budget(0) == "1 MiB of its own page tables for each client"
     assert budget(3) == "1 MiB of its own page tables for each client; 3 of 32 need more"
+
+
+def test_clients_show_unshared_tables_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "unshared" not in answer(monkeypatch, clients.command, "r").output
+    document = [CLIENT, CLIENT | {"unshared_tables": 3}]
+    monkeypatch.setattr(_region, "describe", lambda _path, _kind: document)
+    head, none, some = CliRunner().invoke(clients.command, ["r"]).output.splitlines()
+    assert [line.split()[-1] for line in (head, none, some)] == ["unshared", "0", "3"]
 
 
 def test_clients_show_budgets_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,9 +78,9 @@ def test_state_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     "given",
-    ["quantum=512g", "quantum=", "owner=", "owner=File", "quirks=", "quirks=v4", "state=",
-     "state=/mnt/m", "state=/mnt/m/deep/er", "budget=", "budget=127K", "budget=4MB", "=", "x",
-     "Quantum=2M", "ro=1", "allow_other=yes", "remount", "bind", "allow_root", "sizes=1G",
+    ["quantum=512g", "quantum=", "owner=", "owner=File", "quirks=", "quirks=v4", "window=own",
+     "state=", "state=/mnt/m", "state=/mnt/m/deep/er", "budget=", "budget=127K", "budget=4MB", "=",
+     "x", "Quantum=2M", "ro=1", "allow_other=yes", "remount", "bind", "allow_root", "sizes=1G",
          "size=", "size=x", "huge=", "huge=deny"],
 )  # fmt: skip
 def test_wrong(given: str) -> None:

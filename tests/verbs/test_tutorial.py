@@ -22,7 +22,9 @@ def test_the_tutorial(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     lines = [re.sub(" +", " ", line) for line in done.stdout.splitlines()]
-    refuse, inner = (lines.index(f"window={mode}") for mode in ("refuse", "inner"))
+    refuse, inner, private = (
+        lines.index(f"window={mode}") for mode in ("refuse", "inner", "private")
+    )
     the_verbs(lines[:refuse])
     assert lines[refuse + 1 : inner] == [
         "madvise POPULATE_WRITE Bad address child 7, 1 pages in memory",
@@ -37,8 +39,9 @@ def test_the_tutorial(tmp_path: Path) -> None:
         "Pss: 2 kB",
         "Locked: 0 kB",
         str({"unmap": 0, "protect": 0, "dontneed": 0, "pageout": 0, "remove": 0}),
+        "unshared tables: [0, 0]",
     ]
-    assert lines[inner + 1 :] == [
+    assert lines[inner + 1 : private] == [
         "madvise POPULATE_WRITE done child 7, 16 pages in memory",
         "madvise DONTNEED done child 7, 16 pages in memory",
         "madvise REMOVE done child 0, 9 pages in memory",
@@ -55,6 +58,22 @@ def test_the_tutorial(tmp_path: Path) -> None:
         "Pss: 8 kB",
         "Locked: 8 kB",
         str({"unmap": 1, "protect": 1, "dontneed": 1, "pageout": 0, "remove": 1}),
+        "unshared tables: [0, 0]",
+    ]
+    assert lines[private + 1 :] == [
+        "madvise POPULATE_WRITE done child 7, 16 pages in memory",
+        "madvise DONTNEED done child 7, 16 pages in memory",
+        "madvise REMOVE Operation not supported child 7, 16 pages in memory",
+        "mlock of 4 pages done child 7, 16 pages in memory",
+        "mprotect of 4 pages done child 7, 16 pages in memory",
+        "mprotect over the hole Cannot allocate memory child 7, 16 pages in memory",
+        "munmap of 4 pages done child 7, 16 pages in memory",
+        "000000000000-000000200000 rw-s 00000000 00:00 0 [anon]",
+        "Rss: 64 kB",
+        "Pss: 32 kB",
+        "Locked: 0 kB",
+        str({"unmap": 0, "protect": 0, "dontneed": 0, "pageout": 0, "remove": 0}),
+        "unshared tables: [1, 0]",
     ]
 
 
