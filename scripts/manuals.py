@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,14 +154,14 @@ def verb(name: str) -> Page:
     if name == "mount":
         page.paragraph("msharefs(5) has the options that -o takes.")
     page.heading("EXIT STATUS")
-    status = "0 if it is done, 1 if not, which a sentence explains, and 2 for wrong usage."
-    page.paragraph(_STATUS.get(name, status))
+    page.paragraph(_STATUS.get(name, _DONE))
     page.heading("EXAMPLES")
     page.example(_examples.lines(name))
     page.see(("msharefs", 1), ("msharefs", 5))
     return page
 
 
+_DONE = "0 if it is done, 1 if not, which a sentence explains, and 2 for wrong usage."
 _STATUS = {
     "check": "0 if nothing is wrong, 1 if all is mended or could not be checked, 2 if not all is.",
     "run": "The program's own; 128+N if signal N ended it; 126 or 127 if it cannot be started.",
@@ -183,6 +184,10 @@ def command_page() -> Page:
     page.heading("ENVIRONMENT")
     for name, text in ENVIRONMENT:
         page.item(bold(name), text)
+    page.heading("EXIT STATUS")
+    page.paragraph(_DONE)
+    page.heading("EXAMPLES")
+    page.example(_examples.lines("msharefs"))
     functions = ((name, 3) for name in functions_of_header())
     page.see(("msharefs", 5), ("mount.msharefs", 8), *functions)
     return page
@@ -192,13 +197,7 @@ def options_page() -> Page:
     """msharefs(5)."""
     page = Page("msharefs", 5, "options of an msharefs mount")
     page.heading("SYNOPSIS")
-    page.example(
-        [
-            "mount -t msharefs none /mnt -o quantum=2M,size=8G",
-            "none  /mnt  msharefs  quantum=2M,size=8G,nofail  0  0     # in /etc/fstab",
-            "systemctl start msharefs@mnt                          # /etc/msharefs/mnt.conf",
-        ]
-    )
+    page.raw(f"{bold('mount -t msharefs')} \\fINAME DIRECTORY\\fR {bold('-o')} \\fIOPTIONS\\fR")
     page.heading("DESCRIPTION")
     page.paragraph(
         "Each file of the mount is a region: made with open(2), sized once with ftruncate(2), "
@@ -216,6 +215,14 @@ def options_page() -> Page:
         "OPTIONS= of the unit msharefs@NAME.service; NAME is the mount point as "
         "systemd-escape(1) --path writes it.",
     )
+    page.heading("EXAMPLES")
+    page.example(
+        [
+            "mount -t msharefs none /mnt -o quantum=2M,size=8G",
+            "none  /mnt  msharefs  quantum=2M,size=8G,nofail  0  0     # in /etc/fstab",
+            "systemctl start msharefs@mnt                          # /etc/msharefs/mnt.conf",
+        ]
+    )
     page.see(("msharefs", 1), ("mount.msharefs", 8), ("fstab", 5), ("mount", 8))
     return page
 
@@ -230,6 +237,8 @@ def helper(name: str, command: click.Command, other: str) -> Page:
     parameters(page, command)
     page.heading("EXIT STATUS")
     page.paragraph("0 if it is done, 1 for wrong usage, 32 if it could not be done.")
+    page.heading("EXAMPLES")
+    page.example(_examples.lines(name))
     page.see((other, 8), ("msharefs", 5))
     return page
 
@@ -287,20 +296,18 @@ def function(name: str, declaration: str, text: str) -> Page:
         for code, meaning in errors:
             page.item(bold(code), meaning[:1].upper() + meaning[1:].rstrip(".") + ".")
     page.heading("EXAMPLES")
-    page.example(program().splitlines())
+    page.example(calls()[name].splitlines())
     others = [(other, 3) for other in functions_of_header() if other != name]
     page.see(*others, ("msharefs", 5))
     return page
 
 
-def program() -> str:
-    """The C program of README.md."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(
-        r"(?:^    .*\n|^\n(?=    ))*^    #include.*\n(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE
-    )
-    assert block is not None
-    return textwrap.dedent(block[0]).strip("\n")
+@cache
+def calls() -> dict[str, str]:
+    """The examples of the functions' pages, from a program that is run by a test."""
+    text = (ROOT / "examples/c/calls.c").read_text(encoding="utf-8")
+    _, *parts = re.split(r"^/\* (?:(\w+)\(3\)|main) \*/\n", text, flags=re.MULTILINE)
+    return {name: part.strip() for name, part in zip(parts[::2], parts[1::2], strict=True) if name}
 
 
 def _all() -> Iterator[Page]:

@@ -65,6 +65,8 @@ class Verbs(click.Group):
             return None
         command: click.Command = import_module(f"{__name__}.{cmd_name}").command
         command.epilog = command.epilog or _examples.epilog(cmd_name)
+        for each, below in getattr(command, "commands", {}).items():
+            below.epilog = below.epilog or _examples.epilog(f"{cmd_name} {each}")
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -92,7 +94,11 @@ def print_libdir(ctx: click.Context, param: click.Parameter, value: bool) -> Non
     ctx.exit()
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_examples.epilog("msharefs"),
+)
 @click.version_option(__version__, prog_name="msharefs")
 @click.option(
     "--libdir",

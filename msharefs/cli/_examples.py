@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 EXAMPLES: dict[str, list[tuple[str, str]]] = {
+    "msharefs": [
+        ("msharefs mount -o quantum=2M /mnt", "then regions are files below /mnt"),
+        ("msharefs run --adopt all -- ./server", "a program's shared memory becomes regions"),
+        ("msharefs stat --help", "each verb has examples of its own"),
+    ],
+    "mount.msharefs": [
+        ("mount -t msharefs none /mnt -o quantum=2M", "starts mount.msharefs none /mnt -o ..."),
+        ("mount -o remount,memory=64G,ro /mnt", "what can change while it is mounted"),
+        ("mount.msharefs -f -v none /mnt -o size=8G", "are these options right? Mounts nothing"),
+    ],
+    "umount.msharefs": [
+        ("umount /mnt", "starts umount.msharefs /mnt, which waits for the server's end"),
+        ("umount.msharefs -l /mnt", "although processes are attached"),
+    ],
     "mount": [
         ("msharefs mount /mnt", "as root: for all users"),
         ("msharefs mount -o quantum=2M,size=8G /mnt", "small regions, 8 GiB of memory in all"),
@@ -97,10 +111,12 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("msharefs survey --pid 812,813 --exact --json", ""),
         ("msharefs survey --tree 812 --watch 10", "again every ten seconds"),
     ],
-    "lab": [
+    "lab walk": [
         ("msharefs lab walk /mnt/r", "let a processor walk its tables, in 64 address spaces"),
         ("msharefs lab walk --spaces 2000 --check /mnt/r", "every page in all of them"),
         ("msharefs lab walk --wait 60 /mnt/r", "and look on when it is changed meanwhile"),
+    ],
+    "lab bits": [
         ("msharefs lab bits --interval 1 /mnt/r", "is one accessed bit for all processes enough?"),
     ],
     "conformance": [
@@ -116,8 +132,13 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
 
 
 def lines(verb: str) -> list[str]:
-    """The examples of a verb, each with its remark."""
-    examples = EXAMPLES.get(verb, [])
+    """The examples of a verb and of the verbs below it, each with its remark."""
+    examples = [
+        example
+        for name, some in EXAMPLES.items()
+        if name == verb or name.startswith(f"{verb} ")
+        for example in some
+    ]
     width = max((len(command) for command, _ in examples if len(command) <= _WIDE), default=0)
     return [f"{command:{width}}  {remark}".rstrip() for command, remark in examples]
 

@@ -20,7 +20,7 @@ from msharefs.server import options as mount_options
 from msharefs.server import server
 from msharefs.server.options import BadOptionError
 
-from . import sentence, tell
+from . import _examples, sentence, tell
 from .umount import unmount
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _verbose = click.option("-v", "verbose", is_flag=True, help="Say what has been d
 _type = click.option("-t", "kind", metavar="TYPE", help="Nothing: the type is always msharefs.")
 
 
-@click.command(context_settings=_SETTINGS)
+@click.command(context_settings=_SETTINGS, epilog=_examples.epilog("mount.msharefs"))
 @click.argument("source", metavar="NAME")
 @click.argument("directory", type=Path)
 @click.option("-o", "given", metavar="OPTS", multiple=True, help="As for `msharefs mount`.")
@@ -109,7 +109,7 @@ def _remount(directory: Path, items: list[str], *, fake: bool) -> None:
             raise OSError(errno.EPERM, f"mount(8) cannot change its flags: {said}")
 
 
-@click.command(context_settings=_SETTINGS)
+@click.command(context_settings=_SETTINGS, epilog=_examples.epilog("umount.msharefs"))
 @click.argument("directory", type=Path)
 @click.option("-l", "lazy", is_flag=True, help="As `msharefs umount --lazy`.")
 @click.option("-f", "force", is_flag=True, help="Nothing: a dead mount is taken away in any case.")

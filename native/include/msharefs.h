@@ -187,11 +187,12 @@ MSHARE_API int mshare_create(unsigned int flags);
 MSHARE_API void *mshare_attach(int fd, off_t offset, size_t size, void *addr, unsigned int flags);
 
 /*
- * Detaches the region attached at `addr`. EINVAL: nothing is attached there.
- * The pages stay in the region. No other thread may be using the memory. A bare
+ * Detaches the region attached at `addr`. The pages stay in the region. No other thread may be using the memory. A bare
  * munmap(2) (outside of `msharefs run`) does not detach: other shared memory that is
  * mapped in its place would be taken for the region's. Private memory that the program
  * has put there stays as it is, whatever happens to the region, and after this call, too.
+ *
+ * EINVAL  nothing is attached at `addr`
  */
 MSHARE_API int mshare_detach(void *addr);
 
@@ -207,7 +208,8 @@ MSHARE_API int mshare_detach(void *addr);
  * (bytes, or with K, M, G: 4M). If that is not set, it starts with the budget of the
  * mount (-o budget=4M), or with none.
  *
- * EINVAL: nothing is attached at `addr`; less than 128 KiB. ENOMEM.
+ * EINVAL  nothing is attached at `addr`; less than 128 KiB
+ * ENOMEM  there is no memory for it
  */
 MSHARE_API int mshare_budget(void *addr, uint64_t bytes);
 
@@ -255,7 +257,11 @@ MSHARE_API int mshare_map(int fd, off_t offset, size_t size, int prot, int flags
  * Removes [offset, offset+size) from the region and frees its
  * pages. In force in every attached process when it returns: later accesses get
  * SIGSEGV with SEGV_MAPERR. A range where nothing is mapped is no error.
- * Errors as for mshare_map().
+ *
+ * EINVAL  region not sized; range outside it, empty or misaligned
+ * EACCES  the descriptor `fd` is read-only
+ * EPERM   sealed; memory that a program has adopted
+ * EBUSY   an attached process does not answer, as for mshare_map(); nothing was changed
  */
 MSHARE_API int mshare_unmap(int fd, off_t offset, size_t size);
 
@@ -338,7 +344,9 @@ MSHARE_API int mshare_mbind(int fd, off_t offset, size_t size, int mode,
 
 /*
  * With MS_SYNC, what was stored in the files of the range is on their disks when it returns.
- * `flags` are those of msync(2). EBUSY: MS_INVALIDATE, and a part is locked.
+ * `flags` are those of msync(2).
+ *
+ * EBUSY   MS_INVALIDATE, and a part is locked
  */
 MSHARE_API int mshare_sync(int fd, off_t offset, size_t size, int flags);
 
@@ -400,7 +408,9 @@ struct mshare_stat {
 
 /*
  * Fills `st` for the region open at `fd`. `size` is the program's sizeof(struct mshare_stat): a
- * later one may be longer, and what a library does not know is 0. ENOTTY: not a region.
+ * later one may be longer, and what a library does not know is 0.
+ *
+ * ENOTTY  `fd` is not a region of an msharefs mount
  */
 MSHARE_API int mshare_stat(int fd, struct mshare_stat *st, size_t size);
 

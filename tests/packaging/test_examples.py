@@ -65,6 +65,19 @@ def test_c_a_ring(shared_mount: Mount, tmp_path: Path) -> None:
     assert consumer.returncode == 0
 
 
+def test_c_every_call(shared_mount: Mount, tmp_path: Path) -> None:
+    """The manual's examples, too."""
+    program = build("cc", "c/calls.c", tmp_path / "calls")
+    said = subprocess.run(
+        [program, shared_mount.path / "calls"], check=True, capture_output=True, text=True,
+        timeout=LIMIT, env={**os.environ, "MSHAREFS_MOUNT": str(shared_mount.path)},
+    )  # fmt: skip
+    assert said.stdout == (
+        f"libmsharefs {msharefs.__version__}\nhello: 512 pages, 16384 bytes of page tables\n"
+        "hello: 1 page\n"
+    )
+
+
 def test_cpp_a_histogram(shared_mount: Mount, tmp_path: Path) -> None:
     compiler = shutil.which("c++")
     if compiler is None:  # what everybody has who builds msharefs is a C compiler
@@ -206,7 +219,7 @@ def test_a_notebook_shows_a_region(shared_mount: Mount) -> None:
 def test_the_page_names_every_example() -> None:
     page = (EXAMPLES / "README.md").read_text()
     found = [path for path in EXAMPLES.rglob("*") if path.suffix in KINDS]
-    assert len(found) == 12
+    assert len(found) == 13
     for path in found:
         assert f"({path.relative_to(EXAMPLES)})" in page
 

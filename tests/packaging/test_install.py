@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 
-from msharefs.cli import VERBS
+from msharefs.cli import VERBS, _helpers, cli
 
 from support import namespace
 
@@ -132,6 +133,48 @@ def test_pages_are_troff_that_says_what_help_says(base: Path) -> None:
             assert done.stderr == "", page
 
 
+def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """A command and all below it."""
+    yield name, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for each in command.list_commands(context):
+            below = command.get_command(context, each)
+            assert below is not None, each
+            yield from commands(below, f"{name} {each}")
+
+
+HELPERS = [("mount.msharefs", _helpers.mount), ("umount.msharefs", _helpers.umount)]
+COMMANDS = [*commands(cli, "msharefs"), *HELPERS]
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_every_help_has_examples_of_its_own(name: str, command: click.Command) -> None:
+    context = click.Context(command, info_name=name, max_content_width=200)
+    _, examples = re.split(r"^ *Examples:\n", command.get_help(context), flags=re.MULTILINE)
+    about = name.removesuffix(".msharefs")
+    assert len(re.findall(rf"^ +{about}\b", examples, re.MULTILINE)) >= 1
+
+
+def test_every_page_has_examples_and_what_goes_wrong(base: Path) -> None:
+    for page in sorted((base / "usr/share/man").rglob("*.?")):
+        text = page.read_text()
+        if text.startswith(".so "):
+            assert (base / "usr/share/man" / text.split()[1]).is_file()
+            continue
+        parts = re.split(r"^\.SH (.+)\n", text, flags=re.MULTILINE)
+        found = dict(zip(parts[1::2], parts[2::2], strict=True))
+        wanted = {"NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "SEE ALSO"}
+        if page.suffix in (".1", ".8"):
+            wanted |= {"OPTIONS", "EXIT STATUS"}
+        if page.suffix == ".3":
+            wanted.add("RETURN VALUE")
+            assert f"{page.stem}(" in found["EXAMPLES"]
+            if page.stem != "mshare_version":  # which cannot fail
+                wanted.add("ERRORS")
+        assert wanted <= set(found), page
+
+
 def test_shells_complete_verbs_options_and_mounts(base: Path) -> None:
     share = base / "usr/share"
     assert "#compdef msharefs" in (share / "zsh/vendor-completions/_msharefs").read_text()
@@ -151,3 +194,37 @@ def test_shells_complete_verbs_options_and_mounts(base: Path) -> None:
     assert complete("msharefs", "mount", "-o", "quantum=") == [
         "quantum=512G", "quantum=1G", "quantum=2M",
     ]  # fmt: skip
+
+
+@pytest.mark.timeout(300)  # ten seconds of a processor, on a machine that has others to do
+def test_a_debian_package_has_all_where_debian_has_it() -> None:
+    """`make deb` also asks lintian, where it is installed, which takes longer than all of this."""
+    python = Path("/usr/bin/python3")
+    if shutil.which("dpkg-deb") is None or not python.exists():
+        pytest.skip("a package is made on Debian, for its own python3: apt-get install python3")
+    version = run(python, "-c", "import sys; print(*sys.version_info[:2])").split()
+    if version != list(map(str, sys.version_info[:2])):
+        pytest.skip(f"the package is for Debian's python3, and .venv has another: {sys.version}")
+    done = subprocess.run(
+        [ROOT / "scripts/deb"], env={**os.environ, "LINTIAN": "none"},
+        check=False, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    package = ROOT / done.stdout.splitlines()[0].removeprefix("deb: ")
+    listed = run("dpkg-deb", "--contents", package)
+    found = {line.split()[5] for line in listed.splitlines()}
+    libdir = f"./usr/lib/{run('gcc', '-print-multiarch').strip()}"
+    wanted = {
+        "./sbin/mount.msharefs", "./sbin/umount.msharefs", "./sbin/mount.fuse.msharefs",
+        "./usr/bin/msharefs", f"{libdir}/libmsharefs.so.1", f"{libdir}/libmsharefs.so",
+        f"{libdir}/pkgconfig/msharefs.pc", "./usr/include/msharefs.h",
+        "./lib/systemd/system/msharefs@.service", "./usr/lib/python3/dist-packages/msharefs/cli/",
+        "./usr/share/bash-completion/completions/msharefs",
+        "./usr/share/zsh/vendor-completions/_msharefs",
+        "./usr/share/fish/vendor_completions.d/msharefs.fish",
+        "./usr/share/man/man3/mshare_attach.3.gz", "./usr/share/man/man5/msharefs.5.gz",
+        "./usr/share/man/man8/mount.msharefs.8.gz", "./usr/share/doc/msharefs/copyright",
+        "./usr/share/doc/msharefs/changelog.gz",
+        *(f"./usr/share/man/man1/msharefs-{verb}.1.gz" for verb in VERBS),
+    }  # fmt: skip
+    assert wanted <= found
