@@ -20,6 +20,7 @@ from msharefs.lab import bench
 from msharefs.lab.bench import backends, figures, hugepages, pictures, run, targets
 from msharefs.launch.private_mount import parent
 
+from support import schema
 from support.wait import until
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def test_the_verb_knows_what_there_is() -> None:
 
 
 def test_the_document(everything: dict[str, Any]) -> None:
-    assert everything["kind"] == "msharefs bench"
+    schema.check(everything)
     assert [one["name"] for one in everything["scenarios"]] == list(bench.SCENARIOS)
     for name, backend in everything["backends"].items():
         assert backend["available"] or backend["why_not"], name
