@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Process = int | Literal["self"]
 
+_PIDFD = ("pidfd:", "anon_inode:[pidfd]")
+
 
 def _read(pid: Process, name: str) -> bytes:
     try:
@@ -64,22 +66,19 @@ class Stat(NamedTuple):
     """In clock ticks after boot."""
     kernel: bool
     """It is a thread of the kernel."""
-    exiting: bool
-    """The thread has ended, or is about to: its files may be closed."""
 
 
-_PF_EXITING, _PF_KTHREAD = 0x4, 0x00200000  # sched.h
+_PF_KTHREAD = 0x00200000  # sched.h
 
 
 def stat(pid: int) -> Stat:
-    """/proc/PID/stat."""
+    """/proc/PID/stat. It waits for a process in the middle of execve(2), which may be for long."""
     # The name in field 2 may hold blanks, parentheses and newlines; field 3 follows.
     fields = _read(pid, "stat").rpartition(b") ")[2].split()
     flags, minor, major, threads, start = (
         int(fields[number - 3]) for number in (9, 10, 12, 20, 22)
     )
-    kernel, exiting = bool(flags & _PF_KTHREAD), bool(flags & _PF_EXITING)
-    return Stat(fields[0].decode(), minor, major, threads, start, kernel, exiting)
+    return Stat(fields[0].decode(), minor, major, threads, start, bool(flags & _PF_KTHREAD))
 
 
 def birth(pid: int) -> tuple[int, ...]:
@@ -115,6 +114,11 @@ def status(pid: Process, field: str) -> str:
     """
     text = b"\n" + _read(pid, "status")
     return text.partition(b"\n%s:" % field.encode())[2].partition(b"\n")[0].strip().decode()
+
+
+def state(pid: int) -> str:
+    """The letter for what a thread does. Unlike `stat`, it does not wait for one in execve(2)."""
+    return status(pid, "State")[:1]
 
 
 def comm(pid: int) -> str:
@@ -228,18 +232,6 @@ def fd_path(fd: int, pid: Process = "self") -> str:
     return f"/proc/{pid}/fd/{fd}"
 
 
-def mount_of(fd: int) -> int:
-    """The number of the mount that a descriptor of our own leads to. Its file system is not asked.
-
-    0: it cannot be told.
-    """
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith(b"mnt_id:"))
-    except (OSError, StopIteration):
-        return 0
-
-
 def has_open(pid: int, device: int, inode: int) -> bool:
     """Whether process `pid` has that file open; `device` is its st_dev. No file system is asked.
 
@@ -276,11 +268,13 @@ def _device_of(pid: int, mount: bytes) -> int | None:
 def pidfd_of(pid: int, number: int) -> tuple[int, bool]:
     """Whom descriptor `number` of process `pid` means, a pidfd, and whether one thread of it.
 
-    -1: it has ended; 0: we do not see it. EBADF: it is no pidfd, or not open.
+    -1: it has ended; 0: we do not see it. EBADF: it is no pidfd, or not open. The process can put
+    another descriptor in its place meanwhile, whose fdinfo waits (epoll(7)): only for a thread.
     """
     try:
-        text = _read(pid, f"fdinfo/{number}")
-    except ProcessLookupError:
+        path = os.readlink(f"/proc/{pid}/fd/{number}")
+        text = _read(pid, f"fdinfo/{number}") if path.startswith(_PIDFD) else b""
+    except (FileNotFoundError, ProcessLookupError):
         text = b""
     found = dict(re.findall(rb"^(Pid|flags):\t(-?\d+)$", text, re.MULTILINE))
     if b"Pid" not in found:
@@ -293,7 +287,7 @@ def pid_of(pidfd: int) -> int:
 
     Of another file nothing is asked: it may be its file system that answers.
     """
-    if not os.readlink(fd_path(pidfd)).startswith(("pidfd:", "anon_inode:[pidfd]")):
+    if not os.readlink(fd_path(pidfd)).startswith(_PIDFD):
         return 0
     with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
         found = re.search(rb"^Pid:\t(\d+)$", file.read(), re.MULTILINE)

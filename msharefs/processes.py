@@ -26,7 +26,7 @@ PIDFD_THREAD = os.O_EXCL
 SHORT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR))
 """Errors of a call for which we are short of something now: they say nothing about its object."""
 
-_KCMP_FILE, _KCMP_VM = range(2)
+_KCMP_FILE = 0
 _LISTED = 8  # in one sentence
 
 
@@ -102,28 +102,24 @@ def _may_be(ours: int, namespace: int, pid: int) -> bool:
 
 def runs(pid: int) -> bool:
     """Whether there is a process `pid` that has not ended; nothing is read of its memory."""
+    return mark(pid) != 0
+
+
+def mark(pid: int) -> int:
+    """A number that no other process of this boot has, since Linux 6.9; 0: it has ended.
+
+    Unlike `start_time`, it does not wait for a process in the middle of execve(2).
+    """
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
-        return False
+        return 0
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        return not poll.poll(0)
+        return 0 if poll.poll(0) else os.fstat(pidfd).st_ino
     finally:
         os.close(pidfd)
-
-
-def is_ending(pid: int) -> bool:
-    """Whether all threads of process `pid` have ended, or are about to. 0: it is not known."""
-    return bool(pid) and all(map(_is_exiting, holders_of_descriptors(pid)))
-
-
-def _is_exiting(tid: int) -> bool:
-    try:
-        return proc.stat(tid).exiting
-    except ProcessLookupError:
-        return True
 
 
 def times_mapped(pid: int, file: os.stat_result) -> int | None:
@@ -145,7 +141,7 @@ def times_mapped(pid: int, file: os.stat_result) -> int | None:
 def thread_runs(tid: int) -> bool:
     """Whether thread `tid` has not ended, whatever the rest of its process does."""
     try:
-        return proc.stat(tid).state not in "ZX"
+        return proc.state(tid) not in "ZX"
     except ProcessLookupError:
         return False
 
@@ -283,12 +279,6 @@ def same_file(one: int, other: int) -> bool:
     """Whether two of our own descriptors are one open file: kcmp(2)."""
     pid = os.getpid()
     numbers = [ffi.cast("long", value) for value in (pid, pid, _KCMP_FILE, one, other)]
-    return bool(lib.syscall(lib.SYS_kcmp, *numbers) == 0)
-
-
-def same_memory(one: int, other: int) -> bool:
-    """Whether two processes share their address space: kcmp(2). False also if we may not ask."""
-    numbers = [ffi.cast("long", value) for value in (one, other, _KCMP_VM, 0, 0)]
     return bool(lib.syscall(lib.SYS_kcmp, *numbers) == 0)
 
 

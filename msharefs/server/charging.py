@@ -25,6 +25,7 @@ import trio
 from msharefs import proc, processes, verbs
 from msharefs.native import lib
 
+from . import fetching
 from .charger import Charger
 from .mapping import punch
 
@@ -305,7 +306,7 @@ async def _end_of(owner: Owner) -> None:
         log.debug("owner %d: %s", owner.pid, error)
         return
     try:
-        if processes.start_time(owner.pid) == owner.start_time:
+        if fetching.is_same(owner.pid, owner.start_time):
             await trio.lowlevel.wait_readable(pidfd)
     finally:
         os.close(pidfd)
@@ -319,7 +320,8 @@ def _cgroup_of(owner: Owner) -> Cgroup:
         found = proc.memory_cgroup(owner.pid)
     except ProcessLookupError:
         raise _RefusedError("the owner has ended") from None
-    if not processes.is_alive(owner.pid, owner.start_time):
+    runs = processes.runs(processes.process_of(owner.pid))
+    if not runs or not fetching.is_same(owner.pid, owner.start_time):
         raise _RefusedError("the owner has ended")
     return found
 

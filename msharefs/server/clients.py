@@ -55,6 +55,10 @@ class Client(Protocol):
     """The control connection of an attached process."""
 
     pid: int
+    started: int
+    """When that has started: processes.start_time."""
+    mark: int
+    """processes.mark of it."""
     flags: int
     """O_RDONLY or O_RDWR: its rights."""
     uffd: int
@@ -143,7 +147,7 @@ class Clients:
         if slot >= lib.MM_SLOTS or not claim or claim != self.claim(slot):
             raise OSError(errno.ESTALE, f"process {client.pid} does not hold slot {slot} any more")
         self.connected[slot] = client
-        self._started[slot] = processes.start_time(client.pid)
+        self._started[slot] = client.started
         # The pid in our namespace: the client may live in another.
         lib.mm_set_client(self.mm, slot, client.pid, self._started[slot])
 
@@ -164,7 +168,7 @@ class Clients:
         one that an earlier server had for it, if it can be found; if not, its window may have any
         page of those. EUSERS: all are taken. EINVAL: no such part of the region can be attached.
         """
-        started = processes.start_time(client.pid)
+        started = client.started
         size = size or max(0, self._view.size - offset)
         if not fresh:
             slot = lib.readers_find(self.mm, client.pid, started, base)
@@ -306,15 +310,11 @@ class Clients:
 
         It may be ourselves.
         """
-        known = {slot: (client, self._started[slot]) for slot, client in self.connected.items()}
+        known = list(self.connected.values())
         if not known:
             return
         gone = await self.look(
-            lambda: [
-                client
-                for client, started in known.values()
-                if not processes.is_alive(client.pid, started)
-            ]
+            lambda: [client for client in known if processes.mark(client.pid) != client.mark]
         )
         for client in gone:
             client.end()
@@ -442,10 +442,10 @@ class Clients:
         return await trio.to_thread.run_sync(
             partial(self._gone, holders, connections, file, made, seconds),
             abandon_on_cancel=True,
-            limiter=Limiters(self._asking, self._looking()),  # type: ignore[arg-type]  # as trio's
+            limiter=Limiters(self._asking, self.looking()),  # type: ignore[arg-type]  # as trio's
         )
 
-    def _looking(self) -> Limiters:
+    def looking(self) -> Limiters:
         """A place among the threads that look at clients, at the expense of who made the region."""
         return share(self.lane.user, _LOOKING, _LOOKS)
 

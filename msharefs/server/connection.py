@@ -23,7 +23,7 @@ import trio
 from msharefs import proc, processes, verbs
 from msharefs.native import ffi, lib
 
-from . import descriptors, tracing
+from . import descriptors, fetching, tracing
 from .connections import SILENT_SECONDS
 from .messages import (
     NO_REPLY,
@@ -106,6 +106,7 @@ class Connection:
             self._inbox.close()
             raise
         self._life = trio.CancelScope()
+        self.started = self.mark = 0
         self.slot: int | None = None
         self._claim = 0
         self.uffd = -1
@@ -270,7 +271,7 @@ class Connection:
         await self._control.regions.look_at_pages()
 
     async def _ready(self, request: Request) -> None:
-        self._settle(request)
+        await self._settle(request)
         self._note(lib.TRACE_attach)
         self._arrange()
 
@@ -296,7 +297,7 @@ class Connection:
         child = Connection(self._control, sock, self.region, self.flags, self.user)
         child.reader = self.reader
         try:
-            child._settle(request)  # a Connection, too
+            await child._settle(request)  # a Connection, too
             child._note(lib.TRACE_fork)
             self._control.serve(child)
             child._arrange()
@@ -310,7 +311,7 @@ class Connection:
         shown = request.take_fd()
         try:
             rights = _rights(shown)
-            mount = proc.mount_of(shown)
+            mount = descriptors.mount_of(shown)
             found = await descriptors.elsewhere(
                 lambda: os.fstat(shown), f"process {self.pid}", user=self.user, mount=mount
             )
@@ -323,7 +324,7 @@ class Connection:
         # Whom an earlier server gave the host mm for reading cannot show it open for writing.
         self.region, self.flags, self.reader = region, rights, rights == os.O_RDONLY
         try:
-            self._settle(request)
+            await self._settle(request)
         except BaseException:
             self.region, self.flags, self.reader = before  # who fails to rejoin has shown no right
             raise
@@ -432,16 +433,19 @@ class Connection:
                 errno.EISCONN, f"process {self.pid} is attached by this connection: DETACH first"
             )
 
-    def _settle(self, request: Request) -> None:
+    async def _settle(self, request: Request) -> None:
         """The client is attached: from now on its death frees its slot.
 
         Its userfaultfd is the request's next descriptor.
         """
         self._check_unsettled()
-        host = self._region.sized()
+        self._region.sized()
         uffd = request.take_fd()
         try:
-            self._introduce(request)
+            await self._introduce(request)
+            self.mark = processes.mark(self.pid)
+            self.started = await fetching.start_time(self.pid, self.user)
+            host = self._region.sized()  # it may have gone meanwhile
             if not processes.is_userfaultfd(uffd):
                 raise OSError(errno.EBADF, f"process {self.pid} sent no userfaultfd")
             self._control.connections.attach(self._member)
@@ -459,7 +463,7 @@ class Connection:
         self.slot, self.uffd, self._claim = slot, uffd, claim
         self._take_figures(request)
 
-    def _introduce(self, request: Request) -> None:
+    async def _introduce(self, request: Request) -> None:
         """A socket of a shadow (native/client/shadow.h) comes with a pidfd of the program.
 
         Both are one address space, or it is some other process that the client would like to be.
@@ -471,7 +475,7 @@ class Connection:
             program = proc.pid_of(pidfd)
         finally:
             descriptors.close_later(pidfd, user=self.user)
-        if program and processes.same_memory(program, self.pid):
+        if program and await fetching.same_memory(program, self.pid, self.user):
             self.pid = program
 
     def _note(self, kind: int) -> None:

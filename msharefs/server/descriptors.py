@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from msharefs.native import lib
+
 from .limiters import Limiters
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ _CLOSERS = 4
 _IDLE_SECONDS = 2.0
 # So many of a user's descriptors may wait to be closed before no more are taken.
 _UNCLOSED_MAX = 512
+
+
+def mount_of(fd: int) -> int:
+    """The number of the mount that a descriptor leads to; 0: it cannot be told. It never waits."""
+    return max(0, int(lib.identity_mount(fd)))
+
 
 _all = trio.CapacityLimiter(_THREADS)
 _limiters: weakref.WeakValueDictionary[tuple[int, ...], trio.CapacityLimiter] = (

@@ -108,9 +108,14 @@ class Lane:
     async def result(self, turn: Turn | None) -> int:
         """What comes of a call that `begin` has begun. EBUSY: it is held up."""
         if turn is None:
-            return int(self._call.result)
+            return self.outcome
         await self._wait_for(turn)
         return turn.result
+
+    @property
+    def outcome(self) -> int:
+        """What has come of the last call. Precondition: it is not late."""
+        return int(self._call.result)
 
     async def _wait_for(self, turn: Turn | None) -> None:
         """Waits until it is over, or any that there is."""

@@ -28,6 +28,6 @@ def excused(pids: Iterable[int]) -> bool:
 def goes_on(pid: int) -> bool:
     """Whether a process is there, and is not stopped."""
     try:
-        return proc.stat(pid).state not in "TtZX"
+        return proc.state(pid) not in "TtZX"
     except ProcessLookupError:
         return False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from msharefs import processes, verbs
 from msharefs.native import ffi, lib
 
-from . import contents, limits, tracing
+from . import contents, fetching, limits, tracing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,7 +33,7 @@ async def _lock(region: Region, data: bytes, mode: int, tid: int) -> bytes:
     end = verbs.check_lock(ask.region_offset, ask.size, ask.flags, host.size)
     caller = processes.process_of(tid)
     owner = region.owner
-    lives = owner.pid and processes.start_time(owner.pid) == owner.start_time
+    lives = owner.pid and fetching.is_same(owner.pid, owner.start_time)
     payer = owner.pid if lives else caller
 
     def admit(size: int) -> None:

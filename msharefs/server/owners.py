@@ -14,16 +14,15 @@ import logging
 import mmap
 import os
 import select
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
 from msharefs import proc, processes
-from msharefs.native import check_errno, ffi, lib
+from msharefs.native import lib
 
-from . import shortage
+from . import fetching, shortage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,15 +44,10 @@ KINDS = {
 _LOOK_SECONDS = 0.05
 # A region that cannot be emptied, because an attached process is stopped inside a fault.
 _AGAIN_SECONDS = 0.5
+# As much as a busy machine may need for a call that nobody holds up.
+_MAKER_SECONDS = 0.1
 # So long close(2) waits for the end of the region.
 _CLOSE_SECONDS = 0.2
-
-_PERF_TYPE_SOFTWARE, _PERF_COUNT_SW_DUMMY = 1, 9
-# Disabled, and not counting the kernel, so that every process that may watch at all gets it.
-_PERF_FLAGS = 1 << 0 | 1 << 5 | 1 << 6
-_PERF_FLAG_FD_CLOEXEC = 8
-# perf_event_open(2): type, size, config, period, sample_type, read_format, flags, to 64 bytes.
-_PERF_ATTR = struct.Struct("=IIQQQQQ16x")
 
 
 @dataclass(frozen=True)
@@ -133,47 +127,54 @@ def _unsized(directory: Path, ident: int) -> Path:
 class Watch:
     """One owner whose end is the end of the regions it made."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, *, maker_waits: bool = False) -> None:
+        """`maker_waits`: the owner waits for us, and so is not in the middle of execve(2)."""
         self.owner = owner
         self.regions: dict[int, Callable[[], Awaitable[None]]] = {}
         """How to end each, by number."""
         self.cancel = trio.CancelScope()
         self.running = False
         """A task waits on it, and will close it."""
-        self._fd = -1
+        self._pidfd = self._event = -1
         self._ring: mmap.mmap | None = None
         self._thread = owner.kind == "thread"
-        if self._thread:
-            with contextlib.suppress(OSError):
-                self._open_perf()
-        if self._fd < 0:
-            try:
-                self._fd = os.pidfd_open(owner.pid, processes.PIDFD_THREAD if self._thread else 0)
-            except OSError as error:
-                # Nobody has ended for a lack of descriptors or memory.
-                if error.errno in shortage.ERRORS:
-                    raise
+        try:
+            self._pidfd = os.pidfd_open(owner.pid, processes.PIDFD_THREAD if self._thread else 0)
+        except OSError as error:
+            # Nobody has ended for a lack of descriptors or memory.
+            if error.errno in shortage.ERRORS:
+                raise
         # Another process may have the number by now.
-        if processes.start_time(owner.pid) != owner.start_time:
+        if not fetching.is_same(owner.pid, owner.start_time):
             self.close()
+        if self._thread and self._pidfd >= 0:
+            self._open_perf(_MAKER_SECONDS if maker_waits else 0)
 
     def gone(self) -> bool:
         """Whether the owner has ended; a zombie has."""
-        if self._fd < 0:
+        if self._pidfd < 0:
             return True
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         if poll.poll(0):
             return True
-        if self._ring is not None or not self._thread:
+        if self._exact:
             return False
         return not processes.thread_runs(self.owner.pid)
 
+    @property
+    def _exact(self) -> bool:
+        """Whether the descriptor alone tells when it ends."""
+        return self._event >= 0 or not self._thread
+
+    @property
+    def _fd(self) -> int:
+        return self._pidfd if self._event < 0 else self._event
+
     async def wait(self) -> None:
         """Returns when the owner has ended."""
-        exact = self._ring is not None or not self._thread
         while not self.gone():
-            with trio.move_on_after(float("inf") if exact else _LOOK_SECONDS):
+            with trio.move_on_after(float("inf") if self._exact else _LOOK_SECONDS):
                 await trio.lowlevel.wait_readable(self._fd)
 
     def close(self) -> None:
@@ -181,37 +182,28 @@ class Watch:
         if self._ring is not None:
             self._ring.close()
             self._ring = None
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._pidfd, self._event):
+            if fd >= 0:
+                os.close(fd)
+        self._pidfd = self._event = -1
 
-    def _open_perf(self) -> None:
+    def _open_perf(self, seconds: float) -> None:
         """Watches the thread through a perf event that counts nothing and hangs up when it exits.
 
         Nothing else is exact for the first thread of a process: its pidfd stays silent when it
-        exits before the others, and when another thread calls exec and takes over its number.
+        exits before the others, and when another thread calls exec and takes over its number. While
+        it is in execve(2) there is none, so this waits for so many seconds only.
         """
-        attr = ffi.from_buffer(
-            _PERF_ATTR.pack(
-                _PERF_TYPE_SOFTWARE, _PERF_ATTR.size, _PERF_COUNT_SW_DUMMY, 0, 0, 0, _PERF_FLAGS
-            )
-        )
-        fd = lib.syscall(
-            lib.SYS_perf_event_open,
-            attr,
-            ffi.cast("int", self.owner.pid),
-            ffi.cast("int", -1),
-            ffi.cast("int", -1),
-            ffi.cast("unsigned long", _PERF_FLAG_FD_CLOEXEC),
-        )
-        check_errno(fd < 0, "perf_event_open")
-        try:
-            # Without a ring buffer it always polls as hung up.
-            self._ring = mmap.mmap(fd, 2 * mmap.PAGESIZE)
-        except BaseException:
-            os.close(fd)
-            raise
-        self._fd = fd
+        fetching.watch(self.owner.pid, self._take_event, seconds=seconds)
+
+    def _take_event(self, fd: int) -> None:
+        if self._pidfd >= 0:
+            with contextlib.suppress(OSError):
+                # Without a ring buffer it always polls as hung up.
+                self._ring = mmap.mmap(fd, 2 * mmap.PAGESIZE)
+                self._event = fd
+                return
+        os.close(fd)
 
 
 class Owners:
@@ -229,13 +221,23 @@ class Owners:
             task_status.started()
             await trio.sleep_forever()
 
-    def watch(self, owner: Owner, ident: int, end: Callable[[], Awaitable[None]]) -> Watch | None:
-        """Calls `end` of region `ident` when its owner ends. None: it does not depend on one."""
+    def watch(
+        self,
+        owner: Owner,
+        ident: int,
+        end: Callable[[], Awaitable[None]],
+        *,
+        maker_waits: bool = False,
+    ) -> Watch | None:
+        """Calls `end` of region `ident` when its owner ends. None: it does not depend on one.
+
+        `maker_waits`: as of Watch.
+        """
         if owner.kind not in ("process", "thread", "creator"):
             return None
         watch = self._watches.get(owner)
         if watch is None:
-            watch = self._watches[owner] = Watch(owner)
+            watch = self._watches[owner] = Watch(owner, maker_waits=maker_waits)
             if self._nursery is not None:
                 self._start(self._nursery, watch)
         watch.regions[ident] = end

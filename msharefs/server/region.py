@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from msharefs import proc, processes, verbs
+from msharefs import verbs
 from msharefs.native import ffi, lib
 
 from . import checking, describe, descriptors, fetching, limits, room, smaps, sources, tracing
@@ -137,7 +137,7 @@ class Region:
 
             def closes(fd: int) -> None:
                 nonlocal mount
-                mount = proc.mount_of(fd)
+                mount = descriptors.mount_of(fd)
                 stack.push_async_callback(descriptors.close, fd, user=user, mount=mount)
 
             if given is not None:
@@ -181,7 +181,7 @@ class Region:
         def admit() -> None:
             """Checks again what others may have changed while this request waited for them."""
             self.check_owner(quirks=self.quirks)
-            if waited and processes.is_ending(caller):
+            if waited and fetching.is_ending(caller):
                 raise OSError(errno.EINTR, f"process {caller} has been killed")
             check_room()
             limits.check_space(create, caller, host.ranges)

@@ -147,7 +147,7 @@ class Regions:
         owners.save_unsized(self._directory, ident, owner, frozen=False)
         region = Region(ident, owner, self._options)
         region.nameless = nameless
-        self._add(region, user)
+        self._add(region, user, maker_waits=True)
 
     def opened(self, ident: int, tid: int) -> bool:
         """Thread `tid` has opened a region; whether each close(2) of that is to be told."""
@@ -190,7 +190,11 @@ class Regions:
         if asked.flags:
             raise OSError(errno.EINVAL, f"flags {asked.flags:#x}: there are none")
         caller = processes.process_of(tid)
-        owner = owners.Owner.behind(caller, asked.pidfd, region.owner.kind)
+        owner = await descriptors.elsewhere(
+            lambda: owners.Owner.behind(caller, asked.pidfd, region.owner.kind),
+            f"descriptor {asked.pidfd} of process {caller}",
+            user=user,
+        )
         if not region.owner.is_thread(tid) and not is_privileged(user):
             raise OSError(
                 errno.EPERM,
@@ -573,14 +577,16 @@ class Regions:
         """How many regions the user has made who has made the most, root and our own left out."""
         return max((n for user, n in self._of.items() if not is_privileged(user)), default=0)
 
-    def _add(self, region: Region, user: int = 0) -> None:
+    def _add(self, region: Region, user: int = 0, *, maker_waits: bool = False) -> None:
         if region.ident not in self._regions:
             self._users[region.ident] = user
             self._of[user] += 1
         region.check_room = self._check_room
         region.promise = self.room.promise
         region.locked_by_owner = partial(self._locked_by_owner, region)
-        region.watch = self.owners.watch(region.owner, region.ident, region.end)
+        region.watch = self.owners.watch(
+            region.owner, region.ident, region.end, maker_waits=maker_waits
+        )
         if self._options.charge == "owner":
             region.account = Account(self.charges, region)
         if region.host is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -91,9 +92,17 @@ class Shootdowns:
                 return
             changes, parts = self._pending.copy(), self._clients.parts()
             start = trio.current_time()
-            counted, self._ran = await trio.to_thread.run_sync(
-                _figures, changes, parts, self._ran, abandon_on_cancel=True
-            )
+            found = None
+            # A process can keep us from looking; its region's maker pays for the thread.
+            with trio.move_on_after(_PATIENCE_SECONDS):
+                found = await trio.to_thread.run_sync(
+                    partial(_figures, changes, parts, self._ran),
+                    abandon_on_cancel=True,
+                    limiter=self._clients.looking(),  # type: ignore[arg-type]  # as trio's
+                )
+            if found is None:
+                return
+            counted, self._ran = found
             self._pending -= changes  # others may have come meanwhile
             self._rest = max(_LOOK_SECONDS, _REST * (trio.current_time() - start))
             for verb, figures in counted.items():

@@ -5,9 +5,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/kcmp.h>
+#include <linux/perf_event.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -81,6 +85,51 @@ static int64_t change(struct hand_call *call)
 
 static int64_t errno_of(int64_t result) { return result < 0 ? -errno : result; }
 
+/* Disabled, and not counting the kernel, so that every process that may watch at all gets it. */
+static int64_t watch(pid_t thread)
+{
+    struct perf_event_attr event = {
+        .size = sizeof event,
+        .type = PERF_TYPE_SOFTWARE,
+        .config = PERF_COUNT_SW_DUMMY,
+        .disabled = 1,
+        .exclude_kernel = 1,
+        .exclude_hv = 1,
+    };
+
+    return errno_of(syscall(SYS_perf_event_open, &event, thread, -1, -1, PERF_FLAG_FD_CLOEXEC));
+}
+
+static int64_t read_stat(pid_t thread, uint64_t found[2])
+{
+    enum { FLAGS = 9, START_TIME = 22 }; /* proc_pid_stat(5); the name, which is 2, has anything */
+    char text[1024], *at;
+    ssize_t size;
+    int fd;
+
+    snprintf(text, sizeof text, "/proc/%d/stat", thread);
+    fd = open(text, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? -ESRCH : -errno;
+    size = read(fd, text, sizeof text - 1);
+    if (size < 0)
+        size = -errno;
+    close(fd);
+    if (size < 0)
+        return size;
+    text[size] = 0;
+    at = strrchr(text, ')');
+    for (int field = 2; at && field < START_TIME;) {
+        at = strchr(at + 1, ' ');
+        if (++field == FLAGS && at)
+            found[0] = strtoull(at, NULL, 10);
+    }
+    if (!at)
+        return -EIO;
+    found[1] = strtoull(at, NULL, 10);
+    return 0;
+}
+
 static int64_t make(struct hand_call *call)
 {
     switch (call->op) {
@@ -107,6 +156,12 @@ static int64_t make(struct hand_call *call)
                                   (off_t)call->start, (off_t)call->end));
     case HAND_FETCH:
         return errno_of(syscall(SYS_pidfd_getfd, call->fd, call->slot, 0));
+    case HAND_SAME:
+        return errno_of(syscall(SYS_kcmp, (pid_t)call->fd, (pid_t)call->slot, KCMP_VM, 0L, 0L));
+    case HAND_WATCH:
+        return watch((pid_t)call->slot);
+    case HAND_STAT:
+        return read_stat((pid_t)call->slot, call->span);
     }
     return -ENOSYS;
 }

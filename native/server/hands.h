@@ -35,6 +35,9 @@ enum hand_op {
     HAND_SPAN,    /* entries_span(); 1: there is one, in `span` */
     HAND_PUNCH,   /* fallocate(2): gives memory of a file back */
     HAND_FETCH,   /* pidfd_getfd(2): descriptor `slot` of the process of pidfd `fd` */
+    HAND_SAME,    /* kcmp(2): 0 if the processes `fd` and `slot` share their address space */
+    HAND_WATCH,   /* perf_event_open(2): an event of thread `slot` that counts nothing */
+    HAND_STAT,    /* /proc/PID/stat of thread `slot`: flags and start time, in `span` */
 };
 
 /* An attachment whose page tables are changed. */

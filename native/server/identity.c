@@ -62,6 +62,17 @@ int identity_read(int fd, struct identity *found)
     return 0;
 }
 
+int identity_mount(int fd)
+{
+    struct file_handle nothing = {0};
+    int mount = 0;
+
+    if (name_to_handle_at(fd, "", &nothing, &mount, AT_EMPTY_PATH | AT_HANDLE_FID) &&
+        errno != EOVERFLOW) /* there is no room for a handle, which nobody wants */
+        return -errno;
+    return mount;
+}
+
 int identity_find(const char *path)
 {
     struct open_how how = {

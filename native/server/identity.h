@@ -24,6 +24,10 @@ struct identity {
  * system is asked, and may not answer. */
 int identity_read(int fd, struct identity *found);
 
+/* The number of the mount that `fd` leads to, or -errno. Nobody is asked and nothing waited for, as
+ * for what /proc/self/fdinfo says of an epoll(7) that somebody keeps locked. */
+int identity_mount(int fd);
+
 /* Opens `path` as a path only, which does nothing to a device or a fifo. No part of it may be a
  * symbolic link. Returns a descriptor or -errno. */
 int identity_find(const char *path);

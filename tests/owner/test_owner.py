@@ -182,8 +182,8 @@ def test_a_watch_sees_a_thread_leave_while_its_process_goes_on(
 ) -> None:
     """Without permission for perf events a pidfd must do, and for a first thread regular looks."""
 
-    def forbidden(_watch: owners.Watch) -> None:
-        raise PermissionError
+    def forbidden(_watch: owners.Watch, _seconds: float) -> None:
+        """There is no event."""
 
     if not perf:
         monkeypatch.setattr(owners.Watch, "_open_perf", forbidden)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from . import byhand, fakefuse
+from msharefs import proc, processes
+
+from . import byhand, cc, fakefuse
 from .wait import until
 
 if TYPE_CHECKING:
@@ -102,6 +106,47 @@ def address_space(directory: Path, path: Path, pages: list[int]) -> Iterator[Loc
             yield client
         finally:
             client.end()
+
+
+class Executing(NamedTuple):
+    """A process in the middle of execve(2)."""
+
+    pid: int
+    socket: socket.socket
+    """The other end of its connection."""
+
+
+@contextlib.contextmanager
+def executing(directory: Path, path: Path) -> Iterator[Executing]:
+    """A process that has made the region at `path` is in execve(2) until the block is left."""
+    program = cc.build(Path(__file__).with_name("executing.c"), directory / "executing")
+    with fakefuse.mounted(directory / "fuse") as fuse:
+        argv = [program, fuse.file, path]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+            assert parent.stdin
+            assert parent.stdout
+            to = parent.stdin.fileno()
+            child, number = map(int, parent.stdout.readline().split())
+            ours = socket.socket(fileno=processes.fetch_descriptor(parent.pid, number))
+            try:
+                fuse.silent = {fakefuse.WRITE}
+                os.write(to, b"\n")
+                until(lambda: fakefuse.WRITE in fuse.asked, "the page is written back")
+                os.write(to, b"\n")
+                until(lambda: _asleep(parent.pid) == 2, "a second thread waits for the lock")
+                os.write(to, b"\n")
+                until(lambda: _asleep(child) == 1, "it is in execve(2)")
+                with ours:
+                    yield Executing(child, ours)
+            finally:
+                os.kill(child, signal.SIGKILL)
+                parent.kill()
+                fuse.abort()
+
+
+def _asleep(pid: int) -> int:
+    """How many threads of a process sleep and are not to be woken. It waits for none of them."""
+    return [proc.state(tid) for tid in proc.threads(pid)].count("D")
 
 
 @contextlib.contextmanager

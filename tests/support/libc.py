@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cffi
 
 if TYPE_CHECKING:
+    import mmap
     from pathlib import Path
 
 _ffi = cffi.FFI()
@@ -26,6 +27,7 @@ ssize_t process_vm_readv(int pid, const struct iovec *local, unsigned long local
 long syscall(long number, ...);
 int renameat2(int old_directory, const char *old, int new_directory, const char *new,
               unsigned flags);
+int epoll_wait(int epoll, void *events, int most, int milliseconds);
 int umount2(const char *target, int flags);
 int unshare(int flags);
 """)
@@ -45,6 +47,11 @@ _SYS_GET_MEMPOLICY, _SYS_SCHED_GETATTR = 239, 315
 MPOL_F_NODE, MPOL_F_ADDR = 1, 2
 _PTRACE_GETSIGMASK, _PTRACE_GET_SYSCALL_INFO = 0x420A, 0x420E
 _PR_SET_PDEATHSIG = 1
+
+
+def epoll_wait(epoll: int, events: mmap.mmap) -> None:
+    """Waits for an event, which Linux writes to `events`."""
+    _libc.epoll_wait(epoll, _ffi.from_buffer(events), 1, -1)
 
 
 def load(library: Path, declarations: str) -> Any:

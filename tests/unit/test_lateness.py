@@ -59,6 +59,7 @@ class Mute:
     """A client that hears everything and says nothing."""
 
     pid = os.getpid()
+    started, mark = processes.start_time(pid), processes.mark(pid)
 
     async def ask(self, *_: int) -> int:
         return await trio.sleep_forever()

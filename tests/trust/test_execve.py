@@ -1,0 +1,76 @@
+"""A process that stays in the middle of execve(2): Linux tells less of it, and we ask less.
+
+It waits there for an address space that it shares with another process, which keeps that locked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+import msharefs
+from msharefs.native import lib
+
+from support import byhand, holding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.server import Mount
+
+SECONDS = {"hands.HELD_SECONDS": 0.3}
+pytestmark = pytest.mark.mount("quantum=2M", limit=30, seconds=SECONDS)
+SIZE = 2 << 20
+
+
+@pytest.fixture
+def executing(mount: Mount, public_tmp: Path) -> Iterator[holding.Executing]:
+    with holding.executing(public_tmp, mount.path / "r") as found:
+        found.socket.settimeout(byhand.LIMIT)
+        yield found
+
+
+def assert_serves(mount: Mount) -> None:
+    """This would wait as long as the server does."""
+    with msharefs.open(mount.path / "other", os.O_RDWR | os.O_CREAT) as region:
+        region.truncate(SIZE)
+        region.map(0, SIZE)
+    (mount.path / "other").unlink()
+
+
+def test_everywhere(mount: Mount, executing: holding.Executing, public_tmp: Path) -> None:
+    """As a client, as the program of a shadow, as the owner of a region, and who asks for one."""
+    with msharefs.open(mount.path / "r") as region, byhand.both_ends(region.fd) as (ours, _):
+        pidfd = os.pidfd_open(executing.pid)
+        byhand.send(ours, lib.MSG_READY, 0, 1, fds=[pidfd, pidfd])
+        assert_serves(mount)
+        assert byhand.answer(ours)[0] == -errno.EBUSY
+        for op in (lib.MSG_READY, lib.MSG_FORKED):
+            byhand.send(executing.socket, op, 0, 1, fds=[pidfd])
+        assert_serves(mount)
+        assert byhand.answer(executing.socket)[0] == -errno.EBUSY
+        assert byhand.answer(executing.socket)[0] == -errno.ENOTSOCK
+        os.close(pidfd)
+
+        region.map(0, SIZE)
+        region.lock(0, SIZE)
+        with open(public_tmp / "object", "w+b") as file:
+            file.truncate(SIZE)
+            byhand.send(executing.socket, lib.MSG_MAP, 0, SIZE, 3, 0x11, 0, fds=[file.fileno()])
+            assert_serves(mount)
+            assert byhand.answer(executing.socket)[0] == 0
+
+
+@pytest.mark.mount("quantum=2M", "owner=thread", limit=30, seconds=SECONDS)
+@pytest.mark.usefixtures("executing")
+def test_an_owner_that_is_a_thread(mount: Mount) -> None:
+    """A new server does not watch it as closely, and starts."""
+    mount.kill()
+    mount.start()
+    assert_serves(mount)
+    with msharefs.open(mount.path / "r") as region:
+        region.map(0, SIZE)
