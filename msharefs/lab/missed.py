@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msharefs import proc, units
 
+from . import refused
 from .survey.objects import ANON, HUGETLB, SHM, Object, Objects
 
 if TYPE_CHECKING:
@@ -25,10 +26,7 @@ _LOOKS_OF_OTHERS = 2
 NO_LIBRARY = "without our library: a static program, or one that took it out of LD_PRELOAD"
 FILTERED = "the program has a seccomp filter"
 HUGE = "huge pages, whose page tables Linux shares itself"
-PAST_US = (
-    "mapped past our library (a raw system call, a plug-in of RTLD_DEEPBIND), in a way that cannot "
-    "be adopted, or refused, which standard error says"
-)
+PAST_US = "mapped past our library: by a raw system call, or before it was there"
 
 
 class Ours(NamedTuple):
@@ -78,10 +76,15 @@ class Missed:
             why = NO_LIBRARY
         elif proc.status(pid, "Seccomp") == _FILTER:
             why = FILTERED
+        refusals = [] if why else refused.refusals(pid)
         program, space = proc.comm(pid), proc.ipc_namespace(pid)
-        numbers = {self._objects.number(pid, space, program, each) for each in shared} - {-1}
-        for number in numbers:
-            self._why[number] = why or self._why.get(number, "")
+        numbers = set()
+        for each in shared:
+            number = self._objects.number(pid, space, program, each)
+            if number >= 0:
+                numbers.add(number)
+                reason = why or refused.why(refusals, each.start)
+                self._why[number] = reason or self._why.get(number, "")
         return numbers
 
     def found(self, ours: Collection[Ours]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@
  * the program may unmap, protect and advise in parts; the region has one mapping from end to
  * end, with all rights.
  *
- * Huge pages, locked, executable and 32-bit memory are left alone.
+ * Huge pages are left alone, and with a budget locked, executable and 32-bit memory, too.
  */
 #define _GNU_SOURCE
 #include "preload/adopt.h"
@@ -35,6 +35,7 @@
 #include "core/control.h"
 #include "msharefs.h"
 #include "preload/filter.h"
+#include "preload/refused.h"
 #include "preload/sys.h"
 #include "preload/tell.h"
 
@@ -158,14 +159,33 @@ static int attach(int region, const struct mmap_call *call, void **got)
     return api_attach(region, &request, got);
 }
 
-/* The program works without it, but that is not what was asked for: say so. */
-static void complain(uint64_t length, int err, const char *why)
+/* What an error of ours means for whoever wanted the memory adopted. */
+static const char *meaning(int err)
 {
+    switch (-err) {
+    case ENOSPC:
+        return "it does not fit where regions are (ENOSPC)";
+    case EFBIG:
+        return "no file may be as large (RLIMIT_FSIZE)";
+    case ENOMEM:
+        return "a process has 256 attachments at most, or there is no memory (ENOMEM)";
+    default:
+        return strerror(-err);
+    }
+}
+
+/* The program works without it, but that is not what was asked for: say so, and keep it for the
+ * report. */
+static void complain(const void *place, uint64_t length, int err, const char *why)
+{
+    const char *reason = *why ? why : meaning(err);
     char text[512];
     int size = snprintf(text, sizeof text,
                         "msharefs: process %d: %llu bytes of shared memory stay plain: %s\n",
-                        (int)getpid(), (unsigned long long)length, *why ? why : strerror(-err));
+                        (int)getpid(), (unsigned long long)length, reason);
 
+    if (place != MAP_FAILED)
+        refused_note(place, length, reason);
     if (write(STDERR_FILENO, text, (size_t)size) < 0)
         return;
 }
@@ -197,11 +217,14 @@ static void populate(void *place, const struct mmap_call *call)
 /* Whether it may be adopted, however large it is. */
 static bool suited(const struct mmap_call *call)
 {
-    const int other = MAP_HUGETLB | MAP_LOCKED | MAP_GROWSDOWN | MAP_32BIT;
-
     return call->length <= HOST_END && call->offset % (off_t)PAGE_SIZE == 0 &&
-           (call->flags & MAP_TYPE) == MAP_SHARED && !(call->flags & other) &&
-           !(call->prot & PROT_EXEC);
+           (call->flags & MAP_TYPE) == MAP_SHARED && !(call->flags & (MAP_HUGETLB | MAP_GROWSDOWN));
+}
+
+/* Whether it may be an attachment. */
+static bool watchable(const struct mmap_call *call)
+{
+    return !(call->flags & (MAP_LOCKED | MAP_32BIT)) && !(call->prot & PROT_EXEC);
 }
 
 bool adopt_wanted(const struct mmap_call *call)
@@ -230,13 +253,16 @@ bool adopt_zero(const struct mmap_call *call)
 static void *map_watched(const struct mmap_call *call, int region)
 {
     void *got = MAP_FAILED;
-    const int err = region < 0 ? region : attach(region, call, &got);
+    const bool may_be = watchable(call);
+    const int err = region < 0 ? region : may_be ? attach(region, call, &got) : -EINVAL;
+    const char *why = may_be ? "" : "with a budget, no locked, executable or 32-bit memory is";
 
     if (!err)
         return got;
+    got = preload_map_plain(call);
     if (err != -EEXIST) /* that is Linux's answer too */
-        complain(call->length, err, "");
-    return preload_map_plain(call);
+        complain(got, call->length, err, why);
+    return got;
 }
 
 /* Puts a region's memory where `place` is, or where the call says. */
@@ -252,10 +278,11 @@ static void *map_memory(const struct mmap_call *call, void *place, int memory, c
         err = map_over(place, call, memory);
     if (!err)
         return place;
-    complain(call->length, err, why);
     if (replaces(call))
-        return preload_map_plain(call);
-    populate(place, call);
+        place = preload_map_plain(call);
+    else
+        populate(place, call);
+    complain(place, call->length, err, why);
     return place;
 }
 
@@ -267,7 +294,7 @@ void *adopt_map(const struct mmap_call *call)
     int region, memory;
 
     if (filter_given()) {
-        complain(call->length, 0, "the program has a seccomp filter");
+        complain(MAP_FAILED, call->length, 0, "the program has a seccomp filter");
         return preload_map_plain(call);
     }
 

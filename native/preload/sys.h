@@ -12,6 +12,7 @@
  *   mounts.c   whose files are asked whether they are regions
  *   adopt.c    shared memory that the program makes for itself becomes a region
  *   tell.c     shared memory that Linux makes for it: the server is told of it
+ *   refused.c  why memory was not adopted, for the report
  *   sysv.c     shmat is such memory
  *   alone.c    with -o window=private, they are the process's own
  *   inner.c    with -o window=inner, the calls below on a window are calls on its region

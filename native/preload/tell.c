@@ -19,6 +19,7 @@
 #include "core/layout.h"
 #include "preload/filter.h"
 #include "preload/mounts.h"
+#include "preload/refused.h"
 #include "preload/sys.h"
 
 /* On the root of the mount; msharefs/mountpoint.py has this, too. */
@@ -60,11 +61,12 @@ __attribute__((constructor)) static void read_environment(void)
 bool tell_wanted(enum tell_class what, uint64_t length) { return length >= least[what]; }
 
 /* The program works without it, but that is not what was asked for: say so, once for each class. */
-static void complain(enum tell_class what, uint64_t length, const char *why)
+static void complain(enum tell_class what, const void *addr, uint64_t length, const char *why)
 {
     char text[512];
     int size;
 
+    refused_note(addr, length, why);
     if (atomic_fetch_or(&told, 1u << what) & 1u << what)
         return;
     size = snprintf(text, sizeof text,
@@ -114,13 +116,13 @@ void tell_mapped(enum tell_class what, const void *addr, uint64_t length, uint64
     int err;
 
     if (filter_given()) {
-        complain(what, length, "the program has a seccomp filter");
+        complain(what, addr, length, "the program has a seccomp filter");
     } else if (budget) {
-        complain(what, length, "a budget counts faults, and Linux makes this memory");
+        complain(what, addr, length, "a budget counts faults, and Linux makes this memory");
     } else {
         err = ask(&request);
         if (err)
-            complain(what, length, *request.why ? request.why : strerror(-err));
+            complain(what, addr, length, *request.why ? request.why : strerror(-err));
     }
     errno = saved;
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from msharefs import mountpoint
+from msharefs import mountpoint, proc
 from msharefs.lab import sampling
 from msharefs.launch import running
 from msharefs.server import describe
@@ -16,6 +16,7 @@ from msharefs.server.view import View
 
 from .conftest import (
     ANONYMOUS,
+    EXEC,
     FAILED,
     FIXED,
     NOREPLACE,
@@ -44,6 +45,7 @@ MIDDLE = 64 * PAGE
 MAYMOVE, MREMAP_FIXED, DONTUNMAP = 1, 2, 4
 DONTNEED, FREE, REMOVE, DONTFORK, DOFORK, WIPEONFORK = 4, 8, 9, 10, 11, 18
 POPULATE_READ, POPULATE_WRITE, COLD, PAGEOUT, HUGEPAGE, DONTDUMP = 22, 23, 20, 21, 14, 16
+BITS_32, LOCKED = 0x40, 0x2000
 CLOSE_RANGE_END = (1 << 32) - 1
 
 
@@ -107,15 +109,39 @@ class TestWhatIsAdopted:
         [
             ((1 << 20) - PAGE, READ_WRITE, SHARED | ANONYMOUS),
             (SIZE, READ_WRITE, PRIVATE | ANONYMOUS),
-            (SIZE, READ_WRITE, SHARED | ANONYMOUS | 0x2000),  # MAP_LOCKED
-            (SIZE, READ_WRITE, SHARED | ANONYMOUS | 0x40),  # MAP_32BIT
-            (SIZE, READ_WRITE | 4, SHARED | ANONYMOUS),
         ],
     )
     def test_not_these(self, adopting: Agent, size: int, prot: int, flags: int) -> None:
         base = adopting.call("mmap", 0, size, prot, flags, -1, 0)
         assert regions(adopting) == 0
         assert adopting.store(base, 1) == "ok"
+
+    @pytest.mark.parametrize(
+        ("prot", "flags"),
+        [
+            (READ_WRITE, LOCKED),
+            (READ_WRITE, BITS_32),
+            (READ_WRITE | EXEC, 0),
+            (READ, LOCKED | BITS_32),
+        ],
+    )
+    def test_with_these_rights_and_flags(
+        self, agent: Agent, adopting: Agent, prot: int, flags: int
+    ) -> None:
+        """Locked, executable and 32-bit memory is what Linux would make of it."""
+        base = shared(agent, prot=prot, flags=flags)
+        assert regions(agent) == (agent is adopting)
+        assert (base < 1 << 31) == bool(flags & BITS_32)
+        (mapping,) = (each for each in maps(agent.pid) if each.start == base)
+        assert mapping.prot == ("r-xs" if prot & EXEC else "r--s").replace(
+            "r-", "rw" if prot & WRITE else "r-"
+        )
+        assert proc.status(agent.pid, "VmLck") == ("4116 kB" if flags & LOCKED else "0 kB")
+        if prot & EXEC:  # ret
+            agent.call("memset", base, 0xC3, PAGE)
+            assert agent.call("mprotect", base, PAGE, READ | EXEC) == 0
+        assert agent.call("munmap", base, SIZE) == 0
+        assert proc.status(agent.pid, "VmLck") == "0 kB"
 
     def test_at_any_address(self, adopting: Agent) -> None:
         at = PLACE + PAGE

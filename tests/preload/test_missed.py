@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,19 +17,23 @@ from msharefs.launch import running
 from .conftest import ANONYMOUS, PAGE, PRIVATE, QUANTUM, READ_WRITE, SHARED
 
 if TYPE_CHECKING:
-    from support.agent import Agent
+    from support.agent import Agent, Agents
     from support.server import Mount
 
 SIZE = 2 * QUANTUM
 ASKED = {"anon": SIZE, "memfd": SIZE}
-LOCKED = 0x2000  # MAP_LOCKED
+RAW = Path(__file__).parents[1] / "programs" / "raw_map.c"
+RLIMIT_FSIZE = 1
+BITS_32 = 0x40
 
 
 def shared(agent: Agent, size: int = SIZE, flags: int = 0) -> int:
     return agent.call("mmap", 0, size, READ_WRITE, SHARED | ANONYMOUS | flags, -1, 0)
 
 
-def told(*agents: Agent, looks: int = 3, ours: set[missed.Ours] | None = None) -> list[str]:
+def told(
+    *agents: Agent | subprocess.Popen[str], looks: int = 3, ours: set[missed.Ours] | None = None
+) -> list[str]:
     """What is said of these processes after so many looks."""
     found = missed.Missed(ASKED)
     for _ in range(looks):
@@ -43,21 +49,79 @@ def test_of_a_program_without_our_library(plain: Agent) -> None:
     ]
 
 
-def test_of_one_that_maps_past_it(adopting: Agent) -> None:
-    shared(adopting, flags=LOCKED)
-    assert told(adopting) == [
-        f"not adopted: shared anonymous memory, 4 MiB of agent: {missed.PAST_US}"
+@pytest.mark.parametrize(
+    ("flags", "why"), [((), missed.PAST_US), (("-static",), missed.NO_LIBRARY)]
+)
+def test_of_one_that_maps_past_it(
+    shared_mount: Mount, tmp_path: Path, flags: tuple[str, ...], why: str
+) -> None:
+    """By a system call of its own; and as a static program."""
+    subprocess.run(["cc", "-Wall", "-Werror", *flags, "-o", tmp_path / "raw", RAW], check=True)
+    process = subprocess.Popen(
+        [tmp_path / "raw"], env=running.environment(shared_mount.path, SIZE),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        assert process.stdout
+        assert process.stdout.readline() == "mapped\n"
+        assert told(process) == [f"not adopted: shared anonymous memory, 4 MiB of raw: {why}"]
+        process.communicate()
+
+
+def test_of_what_no_file_may_be(adopting: Agent) -> None:
+    """And a child that has inherited it knows as well."""
+    adopting.put(adopting.pool, SIZE.to_bytes(8, "little") * 2)
+    assert adopting.call("prlimit64", 0, RLIMIT_FSIZE, adopting.pool, 0) == 0
+    shared(adopting, 2 * SIZE)
+    child = adopting.fork()
+    why = "no file may be as large (RLIMIT_FSIZE)"
+    line = f"not adopted: shared anonymous memory, 8 MiB of agent: {why}"
+    assert told(adopting) == told(child) == told(adopting, child) == [line]
+
+
+@pytest.fixture
+def with_a_budget(agents: Agents, agent_program: Path, shared_mount: Mount) -> Agent:
+    environ = running.environment(shared_mount.path, {"anon": 1 << 20, "memfd": 1 << 20})
+    return agents.start([agent_program], environ | {"MSHAREFS_PT_BUDGET": "1M"})
+
+
+def test_of_what_a_budget_cannot_have(with_a_budget: Agent) -> None:
+    shared(with_a_budget, flags=BITS_32)
+    fd = with_a_budget.call("memfd_create", "its", 0)
+    with_a_budget.call("ftruncate", fd, SIZE)
+    with_a_budget.call("mmap", 0, SIZE, READ_WRITE, SHARED, fd, 0)
+    memfds = "a budget counts faults, and Linux makes this memory"
+    bits_32 = "with a budget, no locked, executable or 32-bit memory is"
+    assert sorted(told(with_a_budget)) == [
+        f"not adopted: 4 MiB memfd:its of agent: {memfds}",
+        f"not adopted: shared anonymous memory, 4 MiB of agent: {bits_32}",
     ]
 
 
+def test_of_what_does_not_fit(with_a_budget: Agent, shared_mount: Mount) -> None:
+    """With a budget all of it must fit where regions are."""
+    place = os.statvfs(shared_mount.state)
+    shared(with_a_budget, place.f_blocks * place.f_frsize + SIZE)
+    (line,) = told(with_a_budget)
+    assert line.endswith(": it does not fit where regions are (ENOSPC)")
+
+
+def test_of_the_257th(with_a_budget: Agent) -> None:
+    for _ in range(257):
+        shared(with_a_budget, SIZE)
+    why = "a process has 256 attachments at most, or there is no memory (ENOMEM)"
+    line = f"not adopted: shared anonymous memory, 4 MiB of agent: {why}"
+    assert told(with_a_budget) == [line]
+
+
 def test_of_one_with_a_filter(adopting: Agent) -> None:
-    shared(adopting, flags=LOCKED)
     allow = bytes.fromhex("0600 0000 0000ff7f")
     adopting.put(adopting.pool, allow)
     program = (1).to_bytes(8, "little") + adopting.pool.to_bytes(8, "little")
     adopting.put(adopting.pool + 64, program)
     assert adopting.call("prctl", 38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
     assert adopting.call("prctl", 22, 2, adopting.pool + 64) == 0  # PR_SET_SECCOMP
+    shared(adopting)
     assert told(adopting)[0].endswith(missed.FILTERED)
 
 
