@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -52,6 +53,24 @@ def test_the_answer_comes_first(shared: str) -> None:
         "object", "class", "processes", "size", "own", "tables", "shared", "would", "go",
     ]  # fmt: skip
     assert any(line.startswith(f"memfd:{NAME} ") for line in rest)
+
+
+def test_progress_is_for_a_terminal(shared: str) -> None:
+    """There it is on standard error; test_the_answer_comes_first has none in a pipe."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "msharefs", "survey", "--exact", "--json", "--pid", shared]
+    environ = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environ) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has the terminal any more
+            while data := os.read(ours, 4096):
+                said += data
+        assert process.stdout
+        assert json.loads(process.stdout.read())["processes"] == 3
+    os.close(ours)
+    for step in (b"mappings", b"page tables", b"100%"):
+        assert step in said
 
 
 def test_json_says_what_and_where(shared: str) -> None:
