@@ -59,6 +59,8 @@ class Client(Protocol):
     """When that has started: processes.start_time."""
     mark: int
     """processes.mark of it."""
+    number: int
+    """Of the connection: later ones have higher numbers."""
     flags: int
     """O_RDONLY or O_RDWR: its rights."""
     uffd: int
@@ -186,11 +188,23 @@ class Clients:
                 lib.touched_mark(self.mm, slot, offset, end - offset)
         return slot, self.claim(slot)
 
-    def of_process(self, pid: int, slot: int, claim: int, base: int) -> Client:
+    def of_process(
+        self, pid: int, mark: int, number: int, slot: int, claim: int, base: int
+    ) -> Client:
         """The client of a slot that process `pid` holds by `claim`; 0: the reader's at `base`.
 
-        EPERM: it holds none. EAGAIN: it has no connection yet.
+        It is the process with that `mark`, and asks by connection `number`. EPERM: it holds none.
+        EAGAIN: it has no connection yet, or that is younger: the program may have been another one
+        when it made the one by which it asks, with other rights (execve(2)).
         """
+        client = self._of_process(pid, slot, claim, base)
+        if not mark or client.mark != mark:
+            raise OSError(errno.EPERM, f"{self.name}: process {pid} has not made that connection")
+        if client.number > number:
+            raise OSError(errno.EAGAIN, f"{self.name}: an older connection of process {pid}")
+        return client
+
+    def _of_process(self, pid: int, slot: int, claim: int, base: int) -> Client:
         if not claim:
             return self._reader(pid, base)
         if slot >= lib.MM_SLOTS or self.claim(slot) != claim:

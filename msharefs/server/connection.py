@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from .messages import (
     client_socket,
     duplicated,
     peer,
+    peer_mark,
     read_only,
     send,
 )
@@ -78,6 +80,9 @@ class Control(Protocol):
         """Starts a task. ENOTCONN: the socket is not open yet."""
 
 
+_numbers = itertools.count()
+
+
 class Connection:
     """A client's connection: to one region, with the rights of `flags` (O_RDONLY, O_RDWR)."""
 
@@ -91,6 +96,7 @@ class Connection:
     ) -> None:
         """EMFILE, EINVAL: `Connections` does not admit it; the socket is closed."""
         self._control = control
+        self.number = next(_numbers)
         self.region = region
         self.flags = flags
         self.pid, self.user = peer(sock)
@@ -364,7 +370,9 @@ class Connection:
         self._check_unsettled()
         number, slot, claim, base, *_ = request.arguments
         region = self._control.regions.find(number)
-        client = region.sized().clients.of_process(self.pid, slot, claim, base)
+        mark = peer_mark(self._sock)
+        clients = region.sized().clients
+        client = clients.of_process(self.pid, mark, self.number, slot, claim, base)
         self.region, self.flags = region, client.flags
 
     async def _object(self, request: Request) -> Reply:

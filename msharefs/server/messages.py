@@ -20,6 +20,7 @@ assert MESSAGE.size == ffi.sizeof("struct msg")
 _ARGUMENTS = 5
 _INT = struct.Struct("i")
 _CREDENTIALS = struct.Struct("iII")
+_SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
 _RIGHTS_SIZE = socket.CMSG_SPACE(lib.MSG_FDS * _INT.size)
 # Whatever the client makes of O_NONBLOCK on the socket that it shares with us.
 _RECEIVE_FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
@@ -189,6 +190,21 @@ def peer(sock: socket.socket) -> tuple[int, int]:
     found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, user, _ = _CREDENTIALS.unpack(found)
     return pid, user
+
+
+def peer_mark(sock: socket.socket) -> int:
+    """processes.mark of the very process that made the other end; 0: it has ended.
+
+    The number of one that has ended may be another's by now.
+    """
+    try:
+        pidfd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        return 0
+    try:
+        return os.fstat(pidfd).st_ino
+    finally:
+        os.close(pidfd)
 
 
 def _socket_option(fd: int, option: int) -> int:

@@ -356,6 +356,52 @@ def test_nobody_else_has_that_right(both: Both, shared_mount: Mount) -> None:
     assert both.stored(0) == ("ok", "ok")
 
 
+# Connects to the control socket, gives that connection away, and then is another program.
+EARLIER = """
+import os, socket, sys
+with socket.socket(fileno=int(sys.argv[1])) as to, socket.socket(
+    socket.AF_UNIX, socket.SOCK_SEQPACKET
+) as sock:
+    sock.connect(sys.argv[2])
+    socket.send_fds(to, [b"1"], [sock.fileno()])
+os.execv(sys.executable, [sys.executable, "-P", "-c", sys.argv[3], sys.argv[4]])
+"""
+LATER = """
+import sys, msharefs
+view = msharefs.open(sys.argv[1]).attach()
+print("attached", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_nor_has_who_was_another_program(both: Both, shared_mount: Mount) -> None:
+    """With other rights, perhaps; so it is, too, if that was a process of the same number."""
+    number = max(int(path.stem) for path in shared_mount.state.rglob("*.mm"))
+    ours, theirs = socket.socketpair()
+    argv = [sys.executable, "-P", "-c", EARLIER, str(theirs.fileno()),
+            str(shared_mount.state / "control"), LATER, both.region.path]  # fmt: skip
+    with (
+        ours,
+        theirs,
+        subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+        ) as process,
+    ):
+        _, fds, *_ = socket.recv_fds(ours, 1, 1)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"attached\n"
+        with socket.socket(fileno=fds[0]) as sock:
+            found = set()
+            for slot, claim in itertools.product(range(4), range(1, 40)):
+                wire.send(sock, lib.MSG_WINDOW, number, slot, claim)
+                found.add(wire.answer(sock)[0])
+            assert found == {-errno.EPERM, -errno.EAGAIN}
+        process.communicate(b"\n")
+
+
 def test_with_a_shadow(
     agents: Agents, agent_program: Path, both: Both, shared_mount: Mount
 ) -> None:

@@ -60,6 +60,7 @@ class Mute:
 
     pid = os.getpid()
     started, mark = processes.start_time(pid), processes.mark(pid)
+    number = 0
 
     async def ask(self, *_: int) -> int:
         return await trio.sleep_forever()
