@@ -45,7 +45,10 @@ const char *mm_owner_cgroup(const struct mm *mm) { return mm->header->owner_cgro
 
 enum mm_owner_kind mm_owner_kind(const struct mm *mm)
 {
-    return mm->header->owner_kind > OWNER_CREATOR ? OWNER_FILE : mm->header->owner_kind;
+    /* Read once: others may write it. */
+    const uint32_t kind = *(volatile uint32_t *)&mm->header->owner_kind;
+
+    return kind > OWNER_CREATOR ? OWNER_FILE : kind;
 }
 
 void mm_end(struct mm *mm) { mm->header->owner_kind = OWNER_GONE; }

@@ -166,7 +166,7 @@ static void look(struct region *region)
     answered(mm_tables(mm, tables, COPIED), "tables");
     answered(mm_huge_pages(mm, pages, COPIED), "huge_pages");
     answered(mm_clients(mm, clients, COPIED), "clients");
-    if (strlen(mm_owner_cgroup(mm)) >= MM_CGROUP_LEN || mm_owner_kind(mm) > OWNER_GONE)
+    if (strlen(mm_owner_cgroup(mm)) >= MM_CGROUP_LEN || mm_owner_kind(mm) > OWNER_CREATOR)
         abort();
     for (int slot = -1; (slot = mm_poisoned(mm, (unsigned)slot + 1)) >= 0;)
         (void)(mm_client_pid(mm, (unsigned)slot) + mm_claim(mm, (unsigned)slot));
