@@ -148,11 +148,13 @@ static int mother(void *arg)
         atomic_store(&shadow->state, err);
         return 0;
     }
-    atomic_store(&shadow->alive, 1);
-    shadow->pid = task_new(live, newborn->att, shadow->place + STACK_END, BIRTH_CLONE,
-                           thread_pointer(shadow), &shadow->alive);
-    if (shadow->pid < 0)
-        atomic_store(&shadow->state, shadow->pid);
+    const int pid = task_new(live, newborn->att, shadow->place + STACK_END, BIRTH_CLONE,
+                             thread_pointer(shadow), &shadow->alive);
+
+    /* We may be killed here: the kernel has written `alive` already. */
+    shadow->pid = pid;
+    if (pid < 0)
+        atomic_store(&shadow->state, pid);
     return 0;
 }
 
@@ -172,8 +174,8 @@ static void wait_for_end(const struct shadow *shadow)
 {
     const struct timespec limit = {.tv_nsec = LOOK_NS};
 
-    while (atomic_load(&shadow->alive))
-        futex(&shadow->alive, FUTEX_WAIT, 1, &limit);
+    for (int pid; (pid = atomic_load(&shadow->alive));)
+        futex(&shadow->alive, FUTEX_WAIT, pid, &limit);
 }
 
 /* Whether it has come to something. */
@@ -197,6 +199,7 @@ int birth(struct attachment *att, int (*prepare)(struct attachment *),
         return err;
     shadow->program = getpid();
     shadow->pid = 0;
+    atomic_store(&shadow->alive, 0);
     shadow->life = life;
     atomic_store(&shadow->state, SHADOW_BORN);
     pid = task_new(mother, &newborn, birth_second_stack(att), flags, NULL, NULL);
@@ -204,9 +207,10 @@ int birth(struct attachment *att, int (*prepare)(struct attachment *),
         return pid;
     while (waitpid(pid, NULL, __WALL) < 0 && errno == EINTR)
         ;
+    if (!shadow->pid)
+        shadow->pid = atomic_load(&shadow->alive);
     if (shadow->pid <= 0) { /* its mother was killed, or could not have it */
         err = atomic_load(&shadow->state);
-        atomic_store(&shadow->alive, 0);
         return err < 0 ? err : -ECHILD;
     }
     for (unsigned i = 0; i < AWAKE && !is_born(shadow) && !linger(is_born, shadow); i++)

@@ -7,7 +7,9 @@
 #include "client/attachment.h"
 
 /* How it is cloned, for confine.h. */
-#define BIRTH_CLONE (CLONE_VM | CLONE_FILES | CLONE_UNTRACED | CLONE_SETTLS | CLONE_CHILD_CLEARTID)
+#define BIRTH_CLONE                                                                 \
+    (CLONE_VM | CLONE_FILES | CLONE_UNTRACED | CLONE_SETTLS | CLONE_PARENT_SETTID | \
+     CLONE_CHILD_CLEARTID)
 
 /* Makes the shadow of `att`: prepare(), by its mother, gives it all that it is to have, 0 or
  * -errno; it then does `life`. Returns when att->shadow.state is no longer SHADOW_BORN. 0 or

@@ -28,7 +28,7 @@
 #include "core/linger.h"
 
 /* A child waits for its parent's shadow that long. */
-#define KIT_MS 1000
+#define KIT_MS 10000
 #define OWN_FDS 4 /* .mm, .mem, the device, the connection */
 #define KIT_FDS (OWN_FDS + OBJECTS_MAX)
 

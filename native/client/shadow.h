@@ -60,7 +60,7 @@ struct parent {
 struct shadow {
     int program;       /* process id of the program, in its own pid namespace */
     int pid;           /* its own, in that namespace, too */
-    _Atomic int alive; /* the kernel clears it, with a wake-up, when the shadow has ended */
+    _Atomic int alive; /* as pid; the kernel clears it, with a wake-up, when the shadow has ended */
     _Atomic int state; /* enum shadow_state, or -errno: it ends */
     bool inherits;     /* made by a child of fork(2): it has no descriptor to begin with */
     bool idle;         /* nothing but the watch of the window is its own yet (life.h) */

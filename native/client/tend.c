@@ -42,7 +42,7 @@
 /* The longest time between two looks for an exec(2). */
 #define EXEC_MAX_MS 2000
 /* How long children that have just been forked may take to ask for what they inherit. */
-#define CHILDREN_MS 1000
+#define CHILDREN_MS 10000
 /* Of those that take it themselves we do not hear. */
 #define CHILDREN_LOOK_MS 2
 /* So many looks that all find it elsewhere make it sure: the program may be mapping and unmapping
@@ -180,6 +180,7 @@ static int serve_request(struct attachment *att, const struct request *request)
     case REQUEST_ENTRIES:
         return present_catch_up(att, request->arg, request->end);
     default: /* nothing may come after this one: the program frees what we stand on */
+        see_off_children(att);
         detach_goodbye(att);
         return 0;
     }
@@ -195,11 +196,20 @@ static void answer_program(struct attachment *att)
             syscall(SYS_exit_group, 0);
 }
 
+/* Whether the program wants something, or is about to hear that it was done: it may have taken the
+ * bell's page away again in between. */
+static bool is_asked(const struct attachment *att)
+{
+    struct pollfd bell = {att->shadow.bell_fd, POLLIN, 0};
+
+    return atomic_load(&att->shadow.request.op) != REQUEST_NONE || poll(&bell, 1, 0) > 0;
+}
+
 /* Takes the lock. The program may have it and wait for us, or have been killed with it. */
 void tend_lock(struct attachment *att)
 {
     while (!lock_try(&att->lock)) {
-        if (atomic_load(&att->shadow.request.op) != REQUEST_NONE)
+        if (is_asked(att))
             answer_program(att);
         lock_wait(&att->lock);
         if (has_ended(att))
