@@ -10,8 +10,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -24,6 +26,7 @@
 #include "client/detach.h"
 #include "client/life.h"
 #include "client/mode.h"
+#include "client/own.h"
 #include "client/place.h"
 #include "client/private.h"
 #include "client/proc.h"
@@ -216,6 +219,19 @@ static int make_window(struct attachment *att, int fd, int mode,
     return err ? err : mprotect(att->base, att->length, att->prot) ? -errno : 0;
 }
 
+/* Nobody is to take its faults: the window is Linux's, with the rights of this moment. */
+static void leave(struct attachment *att)
+{
+    struct uffdio_range range = {(uintptr_t)att->base, att->length};
+
+    ioctl(att->uffd, UFFDIO_UNREGISTER, &range);
+    own_leave(att, OWN_PROGRAM, true);
+    detach_unserved(att, true);
+    mode_tell("nobody can take its faults under valgrind: holes and protections of its regions are "
+              "not enforced, and files in them cannot be reached",
+              -ENOTSUP);
+}
+
 /* Who takes its faults: a shadow, or the thread where none can be made (a limit, a filter of system
  * calls, an own pid namespace for children). */
 static int start_service(struct attachment *att)
@@ -231,7 +247,9 @@ static int start_service(struct attachment *att)
         for (unsigned i = 0; i < sizeof own / sizeof *own; i++)
             mode_hide(own[i]);
     }
-    return has_shadow(att) ? 0 : service_start();
+    if (att->served == BY_NOBODY)
+        leave(att);
+    return att->served == BY_THREAD ? service_start() : 0;
 }
 
 /* Precondition: the table's lock held. */
@@ -270,7 +288,7 @@ static int make(struct attachment *att, int fd, const struct attach_request *req
     if (!err)
         err = start_service(att);
     attachment_lock(att);
-    if (!err && !has_shadow(att))
+    if (!err && att->served == BY_THREAD)
         err = watch_add(att);
     /* The window goes first: after that none of our threads can be needed any more. */
     if (err && mapped && request->from)

@@ -42,7 +42,7 @@
 enum served_by {
     BY_THREAD, /* service.h */
     BY_SHADOW, /* shadow.h */
-    BY_NOBODY, /* in a child of fork(2) that could have neither: see fork.c */
+    BY_NOBODY, /* under valgrind, and in a child of fork(2) that could have neither: see fork.c */
 };
 
 /* Guard pages at one time; each may split a mapping in two. */

@@ -15,18 +15,29 @@
 static bool chosen, verbose;
 static enum served_by mode = BY_THREAD;
 
+/* Under valgrind only one thread runs at a time, also while it is in a fault; and clone(2) as for a
+ * shadow ends the process. */
+static bool under_valgrind(void)
+{
+    const char *preload = getenv("LD_PRELOAD");
+
+    return preload && strstr(preload, "/vgpreload_");
+}
+
 int mode_choose(void)
 {
     const char *asked = getenv("MSHAREFS_CLIENT");
 
     if (chosen)
         return 0;
-    if (asked && !strcmp(asked, "shadow"))
+    if (!asked || !*asked)
+        mode = under_valgrind() ? BY_NOBODY : BY_THREAD;
+    else if (!strcmp(asked, "shadow"))
         mode = BY_SHADOW;
-    else if (asked && *asked && strcmp(asked, "thread") != 0)
+    else if (strcmp(asked, "thread") != 0)
         return -EINVAL;
     verbose = getenv("MSHAREFS_VERBOSE");
-    if (mode == BY_SHADOW) /* the program has none of ours */
+    if (mode != BY_THREAD) /* the program has none of ours */
         hidden_none(true);
     chosen = true;
     return 0;

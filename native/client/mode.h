@@ -7,8 +7,9 @@
 
 #include "client/attachment.h"
 
-/* Decides by MSHAREFS_CLIENT, once for the process and its children. 0; -EINVAL: it is neither
- * "thread", which it is by default, nor "shadow". Precondition: the table's lock held. */
+/* Decides by MSHAREFS_CLIENT, once for the process and its children; where that is not set, for the
+ * thread, and under valgrind for nobody. 0; -EINVAL: it is neither "thread" nor "shadow".
+ * Precondition: the table's lock held. */
 int mode_choose(void);
 /* What was decided. Precondition: mode_choose() has been called. */
 enum served_by mode_of_next(void);

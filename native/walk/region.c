@@ -48,7 +48,7 @@ int region_open(struct region *region, const char *path, const char **failed)
     *region = (struct region){.mem = MAP_FAILED};
     *failed = "attaching it";
     /* Descriptors and slot are to be this process's own, and no budget is to give anything back. */
-    unsetenv("MSHAREFS_CLIENT");
+    setenv("MSHAREFS_CLIENT", "thread", 1);
     unsetenv("MSHAREFS_PT_BUDGET");
     return take(region, path);
 }
