@@ -27,6 +27,7 @@ SHORT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno
 """Errors of a call for which we are short of something now: they say nothing about its object."""
 
 _KCMP_FILE = 0
+_SHADOW = "msharefs: "
 _LISTED = 8  # in one sentence
 
 
@@ -157,7 +158,12 @@ def command(pid: int) -> str:
 
 def is_shadow(pid: int) -> bool:
     """Whether a process only serves another one's memory, by its name (native/client/shadow.h)."""
-    return command(pid).startswith("msharefs: ")
+    return command(pid).startswith(_SHADOW)
+
+
+def shadow_name(pid: int) -> str:
+    """What the shadows of process `pid` are called: a name has room for 15 bytes."""
+    return f"{_SHADOW}{proc.status(pid, 'NSpid').split()[-1]}"[:15]
 
 
 def named(pid: int) -> str:

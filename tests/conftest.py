@@ -93,6 +93,12 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture
+def by_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that are started have their faults taken by a thread, and not by a shadow."""
+    monkeypatch.setenv("MSHAREFS_CLIENT", "thread")
+
+
+@pytest.fixture
 def public_tmp() -> Iterator[Path]:
     """A directory on tmpfs that other users may enter, unlike tmp_path."""
     with _public_directory() as path:

@@ -93,8 +93,8 @@ def intro(found: dict[str, Any]) -> Iterator[str]:
     )
     yield f"not used: {'; '.join(others)}"
     yield (
-        f"{len(found['intervals'])} intervals in {seconds:.1f} s; their cost: the service thread "
-        f"of a process ran {100 * cost:.2g} % of the time at most"
+        f"{len(found['intervals'])} intervals in {seconds:.1f} s; their cost: taking the faults "
+        f"of a process took {100 * cost:.2g} % of the time at most"
     )
 
 

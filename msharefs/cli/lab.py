@@ -110,8 +110,8 @@ def looks(found: dict[str, Any]) -> Iterator[str]:
     looked = found["looks"]
     cost = max(each["cost"] for each in looked["intervals"])
     yield (
-        f"{len(looked['intervals'])} looks in {found['seconds']:.1f} s; the service thread of a "
-        f"process ran {100 * cost:.2g} % of the time at most"
+        f"{len(looked['intervals'])} looks in {found['seconds']:.1f} s; taking the faults of a "
+        f"process took {100 * cost:.2g} % of the time at most"
     )
     around = looked["fault_around"]
     if around:

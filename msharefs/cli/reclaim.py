@@ -27,7 +27,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     seconds = sum(each["seconds"] for each in found["looks"])
     cost = 100 * max(each["cost"] for each in found["looks"])
     yield (
-        f"{len(found['looks'])} looks in {seconds:.1f} s; the service thread of a process ran "
+        f"{len(found['looks'])} looks in {seconds:.1f} s; taking the faults of a process took "
         f"{cost:.2g} % of the time at most"
     )
     taken, spent = found["taken_bytes"], found["taking_seconds"]

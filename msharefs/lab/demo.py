@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msharefs import client, proc
 from msharefs.launch.private_mount import PrivateMount
 
+from . import serving
 from .workers import PAGE_BYTES, Answer, Notify, Workers
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class _Half:
         self._seed = secrets.randbits(63)  # pages of the other half would be found wrong
         self._verifiers = range(CREATOR + 1, len(workers))
         self._seconds: dict[str, float] = {}
+        self._serving = 0.0
 
     def attach(self, command: str) -> None:
         """All attach, or map the memory to compare with, by this command."""
@@ -96,6 +98,7 @@ class _Half:
 
     def detach(self) -> None:
         """All detach."""
+        self._serving = serving.shadow_seconds(self._workers.pids)
         self._step("detach", "detach", range(len(self._workers)))
 
     def result(self) -> Side:
@@ -109,7 +112,7 @@ class _Half:
                 + last.major_faults.after - at.major_faults.before
                 for at, last in pairs
             ],
-            cpu_seconds=micros * sum(
+            cpu_seconds=self._serving + micros * sum(
                 last.user_microseconds.after - at.user_microseconds.before
                 + last.system_microseconds.after - at.system_microseconds.before
                 for at, last in pairs

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 import msharefs
-from msharefs import proc, verbs
+from msharefs import verbs
 
-from . import head, idle_methods, ptmap
+from . import head, idle_methods, ptmap, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,7 +36,6 @@ PAGE = verbs.PAGE
 INTERVAL_SECONDS = 10.0
 COST_SHARE = 0.03
 """Of a process's time, that is: of a processor. A look that costs more makes the next one later."""
-_SERVICE = "mshare-service"
 _KEPT = {"locked", "guard", "hugetlb"}
 """Flags of mappings that DONTNEED refuses, or whose entries are of another size."""
 
@@ -59,7 +58,7 @@ class Interval:
     start: float
     end: float
     service: dict[int, float] = field(default_factory=dict)
-    """CPU seconds of the service threads of each process."""
+    """CPU seconds of those who take the faults of each process."""
 
     @property
     def seconds(self) -> float:
@@ -68,7 +67,7 @@ class Interval:
 
     @property
     def cost(self) -> float:
-        """The share of the interval that the costliest service thread has run."""
+        """The share of the interval that was run for the costliest process."""
         return max(self.service.values(), default=0.0) / max(self.seconds, 1e-9)
 
 
@@ -200,19 +199,6 @@ class Watched:
         ]
 
 
-def _service_seconds(pids: Iterable[int]) -> dict[int, float]:
-    """CPU seconds that the service thread of each process has run."""
-    found = {}
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            found[pid] = sum(
-                proc.running(tid).nanoseconds / 1e9
-                for tid in proc.threads(pid)
-                if proc.comm(tid) == _SERVICE
-            )
-    return found
-
-
 def look_on(
     regions: Sequence[Watched],
     rounds: int,
@@ -223,14 +209,14 @@ def look_on(
     done = []
     wanted = INTERVAL_SECONDS if interval is None else interval
     for number in range(1, rounds + 1):
-        before = _service_seconds(set().union(*(region.pids() for region in regions)))
+        before = serving.seconds(set().union(*(region.pids() for region in regions)))
         start = time.monotonic()
         for region in regions:
             region.drop()
         pause(wanted)
         for region in regions:
             region.look(number)
-        after = _service_seconds(before)
+        after = serving.seconds(before)
         spent = {pid: after[pid] - before[pid] for pid in after}
         done.append(Interval(start, time.monotonic(), spent))
         if interval is None and done[-1].cost > COST_SHARE:

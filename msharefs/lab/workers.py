@@ -51,7 +51,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Answer:
-    """One worker's answer to a command. Times are of the whole process with its service thread."""
+    """One worker's answer to a command. Times are those of its process."""
 
     nanoseconds: int
     minor_faults: Figure

@@ -435,6 +435,7 @@ def test_a_window_in_the_place_of_another_is_never_without_a_watch(
     assert region.stat()["rss_bytes"] == 0
 
 
+@pytest.mark.usefixtures("by_thread")
 def test_the_service_thread_keeps_out_of_the_way(actors: Actors, make_region: Regions) -> None:
     actor = actors()
     base = actor.attach(actor.give(make_region().fd))

@@ -152,6 +152,7 @@ def test_memory_that_is_exchanged(actors: Actors, make_region: Regions) -> None:
     assert_whole(region)
 
 
+@pytest.mark.usefixtures("by_thread")
 def test_files(actors: Actors, make_region: Regions, tmp_path: Path) -> None:
     region, reader = make_region(), actors()
     base = attach(reader, region)

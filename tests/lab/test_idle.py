@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import msharefs
 from msharefs.cli import cli
-from msharefs.lab import idle, idle_methods, pagemap
+from msharefs.lab import idle, idle_methods, pagemap, serving
 
 from support import schema
 
@@ -183,7 +183,7 @@ def test_a_look_that_costs_too_much_makes_the_next_one_later(
     shared_mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr(idle, "_service_seconds", lambda _pids: {1: next(clock) * 1000.0})
+    monkeypatch.setattr(serving, "seconds", lambda _pids: {1: next(clock) * 1000.0})
     asked: list[float] = []
     with filled(shared_mount, "cost") as region:
         idle.run([region.path], 3, None, asked.append)

@@ -321,6 +321,7 @@ def test_a_large_file_does_not_split_the_window_endlessly(
         os.close(fd)
 
 
+@pytest.mark.usefixtures("by_thread")
 def test_stores_that_are_refused_while_their_block_is_mapped(
     make_region: Callable[..., msharefs.Region], tmp_path: Path
 ) -> None:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from support.actor import Actor
 
-pytestmark = pytest.mark.mount("quantum=2M")
+# With a shadow they are no descriptors of the program, whose limits do not matter.
+pytestmark = [pytest.mark.mount("quantum=2M"), pytest.mark.usefixtures("by_thread")]
 
 # Refuses statx(2) and epoll_ctl(2) EPOLL_CTL_ADD with the errno that a file holds, if there is one.
 SHIM = r"""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from support.agent import Agent, Agents
     from support.server import Mount
 
+pytestmark = pytest.mark.usefixtures("by_thread")  # test_shadow.py is about the other way
+
 SIZE = 2 * QUANTUM
 DONTFORK, DOFORK = 10, 11
 RLIMIT_NOFILE, F_GETFD = 7, 1

@@ -483,6 +483,7 @@ class TestBySyscall:
             assert window.agent.say("syscall", 11, window.base, SIZE) == "0"
             assert clients(window.region.path) == []
 
+    @pytest.mark.usefixtures("by_thread")
     def test_of_descriptors(self, window: Window) -> None:
         numbers = os.listdir(f"/proc/{window.agent.pid}/fd")
         ours = next(int(number) for number in numbers if int(number) > 100)

@@ -115,10 +115,10 @@ def wchan(task: Path) -> str:
 
 
 def stacks(pid: int) -> str:
-    """Where the threads of a process are in the kernel; empty if it is gone. For root."""
+    """Where the threads of a process are in the kernel, and its shadows. For root."""
     lines = []
     with contextlib.suppress(OSError):
-        for task in tasks(pid):
+        for task in [*tasks(pid), *shadows(pid)]:
             where = " ".join(_text(task / "stack").split("\n")[:6])
             lines.append(f"thread {task.name} {comm(task)} {state(task)}: {where}")
     return "\n".join(lines)
