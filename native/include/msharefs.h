@@ -187,10 +187,10 @@ MSHARE_API int mshare_create(unsigned int flags);
 MSHARE_API void *mshare_attach(int fd, off_t offset, size_t size, void *addr, unsigned int flags);
 
 /*
- * Detaches the region attached at `addr`. The pages stay in the region. No other thread may be using the memory. A bare
- * munmap(2) (outside of `msharefs run`) does not detach: other shared memory that is
- * mapped in its place would be taken for the region's. Private memory that the program
- * has put there stays as it is, whatever happens to the region, and after this call, too.
+ * Detaches the region attached at `addr`. The pages stay in the region. No other thread may be
+ * using the memory. A bare munmap(2) (outside of `msharefs run`) does not detach: other shared
+ * memory that is mapped in its place would be taken for the region's. Private memory that the
+ * program has put there stays as it is, whatever happens to the region, and after this call, too.
  *
  * EINVAL  nothing is attached at `addr`
  */
