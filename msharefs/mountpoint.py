@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from . import proc
+from . import looking, proc
 from .native import ffi, lib
-from .processes import listed, named, start_time, users_of
+from .processes import listed, named, start_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,12 +115,19 @@ def above(path: Path) -> proc.Mount | None:
 
 def server_of(mount: proc.Mount) -> str:
     """Its server for a sentence, as far as this user may see it, and whether it is stopped."""
-    for pid in psutil.pids():
-        with contextlib.suppress(OSError):  # it may be gone, or another user's
-            if os.minor(mount.device) in proc.fuse_connections(pid):
-                stopped = proc.stat(pid).state in "Tt"
-                return f"its server, {named(pid)}" + (", which is stopped" if stopped else "")
+    minor = os.minor(mount.device)
+    found = looking.look(psutil.pids(), lambda pid: _serves(pid, minor)).seen
+    for pid in (pid for pid, serves in found.items() if serves):
+        with contextlib.suppress(OSError):  # it is gone
+            stopped = proc.state(pid) in ("T", "t")
+            return f"its server, {named(pid)}" + (", which is stopped" if stopped else "")
     return "its server"
+
+
+def _serves(pid: int, minor: int) -> bool:
+    with contextlib.suppress(OSError):  # it may be gone, or another user's
+        return minor in proc.fuse_connections(pid)
+    return False
 
 
 def probe(
@@ -203,18 +210,28 @@ def take_away(directory: Path, mount: proc.Mount, *, lazy: bool = False) -> None
     else:
         code = _fusermount(directory, lazy=lazy)
     if code == errno.EBUSY:
-        raise OSError(
-            code,
-            f"in use by {listed(users_of(directory))}, with files open, a directory entered or "
-            "memory mapped: end that, or unmount with --lazy",
-            str(directory),
-        )
+        raise OSError(code, _in_use(looking.users_of(directory)), str(directory))
     if code == errno.EPERM:
         raise OSError(
             code, f"only root and user {mount.uid}, who mounted it, may unmount it", str(directory)
         )
     if code:
         raise OSError(code, os.strerror(code), str(directory))
+
+
+def _in_use(users: looking.Users) -> str:
+    unseen = users.unseen
+    who = listed(users.pids) if users.pids or not unseen else "processes that cannot be seen now"
+    sentence = (
+        f"in use by {who}, with files open, a directory entered or memory mapped: end that, or "
+        "unmount with --lazy"
+    )
+    if unseen:
+        sentence += (
+            f" (what {listed(unseen)} has of it could not be seen: in the middle of execve(2), or "
+            "with the address space locked)"
+        )
+    return sentence
 
 
 def _fusermount(directory: Path, *, lazy: bool) -> int:

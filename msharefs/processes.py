@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import select
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from . import proc
 from .native import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 PIDFD_THREAD = os.O_EXCL
 """pidfd_open(2), since Linux 6.9."""
@@ -181,28 +182,16 @@ def listed(pids: Collection[int]) -> str:
     return f"{text} and {more} more" if more else text
 
 
-def users_of(directory: Path) -> set[int]:
-    """The processes that keep the mount on `directory` busy, as far as this user may see them.
+def by_parent(pids: Iterable[int]) -> dict[int, list[int]]:
+    """These processes by the numbers of their parents.
 
-    By the names in /proc alone: its server is not asked.
+    Unlike psutil's `children`, it does not wait for a process in the middle of execve(2).
     """
-    return {
-        pid
-        for pid in psutil.pids()
-        if any(_is_below(name, directory) for name in _uses(pid)) and not is_shadow(pid)
-    }
-
-
-def _is_below(name: str, directory: Path) -> bool:
-    return name == str(directory) or name.startswith(f"{directory}/")
-
-
-def _uses(pid: int) -> Iterator[str]:
-    """What a process has open, mapped or entered, by name."""
-    with contextlib.suppress(OSError):  # it may be gone, or another user's
-        yield from proc.directories(pid)
-        yield from proc.open_files(pid).values()
-        yield from (mapping.path for mapping in proc.maps(pid))
+    found = defaultdict(list)
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended, or is hidden (hidepid)
+            found[int(proc.status(pid, "PPid"))].append(pid)
+    return found
 
 
 def cgroup(pid: int) -> str:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 import psutil
 
 from msharefs import home, installed, mountpoint, native, proc
-from msharefs.processes import is_shadow
+from msharefs.processes import by_parent, is_shadow
 
 from . import suited
 from .private_mount import STOP_SECONDS, PrivateMount, is_private, sweep
@@ -434,7 +434,7 @@ class _Keeper:
     @staticmethod
     def _descendants(mount: Home) -> set[int]:
         """Those that are our children: the ones whose parents have ended, and the first."""
-        return {child.pid for child in psutil.Process().children()} - {mount.server_pid}
+        return {*by_parent(psutil.pids()).get(os.getpid(), ())} - {mount.server_pid}
 
     def _tell(self, word: object, fd: int = -1) -> None:
         # The stand-in may have been killed, or have all it waits for; everything else goes on.
@@ -472,7 +472,10 @@ class _Keeper:
     @staticmethod
     def _writer(mount: Home) -> int | None:
         """One of the program's processes that has our standard error open."""
-        found = (child.pid for child in psutil.Process().children(recursive=True))
+        children = by_parent(psutil.pids())
+        found = [*children.get(os.getpid(), ())]
+        for parent in found:  # grows meanwhile
+            found += children.get(parent, ())
         return next((pid for pid in found if pid != mount.server_pid and _may_write(pid)), None)
 
 

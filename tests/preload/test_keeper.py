@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from msharefs import home
+from msharefs import home, processes
 from msharefs.launch import private_mount, running
 from msharefs.mountpoint import FSTYPE
 from msharefs.proc import mounts
@@ -23,7 +23,7 @@ from support.isolated import isolated
 from support.wait import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 RUN = [sys.executable, "-m", "msharefs", "run"]
@@ -67,14 +67,12 @@ def test_orphans_do_not_have_it_look_through_all_processes(tmp_path: Path) -> No
     looks = tmp_path / "looks"
 
     def work(say: Callable[[str], None]) -> None:
-        children = psutil.Process.children
-
-        def counted(self: psutil.Process, recursive: bool = False) -> list[psutil.Process]:
+        def counted(pids: Iterable[int]) -> dict[int, list[int]]:
             with looks.open("a") as file:
                 file.write("x")
-            return children(self, recursive=recursive)
+            return processes.by_parent(pids)
 
-        psutil.Process.children = counted  # type: ignore[method-assign]
+        running.by_parent = counted  # type: ignore[attr-defined]
         say(str(running.run([sys.executable, "-c", MAKE_ORPHANS], None, None)))
         until(lambda: not left(), "the private mount gone")
 

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 import msharefs
+from msharefs import mountpoint, proc
+from msharefs.launch import running
 from msharefs.native import lib
 
 from support import byhand, holding
+from support.isolated import isolated
+from support.wait import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from support.server import Mount
@@ -74,3 +81,47 @@ def test_an_owner_that_is_a_thread(mount: Mount) -> None:
     assert_serves(mount)
     with msharefs.open(mount.path / "r") as region:
         region.map(0, SIZE)
+
+
+def test_umount(mount: Mount, executing: holding.Executing) -> None:
+    """It says of which process it cannot tell whether it keeps the mount busy."""
+    (mount.path / "d").mkdir()
+    with subprocess.Popen(["sleep", "60"], cwd=mount.path / "d") as user:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "msharefs", "umount", mount.path],
+                capture_output=True, text=True, timeout=byhand.LIMIT, check=False,
+            )  # fmt: skip
+        finally:
+            user.kill()
+    (mount.path / "d").rmdir()
+    assert done.returncode == 1
+    used, _, unseen = done.stderr.partition(", with files open, ")
+    assert f"{user.pid} (sleep)" in used
+    assert f"{executing.pid} (executing)" in unseen
+
+
+@pytest.mark.usefixtures("executing")
+def test_the_keeper_of_a_private_mount() -> None:
+    """It takes the mount away when the program's processes have ended, whatever others do."""
+    before = mounted()
+
+    def work(say: Callable[[str], None]) -> None:
+        say(str(running.run(["true"], None, None)))
+
+    isolated(work)
+    until(lambda: mounted() == before, "the private mount is gone")
+
+
+def mounted() -> list[Path]:
+    return [each.directory for each in proc.mounts() if each.fstype == mountpoint.FSTYPE]
+
+
+@pytest.mark.usefixtures("executing")
+def test_the_name_of_a_server(mount: Mount) -> None:
+    mount.kill()
+    mount.start()  # with a higher number: it is looked at later
+    (found,) = (each for each in proc.mounts() if each.directory == mount.path)
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(mountpoint.server_of, found).result(byhand.LIMIT)
+    assert f"process {mount.pid} " in said

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import psutil
 
-from msharefs import proc
+from msharefs import proc, processes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,12 +34,9 @@ def chosen(pids: list[int], *, strict: bool = True) -> list[int]:
 def tree(pid: int, *, strict: bool = True) -> list[int]:
     """A process and all its descendants, without this one."""
     found = chosen([pid], strict=strict)
-    children = defaultdict(list)
-    for one in system():
-        with contextlib.suppress(OSError):  # it has ended, or is hidden (hidepid)
-            children[int(proc.status(one, "PPid"))].append(one)
+    children = processes.by_parent(system())
     for parent in found:  # grows meanwhile
-        found += children[parent]
+        found += children.get(parent, ())
     return found
 
 

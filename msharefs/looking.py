@@ -1,0 +1,103 @@
+"""Looks at many processes that do not wait for any of them for long.
+
+What Linux tells of a process's files and memory it tells only while that is not in the middle of
+execve(2), and its address space is not locked. A process can stay so for as long as it likes. So
+threads look, and one that waits is left behind with the process that it waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+import psutil
+
+from . import proc
+from .processes import is_shadow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+T = TypeVar("T")
+
+# For one process, and for all of them.
+PROCESS_SECONDS = 1.0
+ALL_SECONDS = 5.0
+
+
+class Found(NamedTuple, Generic[T]):
+    """What came of looks at processes."""
+
+    seen: dict[int, T]
+    """By pid."""
+    unseen: set[int]
+    """Those that kept us waiting, and those that we did not come to."""
+
+
+def look(pids: Iterable[int], at: Callable[[int], T]) -> Found[T]:
+    """Calls `at`, which raises nothing, with each of these processes, from other threads."""
+    seen: dict[int, T] = {}
+    unseen = set()
+    left = deque(pids)
+    end = time.monotonic() + ALL_SECONDS
+    while left and time.monotonic() < end:
+        results: queue.SimpleQueue[T] = queue.SimpleQueue()
+        over = threading.Event()
+        arguments = tuple(left), at, over, results
+        threading.Thread(target=_walk, args=arguments, daemon=True).start()
+        with contextlib.suppress(queue.Empty):
+            while left:
+                seconds = min(PROCESS_SECONDS, max(0.0, end - time.monotonic()))
+                seen[left[0]] = results.get(timeout=seconds)
+                left.popleft()
+        over.set()
+        if left:
+            unseen.add(left.popleft())
+    return Found(seen, unseen | set(left))
+
+
+def _walk(
+    pids: tuple[int, ...],
+    at: Callable[[int], T],
+    over: threading.Event,
+    results: queue.SimpleQueue[T],
+) -> None:
+    for pid in pids:
+        if over.is_set():
+            break
+        results.put(at(pid))
+
+
+class Users(NamedTuple):
+    """Processes that keep a mount busy."""
+
+    pids: set[int]
+    unseen: set[int]
+    """Of these we could not see whether they do."""
+
+
+def users_of(directory: Path) -> Users:
+    """The processes that keep the mount on `directory` busy, as far as this user may see them.
+
+    By the names in /proc alone: its server is not asked.
+    """
+    found = look(psutil.pids(), lambda pid: any(_is_below(each, directory) for each in _uses(pid)))
+    pids = {pid for pid, uses in found.seen.items() if uses and not is_shadow(pid)}
+    return Users(pids, found.unseen)
+
+
+def _is_below(name: str, directory: Path) -> bool:
+    return name == str(directory) or name.startswith(f"{directory}/")
+
+
+def _uses(pid: int) -> Iterator[str]:
+    """What a process has open, mapped or entered, by name."""
+    with contextlib.suppress(OSError):  # it may be gone, or another user's
+        yield from proc.directories(pid)
+        yield from proc.open_files(pid).values()
+        yield from (mapping.path for mapping in proc.maps(pid))
