@@ -85,6 +85,11 @@ def records_path(directory: Path, ident: int) -> Path:
     return directory / f"{ident}.objects"
 
 
+def owner_path(directory: Path, ident: int) -> Path:
+    """Where region `ident` keeps who owns it."""
+    return directory / f"{ident}.owner"
+
+
 def is_written(directory: Path, ident: int) -> bool:
     """Whether a process has files of a region open for writing, set aside or not."""
     paths = object_paths(directory, ident)
@@ -99,7 +104,11 @@ def remove_objects(directory: Path, ident: int) -> bool:
     """
     if is_written(directory, ident):
         return False
-    for path in (*object_paths(directory, ident), adopted_path(directory, ident)):
+    for path in (
+        *object_paths(directory, ident),
+        adopted_path(directory, ident),
+        owner_path(directory, ident),
+    ):
         path.unlink(missing_ok=True)
     shutil.rmtree(records_path(directory, ident), ignore_errors=True)
     remove_set_aside(directory, ident)

@@ -23,6 +23,7 @@ from msharefs import proc, processes
 from msharefs.native import lib
 
 from . import fetching, shortage
+from .files import owner_path
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -89,12 +90,29 @@ class Owner:
         return owner
 
 
+def save(directory: Path, ident: int, owner: Owner) -> None:
+    """Records who owns a region, for a later server: clients can write what its host mm says."""
+    _write(owner_path(directory, ident), {"owner": vars(owner)})
+
+
+def load(directory: Path, ident: int) -> Owner:
+    """Who owns a region. One without a record is nobody's. OSError: it cannot be read."""
+    try:
+        return Owner(**json.loads(owner_path(directory, ident).read_text())["owner"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        log.warning("the record of who owns region %d is lost: %s", ident, error)
+        return Owner(0, 0, "")
+
+
 def save_unsized(directory: Path, ident: int, owner: Owner, *, frozen: bool) -> None:
     """Records a region that has no host mm yet, for a later server."""
-    path = _unsized(directory, ident)
+    _write(_unsized(directory, ident), {"frozen": frozen, "owner": vars(owner)})
+
+
+def _write(path: Path, record: dict[str, object]) -> None:
     new = path.with_suffix(".new")
     try:
-        new.write_text(json.dumps({"frozen": frozen, "owner": vars(owner)}))
+        new.write_text(json.dumps(record))
         new.rename(path)
     except BaseException:
         new.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ sized.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import heapq
 import logging
@@ -202,15 +203,16 @@ class Regions:
             )
         held = await self._has_open(ident, owner.pid)
         region.check_owner()  # it may have ended meanwhile
+        if region.host is None:
+            owners.save_unsized(self._directory, ident, owner, frozen=region.frozen)
+        else:
+            owners.save(self._directory, ident, owner)
+            region.host.set_owner(owner)
         watch = self.owners.watch(owner, ident, region.end)
         if region.watch is not None and region.watch is not watch:
             self.owners.forget(region.watch, ident)
         region.owner, region.watch, region.held, region.closed = owner, watch, held, False
         self.charges.forget(ident)
-        if region.host is None:
-            owners.save_unsized(self._directory, ident, owner, frozen=region.frozen)
-        else:
-            region.host.set_owner(owner)
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -308,6 +310,7 @@ class Regions:
             return
         if region.damaged:
             set_aside(self._directory, ident)  # if it could not be done before
+        owners.save(self._directory, ident, region.owner)
         region.host = HostMM.make(
             region.name, self._directory, ident, size, region.quantum, region.owner, self._parking
         )
@@ -614,9 +617,17 @@ class Regions:
                 log.warning("%s", refused.strerror)
         else:
             region.host = host
-            region.owner = host.owner()
+            region.owner = self._owner_of(host, ident)
             region.adopted = self._adopted.has(ident)
         self._add(region)
+
+    def _owner_of(self, host: HostMM, ident: int) -> owners.Owner:
+        """Who owns a region that an earlier server has left; only whether it has ended is there."""
+        owner = owners.load(self._directory, ident)
+        if host.owner().kind == "gone":
+            owner = dataclasses.replace(owner, kind="gone")
+        host.set_owner(owner)  # for those who look
+        return owner
 
     async def repair(self, ident: int, flags: int) -> None:
         """Mends a region; one that was set aside is brought back if it is whole."""
@@ -637,7 +648,7 @@ class Regions:
         except OSError:
             set_aside(self._directory, region.ident)
             raise
-        region.host, region.owner, region.damaged = host, host.owner(), False
+        region.host, region.owner, region.damaged = host, self._owner_of(host, region.ident), False
         host.account = region.account
         region.watch = self.owners.watch(region.owner, region.ident, region.end)
 

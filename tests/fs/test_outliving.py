@@ -182,7 +182,7 @@ def test_a_signal_leaves_the_state_for_the_next(
     server.send_signal(signal.SIGTERM)
     wait_for_end(server)
     assert client.at(4096) == 11
-    assert len(os.listdir(default_state(directory) / "memory" / "regions")) == 2
+    assert len(os.listdir(default_state(directory) / "memory" / "regions")) == 3
     assert msharefs("mount", "-o", "quantum=2M", directory).returncode == 0
     client.end()
     last = found_server(directory)
