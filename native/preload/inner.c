@@ -10,6 +10,7 @@
 
 #include "client/attachments.h"
 #include "client/calls.h"
+#include "client/mode.h"
 #include "core/control.h"
 #include "core/fd.h"
 #include "msharefs.h"
@@ -62,47 +63,91 @@ int inner_of(struct range range, struct inner *inner) { return find(range, false
 
 int inner_part_of(struct range range, struct inner *inner) { return find(range, true, inner); }
 
-/* The answer to a message, however long that takes: a change may have to wait for others. */
-static int hear(int sock, struct msg *msg, int fds[MSG_FDS])
-{
-    int err;
-
-    do
-        err = control_recv(sock, msg, fds, control_deadline(CONTROL_TIMEOUT_MS));
-    while (err == -ETIMEDOUT);
-    if (err)
-        return err;
-    return msg->op == MSG_REPLY ? msg->result : -EPROTO;
-}
-
 static void close_all(int fds[MSG_FDS])
 {
     for (unsigned i = 0; i < MSG_FDS; i++)
         fd_close(fds[i]);
 }
 
+/* A connection that has asked for the rights of the attachment; -ETIMEDOUT: nobody takes it. */
+static int open_window(const struct inner *inner, int64_t deadline)
+{
+    const struct msg window = {.op = MSG_WINDOW,
+                               .arg = {inner->region, inner->slot, inner->claim, inner->base}};
+    const int sock = control_connect_path(inner->path, deadline);
+    int err;
+
+    if (sock < 0)
+        return sock == -ETIMEDOUT ? sock : -ENOTCONN;
+    err = control_send(sock, &window, NULL, 0, deadline);
+    if (!err)
+        return sock;
+    fd_close(sock);
+    return err;
+}
+
+/* Whether the server does anything, be it that it refuses. */
+static bool answers(const struct inner *inner)
+{
+    const int64_t deadline = control_deadline(CONTROL_TIMEOUT_MS);
+    const int sock = open_window(inner, deadline);
+    struct msg msg;
+    int fds[MSG_FDS], err;
+
+    if (sock < 0)
+        return false;
+    err = control_recv(sock, &msg, fds, deadline);
+    if (!err)
+        close_all(fds);
+    fd_close(sock);
+    return err != -ETIMEDOUT;
+}
+
+/* Says, to who wants to know, why a call on a window fails. */
+static int tell_timeout(int err)
+{
+    if (err == -ETIMEDOUT)
+        mode_tell("its server does not answer: a call on a window fails, and may still be done",
+                  err);
+    return err;
+}
+
+static int result(const struct msg *msg) { return msg->op == MSG_REPLY ? msg->result : -EPROTO; }
+
+/* The answer to a request. It may take long, because a change may have to wait for others; but not
+ * if the server answers nothing else meanwhile: -ETIMEDOUT. */
+static int hear(const struct inner *inner, int sock, struct msg *msg, int fds[MSG_FDS])
+{
+    int err;
+
+    do
+        err = control_recv(sock, msg, fds, control_deadline(CONTROL_TIMEOUT_MS));
+    while (err == -ETIMEDOUT && answers(inner));
+    return err ? tell_timeout(err) : result(msg);
+}
+
 /* Asks once, by a connection of its own. *out: a descriptor with what was told, or -1. */
 static int ask(const struct inner *inner, struct msg *msg, int object_fd, int *out)
 {
-    struct msg window = {.op = MSG_WINDOW,
-                         .arg = {inner->region, inner->slot, inner->claim, inner->base}};
-    int fds[MSG_FDS], sock;
-    int64_t deadline = control_deadline(CONTROL_TIMEOUT_MS);
-    int err;
+    const int64_t deadline = control_deadline(CONTROL_TIMEOUT_MS);
+    const int sock = open_window(inner, deadline);
+    int fds[MSG_FDS], err;
+    struct msg answer;
 
     *out = -1;
-    sock = control_connect_path(inner->path, deadline);
     if (sock < 0)
-        return -ENOTCONN;
-    err = control_send(sock, &window, NULL, 0, deadline);
+        return tell_timeout(sock);
+    err = control_send(sock, msg, &object_fd, object_fd >= 0, deadline);
     if (!err)
-        err = control_send(sock, msg, &object_fd, object_fd >= 0, deadline);
-    if (!err) {
-        err = hear(sock, &window, fds);
+        err = control_recv(sock, &answer, fds, deadline);
+    if (err) {
+        tell_timeout(err);
+    } else {
         close_all(fds);
+        err = result(&answer);
     }
     if (!err) {
-        err = hear(sock, msg, fds);
+        err = hear(inner, sock, msg, fds);
         *out = fds[0];
         fds[0] = -1;
         close_all(fds);

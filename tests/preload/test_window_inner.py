@@ -6,6 +6,7 @@ import errno
 import itertools
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -431,6 +432,33 @@ def test_after_a_restart(mounts: Callable[..., Mount], agents: Agents, agent_pro
     mount.start()
     assert agent.say("mprotect", PLACE, PAGE, READ) == "0"
     assert agent.store(PLACE, 1) == "SIGSEGV ACCERR"
+    agent.exit()
+    (mount.path / "r").unlink()
+
+
+@pytest.mark.slow
+def test_while_the_server_is_stopped(
+    mounts: Callable[..., Mount], agents: Agents, agent_program: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The call ends as the library's own do, after ten seconds."""
+    mount = mounts("quantum=2M", "window=inner")
+    environment = {**running.environment(mount.path, None), "MSHAREFS_VERBOSE": "1"}
+    agent = agents.start([agent_program], environment)
+    fd = agent.call("open", str(mount.path / "r"), os.O_RDWR | os.O_CREAT, 0o600)
+    agent.call("ftruncate", fd, SIZE)
+    region = File(agent, fd, SIZE, str(mount.path / "r"))
+    region.map(0, MAPPED)
+    region.attach(address=PLACE)
+    agent.call("close", fd)
+    os.kill(mount.pid, signal.SIGSTOP)
+    try:
+        assert agent.say("mprotect", PLACE, PAGE, READ) == "ETIMEDOUT"
+    finally:
+        os.kill(mount.pid, signal.SIGCONT)
+    assert f"msharefs: process {agent.pid}: its server does not answer" in capfd.readouterr().err
+    assert agent.say("mprotect", PLACE, PAGE, READ_WRITE) == "0"
+    assert agent.store(PLACE, 1) == "ok"
     agent.exit()
     (mount.path / "r").unlink()
 
