@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# For one process, and for all of them.
-PROCESS_SECONDS = 1.0
-ALL_SECONDS = 5.0
+# For the first process that keeps us waiting, for any later one, and for all of them.
+PROCESS_SECONDS, _LEAST_SECONDS = 1.0, 0.02
+ALL_SECONDS = 4.0
+_WAITING_MAX = 64
+
+_waiting: dict[int, threading.Thread] = {}
+"""Threads that were left behind, by the processes that they wait for; most lately, if several."""
 
 
 class Found(NamedTuple, Generic[T]):
@@ -39,26 +43,43 @@ class Found(NamedTuple, Generic[T]):
     """Those that kept us waiting, and those that we did not come to."""
 
 
-def look(pids: Iterable[int], at: Callable[[int], T]) -> Found[T]:
-    """Calls `at`, which raises nothing, with each of these processes, from other threads."""
+def look(pids: Iterable[int], at: Callable[[int], T], seconds: float = PROCESS_SECONDS) -> Found[T]:
+    """Calls `at`, which raises nothing, with each of these processes, from other threads.
+
+    The first one that keeps us waiting has that many seconds, the next half of them, and so on. One
+    that an earlier call still waits for is not asked again.
+    """
     seen: dict[int, T] = {}
-    unseen = set()
-    left = deque(pids)
+    busy = _still_waiting()
+    chosen = set(pids)
+    unseen = busy & chosen
+    left = deque(sorted(chosen - unseen))
+    patience = seconds
     end = time.monotonic() + ALL_SECONDS
-    while left and time.monotonic() < end:
+    while left and len(busy) < _WAITING_MAX and (now := time.monotonic()) < end:
         results: queue.SimpleQueue[T] = queue.SimpleQueue()
         over = threading.Event()
-        arguments = tuple(left), at, over, results
-        threading.Thread(target=_walk, args=arguments, daemon=True).start()
+        thread = threading.Thread(target=_walk, args=(tuple(left), at, over, results), daemon=True)
+        thread.start()
         with contextlib.suppress(queue.Empty):
             while left:
-                seconds = min(PROCESS_SECONDS, max(0.0, end - time.monotonic()))
-                seen[left[0]] = results.get(timeout=seconds)
+                seen[left[0]] = results.get(timeout=min(patience, max(0.0, end - now)))
                 left.popleft()
+                now = time.monotonic()
         over.set()
         if left:
+            _waiting[left[0]] = thread
+            busy.add(left[0])
             unseen.add(left.popleft())
+            patience = max(_LEAST_SECONDS, patience / 2)
     return Found(seen, unseen | set(left))
+
+
+def _still_waiting() -> set[int]:
+    for pid, thread in list(_waiting.items()):
+        if not thread.is_alive():
+            _waiting.pop(pid, None)
+    return set(_waiting)
 
 
 def _walk(
@@ -68,9 +89,9 @@ def _walk(
     results: queue.SimpleQueue[T],
 ) -> None:
     for pid in pids:
+        results.put(at(pid))
         if over.is_set():
             break
-        results.put(at(pid))
 
 
 class Users(NamedTuple):

@@ -43,6 +43,10 @@ NATIVE = (
     "native: mapped without the library, at Linux's own speed; the region's holes and protections "
     "are not enforced there"
 )
+UNSEEN = (
+    "unseen: in the middle of execve(2), or with the address space locked: whether it has mapped "
+    "the region cannot be seen now"
+)
 
 
 def row(
@@ -59,14 +63,18 @@ def row(
         str(client["pid"]),
         _show.printable(client["comm"]),
         client["kind"],
-        f"{client['base']:#x}",
-        units.size(client["offset"]),
-        units.size(client["size"]),
-        str(client["prot"]),
+        *_where(client),
         *_counts(client, "links", "faults", "materialised_pages", "segv"),
         *(given_back if budget else ()),
         *(_counts(client, "unshared_tables") if unshared else ()),
     ]
+
+
+def _where(client: dict[str, Any]) -> tuple[str, str, str, str]:
+    if client["kind"] == "unseen":
+        return "-", "-", "-", "-"
+    sizes = units.size(client["offset"]), units.size(client["size"])
+    return f"{client['base']:#x}", *sizes, str(client["prot"])
 
 
 def _counts(client: dict[str, Any], *names: str) -> Iterator[str]:
@@ -77,7 +85,7 @@ def _budget(client: dict[str, Any]) -> str:
     """How much it keeps of its own page tables."""
     now, asked = client["budget_bytes"], client["budget_asked_bytes"]
     if not now:
-        return "-" if client["kind"] in ("native", "adopted") else "none"
+        return "-" if client["kind"] in ("native", "unseen", "adopted") else "none"
     return units.size(now) if now == asked else f"{units.size(now)}, asked {units.size(asked)}"
 
 
@@ -191,7 +199,8 @@ def command(
     Of a mount: to any of its regions; with --pid alone, those of all mounts.
 
     KIND is how: attached by the library's calls, preload by mmap(2) under `msharefs run`, adopted:
-    shared memory of its own that became the region, native by mmap(2) without any library.
+    shared memory of its own that became the region, native by mmap(2) without any library; unseen
+    if Linux does not let its mappings be seen now, so that it may have none.
 
     UNSHARED, where there are any: page tables that a process has for itself again, since it has
     changed its window by ordinary calls (-o window=private).
@@ -221,3 +230,5 @@ def command(
         _show.show(table(clients, before), SPARE)
         if any(client["kind"] == "native" for client in clients):
             click.echo(NATIVE)
+        if any(client["kind"] == "unseen" for client in clients):
+            click.echo(UNSEEN)

@@ -118,7 +118,7 @@ def windows(clients: list[dict[str, Any]], pid: int) -> list[Window]:
     found = [
         Window(client["base"], client["base"] + client["size"], client["offset"])
         for client in clients
-        if client["pid"] == pid
+        if client["pid"] == pid and client["kind"] != "unseen"
     ]
     if not found:
         raise ProcessLookupError(

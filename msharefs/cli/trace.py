@@ -67,7 +67,11 @@ def regions_of(target: str) -> tuple[list[str], int | None]:
         _region.check_region(target)
         return [target], None
     pid = int(target)
-    paths = {client["region"] for client in of_target(None) if client["pid"] == pid}
+    paths = {
+        client["region"]
+        for client in of_target(None)
+        if client["pid"] == pid and client["kind"] != "unseen"
+    }
     found = sorted(path for path in paths if os.path.exists(path))
     if not found:
         raise OSError(

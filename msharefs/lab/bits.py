@@ -78,7 +78,7 @@ class Watched(idle.Watched):
             used[first : first + len(last)] = last == number
         found = []
         for client in self.region.describe("clients"):
-            if client["kind"] != "native":
+            if client["kind"] not in ("native", "unseen"):
                 pages = _held(client, used)
                 if len(pages):
                     found.append((client["pid"], pages))

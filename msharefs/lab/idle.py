@@ -128,7 +128,7 @@ class Watched:
         clients = self.region.describe("clients")
         self.native = sum(client["kind"] == "native" for client in clients)
         for client in clients:
-            if client["kind"] != "native":
+            if client["kind"] not in ("native", "unseen"):
                 who = Who(client["pid"], client["start_time"], client["base"])
                 self._comm[who.pid] = client["comm"]
                 self._see(who, client, number)
@@ -136,7 +136,7 @@ class Watched:
     def pids(self) -> set[int]:
         """The processes that are attached now, by our library."""
         clients = self.region.describe("clients")
-        return {client["pid"] for client in clients if client["kind"] != "native"}
+        return {client["pid"] for client in clients if client["kind"] not in ("native", "unseen")}
 
     def _see(self, who: Who, client: dict[str, Any], number: int) -> None:
         whole = (client["base"], client["size"], client["offset"])

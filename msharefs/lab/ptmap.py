@@ -36,7 +36,7 @@ def look(region: Region) -> dict[str, Any]:
     return _map(
         os.path.basename(region.path),
         region.describe("pagetable"),
-        clients := region.describe("clients"),
+        clients := [each for each in region.describe("clients") if each["kind"] != "unseen"],
         region.maps(),
         [_cells(client) for client in clients],
     )

@@ -245,9 +245,9 @@ UNCOUNTED = (
 """What is not known of a process that maps memory without us."""
 
 
-def clients(view: View) -> list[dict[str, Any]]:
-    """The attachments that we serve, by slot; `mappings` has the others."""
-    return [
+def clients(view: View, native: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The attachments that we serve, by slot, and those `native` ones that `mappings` has found."""
+    ours = [
         {
             "pid": client.pid,
             "start_time": client.start_time,
@@ -270,6 +270,8 @@ def clients(view: View) -> list[dict[str, Any]]:
         }
         for client in view.attachments()
     ]
+    pids = {client["pid"] for client in ours}
+    return ours + [each for each in native if each["kind"] != "unseen" or each["pid"] not in pids]
 
 
 def adopted(view: View, pids: Iterable[int]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 import trio
 
-from msharefs import proc, processes
+from msharefs import looking, proc, processes
 
 from . import describe
 
@@ -29,7 +29,9 @@ T = TypeVar("T")
 
 # A process can keep us waiting for its address space: so many at a time, and so long.
 LOOK_SECONDS = 5.0
+SEEN_SECONDS = 2.0  # the first such process, see `looking`
 _LOOKERS = 4
+_UNSEEN_MAX = 16  # in one list
 
 
 class NativeMappings:
@@ -66,7 +68,8 @@ class NativeMappings:
     async def of(self, ino: int) -> list[dict[str, Any]]:
         """The mappings of file `ino`, like the attachments of `describe.clients`.
 
-        ETIMEDOUT: a process keeps its address space locked.
+        A process that does not let us see its mappings now is there, of kind "unseen". ETIMEDOUT:
+        there are many of those.
         """
         return await self.look(lambda: self._of(ino))
 
@@ -95,21 +98,42 @@ class NativeMappings:
     def _of(self, ino: int) -> list[dict[str, Any]]:
         if not self._devices:
             return []
-        return [
-            {
-                "pid": pid,
-                "start_time": processes.start_time(pid),
-                "comm": processes.command(pid),
-                "kind": "native",
-                "base": mapping.start,
-                "size": mapping.end - mapping.start,
-                "offset": mapping.offset,
-                "prot": mapping.prot,
-                **dict.fromkeys(describe.UNCOUNTED),
-            }
-            for pid, mapping in _all_maps(self._devices, ino)
-            if not processes.is_shadow(pid)
-        ]
+        found = looking.look(psutil.pids(), lambda pid: self._of_process(pid, ino), SEEN_SECONDS)
+        if len(found.unseen) > _UNSEEN_MAX:
+            raise OSError(
+                errno.ETIMEDOUT,
+                f"who has it mapped could not be seen: {processes.listed(found.unseen)} are in the "
+                "middle of execve(2), or keep their address spaces locked; let them go on",
+            )
+        unseen = [_row(pid, "unseen", None) for pid in sorted(found.unseen)]
+        return [row for rows in found.seen.values() for row in rows] + unseen
+
+    def _of_process(self, pid: int, ino: int) -> list[dict[str, Any]]:
+        try:
+            mappings = list(proc.maps(pid, self._devices, ino))
+            if not mappings or processes.is_shadow(pid):
+                return []
+            started = processes.start_time(pid)
+        except ProcessLookupError:
+            return []
+        except PermissionError:
+            log.debug("the mappings of process %s are not ours to see", pid)
+            return []
+        return [{**_row(pid, "native", one), "start_time": started} for one in mappings]
+
+
+def _row(pid: int, kind: str, mapping: proc.Mapping | None) -> dict[str, Any]:
+    return {
+        "pid": pid,
+        "start_time": 0,
+        "comm": processes.command(pid),
+        "kind": kind,
+        "base": mapping.start if mapping else 0,
+        "size": mapping.end - mapping.start if mapping else 0,
+        "offset": mapping.offset if mapping else 0,
+        "prot": mapping.prot if mapping else "",
+        **dict.fromkeys(describe.UNCOUNTED),
+    }
 
 
 def _in_use(devices: set[int]) -> set[int]:

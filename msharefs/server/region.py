@@ -266,7 +266,7 @@ class Region:
             "pagetable": describe.pagetable,
             "entries": describe.entries,
             "leaves": describe.leaves,
-            "clients": lambda view: [*describe.clients(view), *native],
+            "clients": lambda view: describe.clients(view, native),
             "audit": describe.audit,
             "check": checking.findings,
             "smaps": smaps.smaps,

@@ -6,6 +6,7 @@ It waits there for an address space that it shares with another process, which k
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import subprocess
 import sys
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from support.server import Mount
 
-SECONDS = {"hands.HELD_SECONDS": 0.3}
+SECONDS = {"hands.HELD_SECONDS": 0.3, "mappings.SEEN_SECONDS": 0.3}
 pytestmark = pytest.mark.mount("quantum=2M", limit=30, seconds=SECONDS)
 SIZE = 2 << 20
 
@@ -83,6 +84,7 @@ def test_an_owner_that_is_a_thread(mount: Mount) -> None:
         region.map(0, SIZE)
 
 
+@pytest.mark.alone  # others' lists of clients would have it, too
 def test_umount(mount: Mount, executing: holding.Executing) -> None:
     """It says of which process it cannot tell whether it keeps the mount busy."""
     (mount.path / "d").mkdir()
@@ -117,6 +119,7 @@ def mounted() -> list[Path]:
     return [each.directory for each in proc.mounts() if each.fstype == mountpoint.FSTYPE]
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("executing")
 def test_the_name_of_a_server(mount: Mount) -> None:
     mount.kill()
@@ -125,3 +128,26 @@ def test_the_name_of_a_server(mount: Mount) -> None:
     with ThreadPoolExecutor(1) as pool:
         said = pool.submit(mountpoint.server_of, found).result(byhand.LIMIT)
     assert f"process {mount.pid} " in said
+
+
+@pytest.mark.alone
+def test_the_list_of_clients(mount: Mount, executing: holding.Executing) -> None:
+    """Whether it has mapped a region cannot be seen, but all others can."""
+    path = mount.path / "r"
+    with (
+        msharefs.open(path) as region,
+        open(path, "r+b") as file,
+        mmap.mmap(file.fileno(), SIZE),
+    ):
+        for _ in range(2):  # the second does not wait for it
+            kinds = {client["pid"]: client["kind"] for client in region.clients()}
+            assert kinds[os.getpid()] == "native"
+            assert kinds[executing.pid] == "unseen"
+            assert set(kinds.values()) == {"native", "unseen"}
+    done = subprocess.run(
+        [sys.executable, "-m", "msharefs", "clients", path],
+        capture_output=True, text=True, timeout=byhand.LIMIT, check=True,
+    )  # fmt: skip
+    (row,) = (line for line in done.stdout.splitlines() if str(executing.pid) in line.split())
+    assert row.split()[1:3] == ["executing", "unseen"]
+    assert "unseen: " in done.stdout

@@ -1,0 +1,59 @@
+"""Looks at processes, some of which keep who looks waiting."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from msharefs import looking
+
+from support.wait import until
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Processes:
+    """Those of some numbers keep who looks waiting until `go_on` is set."""
+
+    def __init__(self, *stuck: int) -> None:
+        self.stuck, self.go_on = set(stuck), threading.Event()
+        self.asked: list[int] = []
+
+    def at(self, pid: int) -> int:
+        self.asked.append(pid)
+        if pid in self.stuck:
+            self.go_on.wait()
+        return 10 * pid
+
+
+def forgotten() -> bool:
+    return not looking._still_waiting()
+
+
+def test_nobody_keeps_us_waiting() -> None:
+    them = Processes()
+    assert looking.look([3, 1, 2], them.at) == ({1: 10, 2: 20, 3: 30}, set())
+    assert looking.look([], them.at) == ({}, set())
+    assert them.asked == [1, 2, 3]
+
+
+def test_some_do() -> None:
+    """They are asked once for as long as they do."""
+    them = Processes(2, 5)
+    for _ in range(2):
+        assert looking.look(range(1, 6), them.at, 0.8) == ({1: 10, 3: 30, 4: 40}, {2, 5})
+    assert sorted(them.asked) == [1, 1, 2, 3, 3, 4, 4, 5]
+    them.go_on.set()
+    until(forgotten, "the threads have ended")
+    assert not looking.look(range(1, 6), them.at).unseen
+
+
+def test_too_many_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more threads are left behind than that; the others are not asked."""
+    monkeypatch.setattr(looking, "_WAITING_MAX", 3)
+    them = Processes(*range(1, 9))
+    assert looking.look(range(1, 11), them.at, 0.05) == ({}, set(range(1, 11)))
+    until(lambda: sorted(them.asked) == [1, 2, 3], "they are asked")
+    them.go_on.set()
+    until(forgotten, "the threads have ended")
