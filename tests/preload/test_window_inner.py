@@ -33,7 +33,8 @@ from .conftest import (
     File,
     clients,
 )
-from support import cc, wire
+from support import cc, libc, wire
+from support.isolated import isolated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -401,6 +402,39 @@ def test_nor_has_who_was_another_program(both: Both, shared_mount: Mount) -> Non
                 found.add(wire.answer(sock)[0])
             assert found == {-errno.EPERM, -errno.EAGAIN}
         process.communicate(b"\n")
+
+
+def test_nor_has_an_earlier_process_of_that_number(both: Both, shared_mount: Mount) -> None:
+    """Its connection has outlived it, and is not the later one's."""
+    number = max(int(path.stem) for path in shared_mount.state.rglob("*.mm"))
+
+    def work(say: Callable[[str], None]) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            ours, theirs = socket.socketpair()
+            if (earlier := os.fork()) == 0:
+                sock.connect(str(shared_mount.state / "control"))
+                socket.send_fds(theirs, [b"1"], [sock.fileno()])
+                os._exit(0)
+            _, fds, *_ = socket.recv_fds(ours, 1, 1)
+            os.waitpid(earlier, 0)
+        if libc.fork_as(earlier) == 0:
+            os.dup2(theirs.fileno(), 0)
+            os.dup2(theirs.fileno(), 1)
+            argv = [sys.executable, "-P", "-c", LATER, both.region.path]
+            os.execv(sys.executable, argv)  # noqa: S606
+        say("waiting for it to attach the region")
+        with ours.makefile("rb") as said:
+            assert said.readline() == b"attached\n"
+        with msharefs.open(both.region.path) as region:
+            assert earlier in {client["pid"] for client in region.clients()}
+        with socket.socket(fileno=fds[0]) as sock:
+            for slot, claim in itertools.product(range(4), range(1, 40)):
+                wire.send(sock, lib.MSG_WINDOW, number, slot, claim)
+                assert wire.answer(sock)[0] == -errno.EPERM
+        ours.send(b"\n")
+        assert os.waitpid(earlier, 0) == (earlier, 0)
+
+    isolated(work)
 
 
 def test_with_a_shadow(

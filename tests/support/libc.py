@@ -21,6 +21,10 @@ int mount(const char *source, const char *target, const char *type, unsigned lon
           const char *data);
 int prctl(int option, ...);
 long ptrace(int request, int pid, void *addr, void *data);
+struct clone_args {
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+             set_tid_size, cgroup;
+};
 struct iovec { void *base; size_t size; };
 ssize_t process_vm_readv(int pid, const struct iovec *local, unsigned long locals,
                          const struct iovec *remote, unsigned long remotes, unsigned long flags);
@@ -43,7 +47,7 @@ PTRACE_TRACEME, PTRACE_CONT, PTRACE_SINGLESTEP = 0, 7, 9
 PTRACE_DETACH, PTRACE_SYSCALL, PTRACE_SEIZE, PTRACE_INTERRUPT = 17, 24, 0x4206, 0x4207
 PTRACE_O_TRACESYSGOOD = 1
 _AT_FDCWD = -100
-_SYS_GET_MEMPOLICY, _SYS_SCHED_GETATTR = 239, 315
+_SYS_GET_MEMPOLICY, _SYS_SCHED_GETATTR, _SYS_CLONE3 = 239, 315, 435
 MPOL_F_NODE, MPOL_F_ADDR = 1, 2
 _PTRACE_GETSIGMASK, _PTRACE_GET_SYSCALL_INFO = 0x420A, 0x420E
 _PR_SET_PDEATHSIG = 1
@@ -69,6 +73,22 @@ def _check(what: str, failed: bool) -> None:
 def unshare(flags: int) -> None:
     """unshare(2); Python has it from 3.12 on."""
     _check("unshare", _libc.unshare(flags) < 0)
+
+
+def fork_as(pid: int) -> int:
+    """fork(2) with a number for the child that nobody has: clone3(2), as root.
+
+    Precondition: the process has one thread; and the child does little but execve(2), since nobody
+    is told that it is one.
+    """
+    arguments = _ffi.new("struct clone_args *")
+    number = _ffi.new("int *", pid)
+    arguments.exit_signal = signal.SIGCHLD
+    arguments.set_tid, arguments.set_tid_size = int(_ffi.cast("uintptr_t", number)), 1
+    size = _ffi.cast("size_t", _ffi.sizeof(arguments[0]))
+    done = int(_libc.syscall(_SYS_CLONE3, arguments, size))
+    _check(f"clone3 as {pid}", done < 0)
+    return done
 
 
 def mount(
