@@ -168,7 +168,7 @@ def searched(stage: Stage, hint: int) -> str:
     """Whether an attachment with a hint goes where one without would have."""
     file = stage.region()
     first = file.attach()
-    stage.agent.call("munmap", first, Q)
+    file.detach(first)
     second = file.attach(addr=hint)
     return "as without a hint" if first == second else where(file)
 
@@ -439,7 +439,7 @@ T("fixed-other", "another region attached over it with MAP_FIXED; a store to 9 o
 def reattached(stage: Stage) -> str:
     memory = stage.page()
     memory.store()
-    stage.agent.call("munmap", memory.base, Q)
+    memory.file.detach(memory.base)
     return stage.agent.load(memory.file.attach())
 
 
@@ -469,7 +469,7 @@ def memory_back(stage: Stage, *, attached: bool) -> str:
     file.call("close")
     stage.agent.call("unlink", file.path)
     if not attached:
-        stage.agent.call("munmap", base, Q)
+        file.detach(base)
     for _ in range(100):  # eviction follows the last close by a moment
         if full - stage.memory_used() > 24 << 20:
             return "goes back"

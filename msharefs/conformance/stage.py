@@ -135,6 +135,13 @@ class File:
             return by_call.attach(self.agent, self.fd, offset, length, prot, flags, addr)
         return self.agent.call("mmap", addr, length, prot, flags, self.fd, offset)
 
+    def detach(self, base: int) -> None:
+        """munmap(2) of an attachment, or mshare_detach()."""
+        if self.agent.by_call:
+            self.agent.call("mshare_detach", base)
+        else:
+            self.agent.call("munmap", base, Q)
+
     def unlink(self) -> str:
         """unlink(2) of its name."""
         return self.agent.say("unlink", self.path)
