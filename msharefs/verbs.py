@@ -40,6 +40,7 @@ MAP_FIXED_NOREPLACE = 0x100000
 EXPLAINED = frozenset(
     (
         errno.EBUSY,
+        errno.EINVAL,
         errno.ENOSPC,
         errno.EPERM,
         errno.EOPNOTSUPP,

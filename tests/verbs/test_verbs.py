@@ -556,3 +556,13 @@ def test_readers_may_look(region: msharefs.Region) -> None:
     with msharefs.open(region.path, os.O_RDONLY) as reader:
         assert sum(reader.query(0, SIZE)) == 0
         reader.sync(0, SIZE)
+
+
+def test_a_refusal_of_locked_memory_says_so(region: msharefs.Region) -> None:
+    region.lock(0, PAGE)
+    with pytest.raises(OSError, match="some is locked") as refusal:
+        region.advise(0, 2 * PAGE, mmap.MADV_DONTNEED)
+    assert refusal.value.errno == errno.EINVAL
+    with pytest.raises(OSError, match="is not a multiple"):
+        region.advise(1, PAGE, mmap.MADV_DONTNEED)
+    region.unlock(0, PAGE)
