@@ -189,7 +189,7 @@ class Soak:
         now = time.monotonic()
         for when, pid in list(self._continue):
             if everybody or when <= now:
-                self.crowd.signal(pid, signal.SIGCONT)
+                self.crowd.go_on(pid)
                 self._continue.remove((when, pid))
 
     def _kill_server(self) -> None:

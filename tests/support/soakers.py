@@ -153,6 +153,8 @@ class Soakers:
         self._board = board
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._killed: set[int] = set()
+        self._stopped: dict[int, int] = {}
+        """Their pidfds: a child whose parent has been killed is in `pids` no more."""
 
     def fill(self, count: int, seeds: Iterator[int]) -> None:
         """Start as many as are lacking."""
@@ -186,6 +188,8 @@ class Soakers:
             if pid not in self.pids():  # the number may be another's by now
                 return False
             signal.pidfd_send_signal(fd, number)
+            if number == signal.SIGSTOP and pid not in self._stopped:
+                self._stopped[pid] = os.dup(fd)
         except OSError:
             return False
         finally:
@@ -193,6 +197,18 @@ class Soakers:
         if number == signal.SIGKILL:
             self._killed.add(pid)
         return True
+
+    def go_on(self, pid: int) -> None:
+        """Let one that was stopped go on, whoever its parent is by now."""
+        self._tell_stopped(pid, signal.SIGCONT)
+
+    def _tell_stopped(self, pid: int, number: int) -> None:
+        fd = self._stopped.pop(pid, None)
+        if fd is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, number)
+        os.close(fd)
 
     def reap(self) -> list[str]:
         """Let go of those that have ended, and say which of them we have not killed."""
@@ -223,6 +239,8 @@ class Soakers:
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for pid in list(self._stopped):
+            self._tell_stopped(pid, signal.SIGKILL)
         for process in self._running.values():
             process.wait()
         self._running.clear()
