@@ -10,10 +10,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -222,9 +220,7 @@ static int make_window(struct attachment *att, int fd, int mode,
 /* Nobody is to take its faults: the window is Linux's, with the rights of this moment. */
 static void leave(struct attachment *att)
 {
-    struct uffdio_range range = {(uintptr_t)att->base, att->length};
-
-    ioctl(att->uffd, UFFDIO_UNREGISTER, &range);
+    uffd_unwatch(att->uffd, (uintptr_t)att->base, att->length);
     own_leave(att, OWN_PROGRAM, true);
     detach_unserved(att, true);
     mode_tell("nobody can take its faults under valgrind: holes and protections of its regions are "

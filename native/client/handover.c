@@ -33,8 +33,6 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <linux/userfaultfd.h>
-#include <sys/ioctl.h>
 
 #include "client/counts.h"
 #include "client/present.h"
@@ -142,12 +140,9 @@ static uint64_t enlist_in_span(struct budget *budget, struct handed_run run)
     return pages(run);
 }
 
-/* Also wakes the threads that wait there. */
 static bool unwatch(const struct attachment *att, struct handed_run run)
 {
-    struct uffdio_range range = {(uintptr_t)attachment_at(att, run.start), run.end - run.start};
-
-    return !ioctl(att->uffd, UFFDIO_UNREGISTER, &range);
+    return !uffd_unwatch(att->uffd, (uintptr_t)attachment_at(att, run.start), run.end - run.start);
 }
 
 /* Whether the program probably writes the next pages in turn. */

@@ -13,8 +13,6 @@
 #include "client/own.h"
 
 #include <errno.h>
-#include <linux/userfaultfd.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/sysmacros.h>
 
@@ -138,9 +136,9 @@ int own_release(const struct attachment *att, uint64_t offset)
     if (is_own(att, &map, OWN_MEMORY))
         return 0;
     const uint64_t start = map.start > first ? map.start : first;
-    struct uffdio_range range = {start, (map.end < last ? map.end : last) - start};
-    /* EINVAL: memory that userfaultfd cannot watch; then nobody has. */
-    return ioctl(att->uffd, UFFDIO_UNREGISTER, &range) && errno != EINVAL ? -errno : 1;
+    const int unwatched = uffd_unwatch(att->uffd, start, (map.end < last ? map.end : last) - start);
+
+    return unwatched && unwatched != -EINVAL ? unwatched : 1;
 }
 
 static int map_part(void *att, uint64_t start, uint64_t end)

@@ -41,6 +41,13 @@ int uffd_watch(int uffd, uint64_t addr, uint64_t size)
     return ioctl(uffd, UFFDIO_REGISTER, &range) ? -errno : 0;
 }
 
+int uffd_unwatch(int uffd, uint64_t addr, uint64_t size)
+{
+    struct uffdio_range range = {addr, size};
+
+    return ioctl(uffd, UFFDIO_UNREGISTER, &range) ? -errno : 0;
+}
+
 bool uffd_alive(int uffd)
 {
     /* Nothing of ours is ever mapped there, so ENOENT; or ESRCH if the memory is gone. */

@@ -23,6 +23,9 @@ enum uffd_change {
 int uffd_new(int device);
 /* Makes [addr, addr + size) fault to it, for every event that we answer. 0 or -errno. */
 int uffd_watch(int uffd, uint64_t addr, uint64_t size);
+/* Takes the watch off [addr, addr + size) again, and wakes the threads that wait there. 0 or
+ * -errno; -EINVAL: it is memory that nobody can watch. */
+int uffd_unwatch(int uffd, uint64_t addr, uint64_t size);
 /* Makes `change` to the parts that are left of the window at [addr, addr + size). If the process
  * has unmapped parts of the window, or has other mappings there, this goes mapping by mapping, so
  * that the cost depends on their number; `maps` is the process's /proc/PID/maps.
