@@ -22,7 +22,10 @@ from msharefs.native import lib
 
 from .conftest import (
     ANONYMOUS,
+    DONTUNMAP,
     FIXED,
+    MAYMOVE,
+    MREMAP_FIXED,
     PAGE,
     PLACE,
     PRIVATE,
@@ -47,7 +50,6 @@ pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", "window=inner")
 SIZE = 2 * QUANTUM
 MAPPED = QUANTUM
 """The first half of the region; the rest is a hole."""
-MAYMOVE, MREMAP_FIXED, DONTUNMAP = 1, 2, 4
 PREFERRED = 1
 SYS_MBIND, SYS_GET_MEMPOLICY, SYS_MSEAL = 237, 239, 462
 CASES = Path(__file__).parent.parent / "verbs" / "cases.c"

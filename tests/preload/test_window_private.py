@@ -22,8 +22,11 @@ from msharefs.launch import running
 
 from .conftest import (
     ANONYMOUS,
+    DONTUNMAP,
     EXEC,
     FIXED,
+    MAYMOVE,
+    MREMAP_FIXED,
     NOREPLACE,
     PAGE,
     PLACE,
@@ -50,7 +53,6 @@ pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", "window=private")
 SIZE = 4 * QUANTUM
 MAPPED = 2 * QUANTUM
 """The first half; the rest is a hole."""
-MAYMOVE, MREMAP_FIXED, DONTUNMAP = 1, 2, 4
 SYS_MBIND, SYS_MSEAL = 237, 462
 OWN = PRIVATE | ANONYMOUS | FIXED
 MAPERR, ACCERR = "SIGSEGV MAPERR", "SIGSEGV ACCERR"

@@ -13,7 +13,10 @@ import msharefs
 
 from .conftest import (
     ANONYMOUS,
+    DONTUNMAP,
     FIXED,
+    MAYMOVE,
+    MREMAP_FIXED,
     PAGE,
     PLACE,
     PRIVATE,
@@ -37,7 +40,6 @@ PARTS = [
     (0, SIZE - PAGE),
     (PAGE, SIZE - PAGE), (-PAGE, 2 * PAGE), (SIZE - PAGE, 2 * PAGE),
 ]  # fmt: skip
-MAYMOVE, MREMAP_FIXED, DONTUNMAP = 1, 2, 4
 ASYNC, INVALIDATE, SYNC = 1, 2, 4
 
 ADVICE = {
