@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
-import msharefs
 from msharefs.native import check, lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import msharefs
 
     from support.server import Mount
 
@@ -26,11 +26,8 @@ MESSAGE = struct.Struct(f"=IiQ5Q{lib.MSG_TEXT}s")
 @pytest.fixture
 def region(shared_mount: Mount) -> Iterator[msharefs.Region]:
     """A region with nothing in it."""
-    path = shared_mount.path / "r"
-    with msharefs.open(path, os.O_RDWR | os.O_CREAT) as opened:
-        opened.truncate(SIZE)
+    with shared_mount.region(SIZE) as opened:
         yield opened
-    path.unlink()
 
 
 @pytest.fixture

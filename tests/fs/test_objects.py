@@ -42,11 +42,8 @@ MS_NOEXEC = 8
 @pytest.fixture
 def region(shared_mount: Mount) -> Iterator[msharefs.Region]:
     """An empty region."""
-    path = shared_mount.path / "r"
-    with msharefs.open(path, os.O_RDWR | os.O_CREAT) as opened:
-        opened.truncate(SIZE)
+    with shared_mount.region(SIZE) as opened:
         yield opened
-    path.unlink()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msharefs
 from msharefs.cli import check
 
 from . import fusectl, namespace, proc, served
@@ -130,6 +131,15 @@ class Mount:
         while namespace.at(self.path):
             namespace.detach(self.path)
         shutil.rmtree(self.base, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def region(self, size: int, name: str = "r") -> Iterator[msharefs.Region]:
+        """A region of so many bytes with nothing in it, whose file goes in the end."""
+        path = self.path / name
+        with msharefs.open(path, os.O_RDWR | os.O_CREAT) as opened:
+            opened.truncate(size)
+            yield opened
+        path.unlink()
 
     def check(self) -> list[str]:
         """What `msharefs check` finds wrong with the regions, while the server runs."""

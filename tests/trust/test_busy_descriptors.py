@@ -35,11 +35,8 @@ FIXED = verbs.MAP_SHARED | verbs.MAP_FIXED
 
 @pytest.fixture
 def region(shared_mount: Mount) -> Iterator[msharefs.Region]:
-    path = shared_mount.path / "r"
-    with msharefs.open(path, os.O_RDWR | os.O_CREAT) as opened:
-        opened.truncate(SIZE)
+    with shared_mount.region(SIZE) as opened:
         yield opened
-    path.unlink()
 
 
 @pytest.fixture
