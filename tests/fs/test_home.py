@@ -201,7 +201,7 @@ def test_it_is_in_no_other_mount_namespace(directory: Path) -> None:
         set -e
         mount --make-rshared /
         unshare --mount --propagation slave sh -c 'echo up; read x; cat /proc/self/mountinfo' \\
-            <"$1/fifo" >"$1/other" & exec 3>"$1/fifo"
+            >"$1/other" <"$1/fifo" & exec 3>"$1/fifo"
         until grep -q up "$1/other"; do sleep 0.01; done
         {" ".join(MSHAREFS)} mount "$2"; grep -c " $3/.*/memory " /proc/self/mountinfo
         echo >&3; wait
