@@ -40,6 +40,11 @@ class Agent:
         """Whether what is asked is asked of the calls of 2026."""
         return self.agents.by_call
 
+    @property
+    def by_library(self) -> bool:
+        """Whether it attaches by the library's calls; its others are Linux's alone."""
+        return self.agents.by_call or self.agents.by_library
+
     def ask(self, *words: Argument) -> str:
         """Sends a request and waits for its answer, which is empty if the agent ended instead."""
         self.tell(*words)
@@ -132,8 +137,9 @@ class Agent:
 class Agents:
     """Where agents connect; a context manager that ends them all."""
 
-    def __init__(self, *, by_call: bool = False) -> None:
+    def __init__(self, *, by_call: bool = False, by_library: bool = False) -> None:
         self.by_call = by_call
+        self.by_library = by_library
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind("")  # Linux finds a name that nobody has, in any pid namespace
         self.address = self._listener.getsockname()[1:].decode()

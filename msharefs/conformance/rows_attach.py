@@ -344,7 +344,7 @@ T("prot-read-copy", "PROT_READ: read(2) into it", "0",
 T("prot-none-copy", "PROT_NONE: read(2) into it", "0",
   lambda s: with_prot(s, NONE, os.O_RDWR, copy_into), default="EFAULT", why=reasons.SAFE)
 
-T = Table("munmap and MAP_FIXED over an attachment", "1.6, A, C", inner=True)
+T = Table("munmap and MAP_FIXED over an attachment", "1.6, A, C", inner=True, library=True)
 
 
 def unmapped(offset: int, length: int) -> Callable[[Stage], str]:
@@ -360,8 +360,9 @@ def unmapped(offset: int, length: int) -> Callable[[Stage], str]:
 
 
 # UNMAP of a page that is mapped, and of a hole.
-GONE = {"inner": "0, SIGSEGV MAPERR", "call": "mshare_unmap", "calls": "0, SIGSEGV MAPERR"}
-HOLE = {"inner": "0, 7", "call": "mshare_unmap", "calls": "0, 7"}
+GONE = {"inner": "0, SIGSEGV MAPERR", "call": "mshare_unmap", "calls": "0, SIGSEGV MAPERR",
+        "library": "0, SIGSEGV MAPERR"}
+HOLE = {"inner": "0, 7", "call": "mshare_unmap", "calls": "0, 7", "library": "0, 7"}
 
 T("munmap-first", "munmap of its first page", "EINVAL, 7", unmapped(0, PAGE), **GONE)
 T("munmap-middle", "munmap of a page in the middle", "EINVAL, 7", unmapped(Q // 2, PAGE), **HOLE)
@@ -391,11 +392,11 @@ def neighbours(stage: Stage, call: Callable[[Agent, int], str]) -> str:
 
 T("munmap-neighbour", "munmap of the page before it and its first page", "EINVAL, 5, 7",
   lambda s: neighbours(s, lambda a, at: a.say("munmap", at, 2 * PAGE)), source="C",
-  inner="ENOMEM, 5, 7")
+  inner="ENOMEM, 5, 7", library="0, SIGSEGV MAPERR, SIGSEGV MAPERR")
 T("fixed-neighbour", "MAP_FIXED over the page before it and its first page", "EINVAL, 5, 7",
   lambda s: neighbours(s, lambda a, at: a.say(
       "mmap", at, 2 * PAGE, RW, PRIVATE | ANON | FIXED, -1, 0)), source="C",
-  inner="ENOMEM, 5, 7")
+  inner="ENOMEM, 5, 7", library="0, 0, 0")
 
 
 def over(offset: int, length: int, kind: int = PRIVATE) -> Callable[[Stage], str]:
@@ -414,9 +415,9 @@ def over(offset: int, length: int, kind: int = PRIVATE) -> Callable[[Stage], str
 
 
 T("fixed-part", "MAP_FIXED over a part", "EINVAL, 7", over(PAGE, PAGE),
-  call="mshare_map")
+  call="mshare_map", library="0, 7")
 T("fixed-part-shared", "MAP_FIXED of shared memory over its first page", "EINVAL, 7",
-  over(0, PAGE, SHARED), inner="0, 0", call="mshare_map", calls="0, 0")
+  over(0, PAGE, SHARED), inner="0, 0", call="mshare_map", calls="0, 0", library="0, 0")
 T("fixed-whole", "MAP_FIXED over the whole: what a load says then", "0, 0", over(0, Q))
 
 

@@ -36,6 +36,7 @@ SHARED_FIXED = SHARED | FIXED
 
 CREATE, UNMAP = 0x40287800, 0x40107801
 UNKNOWN = 0x40047863  # _IOW('x', 0x63, int)
+SYS_MSEAL = 462
 _CREATE = struct.Struct("=QQQIII4x")
 _WRAP = (1 << 64) - 1
 
@@ -131,13 +132,13 @@ class File:
         self, length: int = Q, prot: int = RW, flags: int = SHARED, addr: int = 0, offset: int = 0
     ) -> int:
         """mmap(2) of the file, or mshare_attach(), which must succeed: the address."""
-        if self.agent.by_call:
+        if self.agent.by_library:
             return by_call.attach(self.agent, self.fd, offset, length, prot, flags, addr)
         return self.agent.call("mmap", addr, length, prot, flags, self.fd, offset)
 
     def detach(self, base: int) -> None:
         """munmap(2) of an attachment, or mshare_detach()."""
-        if self.agent.by_call:
+        if self.agent.by_library:
             self.agent.call("mshare_detach", base)
         else:
             self.agent.call("munmap", base, Q)
@@ -185,6 +186,9 @@ class Memory:
 
     def say(self, function: str, offset: int, size: int, *arguments: Argument) -> str:
         """A call on a range of it, `function(address, size, ...)`; or what that is for a region."""
+        if function == "mseal" and self.agent.by_library and not self.agent.by_call:
+            # It is newer than the C library.
+            return self.agent.say("syscall", SYS_MSEAL, self.base + offset, size, *arguments)
         if not self.agent.by_call:
             return self.agent.say(function, self.base + offset, size, *arguments)
         if (function, offset, size) == ("munmap", 0, Q):

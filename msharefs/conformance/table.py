@@ -49,6 +49,9 @@ class Row:
     """The call of 2026 that is asked the same, if there is one."""
     calls: str = ""
     """What that answers."""
+    library: str | None = None
+    """What a program hears that has attached by the library, and is not run by `msharefs run`:
+    nobody of ours sees its call. None: it is not asked."""
 
     def expected(self, world: World) -> str:
         """The answer that is to come."""
@@ -58,12 +61,14 @@ class Row:
             World.V3: self.quirks,
             World.INNER: self.inner or "",
             World.CALLS: self.calls,
+            World.LIBRARY: self.library or "",
         }
         return answers[world]
 
     def worlds(self) -> list[World]:
         """Who is to be asked, in order."""
         asked = {World.PLAIN: self.plain, World.INNER: self.inner, World.CALLS: self.call}
+        asked[World.LIBRARY] = self.library
         if self.kernel == NO_CALL:
             asked |= {World.DEFAULT: False, World.V3: False}
         return [world for world in World if asked.get(world, True)]
@@ -80,12 +85,19 @@ class Table:
     """The rows of one subject. Calling it adds one."""
 
     def __init__(
-        self, title: str, source: str = "", *, inner: bool = False, call: str = ""
+        self,
+        title: str,
+        source: str = "",
+        *,
+        inner: bool = False,
+        call: str = "",
+        library: bool = False,
     ) -> None:
         self._title = title
         self._source = source
         self._inner = inner
         self._call = call
+        self._library = library
 
     def __call__(
         self,
@@ -103,11 +115,13 @@ class Table:
         inner: str | None = None,
         call: str | None = None,
         calls: str | None = None,
+        library: str | None = None,
     ) -> None:
         """Add a row. `ours` is for both worlds; what is not given is the kernel's answer.
 
         A table that has them gives each row an answer of `-o window=inner` (`inner`), and one of
-        a call of 2026 (`call`, ""  if there is none; `calls`): where none is given, the default's.
+        a call of 2026 (`call`, ""  if there is none; `calls`), and one of a program that has
+        attached by the library (`library`, "": it is not asked). None given: the default's.
         """
         default = default if default is not None else ours
         quirks = quirks if quirks is not None else ours
@@ -122,6 +136,8 @@ class Table:
         if name := self._call if call is None else call:
             assert name in by_call.SOURCES, name
             row = replace(row, call=name, calls=row.default if calls is None else calls)
+        if self._library and library != "":
+            row = replace(row, library=row.default if library is None else library)
         differs = (row.default, row.quirks) != (kernel, kernel)
         assert ident not in ROWS, f"two rows {ident}"
         assert row.source, f"{ident} has no source"

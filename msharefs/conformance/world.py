@@ -22,3 +22,5 @@ class World(Enum):
     """A mount on which ordinary calls on a window hold for the region."""
     CALLS = "2026"
     """A mount without options, asked with the calls of 2026 of our library."""
+    LIBRARY = "library"
+    """A mount without options, attached by our library: other calls are Linux's alone."""

@@ -25,8 +25,6 @@ from support.server import Mount
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from msharefs.conformance.stage import Stage
-
     from support.agent import Agent
 
 # The folder of CONFORMANCE.md and README.md, given by `make conformance`.
@@ -50,23 +48,24 @@ class Worlds:
     def start(self, world: World) -> None:
         """Make it ready."""
         by_call = world is World.CALLS
+        by_library = by_call or world is World.LIBRARY
         if world is World.PLAIN:
             self._top(world).mkdir()
-        elif not by_call:
+        elif not by_library:
             mount = self.mounts[world] = Mount(
                 self._base / world.name, OPTIONS[world], SERVER_LIMIT
             )
             mount.start()
-        agents = self._stack.enter_context(Agents(by_call=by_call))
-        run = [] if world is World.PLAIN or by_call else [*RUN, str(self._top(world)), "--"]
+        agents = self._stack.enter_context(Agents(by_call=by_call, by_library=by_library))
+        run = [] if world is World.PLAIN or by_library else [*RUN, str(self._top(world)), "--"]
         zygote = agents.start([*run, self._program])
         zygote.call("umask", 0)
-        if by_call:
+        if by_library:
             learn(zygote)
         self._agents[world] = agents, zygote
 
     @contextlib.contextmanager
-    def stage(self, world: World) -> Iterator[Stage]:
+    def stage(self, world: World) -> Iterator[OwnStage]:
         """A stage for one row."""
         agents, zygote = self._agents[world]
         made: list[Mount] = []
@@ -105,7 +104,7 @@ class Worlds:
     def _top(self, world: World) -> Path:
         if world is World.PLAIN:
             return self._base / "plain"
-        return self.mounts[World.DEFAULT if world is World.CALLS else world].path
+        return self.mounts.get(world, self.mounts[World.DEFAULT]).path
 
 
 def _end(mount: Mount) -> list[str]:

@@ -6,10 +6,12 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from msharefs.conformance.stage import Stage
+import msharefs
+from msharefs.conformance.stage import PAGE, Q, Stage
 from msharefs.server.tree import Tree
 
 from support import namespace
+from support.audit import assert_whole
 from support.calls import in_child
 
 if TYPE_CHECKING:
@@ -17,9 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from msharefs.conformance.agent import Agent
+    from msharefs.conformance.stage import Memory
     from msharefs.conformance.world import World
 
     from support.server import Mount
+
+FREE = Q // 4  # no row maps anything there
 
 
 class OwnStage(Stage):
@@ -38,6 +43,30 @@ class OwnStage(Stage):
         """A directory on tmpfs; the row removes what it makes there."""
         self.mount = mount
         """Makes one more mount, with the options of this world."""
+        self.memories: list[Memory] = []
+        """Those that the row has made."""
+
+    def memory(self, *objects: tuple[int, int, int], name: str = "r") -> Memory:
+        made = super().memory(*objects, name=name)
+        self.memories.append(made)
+        return made
+
+    def assert_unharmed(self) -> None:
+        """Whatever the row did to its attachments: others use the regions, and it can detach."""
+        for each in self.memories:
+            if not os.path.exists(each.file.path):
+                continue
+            fresh = each.again(self.process())
+            assert fresh.map(FREE, PAGE) == "0"
+            assert (fresh.store(FREE, 5), fresh.load(FREE)) == ("ok", "5")
+            left = each.agent.say("mshare_detach", each.base)
+            assert left in ("0", "EPERM"), left  # EPERM: it is sealed
+            with msharefs.open(each.file.path, os.O_RDONLY) as region:
+                pids = {client["pid"] for client in region.describe("clients")}
+                assert (each.agent.pid in pids) == (left == "EPERM")
+                assert_whole(region)
+            if left == "0":
+                assert not [line for line in each.lines() if line.path.endswith(".mem")]
 
     def memory_used(self) -> int:
         """Bytes on that tmpfs: Shmem of /proc/meminfo would count everybody's on this machine."""

@@ -31,6 +31,12 @@ report of that session names the call. *our choice*: it does not. No code of the
 in detail all their answers are our choice, which is that of the call of Linux each is modelled on.
 `-`: there is no such call, or nothing to ask it.
 
+*library* is what a call says in a program that has attached by our library, without `msharefs run`.
+There it is Linux's own, on a shared mapping of a file, and nobody of ours sees it: it is made, and
+not refused, for that process alone (MADV_REMOVE: for all). The region stays whole, whatever was
+done to the window, and the process can detach; each row looks at that. `-`: not asked, as Linux
+would fill 512 GiB with pages or with page tables.
+
 `0` is plain success. The source is a part of the specification: 1.2 to 1.11 are the behaviour
 stated by the series or read from its code, A to C what the running kernel answered. `Q` is
 512 GiB.
@@ -68,11 +74,11 @@ class Report:
         for row in self._asked():
             if row.title != title:
                 title = row.title
-                more = self._has_more(title)
-                lines += ["", f"### {title}", "", *(_MORE if more else _ALL)]
+                more = self._more_columns(title)
+                lines += ["", f"### {title}", "", *_header(more)]
             source = f"{row.source}{'; plain' if row.plain else ''}"
-            calls = self._more(row) if more else ()
-            lines.append(self._line(row, *calls, self._verdict(row), source))
+            others = self._more(row)[: len(more)]
+            lines.append(self._line(row, *others, self._verdict(row), source))
         return "\n".join(lines) + "\n"
 
     def in_readme(self, text: str) -> str:
@@ -104,14 +110,21 @@ class Report:
         """Those that the kernel has an answer to."""
         return [row for row in self._asked() if row.kernel != NO_CALL]
 
-    def _has_more(self, title: str) -> bool:
-        """Whether a table has columns of `window=inner` and of the calls of 2026."""
-        return any(row.inner or row.call for row in self._asked() if row.title == title)
+    def _more_columns(self, title: str) -> tuple[str, ...]:
+        """A table's columns of `window=inner`, of the calls of 2026, and of the library."""
+        rows = [row for row in self._asked() if row.title == title]
+        if any(row.library for row in rows):
+            return _MORE
+        return _MORE[:2] if any(row.inner or row.call for row in rows) else ()
 
-    def _more(self, row: Row) -> tuple[str, str]:
-        """These columns."""
+    def _more(self, row: Row) -> tuple[str, str, str]:
+        """What stands there."""
         call = f"{self._got(row, World.CALLS)} (`{row.call}`, {SOURCES.get(row.call)})"
-        return self._got(row, World.INNER) or NO_CALL, call if row.call else NO_CALL
+        return (
+            self._got(row, World.INNER) or NO_CALL,
+            call if row.call else NO_CALL,
+            self._got(row, World.LIBRARY) or NO_CALL,
+        )
 
     def _got(self, row: Row, world: World) -> str:
         return self._answers.get((row.ident, world), "")
@@ -161,11 +174,10 @@ _DIFFERENCES = (
     "| row | what | kernel v3 | default | quirks=v3 | why |",
     "|---|---|---|---|---|---|",
 )
-_MORE = (
-    "| row | what | kernel v3 | default | quirks=v3 | window=inner | 2026 call | | source |",
-    "|---|---|---|---|---|---|---|---|---|",
-)
-_ALL = (
-    "| row | what | kernel v3 | default | quirks=v3 | | source |",
-    "|---|---|---|---|---|---|---|",
-)
+_MORE = ("window=inner", "2026 call", "library")
+
+
+def _header(more: tuple[str, ...]) -> tuple[str, str]:
+    columns = ("row", "what", "kernel v3", "default", "quirks=v3", *more, "", "source")
+    names = " | ".join(columns).replace("|  |", "| |")
+    return f"| {names} |", "|---" * len(columns) + "|"

@@ -37,6 +37,8 @@ def test_row(ident: str, worlds: Worlds, report: Report) -> None:
                 answer = row.check(stage)
             except SkippedError as missing:
                 pytest.skip(str(missing))
+            if world is World.LIBRARY:
+                stage.assert_unharmed()
         report.add(row, world, answer)
         assert answer == row.expected(world), f"{world.value}: {row.what}"
 
@@ -52,3 +54,4 @@ def test_the_worlds_differ() -> None:
     assert any(World.PLAIN in row.worlds() for row in ROWS.values())
     assert any(row.inner not in (None, row.default) for row in ROWS.values())
     assert any(row.call and row.calls != row.default for row in ROWS.values())
+    assert any(row.library not in (None, row.default) for row in ROWS.values())
