@@ -100,9 +100,9 @@ class Agent:
         """Sets memory of the agent."""
         self.ask("put", address, data.hex())
 
-    def fork(self) -> Agent:
-        """fork(2): the child, an agent too."""
-        self.tell("fork")
+    def fork(self, *how: str) -> Agent:
+        """fork(2), or "_Fork", "clone", "syscall": the child, an agent too."""
+        self.tell("fork", *how)
         child = self.agents.accept()
         self.answer()
         return child

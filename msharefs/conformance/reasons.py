@@ -78,6 +78,12 @@ NOT_ASKED = Reason(Kind.SERVER, "FUSE answers that itself, without a question to
 COPIED = Reason(Kind.SERVER, "FUSE copies an ioctl's argument before the server hears of the call.")
 CTIME = Reason(Kind.SERVER, "A server can set a file's times back, except for its ctime.")
 
+UNSERVED = Reason(
+    Kind.ATTACHMENT,
+    "A child that runs no handlers of fork(3) has its parent's window as plain memory, with the "
+    "rights of that moment.",
+)
+
 BROKEN = Reason(Kind.DEFECT)
 CORRUPTS = Reason(Kind.DEFECT, "It corrupts the shared tables.")
 FREED = Reason(Kind.DEFECT, "It is freed at once, as a region's user expects of UNMAP.")

@@ -7,11 +7,13 @@ import signal
 from typing import TYPE_CHECKING
 
 from . import reasons
-from .stage import PAGE, RW, Memory, Q, on_page
+from .stage import NONE, PAGE, READ, RW, SHARED_FIXED, Memory, Q, on_page
 from .table import Table
 
 if TYPE_CHECKING:
-    from .stage import Stage
+    from collections.abc import Callable
+
+    from .stage import Check, Stage
 
 RLIMIT_CORE = 4
 SOME = 64 << 20
@@ -133,6 +135,77 @@ def links(stage: Stage) -> str:
 
 
 T("fork-links", "links of a child: before and after its first touch", "0, 1", links)
+
+
+
+T = Table("A child of _Fork(3) or clone(2), without handlers of fork(3)", "1.11")
+
+
+def bare(work: Callable[[Memory], str], how: str = "_Fork") -> Check:
+    """`work` on the memory of such a child."""
+    return lambda stage: work((m := present(stage)).at(m.agent.fork(how)))
+
+
+def refusing(prot: int, work: Callable[[Memory], str], how: str = "_Fork") -> Check:
+    """`work` on such a child's memory, whose first page has fewer rights."""
+    return lambda stage: work((m := stage.page(prot)).at(m.agent.fork(how)))
+
+
+def with_file(work: Callable[[Memory], str], *, touched: bool) -> Check:
+    """`work` on such a child's memory, whose first page is a file's; it begins with 7."""
+
+    def check(stage: Stage) -> str:
+        memory = stage.memory()
+        agent = memory.agent
+        fd = agent.call("memfd_create", "object", 0)
+        agent.call("ftruncate", fd, PAGE)
+        agent.call("pwrite", fd, b"\7", 1, 0)
+        assert memory.file.create(flags=SHARED_FIXED, fd=fd) == "0"
+        if touched:
+            memory.load()
+        return work(memory.at(agent.fork("_Fork")))
+
+    return check
+
+
+def bare_unmap(stage: Stage) -> str:
+    memory = present(stage)
+    child = memory.at(memory.agent.fork("_Fork"))
+    memory.unmap()
+    return child.load()
+
+
+def bare_attaches(stage: Stage) -> str:
+    """The child attaches: a store there, seen at the old address; a load by its own child."""
+    memory = present(stage)
+    child = memory.agent.fork("_Fork")
+    again = memory.file.by(child)
+    base = again.attach()
+    stored = child.store(base + 1, 5)
+    at_old = child.load(memory.base + 1)
+    forked = child.fork().load(base + 1)
+    answers = [stored, at_old, forked, child.say("munmap", base, Q), memory.load(1)]
+    return ", ".join(answers)
+
+
+for name, how in (("", "_Fork"), ("-clone", "clone"), ("-syscall", "syscall")):
+    T(f"bare{name}-load", f"{how}: a load by the child", "7", bare(Memory.load, how), plain=True)
+    T(f"bare{name}-read-only", f"{how}: a store by the child to a read-only page",
+      "SIGSEGV ACCERR", refusing(READ, Memory.store, how), plain=True)
+T("bare-store", "_Fork: a store by the child to a page nobody touched, a load by the parent", "5",
+  on_page(lambda m: m.at(m.agent.fork("_Fork")).store(0, 5) and m.load()), plain=True)
+T("bare-none", "_Fork: a load by the child of a PROT_NONE page", "SIGSEGV ACCERR",
+  refusing(NONE, Memory.load), plain=True)
+T("bare-file", "_Fork: a load by the child of a file that its parent has touched", "7",
+  with_file(Memory.load, touched=True))
+T("bare-file-absent", "_Fork: a load by the child of a file that nobody has touched", "7",
+  with_file(Memory.load, touched=False), ours="SIGSEGV ACCERR", why=reasons.UNSERVED)
+T("bare-hole", "_Fork: a load by the child from a hole", "SIGSEGV MAPERR",
+  bare(lambda m: m.load(PAGE)), ours="0", why=reasons.UNSERVED)
+T("bare-unmap", "_Fork, and then UNMAP by the parent: a load by the child", "SIGSEGV MAPERR",
+  bare_unmap, ours="0", why=reasons.UNSERVED)
+T("bare-attach", "_Fork: the child attaches, stores; loads at the old address, by a child of it; "
+  "munmap; a load by the parent", "ok, 5, 5, 0, 5", bare_attaches)
 
 T = Table("exec, exit, core dumps", "1.11, B, C")
 

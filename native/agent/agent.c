@@ -16,6 +16,7 @@
  *   put ADDRESS HEX
  *   signals                how often SIGXFSZ came
  *   fork, thread           one more agent, which connects as the first did
+ *   fork HOW               the same by _Fork(3), clone(3), or clone(2) by syscall(2)
  *   vfork ADDRESS BYTE     a child that stores a byte and ends; its result
  *   exec                   this program anew, in this process
  *   leave                  ends this thread only
@@ -27,6 +28,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stddef.h>
@@ -190,9 +192,29 @@ static void start_thread(char *answer)
     sprintf(answer, "%d", err);
 }
 
-static int start_child(int sock, char *answer)
+static int clone_main(void *sock)
 {
-    pid_t child = fork();
+    close(*(int *)sock);
+    obey(connect_to_test());
+    return 0;
+}
+
+static pid_t new_child(const char *how, int sock)
+{
+    static uint8_t stack[1 << 18] __attribute__((aligned(16)));
+
+    if (!strcmp(how, "_Fork"))
+        return _Fork();
+    if (!strcmp(how, "clone"))
+        return clone(clone_main, stack + sizeof stack, SIGCHLD, &sock);
+    if (!strcmp(how, "syscall"))
+        return (pid_t)syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
+    return fork();
+}
+
+static int start_child(int sock, const char *how, char *answer)
+{
+    pid_t child = new_child(how, sock);
 
     if (child == 0) {
         close(sock);
@@ -240,7 +262,7 @@ static int handle(int sock, char **words, unsigned count, char *answer)
     else if (!strcmp(verb, "signals"))
         sprintf(answer, "%d", (int)file_size_signals);
     else if (!strcmp(verb, "fork"))
-        return start_child(sock, answer);
+        return start_child(sock, count > 1 ? words[1] : "", answer);
     else if (!strcmp(verb, "thread"))
         start_thread(answer);
     else if (!strcmp(verb, "vfork"))

@@ -18,6 +18,7 @@
 
 #include "client/arrange.h"
 #include "client/attachments.h"
+#include "client/bare.h"
 #include "client/birth.h"
 #include "client/budget_set.h"
 #include "client/check.h"
@@ -340,6 +341,7 @@ int attach(int fd, const struct attach_request *request, void **base)
     err = mode_choose();
     if (err)
         return err;
+    bare_own();
     trouble_choose();
     att = attachment_unused();
     if (!att)

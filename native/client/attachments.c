@@ -17,6 +17,7 @@ static _Thread_local unsigned depth; /* how often this thread has the lock */
 static sigset_t holder_mask;
 static int holder_cancel, holder_errno;
 static pid_t owner; /* the process that the attachments belong to; protected by the lock */
+static pid_t bare;  /* one that has only inherited them; protected by the lock */
 
 /* Every window since the last time that none was attached lies in [low, high). */
 static _Atomic uint64_t low = UINT64_MAX, high;
@@ -47,6 +48,7 @@ void attachments_mark(void)
 static void forget_threads(void)
 {
     pthread_mutex_init(&table_lock, NULL);
+    bare = getpid();
     for (unsigned i = 0; i < attachments_used; i++) {
         lock_reset(&attachments[i].lock);
         atomic_store(&attachments[i].shadow.alive, 0);
@@ -94,6 +96,7 @@ void attachments_unlock(void)
 void attachments_relock(void)
 {
     owner = getpid();
+    bare = 0;
     pthread_mutex_init(&table_lock, NULL);
     pthread_mutex_lock(&table_lock);
     if (mark)
@@ -101,6 +104,8 @@ void attachments_relock(void)
 }
 
 bool attachments_own(void) { return getpid() == owner; }
+
+bool attachments_bare(void) { return bare && getpid() == bare; }
 
 bool attachment_overlaps(const struct attachment *att, uint64_t start, uint64_t end)
 {

@@ -29,6 +29,9 @@ void attachments_relock(void);
 /* Whether the attachments are this process's: a child of vfork(2) runs in its parent's
  * memory, but the descriptors it changes are its own. Precondition: none. */
 bool attachments_own(void);
+/* Whether this process has only inherited them, by a clone(2) that fork.c did not hear of.
+ * Precondition: the table's lock held. */
+bool attachments_bare(void);
 /* Whether `att` is live and its window overlaps [start, end).
  * Precondition: the table's lock held. */
 bool attachment_overlaps(const struct attachment *att, uint64_t start, uint64_t end);

@@ -170,6 +170,7 @@ struct part {
     struct attachment *att;
     int prot;
     bool object;
+    bool keeps; /* what is mapped of it stays */
 };
 
 /* One part, of one mapping of the region. */
@@ -178,7 +179,9 @@ static int leave_part(void *arg, uint64_t start, uint64_t end)
     const struct part *part = arg;
     uint8_t *at = attachment_at(part->att, start);
 
-    if (part->object) /* .mem has nothing of it */
+    if (part->object && part->keeps)
+        mprotect(at, end - start, PROT_NONE);
+    else if (part->object) /* .mem has nothing of it */
         mmap(at, end - start, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
              -1, 0);
     else
@@ -188,17 +191,14 @@ static int leave_part(void *arg, uint64_t start, uint64_t end)
 
 static void leave_parts(struct part part, int maps, uint64_t start, uint64_t end)
 {
-    own_each(part.att, maps, part.object ? OWN_ALL : OWN_MEMORY, start, end, leave_part, &part);
+    own_each(part.att, maps, part.object && !part.keeps ? OWN_ALL : OWN_MEMORY, start, end,
+             leave_part, &part);
 }
 
-void own_leave(struct attachment *att, int maps, bool claimed)
+/* Each mapping of the region gets its rights. */
+static void leave_vmas(struct attachment *att, int maps, bool keeps)
 {
     uint64_t used = 0;
-
-    /* A refused page may be without. */
-    leave_parts((struct part){att, att->prot, false}, maps, att->offset, attachment_limit(att));
-    if (claimed)
-        slot_enter(&att->mm, att->slot);
     const struct mm_vma *set = vma_snapshot(&att->mm, atomic_load(&att->mm.header->epoch), &used);
 
     for (uint64_t i = 0; set && i < used; i++) {
@@ -206,12 +206,25 @@ void own_leave(struct attachment *att, int maps, bool claimed)
 
         if ((vma.start | vma.end) % PAGE_SIZE || !attachment_clip(att, &vma.start, &vma.end))
             continue;
-        leave_parts((struct part){att, view_block_prot(att, vma.flags, vma.start), vma.object},
-                    maps, vma.start, vma.end);
+        leave_parts(
+            (struct part){att, view_block_prot(att, vma.flags, vma.start), vma.object, keeps}, maps,
+            vma.start, vma.end);
     }
+}
+
+void own_leave(struct attachment *att, int maps, bool claimed)
+{
+    /* A refused page may be without. */
+    leave_parts((struct part){att, att->prot, false, false}, maps, att->offset,
+                attachment_limit(att));
+    if (claimed)
+        slot_enter(&att->mm, att->slot);
+    leave_vmas(att, maps, false);
     if (claimed)
         slot_leave(&att->mm, att->slot);
 }
+
+void own_restrict(struct attachment *att) { leave_vmas(att, OWN_PROGRAM, true); }
 
 static int is_whole(void *any, uint64_t start, uint64_t end)
 {

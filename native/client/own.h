@@ -36,6 +36,9 @@ bool own_whole(const struct attachment *att);
  * .mem cannot. `maps`: as in own_each(). `claimed`: the slot is ours. Precondition: att->lock
  * held. */
 void own_leave(struct attachment *att, int maps, bool claimed);
+/* The same of a child that has inherited it all and may be attached again: blocks of files stay,
+ * and a page that has been refused stays refused. Precondition: the table's lock held. */
+void own_restrict(struct attachment *att);
 
 /* Lets Linux alone have what is mapped at region offset `offset`, if it is not .mem: a block of a
  * file, or memory of the program, which has been watched together with what is around it. 1: done,

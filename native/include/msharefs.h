@@ -15,8 +15,8 @@
  *    signals and never calls back into the program. With MSHAREFS_CLIENT=shadow
  *    in the environment a process beside it does that work instead.
  *  - fork() keeps the attachment: the child is attached before fork() returns
- *    in it. A child made by a bare clone(2) system call is not attached: detach
- *    there.
+ *    in it. A child of _Fork(3) or of a bare clone(2) system call is not attached:
+ *    detach there, or attach anew.
  *  - A region descriptor may be closed after mshare_attach(); the attachment
  *    stays, as a mapping does.
  *  - The functions are thread-safe, not async-signal-safe.

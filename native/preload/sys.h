@@ -22,6 +22,7 @@
  *   advice.c   madvise, process_madvise, msync, mincore of windows
  *   lock.c     mlock, mlockall
  *   seek.c     lseek: ESPIPE on a region
+ *   bare.c     _Fork, clone: children that run no handlers of fork
  *   deepbind.c dlopen of a plug-in that would prefer the C library to us
  *   syscall.c  syscall(2) with the number of one of these
  *   filter.c   prctl, seccomp: has the program a filter?
@@ -35,8 +36,7 @@
  * to those names to sys.c (--wrap). A call that has nothing to do with a window costs two
  * more loads than before, an mmap(2) of a file one statx(2).
  *
- * We do not see system calls made without the C library (Go, static programs), nor anything
- * that a program does after clone(2) or _Fork(3) without exec.
+ * We do not see system calls made without the C library (Go, static programs).
  */
 #ifndef MSHARE_PRELOAD_SYS_H
 #define MSHARE_PRELOAD_SYS_H

@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <sched.h>
 #include <sys/mount.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 #include "client/attachments.h"
+#include "client/bare.h"
 #include "msharefs.h"
 #include "preload/filter.h"
 #include "preload/inner.h"
@@ -94,6 +96,21 @@ static long bind_memory(long addr, long length, struct mbind_call call)
     return preload_answer(err);
 }
 
+/* A child with a copy of our memory, which has run no handler of fork(3): see bare.c. With a stack
+ * of its own it does not come back here. */
+static long cloned(long number, long first, long second, long result)
+{
+    uint64_t flags = (uint64_t)first;
+
+    if (result)
+        return result;
+    if (number == SYS_clone3 && (size_t)second >= sizeof flags)
+        flags = *(const uint64_t *)first; /* struct clone_args */
+    if (number == SYS_fork || !(flags & CLONE_VM))
+        bare_begin();
+    return 0;
+}
+
 /* Not variadic as in the header: arguments that the program does not pass are not used. */
 MSHARE_API long preload_syscall(long number, long a, long b, long c, long d, long e,
                                 long f) __asm__("syscall");
@@ -152,6 +169,10 @@ long preload_syscall(long number, long a, long b, long c, long d, long e, long f
         return umount2((const char *)a, (int)b);
     case SYS_lseek:
         return our_lseek((int)a, (off_t)b, (int)c);
+    case SYS_fork:
+    case SYS_clone:
+    case SYS_clone3:
+        return cloned(number, a, b, sys_syscall(number, a, b, c, d, e, f));
     default:
         return sys_syscall(number, a, b, c, d, e, f);
     }
