@@ -307,6 +307,21 @@ def has_clear_refs() -> bool:
     return os.access("/proc/self/clear_refs", os.W_OK)
 
 
+def clear_accessed(pid: int, *, flush: bool) -> None:
+    """Clears the accessed bits of a process. ProcessLookupError, PermissionError.
+
+    With `flush` what its processors remember of them is forgotten, too: Linux does that for
+    soft-dirty marks, which are lost by it.
+    """
+    try:
+        with open(f"/proc/{pid}/clear_refs", "wb", buffering=0) as file:
+            file.write(b"1")
+            if flush:
+                file.write(b"4")
+    except FileNotFoundError:
+        raise _gone(pid) from None
+
+
 def open_memory(pid: int) -> BinaryIO:
     """/proc/PID/mem, for reading. PermissionError."""
     try:

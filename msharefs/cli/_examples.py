@@ -58,6 +58,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "idle": [
         ("msharefs idle /mnt/r", "six looks, 10 s apart"),
         ("msharefs idle --interval 60 --rounds 30 --html idle.html /mnt", "all regions of a mount"),
+        ("msharefs idle --method stores /mnt/r", "which pages are written, and by whom"),
     ],
     "reclaim": [
         ("msharefs reclaim --keep 512M /mnt/r", "the oldest pages first, until it fits"),

@@ -53,14 +53,17 @@ def ages(found: dict[str, Any]) -> Table:
 
 
 def clients(found: dict[str, Any]) -> Table:
-    """Spans of each process."""
+    """Spans, or bytes, of each process."""
     columns = ("used last", "used before")
     lines = _show.table("pid", "program", *columns, right=("pid", *columns))
     for client in found["clients"]:
-        last, *before = client["spans"]
-        lines.add_row(
-            str(client["pid"]), _show.printable(client["comm"]), f"{last:,}", f"{sum(before):,}"
-        )
+        if "bytes" in client:
+            last, *before = client["bytes"]
+            cells = units.size(last), units.size(max(before, default=0))
+        else:
+            last, *before = client["spans"]
+            cells = f"{last:,}", f"{sum(before):,}"
+        lines.add_row(str(client["pid"]), _show.printable(client["comm"]), *cells)
     return lines
 
 
@@ -74,7 +77,11 @@ def show(found: dict[str, Any]) -> None:
         for note in notes(region):
             click.echo(note)
         if region["clients"]:
-            click.echo("\nspans of 2 MiB in which a process had pages")
+            click.echo(
+                "\nwhat each process has used; before: in the interval with the most"
+                if "bytes" in region["clients"][0]
+                else "\nspans of 2 MiB in which a process had pages"
+            )
             _show.show(clients(region))
 
 
@@ -87,19 +94,27 @@ def intro(found: dict[str, Any]) -> Iterator[str]:
         f"together, to a {found['exact_to']['each']} for each"
     )
     others = (
-        f"{other['name']} ({other['why_not'] if other['here'] else 'not here'})"
+        f"{other['name']} ({other['why_not'] if other['here'] else 'not on this machine'})"
         for other in found["methods"]
         if other["why_not"]
     )
+    (error,) = (each["error"] for each in found["methods"] if not each["why_not"])
+    yield f"its error: {error}"
     yield f"not used: {'; '.join(others)}"
     yield (
-        f"{len(found['intervals'])} intervals in {seconds:.1f} s; their cost: taking the faults "
-        f"of a process took {100 * cost:.2g} % of the time at most"
+        f"{len(found['intervals'])} intervals in {seconds:.1f} s; their cost to a process: "
+        f"{100 * cost:.2g} % of the time at most, for its faults and with its memory locked"
     )
 
 
 def notes(region: dict[str, Any]) -> Iterator[str]:
     """What may be wrong with the figures."""
+    if region.get("bounds"):
+        last = region["bounds"][0]
+        yield (
+            f"used in the last interval: {units.size(last['at_least_bytes'])} at least, "
+            f"{units.size(last['at_most_bytes'])} at most; the ages are those of whole mappings"
+        )
     if region["error_pages"]:
         yield (
             f"up to {region['error_pages']} pages behind a sequential access count as used "
@@ -127,22 +142,36 @@ interval_option = click.option(
     "--rounds", type=click.IntRange(1, 10_000), default=6, show_default=True, help="Intervals."
 )
 @click.option(
+    "--method", type=click.Choice(["entries", "clear_refs", "stores"]),
+    help="entries: they are given back, and found again. clear_refs: accessed bits, by the "
+    "mapping. stores: what is written, by the page. By default entries, or clear_refs where Linux "
+    "fills memory (-o faults=linux).",
+)  # fmt: skip
+@click.option(
     "--html", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
     help="Also write it as a page, with pictures (those need the extra `plot`).",
 )  # fmt: skip
 @_show.json_option
 def command(
-    target: str, interval: float | None, rounds: int, html: Path | None, as_json: bool
+    target: str,
+    interval: float | None,
+    rounds: int,
+    method: str | None,
+    html: Path | None,
+    as_json: bool,
 ) -> None:
     """Show how long pages of a region have not been used.
 
     Again and again the region's entries are given back, as MADV_DONTNEED of the region does (its
     data stay), and those that come back within the interval were used: by the page for all
     processes together, by 2 MiB spans for each. Every page in use costs a fault in each interval.
-    """
-    from msharefs.lab import idle
 
-    found = idle.run(regions_of(target), rounds, interval)
+    The output names the way that was used, its error and what it has cost, and the other ways.
+    """
+    from msharefs.lab import idle, idle_ways
+
+    paths = regions_of(target)
+    found = idle.run(paths, rounds, interval, kind=idle_ways.choose(method, paths))
     document = _json.document("idle", {"target": target, **found})
     if html is not None:
         from msharefs.lab import idle_page

@@ -174,10 +174,11 @@ def bits(
 ) -> None:
     """Ask whether one accessed bit for all processes is enough.
 
-    From looks as those of `idle`, page by page and process by process: a simulated CLOCK and
-    Linux's active and inactive lists, with memory for 50, 75 and 90 % of the pages in use, throw
-    pages out by one bit a page, and by one for each process. How many come back a second, and how
-    many of these were wrongly thrown out: a page that stayed was not used meanwhile.
+    From looks as those of `idle`, page by page and process by process: a simulated CLOCK,
+    Linux's active and inactive lists, and two generations (MGLRU), with memory for 50, 75 and 90 %
+    of the pages in use, throw pages out by one bit a page, and by one for each process. How many
+    come back a second, and how many of these were wrongly thrown out: a page that stayed was not
+    used meanwhile.
     """
     from msharefs.lab import bits as looking
 

@@ -159,7 +159,45 @@ class TwoLists(Reclaim):
             to.append(page)
 
 
-POLICIES: dict[str, type[Reclaim]] = {"CLOCK": Clock, "two lists": TwoLists}
+class TwoGenerations(Reclaim):
+    """Two generations, as MGLRU has at least: nobody asks how many bits a page has.
+
+    A page that was used moves to the young one. When the old one is empty, a look at all young
+    pages tells which of them are old now: those without a bit. Without tiers, and without the
+    generations in between.
+    """
+
+    def __init__(self, memory: int, view: str) -> None:
+        super().__init__(memory, view)
+        self._old: deque[int] = deque()
+        self._young: deque[int] = deque()
+
+    def came(self, page: int) -> None:
+        """New pages are young."""
+        self._young.append(page)
+
+    def leaving(self) -> int:
+        """The first old page that has not been used."""
+        while True:
+            if not self._old:
+                self._age()
+            else:
+                page = self._old.popleft()
+                if not self.look(page):
+                    return page
+                self._young.append(page)
+
+    def _age(self) -> None:
+        young, self._young = self._young, deque()
+        for page in young:
+            (self._young if self.look(page) else self._old).append(page)
+
+
+POLICIES: dict[str, type[Reclaim]] = {
+    "CLOCK": Clock,
+    "two lists": TwoLists,
+    "two generations": TwoGenerations,
+}
 
 
 def play(policy: str, memory: int, view: str, references: Iterable[tuple[int, int]]) -> Outcome:

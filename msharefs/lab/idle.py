@@ -1,10 +1,10 @@
 """How long the pages of regions have not been used, by anybody and by each process.
 
-A look gives the entries of a region's memory back (MADV_DONTNEED of a region: the data stay), and
-sees an interval later which ones have come back. An entry is the whole region's, so that is exact
-by the page for all processes together, whoever they are and even if they have ended since. A
-process by itself is looked at in its own page tables: there pages come together, so it is told by
-2 MiB spans.
+There are other ways to look (idle_ways.py); this one sees single pages. A look gives the entries of
+a region's memory back (MADV_DONTNEED of a region: the data stay), and sees an interval later which
+ones have come back. An entry is the whole region's, so that is exact by the page for all processes
+together, whoever they are and even if they have ended since. A process by itself is looked at in
+its own page tables: there pages come together, so it is told by 2 MiB spans.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import time
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from msharefs.client import Region
+
+    Pages = NDArray[np.int64]
+    """Numbers of pages in the region."""
     Rounds = NDArray[np.int32]
 
 PAGE = verbs.PAGE
@@ -41,6 +45,25 @@ _KEPT = {"locked", "guard", "hugetlb"}
 
 
 _TRIES = 10
+
+
+def resident(region: Region) -> Pages:
+    """The pages that are in memory, in order."""
+    for tries in range(_TRIES):
+        found = [np.empty(0, np.int64)]
+        try:
+            for each in region.maps():
+                vec = np.frombuffer(
+                    region.query(each["start"], each["end"] - each["start"]), np.uint8
+                )
+                found.append(np.flatnonzero(vec & 1) + each["start"] // PAGE)
+        except OSError as error:
+            # A mapping has gone since it was listed.
+            if error.errno != errno.ENOMEM or tries + 1 == _TRIES:
+                raise
+        else:
+            break
+    return np.concatenate(found)
 
 
 class Who(NamedTuple):
@@ -74,6 +97,10 @@ class Interval:
 class Watched:
     """One region that is looked at."""
 
+    method = "entries"
+    """In idle_methods."""
+    exact_to: ClassVar = {"all": "4 KiB page", "each": "2 MiB span"}
+
     def __init__(self, path: str) -> None:
         self.path = path
         self.region = msharefs.open(path, os.O_RDWR)
@@ -86,6 +113,8 @@ class Watched:
         self.native = 0
         """Attachments by a plain mmap(2), whose accesses make no entries."""
         self.fault_around = 1
+        self.held: dict[int, float] = {}
+        """Seconds of this interval for which our looks have had the memory of a process locked."""
 
     def __enter__(self) -> Self:
         return self
@@ -94,13 +123,24 @@ class Watched:
         self.region.close()
 
     def begin(self) -> None:
-        """Takes note of the pages that have been touched by now. OSError: it cannot be told."""
+        """Takes note of the pages that are in memory by now. OSError: it cannot be told."""
         for start, end, told in self._mappings():
             if told:
                 self._last[start, end] = np.full((end - start) // PAGE, -1, np.int32)
             else:
                 self.left_out_bytes += end - start
         self._note(0)
+        self._know(0)
+
+    def _know(self, number: int) -> None:
+        """What is in memory, and was not before, was used in round `number`.
+
+        An earlier look may have taken its entry.
+        """
+        here = resident(self.region)
+        for (start, end), last in self._last.items():
+            pages = here[(here >= start // PAGE) & (here < end // PAGE)] - start // PAGE
+            last[pages[last[pages] < 0]] = number
 
     def _mappings(self) -> Iterator[tuple[int, int, bool]]:
         """The mappings, and whether their entries may be given back."""
@@ -147,12 +187,18 @@ class Watched:
 
     def _note(self, number: int) -> None:
         """Pages that have an entry were used in round `number`."""
+        for last, present in self._entries():
+            last[present] = number
+
+    def _entries(self) -> Iterator[tuple[Rounds, NDArray[np.bool_]]]:
+        """Part by part when its pages were last used, and whether they have an entry now."""
         found = self.region.describe("entries")
         if found["linux_fills"]:
             raise OSError(
                 errno.EOPNOTSUPP,
                 f"{self.path}: on a mount with -o faults=linux first touches leave no entry, so "
-                "which pages are used cannot be told: mount with -o faults=watched",
+                "which pages are used cannot be told: mount with -o faults=watched, or look by "
+                "--method clear_refs",
             )
         self.fault_around = found["fault_around"]
         for each in found["ranges"]:
@@ -161,9 +207,10 @@ class Watched:
             for (start, end), last in self._last.items():
                 low, high = max(start, each["start"]), min(end, each["end"])
                 if low < high:
-                    part = last[(low - start) // PAGE : (high - start) // PAGE]
-                    seen = present[(low - each["start"]) // PAGE : (high - each["start"]) // PAGE]
-                    part[seen] = number
+                    yield (
+                        last[(low - start) // PAGE : (high - start) // PAGE],
+                        present[(low - each["start"]) // PAGE : (high - each["start"]) // PAGE],
+                    )
 
     def last(self) -> Iterator[tuple[int, Rounds]]:
         """Range by range its offset, and in which round each page was last used."""
@@ -183,6 +230,11 @@ class Watched:
             if start <= offset < end:
                 return int(last[(offset - start) // PAGE])
         return -1
+
+    def bounds(self, rounds: int) -> list[dict[str, int]]:
+        """What was used in the last round, in the one before ..., where that is not exact."""
+        del rounds
+        return []
 
     def clients(self, rounds: int) -> list[dict[str, Any]]:
         """Spans of 2 MiB in which each process has pages, by the last round in which it had."""
@@ -218,6 +270,10 @@ def look_on(
             region.look(number)
         after = serving.seconds(before)
         spent = {pid: after[pid] - before[pid] for pid in after}
+        for region in regions:
+            for pid, seconds in region.held.items():
+                spent[pid] = spent.get(pid, 0) + seconds
+            region.held = {}
         done.append(Interval(start, time.monotonic(), spent))
         if interval is None and done[-1].cost > COST_SHARE:
             wanted *= 2
@@ -246,6 +302,7 @@ def _region(watched: Watched, done: Sequence[Interval]) -> dict[str, Any]:
         "native_attachments": watched.native,
         "error_pages": watched.fault_around - 1,
         "ages": ages,
+        "bounds": watched.bounds(len(done)),
         "working_set": [
             {"seconds": age["at_most_seconds"], "bytes": int(pages) * PAGE}
             for age, pages in zip(ages, used, strict=False)
@@ -259,23 +316,24 @@ def run(
     rounds: int,
     interval: float | None,
     pause: Callable[[float], None] = time.sleep,
+    kind: type[Watched] = Watched,
 ) -> dict[str, Any]:
-    """Looks at regions for `rounds` intervals; a document.
+    """Looks at regions for `rounds` intervals, in the way of `kind`; a document.
 
     `interval` is in seconds; None: 10, and twice as long whenever a look has cost a process more
     than 3 % of its time. OSError: with a sentence.
     """
     started = head.head()
     with contextlib.ExitStack() as stack:
-        regions = [stack.enter_context(Watched(path)) for path in paths]
+        regions = [stack.enter_context(kind(path)) for path in paths]
         for region in regions:
             region.begin()
         done = look_on(regions, rounds, interval, pause)
         return {
             **started,
-            "method": idle_methods.USED,
-            "methods": [each._asdict() for each in idle_methods.methods()],
-            "exact_to": {"all": "4 KiB page", "each": "2 MiB span"},
+            "method": kind.method,
+            "methods": [each._asdict() for each in idle_methods.methods(kind.method)],
+            "exact_to": kind.exact_to,
             "intervals": [{"seconds": each.seconds, "cost": each.cost} for each in done],
             "between_seconds": done[-1].end - done[0].start - sum(each.seconds for each in done),
             "regions": [_region(region, done) for region in regions],

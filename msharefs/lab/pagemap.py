@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import struct
 from typing import TYPE_CHECKING, BinaryIO, Self
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 PAGE_SHIFT = 12
 # linux/fs.h: PAGE_IS_*.
+WRITTEN = 1 << 1
+"""Not write-protected by a userfaultfd."""
 FILE = 1 << 2
 """Not anonymous: a page of a file, or of shared memory."""
 PRESENT = 1 << 3
@@ -48,6 +51,7 @@ _CALL_PAGES = 1 << 18
 _ADDRESSES = 1 << 47  # of a process, with tables of four levels
 _ENTRY_BYTES = 8
 _ENTRY_FRAME = (1 << 55) - 1
+_ENTRY_SOFT_DIRTY = 1 << 55
 _ENTRY_ALONE = 1 << 56
 _ENTRY_FILE = 1 << 61
 _ENTRY_SWAPPED = 1 << 62
@@ -78,14 +82,14 @@ class Pagemap:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def runs(self, start: int, end: int) -> Iterator[Numbers]:
+    def runs(self, start: int, end: int, *, more: int = 0) -> Iterator[Numbers]:
         """Runs of pages that have an entry in [start, end), in bytes; a line for each.
 
-        OSError: ENOTTY before Linux 6.7.
+        `more`: what is to be told of them beside what always is. OSError: ENOTTY before Linux 6.7.
         """
         end = _walkable(end)
         while start < end:
-            found, start = self._scan(start, min(end, start + _CALL_BYTES), _CALL_PAGES)
+            found, start = self._scan(start, min(end, start + _CALL_BYTES), _CALL_PAGES, more)
             if len(found):
                 yield found
 
@@ -98,9 +102,9 @@ class Pagemap:
         """As `runs`, for so few pages that one call is enough."""
         return self._scan(start, _walkable(end), 0)[0]
 
-    def _scan(self, start: int, end: int, most: int) -> tuple[Numbers, int]:
+    def _scan(self, start: int, end: int, most: int, more: int = 0) -> tuple[Numbers, int]:
         """Up to `most` pages (0: all), and the address where the walk ended."""
-        wanted, told = PRESENT | SWAPPED, PRESENT | SWAPPED | FILE | HUGE
+        wanted, told = PRESENT | SWAPPED, PRESENT | SWAPPED | FILE | HUGE | more
         argument = bytearray(
             _SCAN.pack(_SCAN.size, 0, start, end, 0, self._where, _RUNS, most, 0, 0, wanted, told)
         )
@@ -168,3 +172,12 @@ def sees_frames() -> bool:
     address = int(ffi.cast("uintptr_t", ffi.from_buffer(touched)))
     with Pagemap(os.getpid()) as pagemap:
         return bool((pagemap.entries(address >> PAGE_SHIFT, 1) & np.uint64(_ENTRY_FRAME)).any())
+
+
+def has_soft_dirty() -> bool:
+    """Whether this kernel has soft-dirty marks (CONFIG_MEM_SOFT_DIRTY)."""
+    fresh = mmap.mmap(-1, 1 << PAGE_SHIFT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    fresh[0] = 1  # new memory has the mark, whoever has cleared those of older memory
+    first = int(ffi.cast("uintptr_t", ffi.from_buffer(fresh))) >> PAGE_SHIFT
+    with Pagemap(os.getpid()) as pagemap:
+        return bool((pagemap.entries(first, 1) & np.uint64(_ENTRY_SOFT_DIRTY)).any())

@@ -17,22 +17,18 @@ import numpy as np
 from msharefs import proc, units, verbs
 
 from . import head, idle
-from .idle import PAGE
+from .idle import PAGE, resident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
-
     from msharefs.client import Region
 
-    Pages = NDArray[np.int64]
-    """Numbers of pages in the region."""
+    from .idle import Pages
 
 LOOKS = 4
 """Intervals of the look before: pages used in different ones have different ages."""
 LOOK_SECONDS = 4.0
-_TRIES = 10
 _FRUITLESS = 3
 """Passes in which no page has left, after which it is given up."""
 
@@ -40,25 +36,6 @@ _FRUITLESS = 3
 def swap_free() -> int:
     """Bytes to which anonymous memory can go."""
     return proc.meminfo().get("SwapFree", 0)
-
-
-def resident(region: Region) -> Pages:
-    """The pages that are in memory, in order."""
-    for tries in range(_TRIES):
-        found = [np.empty(0, np.int64)]
-        try:
-            for each in region.maps():
-                vec = np.frombuffer(
-                    region.query(each["start"], each["end"] - each["start"]), np.uint8
-                )
-                found.append(np.flatnonzero(vec & 1) + each["start"] // PAGE)
-        except OSError as error:
-            # A mapping has gone since it was listed.
-            if error.errno != errno.ENOMEM or tries + 1 == _TRIES:
-                raise
-        else:
-            break
-    return np.concatenate(found)
 
 
 def oldest_first(

@@ -397,6 +397,9 @@ class Connection:
             what = "check"
         if what == "reap":
             answer = json.dumps(await self._region.reap(self.flags)).encode()
+        elif what == "watch-stores":
+            await self._region.watch_stores(self.flags)
+            answer = b"null"
         elif what == "refusal":
             answer = json.dumps(self._region.refusal(self.pid)).encode()
         elif what == "trace":

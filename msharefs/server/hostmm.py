@@ -349,34 +349,54 @@ class HostMM(Changing):
         ENOMEM: a part of it is not mapped. EBUSY: a client does not do its part; nothing changed.
         """
         async with self._lock:
-            self._check_sealed(start, end, holes=False)
-            parts = self._parts(start, end)
-            if parts or (prot & lib.VMA_EXEC and not self.anonymous_executes):
-                self._check_protect(start, end, prot)
-            executes = prot & lib.VMA_EXEC or lib.hostmm_has_exec(self._mm, start, end)
-            take_first = await self._taking(start, end, parts)
+            await self._protect(start, end, prot)
 
-            async def take() -> None:
-                await take_first()
-                if not prot:
-                    await revocation.take_all(self.clients, start, end)
-                elif not prot & lib.VMA_WRITE:
-                    async for low, high in self._spans_in_use(start, end):
-                        await revocation.take_write(self.clients, low, high)
-                if executes and not prot & lib.VMA_EXEC:
-                    await revocation.arrange(self.clients, start, end, must=True)
+    async def watch_stores(self) -> None:
+        """Each process's next store to a page of memory faults, once; nobody's rights change.
 
-            await revocation.wait_connected(self.clients, start, end)
-            try:
-                await self._change(lambda: lib.hostmm_protect(self._mm, start, end, prot), take)
-            finally:
-                if executes:  # also for rights that an abort has given back
-                    await revocation.arrange(self.clients, start, end)
-            if prot & lib.VMA_WRITE:
+        Of memory that is sealed, or of huge pages, none does.
+        """
+        left_out = lib.VMA_SEALED | lib.VMA_HUGE
+        async with self._lock:
+            chosen = [
+                (vma.start, vma.end, vma.flags & lib.VMA_PROT)
+                for vma in self.vmas()
+                if not vma.object and vma.flags & lib.VMA_WRITE and not vma.flags & left_out
+            ]
+            for start, end, prot in chosen:
+                await self._protect(start, end, prot, watch_stores=True)
+
+    async def _protect(
+        self, start: int, end: int, prot: int, *, watch_stores: bool = False
+    ) -> None:
+        self._check_sealed(start, end, holes=False)
+        parts = self._parts(start, end)
+        if parts or (prot & lib.VMA_EXEC and not self.anonymous_executes):
+            self._check_protect(start, end, prot)
+        executes = prot & lib.VMA_EXEC or lib.hostmm_has_exec(self._mm, start, end)
+        take_first = await self._taking(start, end, parts)
+
+        async def take() -> None:
+            await take_first()
+            if not prot:
+                await revocation.take_all(self.clients, start, end)
+            elif watch_stores or not prot & lib.VMA_WRITE:
                 async for low, high in self._spans_in_use(start, end):
-                    await revocation.give_write(self.clients, low, high)
-            await revocation.rearm(self.clients, start, end)
-            self.shootdowns.note("protect", start, end)
+                    await revocation.take_write(self.clients, low, high)
+            if executes and not prot & lib.VMA_EXEC:
+                await revocation.arrange(self.clients, start, end, must=True)
+
+        await revocation.wait_connected(self.clients, start, end)
+        try:
+            await self._change(lambda: lib.hostmm_protect(self._mm, start, end, prot), take)
+        finally:
+            if executes:  # also for rights that an abort has given back
+                await revocation.arrange(self.clients, start, end)
+        if prot & lib.VMA_WRITE and not watch_stores:
+            async for low, high in self._spans_in_use(start, end):
+                await revocation.give_write(self.clients, low, high)
+        await revocation.rearm(self.clients, start, end)
+        self.shootdowns.note("protect", start, end)
 
     def _check_protect(self, start: int, end: int, prot: int) -> None:
         """EACCES: something in [start, end) may never have these rights."""

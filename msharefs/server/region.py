@@ -300,6 +300,11 @@ class Region:
         await host.clients.reap_dead(connected=True)
         return len(before - set(host.clients.claims()))
 
+    async def watch_stores(self, flags: int) -> None:
+        """Makes each process's next store to a page a fault, so that `idle` sees it."""
+        self.check_writable(flags)
+        await self.sized().watch_stores()
+
     def trace(self, number: int, flags: int) -> dict[str, Any]:
         """The events from `number` on (tracing.py), for a descriptor open with `flags`.
 

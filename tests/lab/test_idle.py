@@ -2,74 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import mmap
 import os
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
 
-import msharefs
 from msharefs.cli import cli
-from msharefs.lab import idle, idle_methods, pagemap, serving
+from msharefs.lab import idle, idle_methods, idle_ways, pagemap, serving
 
 from support import schema
+from support.idling import (
+    NOBODY_TOUCHED,
+    PAGE,
+    PAGES,
+    SIZE,
+    Accesses,
+    ages,
+    attached,
+    filled,
+    load,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from support.actor import Actor
     from support.server import Mount
 
 pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
-PAGE = 4096
 SPAN = 2 << 20
-SIZE = 8 << 20
-PAGES = SIZE // PAGE
-NOBODY_TOUCHED = 100
-
-
-@contextlib.contextmanager
-def filled(mount: Mount, name: str) -> Iterator[msharefs.Region]:
-    """A region of which all pages but the last ones have been written."""
-    with msharefs.open(mount.path / name, os.O_RDWR | os.O_CREAT) as region:
-        region.truncate(SIZE)
-        region.map(0, SIZE)
-        view = region.attach()
-        for page in range(PAGES - NOBODY_TOUCHED):
-            view[page * PAGE] = page % 251
-        region.detach()
-        yield region
-        region.detach()
-
-
-class Accesses:
-    """What the processes do in each interval, in the place of a sleep."""
-
-    def __init__(self, *rounds: Callable[[], object]) -> None:
-        self.rounds = list(rounds)
-
-    def __call__(self, seconds: float) -> None:
-        del seconds
-        self.rounds.pop(0)()
-
-
-def ages(found: dict[str, Any]) -> list[int]:
-    return [age["pages"] for age in found["regions"][0]["ages"]]
-
-
-def attached(actor: Actor, region: msharefs.Region) -> int:
-    return actor.attach(actor.give(region.fd))
-
-
-def load(actor: Actor, base: int, pages: Iterator[int] | range | list[int]) -> None:
-    for page in pages:
-        assert actor.call("load", base + page * PAGE) == [page % 251]
 
 
 def test_ages_are_exact_to_the_interval(shared_mount: Mount, actors: Callable[[], Actor]) -> None:
@@ -151,6 +118,15 @@ def test_first_touches_and_changes_meanwhile(
         assert ages(found) == [1, 0, 1, known - 2]
 
 
+def test_a_second_look_knows_the_pages_whose_entries_the_first_one_took(
+    shared_mount: Mount,
+) -> None:
+    with filled(shared_mount, "second") as region:
+        for _ in range(2):
+            found = idle.run([region.path], 1, None, Accesses(lambda: None))
+            assert ages(found) == [0, PAGES - NOBODY_TOUCHED]
+
+
 def test_contents_stay(shared_mount: Mount) -> None:
     with filled(shared_mount, "contents") as region:
         view = region.attach()
@@ -198,10 +174,10 @@ def test_other_ways_are_named_with_what_is_here(
     monkeypatch.setattr(idle_methods, "PAGE_IDLE", bitmap)
 
     def here() -> dict[str, bool]:
-        return {method.name: method.here for method in idle_methods.methods()}
+        return {method.name: method.here for method in idle_methods.methods("entries")}
 
-    assert here()[idle_methods.USED]
-    assert here()["PAGEMAP_SCAN with write-protection"] == pagemap.can_scan()
+    assert here()["entries"]
+    assert here()["stores"] == pagemap.can_scan()
     assert not here()["page_idle"]
     bitmap.touch()
     assert here()["page_idle"]
@@ -209,7 +185,8 @@ def test_other_ways_are_named_with_what_is_here(
     for release, has in (("7.1.9", False), ("7.2.0-rc1", True), ("10.0", True), ("6.18", False)):
         monkeypatch.setattr(idle_methods, "release", lambda release=release: release)
         assert here()[rwp] == has
-    assert [method.why_not == "" for method in idle_methods.methods()] == [True] + [False] * 4
+    for used in idle_ways.WAYS:
+        assert [each.name for each in idle_methods.methods(used) if not each.why_not] == [used]
 
 
 def test_the_verb(shared_mount: Mount, tmp_path: Path) -> None:
@@ -219,7 +196,7 @@ def test_the_verb(shared_mount: Mount, tmp_path: Path) -> None:
             cli, ["idle", "--interval", "0.01", "--rounds", "2", "--html", str(page), region.path]
         )
         assert shown.exit_code == 0, shown.output
-        assert "not used: userfaultfd, protected against reads (" in shown.output
+        assert "userfaultfd, protected against reads (" in shown.output
         assert f"{region.path}: {PAGES - NOBODY_TOUCHED:,} pages" in shown.output
         assert page.read_text().count("<svg") == 1
         told = CliRunner().invoke(
