@@ -493,6 +493,7 @@ class Region:
     def describe(self, what: str, argument: int = 0) -> Any:
         """One of "stat", "maps", "pagetable", "clients", "audit", "check", as the server has it.
 
-        "trace" is the only one that takes an argument: the number of the first event.
+        "trace" takes an argument, the number of the first event, and so does "watch-touches": for
+        how many nanoseconds first touches are not left to Linux.
         """
         return describe(self.fd, self.path, what, argument)

@@ -43,8 +43,9 @@ COST_SHARE = 0.03
 _KEPT = {"locked", "guard", "hugetlb"}
 """Flags of mappings that DONTNEED refuses, or whose entries are of another size."""
 
-
 _TRIES = 10
+_LATE_SECONDS = 30.0
+"""A look may be so much later than it was to be."""
 
 
 def resident(region: Region) -> Pages:
@@ -148,8 +149,12 @@ class Watched:
             kept = _KEPT & set(each["flags"]) or each["prot"].startswith("---")
             yield each["start"], each["end"], not kept
 
-    def drop(self) -> None:
-        """Gives the entries back. EBUSY: a process does not answer."""
+    def drop(self, seconds: float) -> None:
+        """Gives the entries back, `seconds` before the next look. EBUSY: a process does not answer.
+
+        Until then first touches are not Linux's, whatever the mount says.
+        """
+        self.region.describe("watch-touches", int((seconds + _LATE_SECONDS) * 1e9))
         for tries in range(_TRIES):
             try:
                 for start, end, told in self._mappings():
@@ -187,19 +192,18 @@ class Watched:
 
     def _note(self, number: int) -> None:
         """Pages that have an entry were used in round `number`."""
-        for last, present in self._entries():
+        found = self.region.describe("entries")
+        if number and found["linux_fills"]:
+            raise OSError(
+                errno.ETIMEDOUT,
+                f"{self.path}: the look came {_LATE_SECONDS:.0f} s too late, and Linux has filled "
+                "memory meanwhile; try again when there is less to do",
+            )
+        for last, present in self._entries(found):
             last[present] = number
 
-    def _entries(self) -> Iterator[tuple[Rounds, NDArray[np.bool_]]]:
+    def _entries(self, found: dict[str, Any]) -> Iterator[tuple[Rounds, NDArray[np.bool_]]]:
         """Part by part when its pages were last used, and whether they have an entry now."""
-        found = self.region.describe("entries")
-        if found["linux_fills"]:
-            raise OSError(
-                errno.EOPNOTSUPP,
-                f"{self.path}: on a mount with -o faults=linux first touches leave no entry, so "
-                "which pages are used cannot be told: mount with -o faults=watched, or look by "
-                "--method clear_refs",
-            )
         self.fault_around = found["fault_around"]
         for each in found["ranges"]:
             data = zlib.decompress(base64.b64decode(each["present"]))
@@ -264,7 +268,7 @@ def look_on(
         before = serving.seconds(set().union(*(region.pids() for region in regions)))
         start = time.monotonic()
         for region in regions:
-            region.drop()
+            region.drop(wanted)
         pause(wanted)
         for region in regions:
             region.look(number)

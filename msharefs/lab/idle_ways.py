@@ -104,8 +104,9 @@ class Referenced(_ByProcess):
         """All that have it mapped."""
         return {who.pid for who, _ in self._attached()}
 
-    def drop(self) -> None:
+    def drop(self, seconds: float) -> None:
         """Clears the accessed bits. PermissionError: of a process that is another user's."""
+        del seconds
         for pid in self.pids():
             began = time.monotonic()
             try:
@@ -184,11 +185,20 @@ class Stores(_ByProcess):
     def _note(self, number: int) -> None:
         """What has got an entry is known from now on. What was stored to, it does not say."""
         del number
-        for last, present in self._entries():
+        found = self.region.describe("entries")
+        if found["linux_fills"]:
+            raise OSError(
+                errno.EOPNOTSUPP,
+                f"{self.path}: on a mount with -o faults=linux most memory is not watched, so "
+                "stores cannot be told: mount with -o faults=watched, or look by --method "
+                "clear_refs or entries",
+            )
+        for last, present in self._entries(found):
             last[present & (last < 0)] = 0
 
-    def drop(self) -> None:
+    def drop(self, seconds: float) -> None:
         """The next store to each page faults."""
+        del seconds
         self.region.describe("watch-stores")
 
     def look(self, number: int) -> None:

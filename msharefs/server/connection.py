@@ -404,6 +404,10 @@ class Connection:
             answer = json.dumps(self._region.refusal(self.pid)).encode()
         elif what == "trace":
             answer = json.dumps(self._region.trace(request.arguments[1], self.flags)).encode()
+        elif what == "watch-touches":
+            answer = json.dumps(
+                self._region.watch_touches(request.arguments[1], self.flags)
+            ).encode()
         elif what == "clients":
             answer = await self._clients(self._region)
         else:

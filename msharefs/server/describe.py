@@ -174,12 +174,12 @@ def entries(view: View) -> dict[str, Any]:
     """Which pages have an entry, mapping by mapping: a byte for each, compressed, in base64.
 
     And what makes entries beside faults: how many pages a sequential first touch fills at most, and
-    whether Linux fills memory by itself.
+    whether Linux fills memory by itself at present.
     """
     header = view.mm.header
     return {
         "fault_around": int(header.fault_around),
-        "linux_fills": bool(header.linux_fills),
+        "linux_fills": bool(header.linux_fills) and not lib.entries_watched(view.mm),
         "ranges": [
             {"start": vma.start, "end": vma.end, "present": _present(view, vma.start, vma.end)}
             for vma in view.vmas()

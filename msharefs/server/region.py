@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+WATCH_NS = 24 * 3600 * 10**9
 # Processes that may ask why they were refused.
 _REFUSALS = 64
 
@@ -304,6 +305,20 @@ class Region:
         """Makes each process's next store to a page a fault, so that `idle` sees it."""
         self.check_writable(flags)
         await self.sized().watch_stores()
+
+    def watch_touches(self, ns: int, flags: int) -> bool:
+        """For `ns` nanoseconds no first touch is left to Linux, and touches make the entries.
+
+        Whoever asks drops the entries then: what has one afterwards has been touched. It ends by
+        itself. Returns whether it makes a difference. EINVAL: more than a day.
+        """
+        host = self.to_change(flags)
+        if ns > WATCH_NS:
+            raise OSError(
+                errno.EINVAL, f"{self.name}: touches are watched for a day at most, not for {ns} ns"
+            )
+        lib.entries_watch(host.mm, ns)
+        return bool(host.mm.header.linux_fills)
 
     def trace(self, number: int, flags: int) -> dict[str, Any]:
         """The events from `number` on (tracing.py), for a descriptor open with `flags`.

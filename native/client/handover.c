@@ -24,7 +24,7 @@
  * Where the mount says so (-o faults=linux), nothing is left to decide in memory that all may read
  * and write either, be its pages there or not: which pages .mem has is which entries there are,
  * and the server makes them when somebody looks (core/entries.c). The first fault in such memory
- * hands it over.
+ * hands it over, but not while somebody asks which pages are used.
  *
  * Around a read Linux maps other pages too, but for a write only its page. So sequential writes
  * stay ours: mapping the following pages costs us a quarter of Linux's faults (resolve.c).
@@ -37,6 +37,7 @@
 #include "client/counts.h"
 #include "client/present.h"
 #include "client/request.h"
+#include "core/entries.h"
 #include "core/touched.h"
 #include "core/uffd.h"
 
@@ -295,7 +296,7 @@ bool handover_absent(struct attachment *att, const struct fault *fault)
     const uint32_t all = VMA_READ | VMA_WRITE;
 
     if (!att->mm.linux_fills || att->reader || att->budget.spans || att->moved_uffd >= 0 ||
-        (fault->vma.flags & all) != all)
+        (fault->vma.flags & all) != all || entries_watched(&att->mm))
         return false;
     taken_away(att, fault->offset);
     atomic_store(&att->mm.header->unwatched, 1);

@@ -10,8 +10,24 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "core/linger.h"
 #include "core/pagetable.h"
 #include "core/vma.h"
+
+void entries_watch(struct mm *mm, uint64_t ns)
+{
+    const uint64_t until = clock_ns(CLOCK_MONOTONIC) + ns;
+
+    if (atomic_load(&mm->header->watch_until) < until) /* somebody else may look for longer */
+        atomic_store(&mm->header->watch_until, until);
+}
+
+bool entries_watched(const struct mm *mm)
+{
+    const uint64_t until = atomic_load(&mm->header->watch_until);
+
+    return until && clock_ns(CLOCK_MONOTONIC) < until;
+}
 
 struct catch_up {
     unsigned slot;
@@ -105,6 +121,8 @@ int64_t entries_catch_up(struct mm *mm, unsigned slot, int mem_fd, uint64_t star
 
     if (how == ENTRIES_BEFORE && mm->header->intent.epoch != epoch + 1)
         return 0; /* there is no change */
+    if (how == ENTRIES_NOW && entries_watched(mm))
+        return 0;
     end = end < limit ? end : limit;
     for (uint64_t i = 0; i < used && !err; i++) {
         struct mm_vma vma = set[i];

@@ -28,6 +28,7 @@
  *   unwatched             any   set to 1 before the first such page can come
  *   retired, unmaps       S
  *   trace_until           S     while somebody reads the ring of events
+ *   watch_until           S     while somebody asks which pages are used
  *   traced, records       any   one fetch-and-add for each record (trace.h)
  *   slot.state            any   FREE -> CLAIMED by compare-and-swap; otherwise C and S
  *   slot, the rest        C     while CLAIMED; S after the client's death
@@ -153,6 +154,7 @@ struct mm_header {
     uint32_t linux_fills; /* 1: first touches of memory that all may read and write are Linux's */
     _Atomic uint32_t unwatched; /* 1: there may be pages without entries, since that has been so */
     _Atomic uint64_t trace_until; /* events are recorded until then: CLOCK_MONOTONIC, ns; 0: not */
+    _Atomic uint64_t watch_until; /* until then first touches are not Linux's; the same clock */
 };
 
 enum vma_flags {
@@ -311,6 +313,7 @@ static inline uint64_t layout_signature(void)
         offsetof(struct mm_slot, unshared),
         offsetof(struct mm_header, claims), offsetof(struct mm_header, unwatched),
         offsetof(struct mm_header, traced), offsetof(struct mm_header, trace_until),
+        offsetof(struct mm_header, watch_until),
         sizeof(struct mm_record), TRACE_RECORDS, MM_SLOTS, MM_VMAS,
         TABLES_BASE, DATA_BASE, OBJECTS_BASE, HOST_BASE, VMA_BUSY, VMA_HUGE, FRAME_TABLE,
         INTENT_DROPPED, VMA_GUARD, VMA_POLICY,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
+import msharefs
 from msharefs.cli import cli
 from msharefs.lab import idle, idle_methods, idle_ways, pagemap, serving
 
@@ -27,6 +28,8 @@ from support.idling import (
     filled,
     load,
 )
+from support.wait import until
+from support.watched import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -208,7 +211,45 @@ def test_the_verb(shared_mount: Mount, tmp_path: Path) -> None:
         assert {"verb", "verb too"} <= names
 
 
-def test_where_linux_fills_it_says_so(mounts: Callable[..., Mount]) -> None:
+def test_where_linux_fills_touches_are_watched_meanwhile(
+    mounts: Callable[..., Mount], actors: Callable[[], Actor]
+) -> None:
+    """Exactly as elsewhere."""
+    with filled(mounts("quantum=2M", "faults=linux", "fault_around=1"), "linux") as region:
+        actor = actors()
+        base = attached(actor, region)
+        load(actor, base, range(PAGES - NOBODY_TOUCHED))
+        assert watched(actor.pid, base, SIZE) == []
+
+        def use() -> None:
+            load(actor, base, [0, 7, 1000])
+            assert actor.call("store", base + (PAGES - 1) * PAGE, 1) == []
+            region.stat()  # somebody looks, and that is no use of a page
+
+        found = idle.run([region.path], 2, 1.0, Accesses(lambda: load(actor, base, range(9)), use))
+        assert ages(found) == [4, 7, PAGES - NOBODY_TOUCHED - 10]
+        assert watched(actor.pid, base, SIZE) != []
+
+
+def test_a_look_that_comes_too_late_says_so(
+    mounts: Callable[..., Mount], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle, "_LATE_SECONDS", 0.0)
+    with filled(mounts("quantum=2M", "faults=linux"), "late") as region:
+
+        def wait() -> None:
+            until(lambda: region.describe("entries")["linux_fills"], "the time is over")
+
+        with pytest.raises(TimeoutError, match="too late"):
+            idle.run([region.path], 1, 0.05, Accesses(wait))
+
+
+def test_touches_are_watched_for_a_day_at_most(mounts: Callable[..., Mount]) -> None:
+    """And for somebody who may write the region."""
     mount = mounts("quantum=2M", "faults=linux")
-    with filled(mount, "linux") as region, pytest.raises(OSError, match="faults=watched"):
-        idle.run([region.path], 1, None, Accesses(lambda: None))
+    with filled(mount, "day") as region, msharefs.open(region.path, os.O_RDONLY) as reader:
+        with pytest.raises(OSError, match="a day at most"):
+            region.describe("watch-touches", 25 * 3600 * 10**9)
+        with pytest.raises(PermissionError):
+            reader.describe("watch-touches", 10**9)
+        assert region.describe("entries")["linux_fills"]

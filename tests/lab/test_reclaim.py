@@ -281,15 +281,6 @@ def test_where_nothing_leaves_it_is_given_up() -> None:
     assert (taken.left, taken.tried, len(taken.pages)) == (100, 30, 0)
 
 
-def test_what_cannot_be_watched_is_refused(mounts: Callable[..., Mount], file: int) -> None:
-    mount = mounts("quantum=2M", "faults=linux")
-    with (
-        mapped(mount, "linux", file) as region,
-        pytest.raises(OSError, match="faults=watched"),
-    ):
-        reclaim.run(region.path, PAGE, None, Pauses())
-
-
 def test_watching_keeps_it_so_and_counts_what_came_back(
     shared_mount: Mount, actors: Callable[[], Actor], file: int, tmp_path: Path
 ) -> None:
