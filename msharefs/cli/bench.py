@@ -26,8 +26,8 @@ ALONE = (PLAN_CHECK, _shootdown.NAME)
 MISSED = 3
 """The exit status of --gate where a target is missed."""
 BACKENDS = (
-    "memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-native",
-    "msharefs-budget",
+    "memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-linux",
+    "msharefs-native", "msharefs-budget",
 )  # fmt: skip
 
 

@@ -226,6 +226,14 @@ class StrictRegion(Region):
     options = ("fault_around=1",)
 
 
+class LinuxRegion(Region):
+    """First touches are Linux's, and not faults that come to us."""
+
+    name = "msharefs-linux"
+    about = "the same with -o faults=linux"
+    options = ("faults=linux",)
+
+
 class BudgetRegion(Region):
     """Real page tables of the clients kept small."""
 
@@ -245,7 +253,7 @@ class NativeRegion(Region):
 
 
 ALL: tuple[type[Backend], ...] = (
-    Memfd, Thp, Hugetlb, SysV, Region, StrictRegion, NativeRegion, BudgetRegion,
+    Memfd, Thp, Hugetlb, SysV, Region, StrictRegion, LinuxRegion, NativeRegion, BudgetRegion,
 )  # fmt: skip
 NAMES = tuple(backend.name for backend in ALL)
 

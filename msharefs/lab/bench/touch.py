@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from .backends import Backends, Memory
     from .figures import Sample
 
-KINDS = ("memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-native")
+KINDS = (
+    "memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-linux",
+    "msharefs-native",
+)  # fmt: skip
 # In random order neighbours are rarely touched as well: a part of all pages, each at most once.
 RANDOM_SHARE = 4
 
