@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+SWITCHES = {
+    "flush": "the TLB emptied at each turn",
+    "pcid": "each with a PCID of its own",
+    "one pcid": "one PCID for all",
+}
+
+
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """What a walk has met, for people."""
     paging, links, wrong = found["paging"], found["link_faults"], found["wrong"]
@@ -51,10 +58,15 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     cycles = found["cycles_a_load"]
     if cycles:
         yield (
-            f"cycles a load, {cycles['spaces']} address spaces in turns with {cycles['pages']} "
-            f"pages, the TLB cold: {cycles['shared']:.0f} with shared tables, "
-            f"{cycles['private']:.0f} with tables of their own"
+            f"cycles a load, when address spaces take turns with {cycles['pages']} pages, with "
+            "shared tables and with tables of their own:"
         )
+        for turn in cycles["turns"]:
+            own = "" if turn["private"] is None else f", {turn['private']:.0f}"
+            how = SWITCHES[turn["switch"]]
+            yield f"  {turn['spaces']:3} spaces, {how}: {turn['shared']:.0f}{own}"
+        if not cycles["has_pcid"]:
+            yield "  (the hypervisor gives its machines no PCIDs)"
         if paging["kind"] == "shadow":
             yield "(of the hypervisor's shadow tables: this says nothing about hardware)"
     yield "all as the tables have it" if found["passed"] else "NOT as the tables have it"

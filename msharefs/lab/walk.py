@@ -101,12 +101,11 @@ def run(
 
 
 def _document(said: dict[str, Any], started: dict[str, str]) -> dict[str, Any]:
-    timed = {
-        "spaces": said["timed_spaces"],
-        "pages": said["timed_pages"],
-        "shared": said["cycles_shared"],
-        "private": said["cycles_private"],
-    }
+    turns = [
+        {**each, "private": None if each["switch"] == "one pcid" else each["private"]}
+        for each in said["turns"]
+    ]
+    timed = {"pages": said["timed_pages"], "has_pcid": bool(said["has_pcid"]), "turns": turns}
     return {
         **started,
         "paging": paging(),

@@ -19,6 +19,7 @@ enum {
     IDT_AT = 0x3000,
     TSS_AT = 0x4000,
     STUBS_AT = 0x5000, /* one for each vector, 16 bytes */
+    SWITCH_AT = 0x6000,
     STACK_END = 0x8000,
 };
 
@@ -29,9 +30,11 @@ enum {
 
 enum { CODE = 1 << 3, TASK = 3 << 3, USER_DATA = 5 << 3 | 3, USER_CODE = 6 << 3 | 3 };
 enum { VECTORS = 256, VECTOR_UD = 6, STUB_BYTES = 16, PORT = 0x10, CPUID_MAX = 256 };
+#define CPUID_PCID (1u << 17) /* leaf 1, ECX */
 
 #define CR0_USED 0x80010033u /* PG, WP, NE, ET, MP, PE */
 #define CR4_PAE 0x20u
+#define CR4_PCIDE 0x20000u
 #define EFER_USED 0xd00u /* NXE, LMA, LME */
 
 /* In: rsi the list, rdi the results, rcx how many. An undefined instruction is the end: not every
@@ -103,6 +106,9 @@ static void write_kernel(struct machine *machine)
         memcpy(machine->low + at, stub, sizeof stub);
         idt[2 * vector] = at | (uint64_t)CODE << 16 | 0x8eull << 40;
     }
+    const uint8_t switches[] = {0x0f, 0x22, 0xd8, 0xe6, PORT, 0xf4}; /* mov rax to cr3, out, hlt */
+
+    memcpy(machine->low + SWITCH_AT, switches, sizeof switches);
     machine_table(machine, LOW_PMD)[0] = ENTRY_PRESENT | ENTRY_RW | ENTRY_HUGE;
     machine_table(machine, LOW_PMD)[1] = USER_AT | ENTRY_PRESENT | ENTRY_RW | ENTRY_USER |
                                          ENTRY_HUGE;
@@ -153,9 +159,12 @@ static int set_cpuid(struct machine *machine)
 
     if (ioctl(machine->kvm, KVM_GET_SUPPORTED_CPUID, &cpuid))
         return -errno;
-    for (unsigned i = 0; i < cpuid.head.nent && i < CPUID_MAX; i++)
+    for (unsigned i = 0; i < cpuid.head.nent && i < CPUID_MAX; i++) {
         if (cpuid.entries[i].function == 0x80000008)
             bits = cpuid.entries[i].eax & 0xff;
+        if (cpuid.entries[i].function == 1)
+            machine->has_pcid = cpuid.entries[i].ecx & CPUID_PCID;
+    }
     if (1ull << bits <= DATA_BASE)
         return -EOVERFLOW;
     return ioctl(machine->cpu, KVM_SET_CPUID2, &cpuid) ? -errno : 0;
@@ -273,6 +282,18 @@ static int read_stop(struct machine *machine, uint64_t count, struct stop *stop)
     return 0;
 }
 
+static int run(struct machine *machine, const struct kvm_sregs *sregs, const struct kvm_regs *regs)
+{
+    int result;
+
+    if (ioctl(machine->cpu, KVM_SET_SREGS, sregs) || ioctl(machine->cpu, KVM_SET_REGS, regs))
+        return -errno;
+    do
+        result = ioctl(machine->cpu, KVM_RUN, 0ul);
+    while (result && errno == EINTR);
+    return result ? -errno : 0;
+}
+
 int machine_run(struct machine *machine, uint64_t pgd, enum loop loop, uint64_t from,
                 uint64_t count, struct stop *stop)
 {
@@ -284,14 +305,36 @@ int machine_run(struct machine *machine, uint64_t pgd, enum loop loop, uint64_t 
         .rdi = RESULTS_AT + from * sizeof(uint64_t),
         .rcx = count - from,
     };
-    int result;
+    int err;
 
     machine->user.cr3 = pgd;
-    if (ioctl(machine->cpu, KVM_SET_SREGS, &machine->user) ||
-        ioctl(machine->cpu, KVM_SET_REGS, &regs))
-        return -errno;
-    do
-        result = ioctl(machine->cpu, KVM_RUN, 0ul);
-    while (result && errno == EINTR);
-    return result ? -errno : read_stop(machine, count, stop);
+    err = run(machine, &machine->user, &regs);
+    return err ? err : read_stop(machine, count, stop);
+}
+
+void machine_use_pcids(struct machine *machine, bool on)
+{
+    machine->user.cr4 = on ? CR4_PAE | CR4_PCIDE : CR4_PAE;
+    machine->user.cr3 = SPACES_AT; /* of any address space: the low memory is in all of them */
+}
+
+int machine_switch(struct machine *machine, uint64_t cr3)
+{
+    const struct kvm_regs regs = {.rip = SWITCH_AT, .rsp = STACK_END, .rflags = 2, .rax = cr3};
+    struct kvm_sregs kernel = machine->user;
+    int err;
+
+    kernel.cs.selector = CODE;
+    kernel.cs.dpl = 0;
+    kernel.ss.selector = 0;
+    kernel.ss.dpl = 0;
+    err = run(machine, &kernel, &regs);
+    if (!err && (machine->run->exit_reason != KVM_EXIT_IO || machine->run->io.port != PORT))
+        err = -EIO;
+    if (!err && ioctl(machine->cpu, KVM_GET_SREGS, &kernel))
+        err = -errno;
+    if (!err && kernel.cr3 != (cr3 & ~CR3_NOFLUSH)) /* an exception's stub would end there, too */
+        err = -EIO;
+    machine->user.cr3 = kernel.cr3;
+    return err;
 }

@@ -38,6 +38,7 @@ struct machine {
     uint8_t *low;
     uint64_t low_bytes;
     struct kvm_sregs user;
+    bool has_pcid;
     unsigned memories; /* slots in use */
     struct kvm_userspace_memory_region tables;
     /* [0, count) */
@@ -66,6 +67,13 @@ int machine_forget(struct machine *machine);
 /* Runs a loop in user mode over the list, from `from` on, in the address space with that PGD. */
 int machine_run(struct machine *machine, uint64_t pgd, enum loop loop, uint64_t from,
                 uint64_t count, struct stop *stop);
+/* From now on the low 12 bits of CR3 are a PCID, or not. The TLB is emptied. Precondition for `on`:
+ * has_pcid. */
+void machine_use_pcids(struct machine *machine, bool on);
+#define CR3_NOFLUSH (1ull << 63) /* what the TLB has for the PCID stays */
+/* Writes CR3 from inside, as a kernel does that goes on with another process; then machine_run() in
+ * the address space machine->user.cr3 keeps what the TLB has. */
+int machine_switch(struct machine *machine, uint64_t cr3);
 /* A table of the low memory. */
 static inline uint64_t *machine_table(const struct machine *machine, uint64_t physical)
 {

@@ -23,6 +23,8 @@
 #include "walk/visit.h"
 
 enum { TRIES = 100, PRIVATE_MAX = 256, TIMED_PAGES = 128, TIMED_ROUNDS = 6, REFUSED = 2 };
+/* So few spaces have room for their pages in a TLB, if it is not emptied. */
+enum { FEW = 4, CROWDS = 2 };
 
 struct marks {
     uint64_t accessed, dirty, unmarked;
@@ -43,8 +45,8 @@ struct tour {
     uint64_t links_least, links_most; /* of one space */
     uint64_t upper_tables;            /* PUD tables of all the pages */
     struct marks before, after;
-    struct cycles cycles;
-    uint64_t timed_pages;
+    struct cycles cycles[CROWDS][SWITCHES];
+    uint64_t timed_pages, timed_spaces[CROWDS];
     uint64_t changes, gone, seen_by;
 };
 
@@ -153,7 +155,6 @@ static int visit_space(struct tour *tour, uint64_t number)
 static int measure(struct tour *tour)
 {
     uint64_t count = 0;
-    int err;
 
     for (uint64_t i = 0; i < tour->region.count && count < TIMED_PAGES; i++) {
         const struct leaf *leaf = &tour->region.leaves[i];
@@ -164,11 +165,24 @@ static int measure(struct tour *tour)
     }
     if (!count)
         return 0;
-    err = visit_time(&tour->spaces, tour->chosen, count, TIMED_ROUNDS, &tour->cycles);
-    if (err == -EAGAIN)
-        return renew(tour);
-    tour->timed_pages = err ? 0 : count;
-    return err;
+    for (unsigned crowd = 0; crowd < CROWDS; crowd++) {
+        const uint64_t most = crowd ? FEW : PRIVATE_MAX;
+        const uint64_t turns = tour->spaces.count < most ? tour->spaces.count : most;
+
+        tour->timed_spaces[crowd] = turns;
+        for (unsigned how = 0; how < SWITCHES; how++) {
+            if (how != SWITCH_FLUSH && !tour->machine.has_pcid)
+                continue;
+            const int err = visit_time(&tour->spaces, turns, how, tour->chosen, count, TIMED_ROUNDS,
+                                       &tour->cycles[crowd][how]);
+            if (err == -EINVAL && how != SWITCH_FLUSH) /* KVM says it has them, and refuses them */
+                tour->machine.has_pcid = false;
+            else if (err)
+                return err == -EAGAIN ? renew(tour) : err;
+        }
+    }
+    tour->timed_pages = count;
+    return 0;
 }
 
 static uint64_t now_ms(void)
@@ -294,6 +308,25 @@ static int go(struct tour *tour, uint64_t wait_ms)
     return err ? err : wait_for_change(tour, wait_ms);
 }
 
+static void print_cycles(const struct tour *tour)
+{
+    static const char *const names[] = {"flush", "pcid", "one pcid"};
+    const char *before = "";
+
+    printf(",\"turns\":[");
+    for (unsigned crowd = 0; crowd < CROWDS && tour->timed_pages; crowd++)
+        for (unsigned how = 0; how < SWITCHES; how++) {
+            const struct cycles *cycles = &tour->cycles[crowd][how];
+
+            if (how != SWITCH_FLUSH && !tour->machine.has_pcid)
+                continue;
+            printf("%s{\"spaces\":%" PRIu64 ",\"switch\":\"%s\",\"shared\":%.1f,\"private\":%.1f}",
+                   before, tour->timed_spaces[crowd], names[how], cycles->shared, cycles->private);
+            before = ",";
+        }
+    printf("]");
+}
+
 static void print(const struct tour *tour)
 {
     const struct found *found = &tour->found;
@@ -322,15 +355,15 @@ static void print(const struct tour *tour)
         {"changes", tour->changes},
         {"gone", tour->gone},
         {"seen_by", tour->seen_by},
-        {"timed_spaces", tour->timed_pages ? tour->spaces.private : 0},
+        {"has_pcid", tour->machine.has_pcid},
         {"timed_pages", tour->timed_pages},
     };
 
     printf("{\"ok\":true");
     for (unsigned i = 0; i < sizeof figures / sizeof *figures; i++)
         printf(",\"%s\":%" PRIu64, figures[i].name, figures[i].value);
-    printf(",\"cycles_shared\":%.1f,\"cycles_private\":%.1f}\n", tour->cycles.shared,
-           tour->cycles.private);
+    print_cycles(tour);
+    printf("}\n");
 }
 
 int main(int argc, char **argv)

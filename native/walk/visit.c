@@ -9,7 +9,7 @@
 /* Pages of one run: what waits for the end of our epoch waits for less than a millisecond. */
 #define BATCH 2048u
 
-enum { PAGE_FAULT = 14 };
+enum { PAGE_FAULT = 14, PCIDS = 4096 };
 /* Bits of its error code. */
 enum { ERROR_PRESENT = 1, ERROR_WRITE = 2, ERROR_USER = 4, ERROR_FETCH = 16 };
 
@@ -119,24 +119,39 @@ int visit(const struct spaces *spaces, uint64_t number, enum loop loop, const st
     return err;
 }
 
-/* One turn of a space, by its own tables or by the region's: the cycles of a load. */
-static int turn(const struct spaces *spaces, uint64_t number, bool own, const struct leaf *leaves,
-                uint64_t count, double *cycles)
+/* CR3 of a space that goes on, by its own tables or by the region's. */
+static uint64_t cr3_of(const struct spaces *spaces, uint64_t number, bool own, enum switching how)
 {
     const uint64_t pgd = own ? space_private_pgd(spaces, number) : space_pgd(spaces, number);
-    struct stop stop;
+    uint64_t pcid = number + 1;
+
+    if (how == SWITCH_FLUSH)
+        return pgd;
+    if (how == SWITCH_ONE_PCID)
+        pcid = PCIDS - 2;
+    return pgd | CR3_NOFLUSH | (own ? PCIDS - 1 - pcid : pcid);
+}
+
+/* One turn of a space: the cycles of a load. */
+static int turn(const struct spaces *spaces, uint64_t number, bool own, enum switching how,
+                const struct leaf *leaves, uint64_t count, double *cycles)
+{
+    struct machine *machine = spaces->machine;
+    struct stop stop = {0};
     int err = region_enter(spaces->region);
 
     if (err)
         return err;
     space_link(spaces, number, leaves->address); /* a change may have unlinked it */
     for (uint64_t i = 0; i < count; i++)
-        spaces->machine->list[i] = region_place(leaves[i].address);
-    err = machine_run(spaces->machine, pgd, LOOP_TIME, 0, count, &stop);
+        machine->list[i] = region_place(leaves[i].address);
+    err = machine_switch(machine, cr3_of(spaces, number, own, how));
+    if (!err)
+        err = machine_run(machine, machine->user.cr3, LOOP_TIME, 0, count, &stop);
     region_leave(spaces->region);
     if (!err && !stop.done)
         err = -EIO;
-    *cycles = err ? 0 : (double)spaces->machine->results[0] / (double)count;
+    *cycles = err ? 0 : (double)machine->results[0] / (double)count;
     return err;
 }
 
@@ -157,24 +172,25 @@ static void summarise(double *shared, double *private, uint64_t count, uint64_t 
     cycles->private = private[first + (count - first) / 2];
 }
 
-int visit_time(const struct spaces *spaces, const struct leaf *leaves, uint64_t count,
-               unsigned rounds, struct cycles *cycles)
+int visit_time(const struct spaces *spaces, uint64_t turns, enum switching how,
+               const struct leaf *leaves, uint64_t count, unsigned rounds, struct cycles *cycles)
 {
-    const uint64_t turns = spaces->private * rounds;
-    double *shared = calloc(turns, sizeof *shared), *private = calloc(turns, sizeof *private);
+    const uint64_t all = turns * rounds;
+    double *shared = calloc(all, sizeof *shared), *private = calloc(all, sizeof *private);
     int err = shared && private ? 0 : -ENOMEM;
 
-    for (uint64_t i = 0; i < turns && !err; i++) {
-        const uint64_t number = i % spaces->private;
-
-        if (i < spaces->private)
-            space_copy(spaces, number, leaves, count);
-        err = turn(spaces, number, true, leaves, count, &private[i]);
-        if (!err)
-            err = turn(spaces, number, false, leaves, count, &shared[i]);
+    machine_use_pcids(spaces->machine, how != SWITCH_FLUSH);
+    /* One after the other, so that neither takes the other's room in the TLB. */
+    for (uint64_t i = 0; i < all && !err; i++) {
+        if (i < turns)
+            space_copy(spaces, i, leaves, count);
+        err = turn(spaces, i % turns, true, how, leaves, count, &private[i]);
     }
+    for (uint64_t i = 0; i < all && !err; i++)
+        err = turn(spaces, i % turns, false, how, leaves, count, &shared[i]);
+    machine_use_pcids(spaces->machine, false);
     if (!err)
-        summarise(shared, private, turns, spaces->private, cycles);
+        summarise(shared, private, all, turns, cycles);
     free(shared);
     free(private);
     return err;

@@ -20,13 +20,20 @@ struct found {
 /* Visits pages. EAGAIN: the region has been changed, and nothing more is known. */
 int visit(const struct spaces *spaces, uint64_t number, enum loop loop, const struct leaf *leaves,
           uint64_t count, struct found *found);
-/* Cycles of a load, when `spaces` many address spaces take turns with these pages: linked, and with
+/* What becomes of the TLB when the next address space has its turn. */
+enum switching {
+    SWITCH_FLUSH,    /* no PCIDs: it is emptied */
+    SWITCH_PCID,     /* each space has one of its own */
+    SWITCH_ONE_PCID, /* one for all, as one could be shared by those that share the tables */
+    SWITCHES,
+};
+/* Cycles of a load, when `turns` many address spaces take turns with these pages: linked, and with
  * tables of their own. */
 struct cycles {
     double shared, private;
 };
-int visit_time(const struct spaces *spaces, const struct leaf *leaves, uint64_t count,
-               unsigned rounds, struct cycles *cycles);
+int visit_time(const struct spaces *spaces, uint64_t turns, enum switching how,
+               const struct leaf *leaves, uint64_t count, unsigned rounds, struct cycles *cycles);
 /* Whether user mode may do that to a page with such an entry. */
 bool visit_may(uint64_t entry, enum loop loop);
 

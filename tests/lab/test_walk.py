@@ -9,7 +9,6 @@ import contextlib
 import json
 import mmap
 import os
-import re
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,12 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import msharefs
-from msharefs import proc, verbs
+from msharefs import verbs
 from msharefs.cli import cli
 from msharefs.lab import walk
 
 from support import schema
 from support.wait import until
+from support.walking import KVM, SAID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,18 +39,6 @@ SPACES = 8
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
-def why_not() -> str:
-    """The sentence that a walk must end in here; empty: it must work."""
-    try:
-        walk.check_kvm()
-    except OSError as error:
-        return str(error.strerror)
-    bits = re.search(r"(\d+) bits physical", " ".join(proc.cpuinfo("address sizes")))
-    return "" if bits and int(bits[1]) >= 48 else "guest-physical addresses of this KVM have less"
-
-
-SAID = why_not()
-KVM = not SAID
 PATTERN = b"".join(page.to_bytes(8, "little") * (PAGE // 8) for page in range(SIZE // PAGE))
 
 
@@ -148,6 +136,26 @@ def test_each_space_takes_one_fault_and_marks_appear_in_the_shared_entries(
         made.protect(0, SIZE // 2, READ_WRITE)
         assert view == PATTERN, "a load or a locked OR of nothing changes no byte"
         assert whole(path)
+
+
+def test_cycles_are_told_for_each_way_to_switch(shared_mount: Mount) -> None:
+    """With PCIDs only where the machine's processor has them."""
+    path = shared_mount.path / "cycles"
+    with region(shared_mount, "cycles") as made:
+        made.map(0, SIZE)
+        made.advise(0, SIZE, verbs.MADV_POPULATE_READ)
+        found = walked(path)
+    if not found:
+        return
+    cycles = found["cycles_a_load"]
+    ways = ["flush", "pcid", "one pcid"] if cycles["has_pcid"] else ["flush"]
+    assert [(each["spaces"], each["switch"]) for each in cycles["turns"]] == [
+        (spaces, way) for spaces in (SPACES, 4) for way in ways
+    ]
+    for each in cycles["turns"]:
+        assert each["shared"] > 0
+        # Tables of one's own cannot have a PCID that is everybody's.
+        assert (each["private"] is None) == (each["switch"] == "one pcid")
 
 
 def test_entries_filled_ahead_are_marked_by_the_walk_alone(shared_mount: Mount) -> None:
