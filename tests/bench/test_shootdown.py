@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from msharefs.lab.bench import shootdown
 from msharefs.lab.bench.backends import Backends
 
 from support import cc, schema
+from support.calls import AS_NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,6 +105,15 @@ def test_the_picture(found: dict[str, Any], browser: Browser, tmp_path: Path) ->
     picture = tmp_path / "shootdown.svg"
     picture.write_text(shootdown_plot.draw(found))
     assert browser.look(picture) == []
+
+
+def test_it_needs_root_and_says_so() -> None:
+    asked = subprocess.run(
+        [*AS_NOBODY.split(), sys.executable, "-m", "msharefs", "bench", "shootdown"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert asked.returncode == 1
+    assert asked.stderr.endswith("takes CAP_SYS_NICE: run it as root\n")
 
 
 def test_the_verb(tmp_path: Path) -> None:

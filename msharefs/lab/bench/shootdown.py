@@ -6,6 +6,7 @@ Beside each measurement is what the model of the server predicts for the same mo
 
 from __future__ import annotations
 
+import errno
 import os
 import statistics
 import time
@@ -40,6 +41,7 @@ PUNCH, MADVISE, OUTSIDE, MUNMAP, PROTECT, UNMAP = HOWS = (
     "punch a hole", "madvise in each", "process_madvise of each", "munmap in each",
     "UFFDIO_WRITEPROTECT of each", "UNMAP of a region",
 )  # fmt: skip
+_CAP_SYS_NICE = 23
 _CALLER = 0
 """The worker that makes the calls, and has nothing mapped."""
 
@@ -242,8 +244,21 @@ def _play(way: Way, crowd: Crowd, pages: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def _check_rights() -> None:
+    if not int(proc.status("self", "CapEff"), 16) >> _CAP_SYS_NICE & 1:
+        raise PermissionError(
+            errno.EPERM,
+            "bench shootdown also takes pages from other processes, by process_madvise(2), and "
+            "that takes CAP_SYS_NICE: run it as root",
+        )
+
+
 def run(processes: Sequence[int], size: int, rounds: int, observer: Observer) -> dict[str, Any]:
-    """All ways, numbers of processes and of pages, up to `size` bytes; a document."""
+    """All ways, numbers of processes and of pages, up to `size` bytes; a document.
+
+    PermissionError: with a sentence.
+    """
+    _check_rights()
     started = head.head()
     chosen = [pages for pages in PAGES if pages * PAGE_BYTES <= size]
     rows: list[dict[str, Any]] = []
