@@ -7,6 +7,7 @@ status 1. Wrong usage is status 2, as in click.
 
 from __future__ import annotations
 
+import select
 import signal
 import sys
 from importlib import import_module
@@ -75,6 +76,12 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
+        except BrokenPipeError as error:
+            # click takes any for a reader of our output who has gone, and ends without a word.
+            if _reader_gone():
+                raise
+            tell(sentence(error))
+            sys.exit(1)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of verbs for --help."""
@@ -110,6 +117,14 @@ def print_libdir(ctx: click.Context, param: click.Parameter, value: bool) -> Non
 )
 def cli() -> None:
     """Share page tables between processes: msharefs in user space."""
+
+
+def _reader_gone() -> bool:
+    """Whether nobody reads standard output or standard error any more."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def sentence(error: OSError) -> str:

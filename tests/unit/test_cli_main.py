@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -54,6 +55,41 @@ def test_wrong_usage_is_2(arguments: list[str]) -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     assert "Error: " in result.stderr
+
+
+A_VERB = """
+import errno, sys, types
+import click
+from msharefs import cli
+@click.command()
+def command():
+    {does}
+sys.modules["msharefs.cli.verb"] = types.SimpleNamespace(command=command)
+cli.VERBS["verb"] = ""
+sys.argv = ["msharefs", "verb"]
+cli.main()
+"""
+
+
+def test_a_server_that_ends_a_connection_is_a_sentence() -> None:
+    """It is EPIPE, as a reader who has gone is."""
+    code = A_VERB.format(does='raise OSError(errno.EPIPE, "it has ended", "/mnt/r")')
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stderr) == (1, "msharefs: /mnt/r: it has ended\n")
+
+
+def test_a_reader_who_has_gone_is_no_error_to_tell() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as output:
+        code = A_VERB.format(does='click.echo("x")')
+        result = subprocess.run(
+            [sys.executable, "-c", code], stdout=output, stderr=subprocess.PIPE, timeout=60,
+            check=False,
+        )  # fmt: skip
+    assert (result.returncode, result.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize("verb", ["ls", "stat", "maps", "pagetable", "clients"])
