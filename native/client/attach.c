@@ -218,15 +218,17 @@ static int make_window(struct attachment *att, int fd, int mode,
     return err ? err : mprotect(att->base, att->length, att->prot) ? -errno : 0;
 }
 
+#define UNSERVED                                                                               \
+    ": later changes of protections do not reach it, holes are not refused, and files in the " \
+    "region cannot be reached"
+
 /* Nobody is to take its faults: the window is Linux's, with the rights of this moment. */
-static void leave(struct attachment *att)
+static void leave(struct attachment *att, const char *why)
 {
     uffd_unwatch(att->uffd, (uintptr_t)att->base, att->length);
     own_leave(att, OWN_PROGRAM, true);
     detach_unserved(att, true);
-    mode_tell("nobody can take its faults under valgrind: holes and protections of its regions are "
-              "not enforced, and files in them cannot be reached",
-              -ENOTSUP);
+    mode_tell(why, -ENOTSUP);
 }
 
 /* Who takes its faults: a shadow, or the thread where none can be made (a limit, a filter of system
@@ -244,9 +246,15 @@ static int start_service(struct attachment *att)
         for (unsigned i = 0; i < sizeof own / sizeof *own; i++)
             mode_hide(own[i]);
     }
-    if (att->served == BY_NOBODY)
-        leave(att);
-    return att->served == BY_THREAD ? service_start() : 0;
+    err = att->served == BY_THREAD ? service_start() : 0;
+    if (att->served == BY_NOBODY) {
+        leave(att, attachments_shared() ? "nobody can take its faults after vfork(2)" UNSERVED
+                                        : "nobody can take its faults under valgrind" UNSERVED);
+    } else if (err == -EINVAL && !proc_children_here()) {
+        leave(att, "nobody can take its faults after unshare(CLONE_NEWPID)" UNSERVED);
+        err = 0;
+    }
+    return err;
 }
 
 /* Precondition: the table's lock held. */
@@ -347,6 +355,9 @@ int attach(int fd, const struct attach_request *request, void **base)
     if (!att)
         return -ENOMEM;
     reset(att, request);
+    /* A thread of the child would end with it, and has other descriptors than its parent. */
+    if (attachments_shared())
+        att->served = BY_NOBODY;
     err = ask(att, fd);
     if (err < 0)
         return err;

@@ -3,9 +3,11 @@
 #include "client/attachments.h"
 
 #include <errno.h>
+#include <linux/kcmp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 struct attachment attachments[ATTACHMENTS_MAX];
@@ -24,6 +26,8 @@ static _Atomic uint64_t low = UINT64_MAX, high;
 
 /* A byte that is 1, and that the kernel wipes in whoever gets a copy of our memory. NULL: none. */
 static _Atomic(uint8_t *) mark;
+
+__attribute__((constructor)) static void begin(void) { owner = getpid(); }
 
 void attachments_mark(void)
 {
@@ -105,6 +109,14 @@ void attachments_relock(void)
 
 bool attachments_own(void) { return getpid() == owner; }
 
+bool attachments_shared(void)
+{
+    if (attachments_own())
+        return false;
+    /* A copy of our memory has no mark, and then a number of its own in `bare`. */
+    return mark ? *mark && !attachments_bare() : !syscall(SYS_kcmp, getpid(), owner, KCMP_VM, 0, 0);
+}
+
 bool attachments_bare(void) { return bare && getpid() == bare; }
 
 bool attachment_overlaps(const struct attachment *att, uint64_t start, uint64_t end)
@@ -167,7 +179,8 @@ void attachments_cover(const struct attachment *att)
 {
     uint64_t start = (uintptr_t)att->base, end = attachment_end(att);
 
-    owner = getpid();
+    if (!attachments_shared())
+        owner = getpid();
     if (!attachment_over(0, UINT64_MAX)) {
         atomic_store(&low, start);
         atomic_store(&high, end);

@@ -29,6 +29,9 @@ void attachments_relock(void);
 /* Whether the attachments are this process's: a child of vfork(2) runs in its parent's
  * memory, but the descriptors it changes are its own. Precondition: none. */
 bool attachments_own(void);
+/* Whether it is another's whose memory this process runs in, as between vfork(2) and execve(2).
+ * Precondition: the table's lock held. */
+bool attachments_shared(void);
 /* Whether this process has only inherited them, by a clone(2) that fork.c did not hear of.
  * Precondition: the table's lock held. */
 bool attachments_bare(void);

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "client/proc.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,8 +107,9 @@ bool proc_children_here(void)
     const uint32_t ours = proc_pid_namespace();
     struct stat found;
 
-    return !ours || stat("/proc/self/ns/pid_for_children", &found) ||
-           (uint32_t)found.st_ino == ours;
+    if (ours && stat("/proc/self/ns/pid_for_children", &found))
+        return errno != ENOENT; /* their namespace waits for its first process */
+    return !ours || (uint32_t)found.st_ino == ours;
 }
 
 void proc_forked(void)
