@@ -126,7 +126,10 @@ def notes(region: dict[str, Any]) -> Iterator[str]:
             "huge pages"
         )
     if region["native_attachments"]:
-        yield f"the accesses of {region['native_attachments']} native attachments are not seen"
+        yield (
+            f"the accesses of {region['native_attachments']} native attachments are not seen "
+            "(idle --method clear_refs: they are)"
+        )
 
 
 interval_option = click.option(
@@ -142,10 +145,10 @@ interval_option = click.option(
     "--rounds", type=click.IntRange(1, 10_000), default=6, show_default=True, help="Intervals."
 )
 @click.option(
-    "--method", type=click.Choice(["entries", "clear_refs", "stores"]),
+    "--method", type=click.Choice(["entries", "clear_refs", "stores"]), default="entries",
+    show_default=True,
     help="entries: they are given back, and found again. clear_refs: accessed bits, by the "
-    "mapping. stores: what is written, by the page. By default entries, or clear_refs where Linux "
-    "fills memory (-o faults=linux).",
+    "mapping. stores: what is written, by the page.",
 )  # fmt: skip
 @click.option(
     "--html", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
@@ -156,7 +159,7 @@ def command(
     target: str,
     interval: float | None,
     rounds: int,
-    method: str | None,
+    method: str,
     html: Path | None,
     as_json: bool,
 ) -> None:
@@ -170,8 +173,7 @@ def command(
     """
     from msharefs.lab import idle, idle_ways
 
-    paths = regions_of(target)
-    found = idle.run(paths, rounds, interval, kind=idle_ways.choose(method, paths))
+    found = idle.run(regions_of(target), rounds, interval, kind=idle_ways.WAYS[method])
     document = _json.document("idle", {"target": target, **found})
     if html is not None:
         from msharefs.lab import idle_page

@@ -1,7 +1,7 @@
 """Other ways to see which pages of a region are used than giving its entries back (idle.py).
 
 Accessed bits of Linux's own page tables can be cleared, and counted mapping by mapping; that takes
-nothing away from anybody, and sees native attachments and memory that Linux fills. And stores can
+nothing away from anybody, and sees native attachments. And stores can
 be seen by the page, and process by process, where memory is write-protected.
 """
 
@@ -13,7 +13,6 @@ import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import msharefs
 from msharefs import proc
 from msharefs.native import lib
 
@@ -74,7 +73,7 @@ class Referenced(_ByProcess):
     """By accessed bits: clear_refs and smaps."""
 
     method = "clear_refs"
-    exact_to: ClassVar = {"all": "mapping", "each": "mapping, and how much of it"}
+    exact_to: ClassVar = {"all": "mapping", "each": "mapping (and how much of it)"}
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -167,7 +166,7 @@ class Stores(_ByProcess):
     """By write protection: the server takes the right to store out of all page tables."""
 
     method = "stores"
-    exact_to: ClassVar = {"all": "4 KiB page, of stores", "each": "4 KiB page, of stores"}
+    exact_to: ClassVar = {"all": "4 KiB page (of stores)", "each": "4 KiB page (of stores)"}
 
     def _mappings(self) -> Iterator[tuple[int, int, bool]]:
         for each in self.region.maps():
@@ -230,14 +229,3 @@ class Stores(_ByProcess):
 
 
 WAYS: dict[str, type[Watched]] = {each.method: each for each in (Watched, Referenced, Stores)}
-
-
-def choose(method: str | None, paths: Sequence[str]) -> type[Watched]:
-    """The way of that name; None: by entries, if all regions have them for whatever is used."""
-    if method is not None:
-        return WAYS[method]
-    for path in paths:
-        with msharefs.open(path) as region:
-            if region.describe("entries")["linux_fills"] and proc.has_clear_refs():
-                return Referenced
-    return Watched
