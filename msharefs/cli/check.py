@@ -118,7 +118,8 @@ def command(path: str, repair: bool, as_json: bool) -> None:
     """Check a region, all regions of a mount, or a state directory that no server has.
 
     Page tables are counted, entries compared with mappings, slots with processes, records with
-    objects. --repair frees what dead processes and servers have left, and brings back regions that
+    objects. --repair frees what dead processes and servers have left, drops wrong entries (the next
+    access fills them anew), records objects that its server still has, and brings back regions that
     a server has set aside as damaged, if they are whole. Exit status: 0 nothing is wrong, 1 all is
     mended, 2 something is wrong or could not be checked.
     """

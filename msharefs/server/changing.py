@@ -88,10 +88,16 @@ class Changing(View):
                 )
 
     async def mend(self) -> None:
-        """Frees the page tables and records that a dead server or client has left."""
+        """Drops wrong entries, frees what is in use for nothing, and has all objects recorded."""
         async with self._lock:
-            await self._sweep_tables()
+            if self._unfinished:
+                await self._grace()
+                await self._recover()
+            self.open_files()
+            mended = await self.clients.lane.do(self.clients.holders, lib.HAND_MEND, mm=self._mm)
+            check(mended, f"{self.name}: its page tables")
             await self._sweep()
+            self.objects.tidy()
 
     async def catch_up(self) -> None:
         """Finishes a change that `recover` could not finish, if there is one and it is possible."""

@@ -37,10 +37,10 @@ def _tables(view: View) -> Iterator[dict[str, Any]]:
             mended=False,
         )
     if audit.stray:
-        yield finding("stray", f"{audit.stray} entries lie in no mapping", mended=False)
+        yield finding("stray", f"{audit.stray} entries lie in no mapping", mended=True)
     if audit.bad:
         yield finding(
-            "bad", f"{audit.bad} entries point to a wrong place or have wrong rights", mended=False
+            "bad", f"{audit.bad} entries point to a wrong place or have wrong rights", mended=True
         )
     if audit.lost:
         yield finding("lost", f"{audit.lost} page tables are in use and not reachable", mended=True)
@@ -52,14 +52,14 @@ def _tables(view: View) -> Iterator[dict[str, Any]]:
         yield finding(
             "bytes",
             f"page tables take {audit.frame_bytes} bytes, and {PAGE * used} are in use",
-            mended=False,
+            mended=True,
         )
     counted = list(raw.table_frames)
     if not (audit.lost or audit.held) and counted != tables:
         yield finding(
             "count",
             f"of page tables ({', '.join(LEVELS)}) {counted} are counted, {tables} are there",
-            mended=False,
+            mended=True,
         )
 
 
@@ -76,12 +76,14 @@ def _slots(view: View) -> Iterator[dict[str, Any]]:
 
 def _objects(view: View) -> Iterator[dict[str, Any]]:
     used = {vma.object for vma in view.vmas() if vma.object}
-    recorded = view.recorded_objects()
+    recorded, broken = view.recorded_objects()
     for number in sorted(used - recorded.keys()):
         yield finding(
             f"object {number}",
             f"object {number} is mapped and has no record: after a restart to touch it is SIGBUS",
-            mended=False,
+            mended=view.knows_object(number),
         )
     for number in sorted(recorded.keys() - used):
         yield finding(f"object {number}", f"object {number} is recorded, not mapped", mended=True)
+    for name in broken:
+        yield finding(f"record {name}", f"{name} is no record of an object", mended=True)

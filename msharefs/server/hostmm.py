@@ -445,6 +445,10 @@ class HostMM(Changing):
         self.objects.close()
         self.locks.close()
 
+    def knows_object(self, number: int) -> bool:
+        """Whether an object could be recorded anew."""
+        return self.objects.knows(number)
+
     def object_path(self, number: int) -> str:
         """The path of the file of object `number`; "lost" if nobody knows it any more."""
         return self.objects.describe(number)

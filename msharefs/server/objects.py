@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 # Some may be on a file system that does not answer.
 _FOUND_AT_ONCE = 16
+# What a record is called until it has been written.
+_NEW = "new"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,19 @@ class Record:
     def identity(self) -> Identity:
         """Which file it is."""
         return Identity(self.device, self.inode, self.handle, self.born, self.mount, self.unique)
+
+
+def records(directory: Path) -> tuple[dict[int, Record], list[str]]:
+    """The records in a directory, by number, and the names of the files that are none."""
+    found, broken = {}, []
+    with contextlib.suppress(FileNotFoundError):
+        for path in directory.iterdir():
+            record = Record.read(path)
+            if record is not None and path.name.isdecimal():
+                found[int(path.name)] = record
+            elif path.name != _NEW and path.exists():
+                broken.append(path.name)
+    return found, sorted(broken)
 
 
 @dataclass
@@ -158,19 +173,34 @@ class Objects:
             if known.record.inode == source.identity.inode and _same(known.fd, source.fd):
                 kept.close()
                 return known
-        record = Record.of(source)
-        added = Object(number, record, kept=kept)
+        added = Object(number, Record.of(source), kept=kept)
         try:
-            self._path.mkdir(mode=0o700, exist_ok=True)
-            new = self._path / "new"
-            new.write_text(json.dumps(asdict(record)))
-            os.rename(new, self._record(number))
+            self._write(added)
             added.fd = os.dup(source.fd)
         except BaseException:
             kept.close()
             raise
         self._objects[number] = added
         return added
+
+    def _write(self, known: Object) -> None:
+        self._path.mkdir(mode=0o700, exist_ok=True)
+        new = self._path / _NEW
+        new.write_text(json.dumps(asdict(known.record)))
+        os.rename(new, self._record(known.number))
+
+    def knows(self, number: int) -> bool:
+        """Whether that is one of them."""
+        return number in self._objects
+
+    def tidy(self) -> None:
+        """Makes the records those of the objects that there are."""
+        recorded, broken = records(self._path)
+        for name in (*broken, *map(str, recorded.keys() - self._objects.keys())):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path / name)
+        for number in self._objects.keys() - recorded.keys():
+            self._write(self._objects[number])
 
     def _record(self, number: int) -> str:
         # A Path would intern each number: see proc._machines.
@@ -252,13 +282,11 @@ class Objects:
 
     def load(self) -> None:
         """Reads what an earlier server recorded."""
-        with contextlib.suppress(FileNotFoundError):
-            for path in self._path.iterdir():
-                record = Record.read(path)
-                if record is None:
-                    log.warning("%s: %s is no record of an object", self._name, path)
-                elif path.name.isdecimal():
-                    self._objects[int(path.name)] = Object(int(path.name), record)
+        recorded, broken = records(self._path)
+        for name in broken:
+            log.warning("%s: %s is no record of an object", self._name, self._path / name)
+        for number, record in recorded.items():
+            self._objects[number] = Object(number, record)
 
     async def find(self, clients: Iterable[int]) -> list[str]:
         """Opens what an earlier server had open: by name, or from one of these processes.

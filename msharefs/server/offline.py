@@ -105,7 +105,7 @@ def check(path: Path, ident: int, size: int, quantum: int) -> list[dict[str, Any
 
 
 def repair(path: Path, ident: int, size: int, quantum: int) -> None:
-    """Brings back what was set aside, if it is whole, and does what a new server would do."""
+    """Brings back what was set aside, if it is whole; then as a new server and its `mend`."""
     regions = home.store(path) / "regions"
     if is_adopted(regions, ident):
         return
@@ -115,6 +115,7 @@ def repair(path: Path, ident: int, size: int, quantum: int) -> None:
         host = HostMM(f"region {ident}", regions, ident)
         try:
             trio.run(host.recover)
+            trio.run(host.mend)
         finally:
             host.close()
     except OSError as error:

@@ -16,7 +16,7 @@ from msharefs.native import check, ffi, lib
 
 from .files import adopted_path, object_paths, records_path
 from .memory import FILE, Memory
-from .objects import Record
+from .objects import Record, records
 from .owners import KINDS, Owner
 from .pinned import Policy
 
@@ -267,14 +267,14 @@ class View:
         """The memory policy of a mapping of its own memory."""
         return Policy.at(self.mem_fd, vma.start)
 
-    def recorded_objects(self) -> dict[int, Record]:
-        """The records of its objects, by number; without those that are broken."""
-        try:
-            names = os.listdir(self._records)
-        except FileNotFoundError:
-            return {}
-        read = {int(name): Record.read(self._records / name) for name in names if name.isdecimal()}
-        return {number: record for number, record in read.items() if record is not None}
+    def recorded_objects(self) -> tuple[dict[int, Record], list[str]]:
+        """The records of its objects, by number, and the names of files that are none."""
+        return records(self._records)
+
+    def knows_object(self, number: int) -> bool:
+        """Whether an object could be recorded anew."""
+        del number
+        return False
 
     def object_path(self, number: int) -> str:
         """The path of the file of object `number`; "lost" if nobody knows it any more."""

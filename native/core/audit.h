@@ -24,5 +24,8 @@ int mm_audit(struct mm *mm, struct mm_audit *audit);
 /* After a server's death: frees the tables that it had cut off but not yet freed.
  * Precondition: the only writer. */
 int mm_sweep(struct mm *mm);
+/* Drops entries that are not as they must be, and frees what is in use for nothing: then an audit
+ * finds nothing but wrong VMAs. Precondition: the only writer, and no change is unfinished. */
+int mm_mend(struct mm *mm);
 
 #endif

@@ -139,6 +139,8 @@ static int64_t make(struct hand_call *call)
         return hostmm_recover(call->mm, call->fd);
     case HAND_SWEEP:
         return mm_sweep(call->mm);
+    case HAND_MEND:
+        return mm_mend(call->mm);
     case HAND_RELEASE:
         return slot_release(call->mm, call->slot, call->claim);
     case HAND_CHANGE:

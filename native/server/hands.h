@@ -28,6 +28,7 @@ enum hand_op {
     HAND_FINISH,  /* hostmm_finish(), unless it is taken back before; see hands_take_back() */
     HAND_RECOVER, /* hostmm_recover() */
     HAND_SWEEP,   /* mm_sweep() */
+    HAND_MEND,    /* mm_mend() */
     HAND_RELEASE, /* slot_release() */
     HAND_CHANGE,  /* touched_change() for each of `clients` */
     HAND_FAULT,   /* readers_fault() */

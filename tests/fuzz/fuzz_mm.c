@@ -267,6 +267,9 @@ static void step(struct region *region, struct input *input)
         else
             slot_leave(mm, region->slot);
         break;
+    case 16:
+        answered(mm_mend(mm), "mend");
+        break;
     default:
         region_scribble(region, input);
     }

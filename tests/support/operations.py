@@ -62,6 +62,7 @@ def operations(core: Core, slot: int) -> list[Callable[[], Any]]:
         lambda: None if lib.hostmm_mapped(mm, 0, core.size) in (True, False) else 1,
         lambda: 0 if lib.slot_grace(mm, straggler) in (0, -errno.EAGAIN) else 1,
         lambda: lib.mm_sweep(mm),
+        lambda: lib.mm_mend(mm),
         core.finish,
         lambda: min(0, lib.slot_claim(mm, os.getpid(), 1)),
     ]

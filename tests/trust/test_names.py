@@ -15,6 +15,7 @@ import pytest
 
 import msharefs
 from msharefs import verbs
+from msharefs.cli import check
 from msharefs.native import lib
 
 from support import byhand, fakefuse
@@ -174,10 +175,14 @@ def test_a_record_that_is_none(mount: Mount, path: Path) -> None:
     put(mount, path)
     mount.kill()
     record(mount).write_text("[")
+    number = record(mount).name
     mount.start()
     assert_lost(mount)
     with msharefs.open(mount.path / "r") as region:
         region.unmap(0, PAGE)
+    found, left = check.check_region(str(mount.path / "r"), repair=True)
+    assert [each["sentence"] for each in found] == [f"{number} is no record of an object"]
+    assert left == []
 
 
 def test_files_that_do_not_answer_do_not_keep_the_server_from_starting(

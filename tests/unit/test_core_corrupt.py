@@ -159,6 +159,16 @@ def test_an_upper_entry_that_points_to(level: int, target: str, core: Core) -> N
     assert_unmap_repairs(core, slot)
 
 
+@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize("target", UPPER)
+def test_mending_an_upper_entry_that_points_to(level: int, target: str, core: Core) -> None:
+    furnish(core)
+    at = core.raw.entry_at(level, HOST_BASE)
+    assert at is not None
+    core.raw.write(at, UPPER[target](core, level))
+    assert_mended(core)
+
+
 LEAVES = {
     "another page": lambda value: value + PAGE,
     "a table": lambda _: table_entry(2),
@@ -189,6 +199,7 @@ def test_a_writable_leaf_in_a_readonly_mapping(core: Core) -> None:
     core.raw.write(at, core.raw.read(at) | RW | D)
     assert core.touch(slot, PAGE).verdict == "BROKEN"
     assert core.audit().problems() == {"bad": 1}
+    assert_mended(core)
 
 
 def test_a_leaf_in_no_mapping(core: Core) -> None:
@@ -197,6 +208,7 @@ def test_a_leaf_in_no_mapping(core: Core) -> None:
     core.unmap((1 << 38) + PAGE, (1 << 38) + MIB2)
     core.raw.write(core.raw.frame_at(pte_page) + 8, DATA_BASE + (1 << 38) + PAGE | P | US | A | NX)
     assert core.audit().problems() == {"stray": 1}
+    assert_mended(core)
 
 
 WORDS = {
@@ -218,6 +230,7 @@ def test_a_linked_frame_whose_word_is(word: str, level: int, core: Core) -> None
     assert core.touch(slot, 0).verdict == "BROKEN"
     assert core.audit().bad == 1
     assert core.audit().problems() != {"bad": 1}, "the frame itself is missed too"
+    assert_mended(core)
 
 
 def test_a_frame_that_nobody_holds_any_more(core: Core) -> None:
@@ -227,12 +240,23 @@ def test_a_frame_that_nobody_holds_any_more(core: Core) -> None:
     core.raw.write(core.raw.word_at(frame + 1), HOST_BASE >> 21 << 32 | 99 << 4 | HELD)
     core.raw.write(HEADER["frames_high"], frame + 2)
     assert core.audit().problems() == {"held": 1}
+    assert_mended(core)
 
 
 def test_a_free_frame_that_takes_memory(core: Core) -> None:
     furnish(core)
     core.raw.write(core.raw.frame_at(core.raw.header("frames_high") + 9), 1)
     assert core.audit().problems() == {"bytes not of tables": PAGE}
+    assert_mended(core)
+
+
+def assert_mended(core: Core) -> None:
+    """Everything that is wrong with page tables goes, and nothing else."""
+    before = core.audit()
+    check(lib.mm_mend(core.mm))
+    after = core.audit()
+    assert after.problems() == {}
+    assert sum(after.tables) <= sum(before.tables)
 
 
 def assert_unmap_repairs(core: Core, slot: int) -> None:
