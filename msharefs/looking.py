@@ -20,76 +20,106 @@ from . import proc
 from .processes import is_shadow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator
     from pathlib import Path
 
+K = TypeVar("K", bound="Hashable")
 T = TypeVar("T")
 
 # For the first process that keeps us waiting, for any later one, and for all of them.
 PROCESS_SECONDS, _LEAST_SECONDS = 1.0, 0.02
 ALL_SECONDS = 4.0
 _WAITING_MAX = 64
+_NOBODY = -1
 
-_waiting: dict[int, threading.Thread] = {}
-"""Threads that were left behind, by the processes that they wait for; most lately, if several."""
+_waiting: dict[tuple[int, Hashable], threading.Thread] = {}
+"""Threads that were left behind, by whom they are for and the processes that they wait for; the
+last of those that wait for one."""
 
 
-class Found(NamedTuple, Generic[T]):
+class Found(NamedTuple, Generic[K, T]):
     """What came of looks at processes."""
 
-    seen: dict[int, T]
-    """By pid."""
-    unseen: set[int]
-    """Those that kept us waiting, and those that we did not come to."""
+    seen: dict[K, T]
+    """By process."""
+    unseen: set[K]
+    """Those that kept us waiting, or could not be looked at."""
+    left: list[K]
+    """Those that we did not come to, in order."""
+
+    @property
+    def unknown(self) -> set[K]:
+        """All of which nothing is known."""
+        return self.unseen | set(self.left)
 
 
-def look(pids: Iterable[int], at: Callable[[int], T], seconds: float = PROCESS_SECONDS) -> Found[T]:
-    """Calls `at`, which raises nothing, with each of these processes, from other threads.
+def look(
+    pids: Iterable[K],
+    at: Callable[[K], T],
+    seconds: float = PROCESS_SECONDS,
+    *,
+    begin_seconds: float = ALL_SECONDS,
+    payer: int = _NOBODY,
+) -> Found[K, T]:
+    """Calls `at` with each of these processes, from other threads; one is unseen if it fails.
 
     The first one that keeps us waiting has that many seconds, the next half of them, and so on. One
-    that an earlier call still waits for is not asked again.
+    that an earlier call still waits for is not asked again. None is asked after `begin_seconds`.
+    There may be so many waiting threads for each user who is named as `payer`.
     """
-    seen: dict[int, T] = {}
-    busy = _still_waiting()
-    chosen = set(pids)
-    unseen = busy & chosen
-    left = deque(sorted(chosen - unseen))
+    seen: dict[K, T] = {}
+    busy = _still_waiting(payer)
+    chosen = dict.fromkeys(pids)
+    unseen = {pid for pid in chosen if pid in busy}
+    left = deque(pid for pid in chosen if pid not in busy)
     patience = seconds
-    end = time.monotonic() + ALL_SECONDS
-    while left and len(busy) < _WAITING_MAX and (now := time.monotonic()) < end:
-        results: queue.SimpleQueue[T] = queue.SimpleQueue()
+    begun = now = time.monotonic()
+    end = begun + ALL_SECONDS
+    while left and len(busy) < _WAITING_MAX and now < min(end, begun + begin_seconds):
+        results: queue.SimpleQueue[T | OSError] = queue.SimpleQueue()
         over = threading.Event()
         thread = threading.Thread(target=_walk, args=(tuple(left), at, over, results), daemon=True)
         thread.start()
-        with contextlib.suppress(queue.Empty):
-            while left:
-                seen[left[0]] = results.get(timeout=min(patience, max(0.0, end - now)))
-                left.popleft()
-                now = time.monotonic()
+        waits = False
+        while left and not waits and (not seen or now < begun + begin_seconds):
+            try:
+                result = results.get(timeout=min(patience, max(0.0, end - now)))
+            except queue.Empty:
+                waits = True
+            else:
+                pid = left.popleft()
+                if isinstance(result, OSError):
+                    unseen.add(pid)
+                else:
+                    seen[pid] = result
+            now = time.monotonic()
         over.set()
-        if left:
-            _waiting[left[0]] = thread
+        if waits:
+            _waiting[payer, left[0]] = thread
             busy.add(left[0])
             unseen.add(left.popleft())
             patience = max(_LEAST_SECONDS, patience / 2)
-    return Found(seen, unseen | set(left))
+    return Found(seen, unseen, list(left))
 
 
-def _still_waiting() -> set[int]:
-    for pid, thread in list(_waiting.items()):
+def _still_waiting(payer: int = _NOBODY) -> set[Hashable]:
+    for key, thread in list(_waiting.items()):
         if not thread.is_alive():
-            _waiting.pop(pid, None)
-    return set(_waiting)
+            _waiting.pop(key, None)
+    return {pid for who, pid in list(_waiting) if who == payer}
 
 
 def _walk(
-    pids: tuple[int, ...],
-    at: Callable[[int], T],
+    pids: tuple[K, ...],
+    at: Callable[[K], T],
     over: threading.Event,
-    results: queue.SimpleQueue[T],
+    results: queue.SimpleQueue[T | OSError],
 ) -> None:
     for pid in pids:
-        results.put(at(pid))
+        try:
+            results.put(at(pid))
+        except OSError as error:
+            results.put(error)
         if over.is_set():
             break
 
@@ -109,7 +139,7 @@ def users_of(directory: Path) -> Users:
     """
     found = look(psutil.pids(), lambda pid: any(_is_below(each, directory) for each in _uses(pid)))
     pids = {pid for pid, uses in found.seen.items() if uses and not is_shadow(pid)}
-    return Users(pids, found.unseen)
+    return Users(pids, found.unknown)
 
 
 def _is_below(name: str, directory: Path) -> bool:

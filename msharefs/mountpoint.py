@@ -274,7 +274,7 @@ def open_server(directory: Path) -> Server:
     except OSError:
         return Server(pid, -1, attached)
     # After pidfd_open, which pins the process: the number may be another's by now, or here.
-    if start_time(pid) != started:
+    if looking.look([pid], start_time).seen.get(pid) != started:
         os.close(pidfd)
         pidfd = -1
     return Server(pid, pidfd, attached)

@@ -55,15 +55,16 @@ def is_alive(pid: int, started: int) -> bool:
 
 
 class Census:
-    """Which of many processes run: all processes of other pid namespaces are asked once.
+    """Which of many processes run: all processes of other pid namespaces are looked for once.
 
     It answers for processes that were there before it was made. For a thread that answers no
-    requests: there may be many processes.
+    requests: there may be many processes, and one of those that are asked for may be in the middle
+    of execve(2).
     """
 
     def __init__(self) -> None:
         self._ours = proc.pid_namespace("self")
-        self._by_start: dict[int, list[int]] | None = None
+        self._by_number: dict[int, list[int]] | None = None
 
     def find(self, namespace: int, pid: int, started: int) -> list[int]:
         """The processes, by our numbers, that may be the one which calls itself `pid` there.
@@ -73,29 +74,28 @@ class Census:
         """
         if namespace in (0, self._ours):
             return [pid] if is_alive(pid, started) else []
-        if self._by_start is None:
-            self._by_start = _by_start()
+        if self._by_number is None:
+            self._by_number = _by_number()
         return [
             ours
-            for ours in self._by_start.get(started, ())
-            if is_alive(ours, started) and _may_be(ours, namespace, pid)
+            for ours in self._by_number.get(pid, ())
+            if is_alive(ours, started) and _may_be_of(ours, namespace)
         ]
 
 
-def _by_start() -> dict[int, list[int]]:
-    """All processes by their start times, and all together as 0: for an unknown one."""
-    pids = psutil.pids()
-    found: dict[int, list[int]] = {0: pids}
-    for pid in pids:
-        found.setdefault(start_time(pid), []).append(pid)
+def _by_number() -> dict[int, list[int]]:
+    """All processes by their numbers in their own pid namespaces. It waits for none of them."""
+    found: dict[int, list[int]] = {}
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):  # it has ended
+            number = proc.status(pid, "NSpid").split()[-1]
+            found.setdefault(int(number), []).append(pid)
     return found
 
 
-def _may_be(ours: int, namespace: int, pid: int) -> bool:
+def _may_be_of(ours: int, namespace: int) -> bool:
     try:
-        if proc.pid_namespace(ours) != namespace:
-            return False
-        return proc.status(ours, "NSpid").split()[-1:] == [str(pid)]
+        return proc.pid_namespace(ours) == namespace
     except PermissionError:
         return True
     except ProcessLookupError:

@@ -81,7 +81,8 @@ def without_names(directory: str) -> Iterator[dict[str, Any]]:
             if each["adopted"]:  # nobody tells us who maps it
                 if pids is None:
                     pids = mountpoint.attached_processes(mount.directory)
-                each["clients"] = len(describe.adopters(each["memory"], pids))
+                found = describe.adopters(each["memory"], pids)
+                each["clients"] = sum(client["kind"] != "unseen" for client in found)
             yield {
                 "name": summary.title(each),
                 "unnamed": True,

@@ -12,14 +12,13 @@ import errno
 import logging
 import math
 import os
-import time
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
 import trio
 
-from msharefs import processes
+from msharefs import looking, processes
 from msharefs.native import check, lib
 
 from .descriptors import share
@@ -41,6 +40,8 @@ TURN_SECONDS = 0.002
 LOOK_SECONDS = 0.05
 # And how much longer, before its thread is given up.
 LATE_SECONDS = 1.0
+# Of that, for the first process that keeps us waiting; see `looking`.
+WAITING_SECONDS = 0.4
 # What is done to pages may take long by itself.
 LOCKED_SECONDS = 60.0
 # A process whose end is being waited for is looked for so often.
@@ -490,25 +491,30 @@ class Clients:
         The region was made by a process that started at `made`.
 
         A client may have filled the slots with whatever takes the longest: each process is asked
-        once, and not for longer than `seconds`. Nor is a slot believed that names a process with
-        nothing to do with the region, or with no attachment more than its connections. The latter
-        may have been about to come or go: two looks have to find it.
+        once, none after `seconds`, and none that keeps us waiting for long. Nor is a slot believed
+        that names a process with nothing to do with the region, or with no attachment more than its
+        connections. The latter may have been about to come or go: two looks have to find it.
         """
         census = processes.Census()  # made after `holders`: it has all of them
-        answers: dict[tuple[int, int, int], int] = {}
+
+        def at(process: tuple[int, int, int]) -> int:
+            believed = _believed(process, made)
+            return _attachments(census.find(*process), connections, file, believed)
+
+        # One that does not let us see what it has keeps its slots.
+        answers = looking.look(
+            (holder.process for holder in holders),
+            at,
+            WAITING_SECONDS,
+            begin_seconds=seconds,
+            payer=self.lane.user,
+        )
+        left = set(answers.left)
+        self._next = next((it.slot for it in holders if it.process in left), self._next)
         gone = []
         surplus = set()
-        end = time.monotonic() + seconds
         for holder in holders:
-            if holder.process not in answers:
-                if answers and time.monotonic() > end:
-                    self._next = holder.slot
-                    break
-                pids = census.find(*holder.process)
-                answers[holder.process] = _attachments(
-                    pids, connections, file, _believed(holder, made)
-                )
-            found = answers[holder.process]
+            found = answers.seen.get(holder.process, _MORE)
             if found == _CONNECTED and not holder.connected:
                 surplus.add((holder.slot, holder.claim))
                 if (holder.slot, holder.claim) in self._surplus:
@@ -523,13 +529,13 @@ class Clients:
 _NONE, _CONNECTED, _MORE = range(3)
 
 
-def _believed(holder: _Holder, made: int) -> int:
+def _believed(process: tuple[int, int, int], made: int) -> int:
     """From when on a process must have started to be believed though we may not look at it.
 
     Who attaches says when it has started. Only a child of fork(2) does not at first, and that has
     started after the region was made, by a process that started at `made`.
     """
-    return 0 if holder.process[2] else made
+    return 0 if process[2] else made
 
 
 def _attachments(

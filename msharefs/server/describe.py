@@ -11,7 +11,7 @@ import json
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from msharefs import proc, processes
+from msharefs import looking, proc, processes
 from msharefs.native import LEVELS, check, ffi, lib
 
 if TYPE_CHECKING:
@@ -298,18 +298,37 @@ def adopted(view: View, pids: Iterable[int]) -> list[dict[str, Any]]:
 
 
 def adopters(memory: tuple[int, int], pids: Iterable[int]) -> list[dict[str, Any]]:
-    """As `adopted`, of memory that has this st_dev and st_ino: where there is no view of it."""
-    found = []
+    """As `adopted`, of memory that has this st_dev and st_ino: where there is no view of it.
+
+    A process that does not let us see what it maps is there, of kind "unseen".
+    """
     device, inode = memory
-    for pid in pids:
+
+    def at(pid: int) -> dict[str, Any] | None:
         try:
             mappings = list(proc.maps(pid, {device}, inode))
-            started = processes.start_time(pid)
+            return adopter(pid, processes.start_time(pid), mappings) if mappings else None
         except (ProcessLookupError, PermissionError):
-            continue
-        if mappings:
-            found.append(adopter(pid, started, mappings))
-    return found
+            return None
+
+    found = looking.look(pids, at)
+    rows = [row for row in found.seen.values() if row is not None]
+    return rows + [unseen(pid) for pid in sorted(found.unknown)]
+
+
+def unseen(pid: int) -> dict[str, Any]:
+    """A process of which it cannot be seen whether it is a client, like those of `clients`."""
+    return {
+        "pid": pid,
+        "start_time": 0,
+        "comm": processes.command(pid),
+        "kind": "unseen",
+        "base": 0,
+        "size": 0,
+        "offset": 0,
+        "prot": "",
+        **dict.fromkeys(UNCOUNTED),
+    }
 
 
 def adopter(pid: int, started: int, mappings: list[proc.Mapping]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from msharefs import looking, proc, processes
 from . import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ class NativeMappings:
         """
         if len(self._devices) > 1:
             used = await self.look(lambda: _in_use(self._devices - {device}))
-            self._keep(used | {device})
+            if used is not None:
+                self._keep(used | {device})
 
     async def of(self, ino: int) -> list[dict[str, Any]]:
         """The mappings of file `ino`, like the attachments of `describe.clients`.
@@ -74,10 +75,15 @@ class NativeMappings:
         return await self.look(lambda: self._of(ino))
 
     async def processes_of(self, device: int, inode: int) -> set[int]:
-        """The processes that map a file, of whichever device. ETIMEDOUT: as `of`."""
-        return await self.look(
-            lambda: {pid for pid, _ in _all_maps({device}, inode) if not processes.is_shadow(pid)}
-        )
+        """The processes that map a file, of whichever device, or may. ETIMEDOUT: as `of`."""
+
+        def find() -> set[int]:
+            found = _all_maps({device}, inode)
+            _check_unseen(found.unknown)
+            pids = {pid for pid, maps in found.seen.items() if maps}
+            return {pid for pid in pids if not processes.is_shadow(pid)} | found.unknown
+
+        return await self.look(find)
 
     def _keep(self, devices: set[int]) -> None:
         self._devices = devices
@@ -99,13 +105,8 @@ class NativeMappings:
         if not self._devices:
             return []
         found = looking.look(psutil.pids(), lambda pid: self._of_process(pid, ino), SEEN_SECONDS)
-        if len(found.unseen) > _UNSEEN_MAX:
-            raise OSError(
-                errno.ETIMEDOUT,
-                f"who has it mapped could not be seen: {processes.listed(found.unseen)} are in the "
-                "middle of execve(2), or keep their address spaces locked; let them go on",
-            )
-        unseen = [_row(pid, "unseen", None) for pid in sorted(found.unseen)]
+        _check_unseen(found.unknown)
+        unseen = [describe.unseen(pid) for pid in sorted(found.unknown)]
         return [row for rows in found.seen.values() for row in rows] + unseen
 
     def _of_process(self, pid: int, ino: int) -> list[dict[str, Any]]:
@@ -119,26 +120,40 @@ class NativeMappings:
         except PermissionError:
             log.debug("the mappings of process %s are not ours to see", pid)
             return []
-        return [{**_row(pid, "native", one), "start_time": started} for one in mappings]
+        return [_row(pid, started, one) for one in mappings]
 
 
-def _row(pid: int, kind: str, mapping: proc.Mapping | None) -> dict[str, Any]:
+def _row(pid: int, started: int, mapping: proc.Mapping) -> dict[str, Any]:
     return {
-        "pid": pid,
-        "start_time": 0,
-        "comm": processes.command(pid),
-        "kind": kind,
-        "base": mapping.start if mapping else 0,
-        "size": mapping.end - mapping.start if mapping else 0,
-        "offset": mapping.offset if mapping else 0,
-        "prot": mapping.prot if mapping else "",
-        **dict.fromkeys(describe.UNCOUNTED),
+        **describe.unseen(pid),
+        "kind": "native",
+        "start_time": started,
+        "base": mapping.start,
+        "size": mapping.end - mapping.start,
+        "offset": mapping.offset,
+        "prot": mapping.prot,
     }
 
 
-def _in_use(devices: set[int]) -> set[int]:
-    """The numbers of devices with a file that a process maps. The kernel reuses the others."""
-    return {mapping.device for _, mapping in _all_maps(devices)} if devices else set()
+def _check_unseen(unseen: Collection[int]) -> None:
+    if len(unseen) > _UNSEEN_MAX:
+        raise OSError(
+            errno.ETIMEDOUT,
+            f"who has it mapped could not be seen: {processes.listed(unseen)} are in the "
+            "middle of execve(2), or keep their address spaces locked; let them go on",
+        )
+
+
+def _in_use(devices: set[int]) -> set[int] | None:
+    """The numbers of devices with a file that a process maps. The kernel reuses the others.
+
+    None: a process does not let us see whether it has one mapped.
+    """
+    found = _all_maps(devices)
+    if found.unknown:
+        log.debug("not looked at: %s", processes.listed(found.unknown))
+        return None
+    return {mapping.device for maps in found.seen.values() for mapping in maps}
 
 
 def _text(device: int) -> str:
@@ -152,12 +167,16 @@ def _number(text: str) -> int:
 
 def _all_maps(
     devices: Collection[int], inode: int | None = None
-) -> Iterator[tuple[int, proc.Mapping]]:
-    for pid in psutil.pids():
+) -> looking.Found[int, list[proc.Mapping]]:
+    """What all processes map of files on these devices."""
+
+    def at(pid: int) -> list[proc.Mapping]:
         try:
-            for mapping in proc.maps(pid, devices, inode):
-                yield pid, mapping
+            return list(proc.maps(pid, devices, inode))
         except ProcessLookupError:
-            continue
+            return []
         except PermissionError:
             log.debug("the mappings of process %s are not ours to see", pid)
+            return []
+
+    return looking.look(psutil.pids(), at, SEEN_SECONDS)

@@ -9,6 +9,7 @@ be locked, leased, watched, deleted, or on a server that does not answer.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections import defaultdict
 from functools import partial
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 import trio
 
-from msharefs import proc
+from msharefs import looking, proc, processes
 from msharefs.native import check, ffi, lib
+
+from .mappings import SEEN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from .adopted import Adopted
     from .hostmm import HostMM
     from .mappings import NativeMappings
+
+log = logging.getLogger(__name__)
 
 _PAGE = 4096
 _CELL = 2 << 20
@@ -56,11 +61,16 @@ class Seen:
         files = self._adopted.files()
         if not files:
             return
-        self._parts = await self._native.look(
+        self._parts, unseen = await self._native.look(
             partial(
-                _mapped, {(device, inode): ident for ident, (device, inode, _) in files.items()}
+                parts_of,
+                {(device, inode): ident for ident, (device, inode, _) in files.items()},
+                self._parts,
             )
         )
+        if unseen:  # it may be the one that maps it
+            log.debug("not looked at: %s", processes.listed(unseen))
+            return
         for ident, (_, _, told) in files.items():
             if not self._parts.get(ident):
                 self._adopted.unmapped(ident, told)
@@ -71,7 +81,7 @@ class Seen:
         for start, stop, mapped in _pieces(parts, host.mapped_bytes()):
             bits = ffi.NULL, ffi.NULL
             if mapped:
-                bits = await self._native.look(partial(_pages, parts, start, stop))
+                bits = await self._native.look(partial(pages_of, parts, start, stop))
             async with host.unchanged():
                 # The loop goes on meanwhile; nobody else may change the tables.
                 found = await trio.to_thread.run_sync(
@@ -87,20 +97,33 @@ def can_look() -> bool:
         return int(lib.seen_pages(file.fileno(), 0, _PAGE, 0, bits, bits)) == 0
 
 
-def _mapped(files: dict[tuple[int, int], int]) -> dict[int, list[Part]]:
-    found: dict[int, list[Part]] = defaultdict(list)
+def parts_of(
+    files: dict[tuple[int, int], int], before: dict[int, list[Part]]
+) -> tuple[dict[int, list[Part]], set[int]]:
+    """The parts that are mapped of each file, and the processes that could not be seen.
+
+    Of those, what they had `before`.
+    """
     devices = {device for device, _ in files}
-    for pid in psutil.pids():
+
+    def at(pid: int) -> list[proc.Mapping]:
         try:
-            mappings = proc.maps(pid, devices, shared=True)
+            return list(proc.maps(pid, devices, shared=True))
         except (ProcessLookupError, PermissionError):
-            continue
+            return []
+
+    looked = looking.look(psutil.pids(), at, SEEN_SECONDS)
+    found: dict[int, list[Part]] = defaultdict(list)
+    for pid, mappings in looked.seen.items():
         for one in mappings:
             ident = files.get((one.device, one.inode))
             if ident is not None:
                 end = one.offset + one.end - one.start
                 found[ident].append(Part(pid, one.start, one.offset, end))
-    return dict(found)
+    unseen = looked.unknown
+    for ident in files.values():
+        found[ident] += [part for part in before.get(ident, ()) if part.pid in unseen]
+    return dict(found), unseen
 
 
 def _pieces(parts: list[Part], end: int) -> Iterator[tuple[int, int, bool]]:
@@ -123,23 +146,32 @@ def _pieces(parts: list[Part], end: int) -> Iterator[tuple[int, int, bool]]:
         yield at, end, False
 
 
-def _pages(parts: list[Part], start: int, stop: int) -> tuple[Any, Any]:
-    """The pages of a piece of a file that anybody has in page tables: two arrays of seen.h."""
+def pages_of(parts: list[Part], start: int, stop: int) -> tuple[Any, Any]:
+    """The pages of a piece of a file that anybody has in page tables: two arrays of seen.h.
+
+    Without those of a process that does not let us see them now.
+    """
     cells = -(-(stop - start) // _CELL)
     pages = ffi.new("uint8_t[]", cells * _CELL // _PAGE // 8)
     small = ffi.new("uint8_t[]", -(-cells // 8))
-    for pid, inside in _inside(parts, start, stop):
+    inside = dict(_inside(parts, start, stop))
+
+    def at(pid: int) -> int:
         try:
             with proc.open_pagemap(pid) as file:
-                for address, low, high in inside:
+                for address, low, high in inside[pid]:
                     found = lib.seen_pages(
                         file.fileno(), address, address + high - low, low - start, pages, small
                     )
-                    if found == -errno.ESRCH:
-                        break
-                    check(found, f"looking at the page tables of process {pid}")
-        except (ProcessLookupError, PermissionError):  # it has ended, or is not ours to see
-            continue
+                    if found < 0:
+                        return int(found)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        return 0
+
+    for pid, result in looking.look(inside, at, SEEN_SECONDS).seen.items():
+        if result not in (-errno.ESRCH, -errno.EACCES, -errno.EPERM):  # gone, or not ours to see
+            check(result, f"looking at the page tables of process {pid}")
     return pages, small
 
 

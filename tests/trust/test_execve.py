@@ -13,14 +13,18 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
+import trio
 
 import msharefs
 from msharefs import mountpoint, proc
 from msharefs.launch import running
 from msharefs.native import lib
+from msharefs.server import describe, seen
+from msharefs.server.mappings import NativeMappings
 
-from support import byhand, holding
+from support import byhand, holding, wire
 from support.isolated import isolated
 from support.wait import until
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 SECONDS = {"hands.HELD_SECONDS": 0.3, "mappings.SEEN_SECONDS": 0.3}
 pytestmark = pytest.mark.mount("quantum=2M", limit=30, seconds=SECONDS)
 SIZE = 2 << 20
+DEAD = 0xFFFFFFFF
 
 
 @pytest.fixture
@@ -151,3 +156,60 @@ def test_the_list_of_clients(mount: Mount, executing: holding.Executing) -> None
     (row,) = (line for line in done.stdout.splitlines() if str(executing.pid) in line.split())
     assert row.split()[1:3] == ["executing", "unseen"]
     assert "unseen: " in done.stdout
+
+
+def test_the_dead_beside_it(mount: Mount, executing: holding.Executing) -> None:
+    """They are let go of, also those of other pid namespaces. What it may have itself stays."""
+    with msharefs.open(mount.path / "r") as region, wire.slots(region) as slots:
+        slots.write(3, 1 << 32 | 4711, 1, 1)  # of namespace 1, which no process has
+        slots.write(4, DEAD, 1, 2)
+        slots.write(5, executing.pid, 0, 3)
+        until(lambda: region.stat()["clients"] <= 1, "the dead are let go of")
+        assert [client["pid"] for client in region.clients() if client["kind"] == "attached"] == [
+            executing.pid
+        ]
+        slots.write(5, 0, 0, 0)
+
+
+def test_who_maps_what(executing: holding.Executing, tmp_path: Path) -> None:
+    """Of one process it cannot be seen; all others are found at once, and nothing is forgotten."""
+    (tmp_path / "f").write_bytes(bytes(SIZE))
+    with open(tmp_path / "f", "r+b") as file, mmap.mmap(file.fileno(), SIZE) as mapped:
+        mapped[0] = 1
+        status = os.fstat(file.fileno())
+        found = status.st_dev, status.st_ino
+        native = NativeMappings(tmp_path)
+        native.mounted(found[0])
+        native.mounted(1)
+        for _ in range(2):
+            assert {os.getpid(), executing.pid} <= trio.run(native.processes_of, *found)
+            trio.run(native.forget_unused, 1)
+            assert len((tmp_path / "devices").read_text().split()) == 2
+
+        kinds = {row["pid"]: row["kind"] for row in describe.adopters(found, psutil.pids())}
+        assert kinds[os.getpid()] == "adopted"
+        assert kinds[executing.pid] == "unseen"
+
+        before = {7: [seen.Part(pid, 0, 0, SIZE) for pid in (1, executing.pid)]}
+        parts, unseen = seen.parts_of({found: 7}, before)
+        assert {os.getpid(), executing.pid} <= {part.pid for part in parts[7]}
+        assert 1 not in {part.pid for part in parts[7]}
+        assert executing.pid in unseen
+        pages, _ = seen.pages_of(parts[7], 0, SIZE)
+        assert pages[0] & 1
+
+
+def test_a_server_that_has_ended(
+    mount: Mount, executing: holding.Executing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number is another process's by now."""
+
+    class Answer:
+        size = mountpoint.SERVER_STRUCT.size
+
+        @staticmethod
+        def unpack(_: bytes) -> tuple[int, int, int]:
+            return executing.pid, 1, 0
+
+    monkeypatch.setattr(mountpoint, "SERVER_STRUCT", Answer)
+    assert mountpoint.open_server(mount.path).pidfd == -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import subprocess
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 QUANTUM = 2 << 20
 GONE = 0xFFFFFFFF
-ELSEWHERE = (1 << 64) - 1
-"""A process of some pid namespace."""
+ELSEWHERE = 0xFFFFFFFF << 32
+"""Some pid namespace, in a slot."""
 LIMIT = 30
 MANY = 64
 STEPS = 40
@@ -161,6 +162,9 @@ def test_a_process_of_which_nothing_is_known(
     monkeypatch.setattr(proc, "pid_namespace", pid_namespace)
     monkeypatch.setattr(processes, "times_mapped", lambda _pid, _file: None)
     host = make(started)
-    assert lib.slot_claim(host.mm, ELSEWHERE, 0) == 0
-    trio.run(partial(host.clients.reap_dead, seconds=30))
-    assert host.attached() == believed
+    with subprocess.Popen(["sleep", "60"]) as process:
+        number = int(proc.status(process.pid, "NSpid").split()[-1])
+        assert lib.slot_claim(host.mm, ELSEWHERE | number, 0) == 0
+        trio.run(partial(host.clients.reap_dead, seconds=30))
+        assert host.attached() == believed
+        process.kill()
