@@ -12,7 +12,7 @@ import pytest
 
 import msharefs
 
-from support.actor import PAGE, Board, maperr
+from support.actor import PAGE, READ_WRITE, Board, maperr
 from support.audit import assert_whole
 from support.calls import refused
 from support.hostview import is_changing, number_of
@@ -334,3 +334,32 @@ def test_stopped_in_order_the_state_stays_for_the_attached(
         assert clients(region) == set()
     mount.stop()
     assert not list(mount.state.iterdir())
+
+
+@pytest.mark.alone  # a thousand threads come back within the server's patience
+@pytest.mark.mount("quantum=2M", limit=100)
+def test_a_change_right_after_a_restart_beside_a_thousand(mount: Mount, actors: Actors) -> None:
+    """Nobody is stopped: the change waits until all have come back, and is done."""
+    path = mount.path / "many"
+    with msharefs.open(path, os.O_RDWR | os.O_CREAT) as region:
+        region.truncate(QUANTUM)
+        region.map(0, QUANTUM)
+    crowd = [actors() for _ in range(10)]
+    windows = []
+    with msharefs.open(path) as region:
+        for actor in crowd:
+            fd = actor.give(region.fd)
+            for number in range(100):
+                windows.append((actor, actor.attach(fd)))
+                assert actor.call("store", windows[-1][1] + number * PAGE, 1) == []
+            actor.call("close", fd)
+    mount.kill()
+    mount.start()
+    with msharefs.open(path) as region:
+        region.protect(0, QUANTUM, 0)
+        region.protect(0, QUANTUM, READ_WRITE)
+        region.unmap(PAGE, PAGE)
+        assert region.stat()["clients"] == len(windows)
+        for actor, base in windows[::50]:
+            assert actor.call("load", base) == [1]
+            assert actor.call("load", base + PAGE) == maperr(base + PAGE)
