@@ -14,11 +14,14 @@ import socket
 import struct
 import subprocess
 from array import array
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from msharefs import installed, proc
+
+from .descriptors import elsewhere
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,11 +77,19 @@ class Charger:
             ours.close()
             raise
         try:
-            events = await trio.to_thread.run_sync(_place, process.pid, directory)
+            events = await elsewhere(
+                partial(_place, process.pid, directory),
+                f"moving process {process.pid} to {directory or 'no other cgroup'}",
+                _drop,
+                user=os.geteuid(),
+                mount=process.pid,
+                seconds=ANSWER_SECONDS,
+            )
         except BaseException:
             ours.close()
-            with trio.CancelScope(shield=True):
-                process.kill()
+            process.kill()
+            # In a cgroup that is frozen (version 1) it does not end before that is thawed.
+            with trio.move_on_after(ANSWER_SECONDS, shield=True):
                 await process.wait()
             raise
         ours.setblocking(False)
@@ -180,6 +191,11 @@ class Charger:
             await self._process.wait()
         if self._process.returncode is None:
             self._process.kill()
+
+
+def _drop(events: int) -> None:
+    if events >= 0:
+        os.close(events)
 
 
 def _place(pid: int, directory: Path | None) -> int:

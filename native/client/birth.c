@@ -169,7 +169,8 @@ void birth_done(struct attachment *att, int state)
     futex(&att->shadow.state, FUTEX_WAKE_PRIVATE, 1, NULL);
 }
 
-/* The kernel wakes those who wait for its end, but not for this process alone. */
+/* The kernel wakes those who wait for its end, but not for this process alone. It is on its way
+ * there, or killed; and we cannot go on before, as it uses our stacks. */
 static void wait_for_end(const struct shadow *shadow)
 {
     const struct timespec limit = {.tv_nsec = LOOK_NS};
@@ -205,6 +206,7 @@ int birth(struct attachment *att, int (*prepare)(struct attachment *),
     pid = task_new(mother, &newborn, birth_second_stack(att), flags, NULL, NULL);
     if (pid < 0)
         return pid;
+    /* It is at its end already, or we would still be in vfork: so this does not wait for long. */
     while (waitpid(pid, NULL, __WALL) < 0 && errno == EINTR)
         ;
     if (!shadow->pid)
