@@ -95,6 +95,7 @@ def look(top: Path) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.slow
+@pytest.mark.mount(limit=110)
 def test_as_on_tmpfs(mount: Mount, public_tmp: Path) -> None:
     examples = count()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LIMIT = 20.0  # seconds; only a failure waits that long
+LIMIT = 60.0  # seconds; only a failure waits that long
 _POLL = 0.0005
 
 

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from support.server import Mount
 
 SECONDS = {"hands.HELD_SECONDS": 0.3, "mappings.SEEN_SECONDS": 0.3}
-pytestmark = pytest.mark.mount("quantum=2M", limit=30, seconds=SECONDS)
+pytestmark = [
+    pytest.mark.mount("quantum=2M", limit=30, seconds=SECONDS),
+    pytest.mark.alone,  # other tests read the processes of the machine, too, and would wait
+]
 SIZE = 2 << 20
 DEAD = 0xFFFFFFFF
 
@@ -89,7 +92,6 @@ def test_an_owner_that_is_a_thread(mount: Mount) -> None:
         region.map(0, SIZE)
 
 
-@pytest.mark.alone  # others' lists of clients would have it, too
 def test_umount(mount: Mount, executing: holding.Executing) -> None:
     """It says of which process it cannot tell whether it keeps the mount busy."""
     (mount.path / "d").mkdir()
@@ -124,7 +126,6 @@ def mounted() -> list[Path]:
     return [each.directory for each in proc.mounts() if each.fstype == mountpoint.FSTYPE]
 
 
-@pytest.mark.alone
 @pytest.mark.usefixtures("executing")
 def test_the_name_of_a_server(mount: Mount) -> None:
     mount.kill()
@@ -135,7 +136,6 @@ def test_the_name_of_a_server(mount: Mount) -> None:
     assert f"process {mount.pid} " in said
 
 
-@pytest.mark.alone
 def test_the_list_of_clients(mount: Mount, executing: holding.Executing) -> None:
     """Whether it has mapped a region cannot be seen, but all others can."""
     path = mount.path / "r"

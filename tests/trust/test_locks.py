@@ -130,6 +130,7 @@ def done(change: Callable[[msharefs.Region], None], region: msharefs.Region) -> 
     return True
 
 
+@pytest.mark.alone  # other tests read the maps of all processes, too, and would wait
 @pytest.mark.parametrize(
     ("change", "left"), [(unmap, []), (replace, ["rw-s"]), (protect, ["r--s"])]
 )
