@@ -115,6 +115,7 @@ int birth_family(struct attachment *att)
         return -errno;
     madvise(family, sizeof *att->shadow.family, MADV_DONTDUMP);
     att->shadow.family = family;
+    att->shadow.births = att->shadow.family->births;
     return 0;
 }
 

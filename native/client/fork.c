@@ -99,6 +99,7 @@ static int take_descriptors(struct attachment *att, int *parent)
     const int err = sock < 0 ? sock : inherit_take(att, sock);
 
     *parent = att->shadow.parent_ctl;
+    inherit_end(att);
     birth_undo(att);
     objects_drop(att); /* they are asked for again */
     att->served = BY_THREAD;
@@ -181,28 +182,36 @@ static void attach_all(void)
         if (!att->live)
             continue;
         atomic_store(&att->shadow.alive, 0); /* the parent's */
-        if (inherited(att)) {
-            const int err = att->served == BY_NOBODY ? 0 : attach_child(att, &claimed);
+        if (has_shadow(att))
+            inherit_begin(att);
+        const bool shadowed = has_shadow(att), here = inherited(att);
+        const int err = here && att->served != BY_NOBODY ? attach_child(att, &claimed) : 0;
 
-            if (!err)
-                continue;
+        if (shadowed)
+            inherit_end(att);
+        if (here && !err)
+            continue;
+        if (!claimed && has_shadow(att)) {
+            inherit_done(att->shadow.parent.births); /* it asks for nothing */
+            detach_forget(att);
+        }
+        if (here)
             mode_tell("nobody can take the faults of a child: holes and protections of its regions "
                       "are not enforced there, and files in them cannot be reached",
                       err);
-            if (!is_adopted(att)) { /* fork() cannot fail any more */
-                own_leave(att, OWN_PROGRAM, claimed);
-                detach_unserved(att, claimed);
-                continue;
-            }
+        if (here && !is_adopted(att)) { /* fork() cannot fail any more */
+            own_leave(att, OWN_PROGRAM, claimed);
+            detach_unserved(att, claimed);
+            continue;
         }
-        if (!claimed && has_shadow(att))
-            detach_forget(att);
         detach_drop(att, claimed);
     }
 }
 
 /* Whether last_in_child() will be called, too, when the fork() of this thread is done. */
 static _Thread_local bool announced;
+/* Of the program, before the fork() of this thread. */
+static _Thread_local int error_before;
 
 static void announce(void) { announced = true; }
 
@@ -216,13 +225,21 @@ static void freeze(void)
         if (attachments[i].live && has_shadow(&attachments[i]))
             inherit_expect(&attachments[i]);
     }
+    error_before = errno;
+    errno = 0;
 }
 
 static void thaw(void)
 {
+    const int failed = errno; /* nothing between freeze() and here sets it but fork(2) */
+
+    errno = failed ? failed : error_before;
     announced = false;
-    for (unsigned i = attachments_used; i--;)
+    for (unsigned i = attachments_used; i--;) {
+        if (failed && attachments[i].live && has_shadow(&attachments[i]))
+            inherit_done(attachments[i].shadow.births); /* there is no child */
         attachment_unlock(&attachments[i]);
+    }
     attachments_unlock();
 }
 

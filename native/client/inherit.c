@@ -16,6 +16,7 @@
 #include "client/inherit.h"
 
 #include <errno.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <stddef.h>
 #include <string.h>
@@ -140,7 +141,7 @@ void inherit_give(struct attachment *att)
 
     if (count == 1 && !memcmp(cookie, att->shadow.cookie, sizeof cookie)) {
         give(att, fds[0]);
-        inherit_done(att);
+        inherit_done(att->shadow.births);
     }
     while (count > 0)
         close(fds[--count]);
@@ -172,7 +173,7 @@ int inherit_ask(const struct attachment *att)
 
 void inherit_expect(struct attachment *att)
 {
-    struct family *family = att->shadow.family;
+    struct births *births = att->shadow.births;
 
     att->shadow.parent = (struct parent){
         .pid = atomic_load(&att->shadow.alive) ? att->shadow.pid : 0,
@@ -180,17 +181,64 @@ void inherit_expect(struct attachment *att)
         .mem_fd = att->mem_fd,
         .dev_fd = att->dev_fd,
         .ctl = att->ctl,
+        .births = births,
     };
-    if (!family)
-        return;
-    atomic_store(&family->last_ms, clock_ns(CLOCK_MONOTONIC) / 1000000u);
-    atomic_fetch_add(&family->forks, 1);
+    atomic_store(&births->last_ms, clock_ns(CLOCK_MONOTONIC) / 1000000u);
+    atomic_fetch_add(&births->forks, 1);
 }
 
-void inherit_done(const struct attachment *att)
+void inherit_begin(struct attachment *att)
 {
-    atomic_fetch_add(&att->shadow.family->served, 1);
+    struct family *family = att->shadow.family;
+
+    struct parent *parent = &att->shadow.parent;
+
+    att->shadow.births = &family->births[++family->next % FAMILY_MAX];
+    parent->name = NULL;
+    for (unsigned i = 0; !parent->name && i < BORN_MAX; i++) {
+        uint32_t nobody = 0;
+
+        if (atomic_compare_exchange_strong(&parent->births->now[i], &nobody, (uint32_t)gettid()))
+            parent->name = &parent->births->now[i];
+    }
 }
+
+void inherit_end(struct attachment *att)
+{
+    if (att->shadow.parent.name)
+        atomic_store(att->shadow.parent.name, 0);
+    att->shadow.parent.name = NULL;
+}
+
+/* Whether the thread that `name` names lives. A futex of priority inheritance has the number of its
+ * owner in it, and who tries to take it hears from the kernel when that is dead: nothing else tells
+ * a shadow so, which may open no pidfd. */
+static bool lives(_Atomic uint32_t *name)
+{
+    uint32_t seen = atomic_load(name);
+
+    if (!seen)
+        return false;
+    if (!syscall(SYS_futex, name, FUTEX_TRYLOCK_PI, 0, NULL, NULL, 0)) {
+        atomic_store(name, 0); /* it was done just now */
+        return false;
+    }
+    if (errno != ESRCH)
+        return true;
+    atomic_compare_exchange_strong(name, &seen, 0);
+    return false;
+}
+
+bool inherit_asked_soon(const struct attachment *att)
+{
+    bool any = false;
+
+    for (unsigned i = 0; i < BORN_MAX; i++)
+        any |= lives(&att->shadow.births->now[i]);
+    return any;
+}
+
+void inherit_done(struct births *births) { atomic_fetch_add(&births->served, 1); }
 
 int inherit_fetch(struct attachment *att)
 {

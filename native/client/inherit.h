@@ -20,8 +20,14 @@ void inherit_expect(struct attachment *att);
  * permitted, but for those of objects. att->shadow.parent_ctl is the parent's connection. 0 or
  * -errno. */
 int inherit_fetch(struct attachment *att);
-/* The parent's shadow need not wait for this child any more. */
-void inherit_done(const struct attachment *att);
+/* In the child: it will ask, by the shadow that it makes, as long as it lives until
+ * inherit_end(). Its own children are counted by themselves. */
+void inherit_begin(struct attachment *att);
+void inherit_end(struct attachment *att);
+/* The shadow of a parent: whether there is such a child. */
+bool inherit_asked_soon(const struct attachment *att);
+/* Of the children that are counted there, one need not be waited for any more. */
+void inherit_done(struct births *births);
 /* Takes what comes over that socket, and closes it. att->shadow.parent_ctl: the parent's connection
  * to the server, for a word; -1: it has none. 0 or -errno. */
 int inherit_take(struct attachment *att, int sock);

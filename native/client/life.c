@@ -227,7 +227,7 @@ static int prepare(struct attachment *att)
         return -errno;
     /* The parent's shadow is asked first: it may have to wake up, and meanwhile we go on. */
     if (shadow->idle && !inherit_fetch(att))
-        inherit_done(att);
+        inherit_done(shadow->parent.births);
     else if (shadow->inherits)
         shadow->kit_fd = inherit_ask(att);
     if (shadow->inherits && att->mm.fd < 0 && shadow->kit_fd < 0)

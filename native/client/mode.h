@@ -1,14 +1,15 @@
 /*
- * mode.h - who is to take the faults of this process's attachments: the service thread (service.h),
- * or for each attachment a shadow (shadow.h).
+ * mode.h - who is to take the faults of this process's attachments: for each a shadow (shadow.h),
+ * or the service thread for all of them (service.h).
  */
 #ifndef MSHARE_MODE_H
 #define MSHARE_MODE_H
 
 #include "client/attachment.h"
 
-/* Decides by MSHAREFS_CLIENT, once for the process and its children; where that is not set, for the
- * thread, and under valgrind for nobody. 0; -EINVAL: it is neither "thread" nor "shadow".
+/* Decides by MSHAREFS_CLIENT, once for the process and its children; where that is not set, for a
+ * shadow, but for the thread with MSHAREFS_DEBUG and where another library has replaced what a
+ * shadow calls, and for nobody under valgrind. 0; -EINVAL: it is neither "thread" nor "shadow".
  * Precondition: the table's lock held. */
 int mode_choose(void);
 /* What was decided. Precondition: mode_choose() has been called. */

@@ -43,18 +43,32 @@ enum shadow_state { SHADOW_NONE, SHADOW_BORN, SHADOW_READY };
 
 struct attachment;
 
-/* Shared by the shadows of an attachment and of the same one in children of fork(2): how many
- * children will want something of their parent's shadow, and how many have got it or no longer want
- * it. */
-struct family {
+/* So many children can be waited for by name at one time. */
+#define BORN_MAX 8u
+
+/* How many children of a process will want something of its shadow, and how many have got it or no
+ * longer want it. */
+struct births {
     _Atomic unsigned forks, served;
-    _Atomic uint64_t last_ms; /* when the last one was forked */
+    _Atomic uint64_t last_ms;       /* when the last one was forked */
+    _Atomic uint32_t now[BORN_MAX]; /* thread ids of those that are about to ask; 0: nobody */
+};
+
+#define FAMILY_MAX 64u
+
+/* Shared by the shadows of an attachment and of the same one in children of fork(2). After so many
+ * processes they share entries, too. */
+struct family {
+    _Atomic unsigned next;
+    struct births births[FAMILY_MAX];
 };
 
 /* What the mother of a child's shadow looks for in its parent's (inherit_fetch()). */
 struct parent {
     int pid;
     int mm_fd, mem_fd, dev_fd, ctl;
+    struct births *births;
+    _Atomic uint32_t *name; /* the child's own, among them; NULL: none */
 };
 
 struct shadow {
@@ -76,6 +90,7 @@ struct shadow {
     char post[8];
     uint8_t cookie[SHADOW_COOKIE]; /* that they show */
     struct family *family;
+    struct births *births; /* of the program's children */
     struct parent parent;
     /* Its own state, between events. */
     void *escape[5]; /* where to go on after a SIGBUS */

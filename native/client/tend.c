@@ -41,8 +41,10 @@
 #define BATCHES 16
 /* The longest time between two looks for an exec(2). */
 #define EXEC_MAX_MS 2000
-/* How long children that have just been forked may take to ask for what they inherit. */
+/* How long children that have just been forked may take to ask for what they inherit; and to be
+ * heard of at all, before which it is not known whether they live. */
 #define CHILDREN_MS 10000
+#define UNKNOWN_MS 2000
 /* Of those that take it themselves we do not hear. */
 #define CHILDREN_LOOK_MS 2
 /* So many looks that all find it elsewhere make it sure: the program may be mapping and unmapping
@@ -125,18 +127,19 @@ static bool replaced(struct attachment *att)
 /* Whether children are being born that need something of us. */
 static bool has_children(const struct attachment *att)
 {
-    const struct family *family = att->shadow.family;
+    const struct births *births = att->shadow.births;
 
-    return (int)(atomic_load(&family->forks) - atomic_load(&family->served)) > 0;
+    return (int)(atomic_load(&births->forks) - atomic_load(&births->served)) > 0;
 }
 
 /* Gives it to them. */
 static void see_off_children(struct attachment *att)
 {
-    const uint64_t end = atomic_load(&att->shadow.family->last_ms) + CHILDREN_MS;
+    const uint64_t start = atomic_load(&att->shadow.births->last_ms);
     struct pollfd post = {att->shadow.post_fd, POLLIN, 0};
 
-    while (has_children(att) && now_ms() < end) {
+    while (has_children(att) &&
+           now_ms() < start + (inherit_asked_soon(att) ? CHILDREN_MS : UNKNOWN_MS)) {
         if (poll(&post, 1, CHILDREN_LOOK_MS) > 0)
             inherit_give(att);
     }
@@ -196,21 +199,25 @@ static void answer_program(struct attachment *att)
             syscall(SYS_exit_group, 0);
 }
 
-/* Whether the program wants something, or is about to hear that it was done: it may have taken the
- * bell's page away again in between. */
-static bool is_asked(const struct attachment *att)
+/* What can be done while somebody else has the lock. The program may have taken the bell's page
+ * away again between our answer and its look; and it may be stopped in fork(2), while its child
+ * waits. */
+static void serve_waiting(struct attachment *att)
 {
-    struct pollfd bell = {att->shadow.bell_fd, POLLIN, 0};
+    struct pollfd ready[] = {{att->shadow.bell_fd, POLLIN, 0}, {att->shadow.post_fd, POLLIN, 0}};
 
-    return atomic_load(&att->shadow.request.op) != REQUEST_NONE || poll(&bell, 1, 0) > 0;
+    poll(ready, sizeof ready / sizeof *ready, 0);
+    if (ready[0].revents || atomic_load(&att->shadow.request.op) != REQUEST_NONE)
+        answer_program(att);
+    if (ready[1].revents)
+        inherit_give(att);
 }
 
 /* Takes the lock. The program may have it and wait for us, or have been killed with it. */
 void tend_lock(struct attachment *att)
 {
     while (!lock_try(&att->lock)) {
-        if (is_asked(att))
-            answer_program(att);
+        serve_waiting(att);
         lock_wait(&att->lock);
         if (has_ended(att))
             leave(att);

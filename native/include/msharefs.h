@@ -11,9 +11,11 @@
  * MAP_FAILED) and set errno. Sizes, offsets and addresses are in bytes.
  *
  * Caveats
- *  - Each attached process runs one service thread of ours. It blocks all
- *    signals and never calls back into the program. With MSHAREFS_CLIENT=shadow
- *    in the environment a process beside it does that work instead.
+ *  - The faults of each attachment are taken by a process of ours beside the
+ *    program, which shares its address space and nothing else. With
+ *    MSHAREFS_CLIENT=thread in the environment, and where no such process can be
+ *    made, one service thread in the program takes them. It blocks all signals
+ *    and never calls back into the program.
  *  - fork() keeps the attachment: the child is attached before fork() returns
  *    in it. A child of _Fork(3) or of a bare clone(2) system call is not attached:
  *    detach there, or attach anew.

@@ -28,7 +28,8 @@ PAGE = 4096
 PROGRAMS = Path(__file__).parents[1] / "programs"
 CASES = [
     "end-main-first", "raw-exit", "alone", "no-descriptor", "few-descriptors", "own-namespaces",
-    "forbidden", "no-process", "no-process-later", "few-processes", "stopped", "replaced",
+    "forbidden", "no-process", "no-process-later", "few-processes", "no-child", "stopped",
+    "replaced",
 ]  # fmt: skip
 
 

@@ -49,6 +49,7 @@ with msharefs.open(sys.argv[1], os.O_RDWR if writes else os.O_RDONLY) as region:
         elif word == 'fork':
             pid = os.fork()
             if not pid:
+                view[0]
                 os._exit(0)
             os.waitpid(pid, 0)
             print(pid, flush=True)
@@ -147,7 +148,8 @@ def test_events(path: str, region: msharefs.Region, events: Reader) -> None:
         client.do("write", QUANTUM // 2 - 1)
         assert [event[:2] for event in events()] == [("fault", client.pid)]
         child = client.do("fork")
-        assert events()[0] == ("fork", child, 0, 2 * QUANTUM)
+        born = ("fork", child, 0, 2 * QUANTUM)
+        wait.until(lambda: born in events(), "the server hears of the child")
         region.map(QUANTUM, PAGE)
         region.protect(0, PAGE, lib.VMA_READ)
         region.advise(PAGE, PAGE, verbs.MADV_DONTNEED)

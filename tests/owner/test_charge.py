@@ -258,7 +258,8 @@ def test_who_pays_when_the_owner_has_ended(
 
 
 def chargers(cgroup: Cgroup, *others: Agent) -> list[int]:
-    return [pid for pid in cgroup.processes() if pid not in {each.pid for each in others}]
+    known = {each.pid for each in others}
+    return [pid for pid in cgroup.processes() if pid not in known and not processes.is_shadow(pid)]
 
 
 def test_one_that_is_killed_is_replaced(

@@ -240,6 +240,17 @@ static void few_processes(void)
     must(memory[2 * PAGE] == 3, "what children have written");
 }
 
+/* A fork(2) that fails leaves nobody to wait for. */
+static void no_child(void)
+{
+    const struct rlimit none = {(rlim_t)threads(), (rlim_t)threads()};
+
+    memory[PAGE] = 1;
+    must(!setuid(1u << 30 | (uid_t)getpid()), "setuid");
+    must(!setrlimit(RLIMIT_NPROC, &none), "setrlimit");
+    must(fork() < 0 && errno == EAGAIN, "one process too many");
+}
+
 static void stopped(void)
 {
     char got = 0;
@@ -287,6 +298,7 @@ static const struct {
     {"no-process", two_generations},
     {"no-process-later", no_process_later},
     {"few-processes", few_processes},
+    {"no-child", no_child},
     {"stopped", stopped},
     {"replaced", replaced},
 };

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from . import cc
+from . import cc, proc
 from .wait import until
 
 if TYPE_CHECKING:
@@ -138,12 +138,13 @@ class Actor:
         return self.number("take", fd=fd)
 
     def modes(self, name: str) -> list[int]:
-        """How the process has the files open whose paths contain `name` (os.O_RDONLY, ...)."""
+        """How it or its shadows have files open whose paths contain `name` (os.O_RDONLY, ...)."""
         found = []
-        for fd in os.listdir(f"/proc/{self.pid}/fd"):
-            if name in os.readlink(f"/proc/{self.pid}/fd/{fd}"):
-                info = Path(f"/proc/{self.pid}/fdinfo/{fd}").read_text()
-                found.append(int(info.split("flags:")[1].split()[0], 8) & os.O_ACCMODE)
+        for task in [Path(f"/proc/{self.pid}"), *proc.shadows(self.pid)]:
+            for fd in (task / "fd").iterdir():
+                if name in os.readlink(fd):
+                    info = (task / "fdinfo" / fd.name).read_text()
+                    found.append(int(info.split("flags:")[1].split()[0], 8) & os.O_ACCMODE)
         return found
 
     def attach(

@@ -14,7 +14,7 @@ import psutil
 from . import fusectl, namespace
 
 # How long the shadow of a program that has ended may take to end; and one that has no name yet.
-SHADOW_SECONDS, NEW_SECONDS = 3.0, 0.5
+SHADOW_SECONDS, NEW_SECONDS = 6.0, 0.5
 
 # All programs that the tests start inherit this: a program that became a daemon is still known to
 # be ours.

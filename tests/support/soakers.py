@@ -161,12 +161,17 @@ class Soakers:
         path, *files = self._arguments
         for index in range(count):
             if index not in self._running:
+                seed = next(seeds)
                 self._running[index] = subprocess.Popen(
-                    [self._program, path, str(self._board.fd), *files, str(index),
-                     str(next(seeds))],
+                    [self._program, path, str(self._board.fd), *files, str(index), str(seed)],
                     pass_fds=[self._board.fd],
-                    env={**os.environ, "MSHAREFS_DEBUG": "1"},
-                )  # fmt: skip
+                    env={
+                        **os.environ,
+                        "MSHAREFS_DEBUG": "1",
+                        "MSHAREFS_VERBOSE": "1",
+                        "MSHAREFS_CLIENT": "thread" if seed % 4 == 0 else "shadow",
+                    },
+                )
 
     def pids(self) -> list[int]:
         """All processes, children among them."""

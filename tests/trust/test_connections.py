@@ -174,6 +174,7 @@ def test_both_ends_of_a_pair(mount: Mount) -> None:
         until(lambda: descriptors(mount) <= before, "the server has let go of them")
 
 
+@pytest.mark.usefixtures("by_thread")  # a shadow's descriptors cannot be given to anybody
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_connection_that_others_keep_open(mount: Mount, *, asked: bool) -> None:
     """Its process is gone, but not the socket: it goes, and so does the attachment.
