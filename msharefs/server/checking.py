@@ -83,6 +83,14 @@ def _objects(view: View) -> Iterator[dict[str, Any]]:
             f"object {number} is mapped and has no record: after a restart to touch it is SIGBUS",
             mended=view.knows_object(number),
         )
+    for number in sorted(used & recorded.keys()):
+        if view.is_lost(number, recorded[number]):
+            yield finding(
+                f"object {number}",
+                f"object {number} is {recorded[number].path}, which is not there any more: to "
+                "touch it is SIGBUS; UNMAP it and map it again",
+                mended=False,
+            )
     for number in sorted(recorded.keys() - used):
         yield finding(f"object {number}", f"object {number} is recorded, not mapped", mended=True)
     for name in broken:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .mapping import Mapping
+    from .objects import Record
     from .owners import Owner
     from .parking import Parking
     from .sources import Source
@@ -444,6 +445,11 @@ class HostMM(Changing):
             super().close()
         self.objects.close()
         self.locks.close()
+
+    def is_lost(self, number: int, record: Record) -> bool:
+        """Whether the file of an object could not be opened again."""
+        del record
+        return self.objects.is_lost(number)
 
     def knows_object(self, number: int) -> bool:
         """Whether an object could be recorded anew."""

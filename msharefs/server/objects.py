@@ -112,6 +112,8 @@ class Object:
     number: int
     record: Record
     fd: int = -1
+    lost: bool = False
+    """It was looked for, and not found."""
     kept: Mapping | None = None
     read_only: int = -1
     """The file opened for reading only, once somebody has asked for it."""
@@ -192,6 +194,11 @@ class Objects:
     def knows(self, number: int) -> bool:
         """Whether that is one of them."""
         return number in self._objects
+
+    def is_lost(self, number: int) -> bool:
+        """Whether we have looked for it, and it cannot be found."""
+        known = self._objects.get(number)
+        return known is not None and known.fd < 0 and known.lost
 
     def tidy(self) -> None:
         """Makes the records those of the objects that there are."""
@@ -321,6 +328,7 @@ class Objects:
             log.info("%s: %s", self._name, error)
             if error.errno in (*processes.SHORT, errno.ETIMEDOUT):
                 raise
+            lost.lost = True
             return
         if lost.fd < 0 and self._objects.get(lost.number) is lost:
             lost.fd, lost.kept = found
@@ -385,6 +393,20 @@ def _looks(record: Record, pids: list[int]) -> Iterator[Callable[[], int]]:
     for pid in pids:
         for path in processes.mapped_files(pid, record.inode):
             yield partial(os.open, path, os.O_PATH | os.O_CLOEXEC)
+
+
+def is_gone(record: Record) -> bool:
+    """Whether another file, or none, is where an object's was. For a thread."""
+    if not record.path.startswith("/") or record.user < 0:
+        return False  # only a process that has it mapped could tell
+    try:
+        seen = check(lib.identity_find(os.fsencode(record.path)), record.path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    try:
+        return not _is_file_of(record, seen)
+    finally:
+        os.close(seen)
 
 
 def _flags(record: Record) -> int:

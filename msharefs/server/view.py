@@ -12,11 +12,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from msharefs import looking
 from msharefs.native import check, ffi, lib
 
 from .files import adopted_path, object_paths, records_path
 from .memory import FILE, Memory
-from .objects import Record, records
+from .objects import Record, is_gone, records
 from .owners import KINDS, Owner
 from .pinned import Policy
 
@@ -270,6 +271,11 @@ class View:
     def recorded_objects(self) -> tuple[dict[int, Record], list[str]]:
         """The records of its objects, by number, and the names of files that are none."""
         return records(self._records)
+
+    def is_lost(self, number: int, record: Record) -> bool:
+        """Whether the file of an object is not at its place; False where that cannot be told."""
+        del number
+        return looking.look([record.path], lambda _: is_gone(record)).seen.get(record.path, False)
 
     def knows_object(self, number: int) -> bool:
         """Whether an object could be recorded anew."""

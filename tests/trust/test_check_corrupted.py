@@ -16,6 +16,7 @@ from msharefs.client import READ_WRITE
 
 from support import rawmm, wire
 from support.rawmm import PAGE
+from support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -274,3 +275,22 @@ def test_files_that_are_gone(mount: Mount, tmp_path: Path) -> None:
         (left,) = wrong(check.check_all(str(mount.path), repair=repair)).values()
         assert "is set aside" in left[0]
     made.path.unlink()
+
+
+def test_a_record_whose_file_is_gone(mount: Mount, tmp_path: Path) -> None:
+    """As long as a server has it open it need not have a name; the next one cannot find it."""
+    made = make(mount, tmp_path / "f", "r")
+    (tmp_path / "f").unlink()
+    assert checked(made.path, repair=False) == ([], [])
+    mount.kill()
+    for place in (mount.state, mount.path):
+        if place == mount.path:
+            mount.expect(r"\S+ \S+ WARNING .* object \S+ is lost, .*\n")
+            mount.start()
+            until(lambda: " is lost, " in mount.text(), "it has been looked for")
+        for repair in (False, True):
+            ((left,),) = wrong(check.check_all(str(place), repair=repair)).values()
+            assert f"is {tmp_path / 'f'}, which is not there any more: to touch it is SIGB" in left
+    with msharefs.open(made.path) as region:
+        region.unmap(PAGE, PAGE)
+    assert checked(made.path, repair=False) == ([], [])

@@ -81,7 +81,11 @@ def ask(mount: Mount) -> tuple[int, list[int]]:
 
 
 def assert_lost(mount: Mount) -> None:
+    """A client does not get it, and `check` says so as long as it is mapped."""
     assert ask(mount) == (-errno.ESTALE, [])
+    found, _ = check.check_region(str(mount.path / "r"), repair=False)
+    assert "to touch it is SIGBUS" in found[0]["sentence"]
+    mount.damaged = True
 
 
 def test_it_is_found_again(mount: Mount, path: Path) -> None:
