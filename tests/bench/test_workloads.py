@@ -8,13 +8,18 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import msharefs
+from msharefs.lab import idle
 from msharefs.launch.private_mount import parent
 
 from support.wait import until
+
+if TYPE_CHECKING:
+    from support.server import Mount
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +100,38 @@ def test_postgresql(tmp_path: Path) -> None:
         ratio = found["cases"][0]["rows"]["msharefs"]["ratios"][goal["figure"]]["median"]
         assert goal["met"] == (ratio >= 0.97 if goal["at_least"] else ratio <= 1.5)
     assert ">= 0.97x" in text
+
+
+@pytest.mark.parametrize(("kind", "processes"), [("prefork", 16), ("zygote", 12)])
+def test_crowd(shared_mount: Mount, kind: str, processes: int) -> None:
+    """Its processes are there, and use some of it."""
+    path = shared_mount.path / kind
+
+    def somebody_reads(_: float) -> None:
+        until(lambda: entries(path) > 0, "an entry is there again")
+
+    with subprocess.Popen(
+        [WORKLOADS / "crowd", kind, path], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as crowd:
+        assert crowd.stdout
+        assert crowd.stdout.readline() == f"{processes} processes use {path}\n"
+        found = idle.run([str(path)], 1, 0.5, somebody_reads)
+        os.killpg(crowd.pid, signal.SIGKILL)
+    (looked,) = found["regions"]
+    assert looked["pages"] == 16384
+    assert looked["ages"][0]["pages"] > 0
+
+
+def entries(path: Path) -> int:
+    """Those that are present in the region."""
+    with msharefs.open(path) as region:
+        levels = {each["level"]: each["tables"] for each in region.describe("pagetable")["levels"]}
+    return sum(table["present"] for table in levels["pte"])
+
+
+def test_a_crowd_ends_by_itself(shared_mount: Mount) -> None:
+    ended = subprocess.run(
+        [WORKLOADS / "crowd", "zygote", shared_mount.path / "short", "--seconds", "0.3"],
+        capture_output=True, text=True, timeout=LIMIT, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
