@@ -260,15 +260,26 @@ class Server:
     """Attachments of processes to its regions."""
 
 
-def open_server(directory: Path) -> Server:
-    """Ask the live mount on `directory` for its server; the caller closes the pidfd."""
+def _server(directory: Path) -> tuple[int, int, int]:
+    """A live mount's server and its start time, and how many attachments there are."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        pid, started, attached = SERVER_STRUCT.unpack(
+        found: tuple[int, int, int] = SERVER_STRUCT.unpack(
             fcntl.ioctl(fd, SERVER_COMMAND, bytes(SERVER_STRUCT.size))
         )
     finally:
         os.close(fd)
+    return found
+
+
+def attachments(directory: Path) -> int:
+    """Ask the live mount on `directory` how many attachments its regions have."""
+    return _server(directory)[2]
+
+
+def open_server(directory: Path) -> Server:
+    """Ask the live mount on `directory` for its server; the caller closes the pidfd."""
+    pid, started, attached = _server(directory)
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:

@@ -46,10 +46,8 @@ def unmount(directory: Path, *, lazy: bool) -> None:
         return
     server = mountpoint.open_server(resolved)
     try:
-        if server.attached and not lazy:
-            who = "processes of another pid namespace"  # whose numbers are not ours
-            if server.pidfd >= 0:
-                who = processes.listed(set(mountpoint.attached_processes(resolved)))
+        who = "" if lazy else _attached(server, resolved)
+        if who:
             raise OSError(
                 errno.EBUSY,
                 f"in use: attached to its regions are {who}: end them, or unmount with --lazy: "
@@ -71,3 +69,14 @@ def unmount(directory: Path, *, lazy: bool) -> None:
     finally:
         if server.pidfd >= 0:
             os.close(server.pidfd)
+
+
+def _attached(server: mountpoint.Server, directory: Path) -> str:
+    """Who is attached to its regions, for a sentence; empty: nobody."""
+    if not server.attached:
+        return ""
+    if server.pidfd < 0:
+        return "processes of another pid namespace"  # whose numbers are not ours
+    pids = set(mountpoint.attached_processes(directory))
+    # Nobody: these are others' processes, or they have ended since they were counted.
+    return processes.listed(pids) if pids or mountpoint.attachments(directory) else ""

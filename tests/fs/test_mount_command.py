@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+import msharefs
 from msharefs import mountpoint, proc
+from msharefs.cli import umount
 from msharefs.home import default_state
 
 from support import namespace
@@ -377,6 +379,23 @@ os._exit(0)
         assert process.stdin is not None
         process.stdin.write("\n")
     succeeds("umount", directory)
+
+
+def test_umount_while_the_last_one_ends(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was counted, and has ended before it could be named."""
+    succeeds("mount", "-o", "quantum=2M", directory)
+    region = msharefs.open(directory / "r", os.O_RDWR | os.O_CREAT)
+    region.truncate(2 << 20)
+    view = region.attach()
+    asked = mountpoint.attached_processes
+
+    def after_its_end(where: Path) -> list[int]:
+        view.release()
+        region.close()
+        return asked(where)
+
+    monkeypatch.setattr(mountpoint, "attached_processes", after_its_end)
+    umount.unmount(directory, lazy=False)
 
 
 def test_umount_by_another_user(directory: Path) -> None:
