@@ -80,6 +80,8 @@ class Control(Protocol):
         """Starts a task. ENOTCONN: the socket is not open yet."""
 
 
+# Of a program, to find one that has its memory.
+_ASKED_THREADS = 8
 _numbers = itertools.count()
 
 
@@ -490,8 +492,12 @@ class Connection:
             program = proc.pid_of(pidfd)
         finally:
             descriptors.close_later(pidfd, user=self.user)
-        if program and await fetching.same_memory(program, self.pid, self.user):
-            self.pid = program
+        # Its first thread may have ended, and has no memory then.
+        threads = processes.holders_of_descriptors(program) if program else iter(())
+        for thread in itertools.islice(threads, _ASKED_THREADS):
+            if await fetching.same_memory(thread, self.pid, self.user):
+                self.pid = program
+                break
 
     def _note(self, kind: int) -> None:
         """An event of the attachment, for whoever traces the region."""
