@@ -159,9 +159,9 @@ enum fault_verdict fault_look(const struct mm *mm, struct fault *fault)
         return err == -ENOENT ? FAULT_MAPERR : broken(fault, "finding the mapping", err);
     if (fault->vma.flags & VMA_BUSY)
         return FAULT_WAIT;
-    if (fault->vma.flags & VMA_GUARD)
-        return FAULT_MAPERR;
-    return permitted(fault) ? FAULT_MAP : FAULT_ACCERR;
+    if (!permitted(fault)) /* as in Linux, where a guard is in the table, and rights in the VMA */
+        return FAULT_ACCERR;
+    return fault->vma.flags & VMA_GUARD ? FAULT_MAPERR : FAULT_MAP;
 }
 
 static int fill_anonymous(struct mm *mm, struct fault *fault)

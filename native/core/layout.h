@@ -169,7 +169,7 @@ enum vma_flags {
      * them but VMA_GUARD. */
     VMA_SEALED = 32,  /* its mapping, its rights and its contents are not taken away any more */
     VMA_LOCKED = 64,  /* the server has it locked in memory */
-    VMA_GUARD = 128,  /* an access is SIGSEGV, SEGV_MAPERR, whatever the rights */
+    VMA_GUARD = 128,  /* an access that the rights permit is SIGSEGV, SEGV_MAPERR */
     VMA_RANDOM = 256, /* advice, as VM_RAND_READ, VM_SEQ_READ, VM_HUGEPAGE, VM_NOHUGEPAGE */
     VMA_SEQUENTIAL = 512,
     VMA_HUGEPAGE = 1024,

@@ -214,10 +214,10 @@ class Model:
             return Fault("MAPERR")
         if cell.busy:
             return Fault("WAIT")
-        if cell.kept & GUARD:
-            return Fault("MAPERR")
         if not cell.prot & WRITE if write else not cell.prot:
             return Fault("ACCERR")
+        if cell.kept & GUARD:
+            return Fault("MAPERR")
         pages = range(*self._within(offset, *look(offset)), PAGE)
         if cell.kind is not Kind.ANONYMOUS:
             filled = int(offset < limit and self._fill(cell, offset))
