@@ -295,7 +295,6 @@ static int start(struct attachment *att, bool inherits, bool idle)
     shadow->bell_fd = shadow->end_fd = shadow->maps_fd = shadow->size_fd = -1;
     shadow->post_fd = shadow->kit_fd = shadow->parent_ctl = -1;
     shadow->broken = shadow->burst = shadow->tends = false;
-    shadow->size[0] = 0;
     shadow->lingered_ns = 0;
     shadow->rest_ms = TEND_EXEC_MIN_MS;
     shadow->look_ms = clock_ns(CLOCK_MONOTONIC) / 1000000u + TEND_EXEC_MIN_MS;

@@ -100,7 +100,6 @@ struct shadow {
     unsigned batches;
     uint64_t lingered_ns;
     uint64_t look_ms, rest_ms; /* when to look for an exec(2), and how long until the next look */
-    char size[24];             /* of the program's data, when its address space was this one */
 };
 
 #endif

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -66,47 +67,49 @@ static bool has_ended(const struct attachment *att)
     return end.fd >= 0 && poll(&end, 1, 0) > 0;
 }
 
-/* How much data the address space behind a /proc/PID/statm has, as text. */
-static bool read_data(int statm, char data[24])
+/* How much data the address space behind a /proc/PID/statm has, in pages; or -EIO. */
+static int64_t read_data(int statm)
 {
     char text[128];
     const ssize_t got = pread(statm, text, sizeof text - 1, 0);
-    char *at = text, *end;
+    const char *at = text;
+    int64_t pages = 0;
 
     text[got > 0 ? got : 0] = 0;
-    for (unsigned field = 0; at && field < STATM_DATA; field++)
-        at = strchr(at + (field > 0), ' ');
-    end = at ? strchr(at + 1, ' ') : NULL;
-    if (!end || end - at >= 24)
-        return false;
-    memcpy(data, at, (size_t)(end - at));
-    data[end - at] = 0;
-    return true;
+    for (unsigned field = 0; at && field < STATM_DATA; field++) {
+        at = strchr(at, ' ');
+        at += at != NULL;
+    }
+    if (!at || *at < '0' || *at > '9')
+        return -EIO;
+    for (; *at >= '0' && *at <= '9'; at++)
+        pages = 10 * pages + *at - '0';
+    return pages;
 }
 
+/* Whether nobody else has our address space: no thread of the program, and no other shadow of it.
+ * With that flag alone unshare(2) does nothing else. */
+static bool is_alone(void) { return !syscall(SYS_unshare, CLONE_VM); }
+
 /* Whether the program has another address space than we have: there is more data in ours, and not
- * in its. kcmp(2) would say so, but not to a process with fewer rights. */
-static bool is_elsewhere(struct attachment *att)
+ * in its. kcmp(2) would say so, but not to a process with fewer rights. How much there was at an
+ * earlier look says nothing: a program that runs itself again has as much. */
+static bool is_elsewhere(const struct attachment *att)
 {
-    struct shadow *shadow = &att->shadow;
-    char before[24], after[24];
+    const int statm = att->shadow.size_fd;
 
     for (unsigned i = 0; i < EXEC_SURE; i++) {
-        if (!read_data(shadow->size_fd, before))
-            return false;
-        if (!strcmp(before, " 0")) /* its first thread has ended: others may go on */
-            return false;
-        if (!strcmp(before, shadow->size))
-            return false;
-        const bool more = birth_guard(att, false), got = more && read_data(shadow->size_fd, after);
+        const int64_t before = read_data(statm);
 
-        if (more && !birth_guard(att, true))
+        if (!before) /* its first thread has ended: others may go on */
+            return is_alone();
+        const bool more = birth_guard(att, false);
+        const int64_t after = read_data(statm);
+
+        if ((more && !birth_guard(att, true)) || !more || before < 0 || after < 0)
             return false;
-        if (!got ||
-            strcmp(before, after) != 0) { /* or it does so itself, and we look again later */
-            memcpy(shadow->size, before, sizeof before);
+        if (after != before) /* by ours; or by what it does itself, and we look again later */
             return false;
-        }
     }
     return true;
 }

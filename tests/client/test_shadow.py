@@ -162,6 +162,39 @@ def test_it_ends_with_its_program(actors: Actors, make_region: Regions) -> None:
     until(lambda: region.describe("clients") == [], "the region knows")
 
 
+def test_it_ends_with_exec_though_the_next_program_has_no_first_thread(
+    actors: Actors, make_region: Regions
+) -> None:
+    """A first thread that has ended says nothing of the address space that the others have."""
+    region = make_region()
+    crowd = [actors() for _ in range(4)]
+    bases = [actor.attach(actor.give(region.fd)) for actor in crowd]
+    *replaced, left = crowd
+    for actor in crowd:
+        if actor is not left:
+            assert actor.call("exec") == []
+        assert actor.call("leave-main") == []
+    until(lambda: len(region.clients()) == 1, "those that have been replaced are gone")
+    assert [client["pid"] for client in region.clients()] == [left.pid]
+    assert not any(proc.shadows(actor.pid) for actor in replaced)
+    assert left.call("store", bases[-1] + PAGE, 7) == []
+
+
+def test_it_ends_with_exec_though_the_next_program_does_the_same(
+    actors: Actors, make_region: Regions
+) -> None:
+    """A program that runs itself again has as much memory as it had."""
+    region = make_region()
+    crowd = [actors() for _ in range(4)]
+    for actor in crowd:
+        actor.attach(actor.give(region.fd))
+    for actor in crowd:
+        assert actor.call("exec") == []
+        actor.attach(actor.give(region.fd))
+    until(lambda: len(region.clients()) == len(crowd), "the first attachments are gone")
+    assert {client["pid"] for client in region.clients()} == {actor.pid for actor in crowd}
+
+
 def test_each_attachment_has_one(actors: Actors, make_region: Regions) -> None:
     actor = actors()
     bases = [actor.attach(actor.give(make_region(QUANTUM).fd)) for _ in range(3)]
