@@ -445,6 +445,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
+    /* A shadow would have none of what the fuzzer looks at. */
+    must(!setenv("MSHAREFS_CLIENT", "thread", 1), "setenv");
     prepare();
     one(&(struct input){NULL, 0}); /* an input that attaches, so that the service thread exists */
     return 0;
