@@ -300,8 +300,8 @@ def _draw(found: dict[str, Any], plot: str) -> None:
     "pagetables 1.",
 )  # fmt: skip
 @click.option(
-    "--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
-    help="Compare only this kind of memory; may be given several times.",
+    "--backend", "backends", multiple=True, type=click.Choice(BACKENDS), metavar="KIND",
+    help=f"Compare only this kind of memory; may be given several times. {', '.join(BACKENDS)}.",
 )  # fmt: skip
 @_show.json_option
 @_show.output_option

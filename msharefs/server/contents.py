@@ -162,7 +162,12 @@ def check_holes(host: HostMM, start: int, end: int) -> None:
 
 def _check_advice(host: HostMM, start: int, end: int, advice: int) -> None:
     """OSError if a mapping does not take this advice; then ENOMEM if there is a hole."""
-    found = lib.hostmm_check(host.mm, start, end, _NOT.get(advice, 0), _NEEDS.get(advice, 0), True)
+    found = lib.hostmm_check(
+        host.mm, start, end, _NOT.get(advice, 0), _NEEDS.get(advice, 0),
+        advice not in _POPULATES,  # there Linux stops at the first page that cannot be filled
+    )  # fmt: skip
+    if found == -errno.ENOMEM:
+        check_holes(host, start, end)
     if found == -errno.EPERM:
         raise OSError(errno.EPERM, f"{host.name}: a mapping there is sealed, for ever")
     if found:

@@ -566,3 +566,15 @@ def test_a_refusal_of_locked_memory_says_so(region: msharefs.Region) -> None:
     with pytest.raises(OSError, match="is not a multiple"):
         region.advise(1, PAGE, mmap.MADV_DONTNEED)
     region.unlock(0, PAGE)
+
+
+@pytest.mark.parametrize(("start", "answer"), [(1, errno.ENOMEM), (2, errno.EINVAL)])
+def test_populate_fails_by_what_comes_first(
+    region: msharefs.Region, start: int, answer: int
+) -> None:
+    """A hole, or a page that may not be written; the random programs compare it with Linux."""
+    region.unmap(PAGE, PAGE)
+    region.protect(2 * PAGE, PAGE, R)
+    region.unmap(3 * PAGE, PAGE)
+    with refused(answer):
+        region.advise(start * PAGE, (4 - start) * PAGE, verbs.MADV_POPULATE_WRITE)
