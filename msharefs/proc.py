@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Process = int | Literal["self"]
 
+# linux/capability.h
+CAP_IPC_LOCK, CAP_SYS_NICE = 14, 23
 _PIDFD = ("pidfd:", "anon_inode:[pidfd]")
 
 
@@ -114,6 +116,14 @@ def status(pid: Process, field: str) -> str:
     """
     text = b"\n" + _read(pid, "status")
     return text.partition(b"\n%s:" % field.encode())[2].partition(b"\n")[0].strip().decode()
+
+
+def has_capability(pid: Process, number: int) -> bool:
+    """Whether a process has a capability; not if it has ended."""
+    try:
+        return bool(int(status(pid, "CapEff"), 16) >> number & 1)
+    except OSError:
+        return False
 
 
 def state(pid: int) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from msharefs.native import lib
 
-from . import clock, head, idle
+from . import clock, head, idle, ptmap
 from .pagemap import PRESENT, Pagemap
 
 if TYPE_CHECKING:
@@ -77,21 +77,19 @@ class Watched(idle.Watched):
             first = start // idle.PAGE
             used[first : first + len(last)] = last == number
         found = []
-        for client in self.region.describe("clients"):
-            if client["kind"] not in ("native", "unseen"):
-                pages = _held(client, used)
-                if len(pages):
-                    found.append((client["pid"], pages))
+        for who, client in self._attached():
+            pages = _held(client, used)
+            if len(pages):
+                found.append((who.pid, pages))
         self.looks.append(found)
 
 
 def _held(client: dict[str, Any], used: NDArray[np.bool_]) -> Pages:
     """The pages of those that were used that a client has in its own page tables."""
-    whole = (client["base"], client["size"], client["offset"])
     held = np.zeros(len(used), bool)
     try:
         with Pagemap(client["pid"]) as table:
-            for base, size, offset in client.get("parts", [whole]):
+            for base, size, offset in ptmap.windows(client):
                 for runs in table.runs(base, min(base + size, lib.HOST_END)):
                     for start, stop, what in runs.tolist():
                         if what & PRESENT:

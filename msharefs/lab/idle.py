@@ -26,7 +26,7 @@ from msharefs import verbs
 from . import head, idle_methods, ptmap, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -170,24 +170,26 @@ class Watched:
     def look(self, number: int) -> None:
         """Round `number` is over: what has come back by now was used in it."""
         self._note(number)
+        for who, client in self._attached():
+            self._comm[who.pid] = client["comm"]
+            self._see(who, client, number)
+
+    def pids(self) -> set[int]:
+        """The processes that can be looked at now."""
+        return {who.pid for who, _ in self._attached()}
+
+    def _attached(self) -> Iterable[tuple[Who, dict[str, Any]]]:
+        """The attachments that can be looked at: those that our library has made."""
         clients = self.region.describe("clients")
         self.native = sum(client["kind"] == "native" for client in clients)
         for client in clients:
             if client["kind"] not in ("native", "unseen"):
-                who = Who(client["pid"], client["start_time"], client["base"])
-                self._comm[who.pid] = client["comm"]
-                self._see(who, client, number)
-
-    def pids(self) -> set[int]:
-        """The processes that are attached now, by our library."""
-        clients = self.region.describe("clients")
-        return {client["pid"] for client in clients if client["kind"] not in ("native", "unseen")}
+                yield Who(client["pid"], client["start_time"], client["base"]), client
 
     def _see(self, who: Who, client: dict[str, Any], number: int) -> None:
-        whole = (client["base"], client["size"], client["offset"])
         cells = self._cells.setdefault(who, {})
         with contextlib.suppress(PermissionError, ProcessLookupError):
-            for part in client.get("parts", [whole]):
+            for part in ptmap.windows(client):
                 cells.update(dict.fromkeys(ptmap.held_cells(who.pid, *part), number))
 
     def _note(self, number: int) -> None:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from msharefs import proc
 from msharefs.native import lib
 
-from . import pagemap
+from . import pagemap, ptmap
 from .idle import PAGE, Watched, Who
 from .pagemap import PRESENT, WRITTEN, Pagemap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 _HEAD = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ")
 _REFERENCED = re.compile(rb"Referenced: +(\d+) kB")
@@ -34,16 +34,6 @@ class _ByProcess(Watched):
         super().__init__(path)
         self._used: defaultdict[Who, Counter[int]] = defaultdict(Counter)
         """Bytes that each has used, by the number of the round."""
-
-    def _attached(self) -> Iterator[tuple[Who, dict[str, Any]]]:
-        """The attachments that can be looked at."""
-        raise NotImplementedError
-
-    def _parts(self, client: dict[str, Any]) -> Sequence[tuple[int, int, int]]:
-        """Its windows: address, bytes, region offset."""
-        whole = (client["base"], client["size"], client["offset"])
-        parts: Sequence[tuple[int, int, int]] = client.get("parts", [whole])
-        return parts
 
     def _mark(self, start: int, end: int, number: int) -> None:
         """What is known of [start, end) was used in round `number`."""
@@ -90,6 +80,7 @@ class Referenced(_ByProcess):
         self._know(number)
 
     def _attached(self) -> Iterator[tuple[Who, dict[str, Any]]]:
+        """All that have it mapped."""
         for client in self.region.describe("clients"):
             if client["kind"] == "unseen":
                 raise OSError(
@@ -98,10 +89,6 @@ class Referenced(_ByProcess):
                     "you look: be root, or look by --method entries",
                 )
             yield Who(client["pid"], client["start_time"], client["base"]), client
-
-    def pids(self) -> set[int]:
-        """All that have it mapped."""
-        return {who.pid for who, _ in self._attached()}
 
     def drop(self, seconds: float) -> None:
         """Clears the accessed bits. PermissionError: of a process that is another user's."""
@@ -131,7 +118,7 @@ class Referenced(_ByProcess):
             except (ProcessLookupError, PermissionError):
                 continue  # it has ended
             self.held[who.pid] = self.held.get(who.pid, 0) + time.monotonic() - began
-            for base, size, offset in self._parts(client):
+            for base, size, offset in ptmap.windows(client):
                 for start, end, used in found:
                     low, high = max(start, base), min(end, base + size)
                     if low < high and used:
@@ -173,14 +160,6 @@ class Stores(_ByProcess):
             left_out = {"sealed", "hugetlb"} & set(each["flags"]) or each["object"] != "anon"
             yield each["start"], each["end"], not left_out and "w" in each["prot"]
 
-    def _attached(self) -> Iterator[tuple[Who, dict[str, Any]]]:
-        self.native = 0
-        for client in self.region.describe("clients"):
-            if client["kind"] in ("native", "unseen"):
-                self.native += client["kind"] == "native"
-            else:
-                yield Who(client["pid"], client["start_time"], client["base"]), client
-
     def _note(self, number: int) -> None:
         """What has got an entry is known from now on. What was stored to, it does not say."""
         del number
@@ -221,7 +200,7 @@ class Stores(_ByProcess):
     def _written(self, client: dict[str, Any]) -> Iterator[tuple[int, int]]:
         """What a process has in its page tables and may write without a fault: region offsets."""
         with Pagemap(client["pid"]) as table:
-            for base, size, offset in self._parts(client):
+            for base, size, offset in ptmap.windows(client):
                 for runs in table.runs(base, min(base + size, lib.HOST_END), more=WRITTEN):
                     for start, end, what in runs.tolist():
                         if what & PRESENT and what & WRITTEN:

@@ -113,15 +113,17 @@ def _holders(
     return holders, [number for number, cells in enumerate(held) if cells is None]
 
 
+def windows(client: dict[str, Any]) -> list[tuple[int, int, int]]:
+    """Where a client has which part of the region: addresses, bytes, region offsets."""
+    whole = (client["base"], client["size"], client["offset"])
+    parts: list[tuple[int, int, int]] = client.get("parts", [whole])
+    return parts
+
+
 def _cells(client: dict[str, Any]) -> set[int] | None:
     """Of which cells a client has pages; None: we may not see it, or it has ended."""
-    whole = (client["base"], client["size"], client["offset"])
     try:
-        return {
-            cell
-            for part in client.get("parts", [whole])
-            for cell in held_cells(client["pid"], *part)
-        }
+        return {cell for part in windows(client) for cell in held_cells(client["pid"], *part)}
     except (PermissionError, ProcessLookupError):
         return None
 

@@ -300,7 +300,7 @@ class Sampler:
 
         Of memory that Linux fills, nothing has changed where there was no fault and no new table.
         """
-        parts = client.get("parts", [(client["base"], client["size"], client["offset"])])
+        parts = ptmap.windows(client)
         if not view.adopted:
             return own.look(client["pid"], parts, view.quantum)
         who = client["pid"], client["start_time"], ident

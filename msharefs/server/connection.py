@@ -407,9 +407,8 @@ class Connection:
         elif what == "trace":
             answer = json.dumps(self._region.trace(request.arguments[1], self.flags)).encode()
         elif what == "watch-touches":
-            answer = json.dumps(
-                self._region.watch_touches(request.arguments[1], self.flags)
-            ).encode()
+            self._region.watch_touches(request.arguments[1], self.flags)
+            answer = b"null"
         elif what == "clients":
             answer = await self._clients(self._region)
         else:

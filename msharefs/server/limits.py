@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from msharefs.verbs import Create
 
-CAP_IPC_LOCK = 14
-CAP_SYS_NICE = 23
 _OVERCOMMIT_ALWAYS, _OVERCOMMIT_NEVER = "1", "2"
 _LIMITS = {
     resource.RLIMIT_AS: "Max address space",
@@ -41,7 +39,7 @@ def check_count(mapped: int) -> None:
 
 def check_locked(create: Create, caller: int) -> None:
     """EPERM: process `caller` may lock nothing. EAGAIN: not that much."""
-    if not create.flags & verbs.MAP_LOCKED or has_capability(caller, CAP_IPC_LOCK):
+    if not create.flags & verbs.MAP_LOCKED or proc.has_capability(caller, proc.CAP_IPC_LOCK):
         return
     limit = _rlimit(caller, resource.RLIMIT_MEMLOCK)
     if limit == 0:
@@ -54,7 +52,7 @@ def check_locked(create: Create, caller: int) -> None:
 
 def check_lock(payer: int, locked: int) -> None:
     """EPERM: process `payer` may lock nothing. ENOMEM: not `locked` bytes in all."""
-    if has_capability(payer, CAP_IPC_LOCK):
+    if proc.has_capability(payer, proc.CAP_IPC_LOCK):
         return
     limit = _rlimit(payer, resource.RLIMIT_MEMLOCK)
     if limit == 0:
@@ -128,11 +126,3 @@ def _rlimit(pid: int, limit: int) -> int | None:
         return proc.soft_limit(pid, _LIMITS[limit])
     except OSError:
         return None
-
-
-def has_capability(pid: int, number: int) -> bool:
-    """Whether a process has a capability, by its number in linux/capability.h."""
-    try:
-        return bool(int(proc.status(pid, "CapEff"), 16) >> number & 1)
-    except OSError:
-        return False

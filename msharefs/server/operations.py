@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msharefs import processes, verbs
+from msharefs import proc, processes, verbs
 from msharefs.native import ffi, lib
 
 from . import contents, fetching, limits, tracing
@@ -92,7 +92,7 @@ async def _mbind(region: Region, data: bytes, mode: int, tid: int) -> bytes:
         ask.region_offset, ask.size, ask.mode, ask.flags, host.size, ask.maxnode
     )
     if ask.region_offset < end:
-        move_all = limits.has_capability(processes.process_of(tid), limits.CAP_SYS_NICE)
+        move_all = proc.has_capability(processes.process_of(tid), proc.CAP_SYS_NICE)
         await contents.mbind(host, ask.region_offset, end, ask, move_all=move_all)
     return b""
 

@@ -306,11 +306,11 @@ class Region:
         self.check_writable(flags)
         await self.sized().watch_stores()
 
-    def watch_touches(self, ns: int, flags: int) -> bool:
+    def watch_touches(self, ns: int, flags: int) -> None:
         """For `ns` nanoseconds no first touch is left to Linux, and touches make the entries.
 
         Whoever asks drops the entries then: what has one afterwards has been touched. It ends by
-        itself. Returns whether it makes a difference. EINVAL: more than a day.
+        itself. EINVAL: more than a day.
         """
         host = self.to_change(flags)
         if ns > WATCH_NS:
@@ -318,7 +318,6 @@ class Region:
                 errno.EINVAL, f"{self.name}: touches are watched for a day at most, not for {ns} ns"
             )
         lib.entries_watch(host.mm, ns)
-        return bool(host.mm.header.linux_fills)
 
     def trace(self, number: int, flags: int) -> dict[str, Any]:
         """The events from `number` on (tracing.py), for a descriptor open with `flags`.

@@ -190,7 +190,6 @@ void inherit_expect(struct attachment *att)
 void inherit_begin(struct attachment *att)
 {
     struct family *family = att->shadow.family;
-
     struct parent *parent = &att->shadow.parent;
 
     att->shadow.births = &family->births[++family->next % FAMILY_MAX];

@@ -41,7 +41,6 @@ PUNCH, MADVISE, OUTSIDE, MUNMAP, PROTECT, UNMAP = HOWS = (
     "punch a hole", "madvise in each", "process_madvise of each", "munmap in each",
     "UFFDIO_WRITEPROTECT of each", "UNMAP of a region",
 )  # fmt: skip
-_CAP_SYS_NICE = 23
 _CALLER = 0
 """The worker that makes the calls, and has nothing mapped."""
 
@@ -245,7 +244,7 @@ def _play(way: Way, crowd: Crowd, pages: int, rounds: int) -> dict[str, Any]:
 
 
 def _check_rights() -> None:
-    if not int(proc.status("self", "CapEff"), 16) >> _CAP_SYS_NICE & 1:
+    if not proc.has_capability("self", proc.CAP_SYS_NICE):
         raise PermissionError(
             errno.EPERM,
             "bench shootdown also takes pages from other processes, by process_madvise(2), and "
