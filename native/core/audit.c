@@ -200,10 +200,13 @@ static int recount(struct mm *mm)
     struct mm_audit found = {0};
     struct audit audit = {.found = &found};
     const int err = reach(mm, &audit);
+    const uint64_t high = frames_high(mm);
+    uint64_t end = mm->frames_max;
 
-    for (uint64_t frame = mm->frames_max; !err && frame-- > frames_high(mm);)
-        if (reached(&audit, frame))
-            mm_raise(&mm->header->frames_high, frame + 1);
+    while (!err && end > high && !reached(&audit, end - 1))
+        end -= audit.reached[(end - 1) / 8] ? 1 : (end - 1) % 8 + 1;
+    if (!err && end > high)
+        mm_raise(&mm->header->frames_high, end);
     free(audit.reached);
     atomic_store(&mm->words[0], frame_word(FRAME_TABLE, 3, 0, 0));
     return err;
@@ -260,7 +263,8 @@ int mm_mend(struct mm *mm)
 
     err = err ? err : recount(mm);
     for (uint64_t i = 1, high = frames_high(mm); !err && i < high; i++)
-        let_go_of_held(mm, i);
+        if (atomic_load_explicit(&mm->words[i], memory_order_relaxed)) /* of most, there is none */
+            let_go_of_held(mm, i);
     err = err ? err : mm_sweep(mm);
     return err ? err : empty_free_frames(mm);
 }

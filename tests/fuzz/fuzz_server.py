@@ -15,10 +15,8 @@ import contextlib
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,13 +106,13 @@ class Server:
             raise ServerError("the server is gone")
 
 
-def run(server: Server, numbers: Iterator[int], end: float, told_to_end: threading.Event) -> int:
-    """Cases until the time is over, or we are told; returns how many."""
+def run(server: Server, numbers: Iterator[int], end: float) -> int:
+    """Cases until the time is over; returns how many."""
     done = 0
     number = -1
     try:
         for number in numbers:
-            if time.monotonic() >= end or told_to_end.is_set():
+            if time.monotonic() >= end:
                 break
             Case(server.mount.path, number).run()
             done += 1
@@ -139,8 +137,6 @@ def main() -> None:
     parser.add_argument("--case", type=int, help="this one alone")
     given = parser.parse_args()
     namespace.enter()
-    told_to_end = threading.Event()
-    signal.signal(signal.SIGUSR1, lambda *_: told_to_end.set())  # as libFuzzer's targets
     base = Path(tempfile.mkdtemp(dir=namespace.SHM, prefix="fuzz-"))
     mount = Mount(base, ("quantum=2M",), given.seconds + 120)
     try:
@@ -150,7 +146,7 @@ def main() -> None:
         else:
             first = random.SystemRandom().getrandbits(40)
             numbers = iter(range(first, first + (1 << 40)))
-        done = run(Server(mount), numbers, time.monotonic() + given.seconds, told_to_end)
+        done = run(Server(mount), numbers, time.monotonic() + given.seconds)
         # Regions may stay: a slot that names a living process keeps its region.
         mount.stop()
         print(f"cases: {done}")
