@@ -119,6 +119,8 @@ class Clients:
         self._thread = trio.CapacityLimiter(1)
         self._waiting = trio.CapacityLimiter(1)
         self._asking = trio.CapacityLimiter(1)
+        self._held_up = False
+        """The last look at processes was given up."""
         self._next = 0
         """The slot that the next look for dead processes begins with."""
         self._look_again: dict[tuple[int, ...], float] = {}
@@ -427,10 +429,11 @@ class Clients:
             holders = await self.look(some)
             gone: list[_Holder] = []
             # A process can keep us waiting for its address space. The thread is given up then, and
-            # until it comes back nobody waits here again.
-            if holders and not self._asking.borrowed_tokens:
-                with trio.move_on_after(seconds + late):
+            # until it comes back nobody waits here again. Another look that is at work is awaited.
+            if holders and not (self._held_up and self._asking.borrowed_tokens):
+                with trio.move_on_after(seconds + late) as patience:
                     gone = await self._ask(holders, seconds)
+                self._held_up = patience.cancelled_caught
             # Nor does anybody wait for one who keeps the region's files locked.
             with trio.move_on_after(seconds + late):
                 await self._free(gone)

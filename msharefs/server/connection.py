@@ -169,7 +169,11 @@ class Connection:
         if self.slot is None:
             self._life.deadline = trio.current_time() + SILENT_SECONDS
         try:
-            return await self._inbox.get()
+            try:
+                return await self._inbox.get()
+            except ConnectionResetError:
+                # Linux says so once: it has gone, and has not read all. What came before is there.
+                return await self._inbox.get()
         finally:
             self._life.deadline = float("inf")
 
@@ -226,6 +230,9 @@ class Connection:
         try:
             if reply is not NO_REPLY:
                 await send(self._sock, lib.MSG_REPLY, request.seq, reply, self.user)
+        except (BrokenPipeError, ConnectionResetError):
+            # It said goodbye and has gone. Behind that a child of its may say hello: we read on.
+            log.debug("process %d has not waited for its answer", self.pid)
         finally:
             reply.close()
 

@@ -24,7 +24,7 @@ from msharefs.native import ffi, lib
 from . import contents, descriptors, hands, owners
 from .adopted import Adopted
 from .charging import Account, Charges
-from .clients import give_way
+from .clients import LOOK_SECONDS, give_way
 from .files import (
     check_size,
     object_paths,
@@ -459,14 +459,14 @@ class Regions:
         for ident in self._adopted.files():
             self.drop_unused(ident)
 
-    async def attached(self) -> int:
+    async def attached(self, seconds: float = LOOK_SECONDS) -> int:
         """Attachments of all regions, after connections have ended; without dead processes.
 
-        Adopted memory counts as one.
+        Adopted memory counts as one. A process that is not asked in `seconds` counts as alive.
         """
         for region in list(self._regions.values()):  # others may go meanwhile
             if region.host is not None and region.host.attached():
-                await region.host.clients.reap_dead(connected=True)
+                await region.host.clients.reap_dead(connected=True, seconds=seconds)
         return sum(host.attached() for host in self._hosts()) + len(self._adopted.used())
 
     async def attached_processes(self) -> list[int]:

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 _ATTACHED_POLL_SECONDS = 0.5
 _GONE_POLL_SECONDS = 5.0
 _REPORT_SECONDS = 5.0
+# How long the last look for processes that have ended may take: it decides whether files stay.
+_LAST_LOOK_SECONDS = 2.0
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -98,7 +100,7 @@ async def _serve(
             await filesystem.shut_down()
             if not end.is_set() and await regions.attached():
                 await _outlive_mount(regions, state, end)
-            attached = await regions.attached()
+            attached = await regions.attached(_LAST_LOOK_SECONDS)
             if attached:
                 log.warning("the next server on %s takes over %d attachments", state.path, attached)
             nursery.cancel_scope.cancel()

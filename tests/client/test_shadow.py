@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import msharefs
 
     from support.actor import Actor
+    from support.server import Mount
 
     Actors = Callable[..., Actor]
     Regions = Callable[..., msharefs.Region]
@@ -216,3 +217,36 @@ def test_a_child_of_a_parent_that_ends_at_once(actors: Actors, make_region: Regi
         assert child.call("store", base, 1) == []
         actor = child
     actor.end()
+
+
+def sockets(shadow: Path) -> set[str]:
+    """The sockets that a process has open."""
+    links = (os.readlink(path) for path in (shadow / "fd").iterdir())
+    return {link for link in links if link.startswith("socket:")}
+
+
+def test_a_child_says_hello_behind_its_parents_goodbye(
+    actors: Actors, make_region: Regions, shared_mount: Mount
+) -> None:
+    """Both by one socket, whose other end nobody has any more when the server comes to read it."""
+    region = make_region()
+    parent = actors()
+    base = parent.attach(parent.give(region.fd))
+    os.kill(shared_mount.pid, signal.SIGSTOP)
+    try:
+        child = parent.fork()
+        parent.kill()
+        until(lambda: not proc.shadows(parent.pid), "its shadow has said goodbye")
+        assert child.finish() == []
+        assert child.call("store", base, 1) == []  # the child's shadow says hello before that
+        (shadow,) = proc.shadows(child.pid)
+        before = sockets(shadow)
+    finally:
+        os.kill(shared_mount.pid, signal.SIGCONT)
+
+    def known() -> list[int]:
+        return [each["pid"] for each in region.clients() if each["start_time"]]
+
+    until(lambda: known() == [child.pid], "the server knows the child, and only that")
+    assert sockets(shadow) == before  # and not because the child has had to come again
+    child.end()

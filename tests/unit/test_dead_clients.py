@@ -105,6 +105,40 @@ def test_a_region_that_is_closed_before_a_look_has_ended(
     assert looked.wait(LIMIT)
 
 
+def test_a_look_while_another_one_is_at_work(
+    make: Callable[[int], HostMM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say that a process is attached only because somebody asks for it already."""
+    free, at_work = threading.Event(), threading.Event()
+
+    class Census:
+        def __init__(self) -> None:
+            at_work.set()
+            assert free.wait(LIMIT)
+
+        def find(self, *_process: int) -> list[int]:
+            return []
+
+    async def second(host: HostMM) -> None:
+        await host.clients.reap_dead(connected=True, seconds=LIMIT / 3)
+        assert not host.attached()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(host.clients.reap_dead, seconds=LIMIT / 3))
+            try:
+                assert await trio.to_thread.run_sync(at_work.wait, LIMIT)
+                nursery.start_soon(second, host)
+                await trio.testing.wait_all_tasks_blocked()
+            finally:
+                free.set()
+
+    monkeypatch.setattr(processes, "Census", Census)
+    host = make(1)
+    assert lib.slot_claim(host.mm, GONE, 1) == 0
+    trio.run(main)
+
+
 def test_many_looks_that_one_user_holds_up(
     public_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
