@@ -9,6 +9,10 @@
  * SIGCHLD once it has been replaced by exec(2), when the child ends. An orphan has no such
  * tie. clone3(2) would have nothing more for us, and older container profiles refuse it.
  *
+ * Where the program itself adopts orphans, as PID 1 does, a shadow without a mother would be the
+ * child that each wait(2) waits for, and never ends. There it is a child of the program, without
+ * a signal for its end: only __WALL shows it.
+ *
  *   place    | guard | mother, mover | the shadow's stack | thread-local storage | bell |
  */
 #define _GNU_SOURCE
@@ -159,6 +163,19 @@ static int mother(void *arg)
     return 0;
 }
 
+/* Has no mother: it prepares itself. */
+static int alone(void *arg)
+{
+    const struct newborn *newborn = arg;
+    struct attachment *att = newborn->att;
+    const int err = newborn->prepare(att); /* `arg` may be gone after that */
+
+    if (!err)
+        return live(att);
+    birth_done(att, err);
+    return 0;
+}
+
 static long futex(const _Atomic int *word, int op, int value, const struct timespec *limit)
 {
     return syscall(SYS_futex, word, op, value, limit, NULL, 0);
@@ -170,6 +187,12 @@ void birth_done(struct attachment *att, int state)
     futex(&att->shadow.state, FUTEX_WAKE_PRIVATE, 1, NULL);
 }
 
+static void reap(int pid)
+{
+    while (waitpid(pid, NULL, __WALL) < 0 && errno == EINTR)
+        ;
+}
+
 /* The kernel wakes those who wait for its end, but not for this process alone. It is on its way
  * there, or killed; and we cannot go on before, as it uses our stacks. */
 static void wait_for_end(const struct shadow *shadow)
@@ -178,6 +201,8 @@ static void wait_for_end(const struct shadow *shadow)
 
     for (int pid; (pid = atomic_load(&shadow->alive));)
         futex(&shadow->alive, FUTEX_WAIT, pid, &limit);
+    if (shadow->own_child && shadow->program == getpid())
+        reap(shadow->pid);
 }
 
 /* Whether it has come to something. */
@@ -188,14 +213,35 @@ static int is_born(void *arg)
     return atomic_load(&shadow->state) != SHADOW_BORN || !atomic_load(&shadow->alive);
 }
 
+/* Has a mother make it. 0 or -errno. */
+static int have_born(struct newborn *newborn)
+{
+    const int flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_UNTRACED;
+    const int pid = task_new(mother, newborn, birth_second_stack(newborn->att), flags, NULL, NULL);
+
+    if (pid < 0)
+        return pid;
+    /* It is at its end already, or we would still be in vfork: so this does not wait for long. */
+    reap(pid);
+    return 0;
+}
+
+static int make_child(struct newborn *newborn)
+{
+    struct shadow *shadow = &newborn->att->shadow;
+
+    shadow->pid = task_new(alone, newborn, shadow->place + STACK_END, BIRTH_CLONE,
+                           thread_pointer(shadow), &shadow->alive);
+    return shadow->pid < 0 ? shadow->pid : 0;
+}
+
 int birth(struct attachment *att, int (*prepare)(struct attachment *),
           void (*life)(struct attachment *))
 {
     struct newborn newborn = {att, prepare};
     struct shadow *shadow = &att->shadow;
     const struct timespec limit = {.tv_nsec = LOOK_NS};
-    const int flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_UNTRACED;
-    int err = shadow->place ? 0 : make_place(shadow), pid;
+    int err = shadow->place ? 0 : make_place(shadow);
 
     if (err)
         return err;
@@ -204,12 +250,9 @@ int birth(struct attachment *att, int (*prepare)(struct attachment *),
     atomic_store(&shadow->alive, 0);
     shadow->life = life;
     atomic_store(&shadow->state, SHADOW_BORN);
-    pid = task_new(mother, &newborn, birth_second_stack(att), flags, NULL, NULL);
-    if (pid < 0)
-        return pid;
-    /* It is at its end already, or we would still be in vfork: so this does not wait for long. */
-    while (waitpid(pid, NULL, __WALL) < 0 && errno == EINTR)
-        ;
+    err = shadow->own_child ? make_child(&newborn) : have_born(&newborn);
+    if (err)
+        return err;
     if (!shadow->pid)
         shadow->pid = atomic_load(&shadow->alive);
     if (shadow->pid <= 0) { /* its mother was killed, or could not have it */

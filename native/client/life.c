@@ -286,10 +286,19 @@ static void live(struct attachment *att)
     tend(att);
 }
 
+/* Whether orphans below the program come to it. A child of fork(2) has not inherited that. */
+static bool adopts(void)
+{
+    int reaper = 0;
+
+    return !syscall(SYS_prctl, PR_GET_CHILD_SUBREAPER, &reaper, 0ul, 0ul, 0ul) && reaper;
+}
+
 static int start(struct attachment *att, bool inherits, bool idle)
 {
     struct shadow *shadow = &att->shadow;
 
+    shadow->own_child = getpid() == 1 || (!inherits && adopts());
     shadow->inherits = inherits;
     shadow->idle = idle;
     shadow->bell_fd = shadow->end_fd = shadow->maps_fd = shadow->size_fd = -1;

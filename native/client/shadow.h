@@ -76,6 +76,7 @@ struct shadow {
     int pid;           /* its own, in that namespace, too */
     _Atomic int alive; /* as pid; the kernel clears it, with a wake-up, when the shadow has ended */
     _Atomic int state; /* enum shadow_state, or -errno: it ends */
+    bool own_child;    /* the program's, which would adopt it otherwise */
     bool inherits;     /* made by a child of fork(2): it has no descriptor to begin with */
     bool idle;         /* nothing but the watch of the window is its own yet (life.h) */
     void (*life)(struct attachment *);

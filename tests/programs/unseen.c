@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,7 @@
 
 static volatile char *memory;
 static const char *how;
+static bool attached;
 
 static void must(int right, const char *what)
 {
@@ -49,6 +51,7 @@ static void map(const char *region)
     } else {
         fd = open(region, O_RDWR);
         must(fd >= 0, "open");
+        attached = true;
         memory = mshare_attach(fd, 0, 0, NULL, 0);
         close(fd);
     }
@@ -273,6 +276,24 @@ static void stopped(void)
     children();
 }
 
+/* Orphans come to it, and so do its children's shadows. */
+static void adopter(void)
+{
+    siginfo_t left;
+
+    memory[PAGE] = 1;
+    for (unsigned long i = 0; i < 3; i++)
+        if (!fork()) {
+            memory[(2 + i) * PAGE] = memory[PAGE];
+            _exit(0);
+        }
+    alarm(10);
+    must(!children() && errno == ECHILD, "children");
+    must(memory[2 * PAGE] + memory[3 * PAGE] + memory[4 * PAGE] == 3, "what they have written");
+    must(!(attached ? mshare_detach((void *)memory) : munmap((void *)memory, BYTES)), "detach");
+    must(waitid(P_ALL, 0, &left, WEXITED | WNOHANG | __WALL) && errno == ECHILD, "what is left");
+}
+
 static void replaced(void)
 {
     if (!fork()) {
@@ -282,6 +303,22 @@ static void replaced(void)
     }
     must(!children(), "exec");
     memory[PAGE] = 2;
+}
+
+/* Goes on as PID 1 of a new namespace, or does not. */
+static void be_the_first(void)
+{
+    must(!unshare(CLONE_NEWPID), "unshare");
+    const pid_t first = fork();
+    int status;
+
+    if (!first) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        return;
+    }
+    alarm(10); /* which such a process would not die of */
+    must(waitpid(first, &status, 0) == first && !status, "the first process");
+    exit(0);
 }
 
 static const struct {
@@ -301,6 +338,8 @@ static const struct {
     {"no-child", no_child},
     {"stopped", stopped},
     {"replaced", replaced},
+    {"adopter", adopter},
+    {"first-process", adopter},
 };
 
 int main(int count, char **argument)
@@ -308,6 +347,10 @@ int main(int count, char **argument)
     how = count > 1 ? argument[1] : "";
     if (!strcmp(how, "no-process"))
         forbid_processes();
+    if (!strcmp(how, "adopter"))
+        must(!prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl");
+    if (!strcmp(how, "first-process"))
+        be_the_first();
     map(count > 2 ? argument[2] : NULL);
     for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++)
         if (!strcmp(cases[i].name, how)) {
