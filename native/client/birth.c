@@ -201,7 +201,7 @@ static void wait_for_end(const struct shadow *shadow)
 
     for (int pid; (pid = atomic_load(&shadow->alive));)
         futex(&shadow->alive, FUTEX_WAIT, pid, &limit);
-    if (shadow->own_child && shadow->program == getpid())
+    if (shadow->own_child && shadow->pid > 0 && shadow->program == getpid())
         reap(shadow->pid);
 }
 
@@ -224,6 +224,29 @@ static int have_born(struct newborn *newborn)
     /* It is at its end already, or we would still be in vfork: so this does not wait for long. */
     reap(pid);
     return 0;
+}
+
+struct errand {
+    void (*run)(void *);
+    void *arg;
+};
+
+static int run_errand(void *arg)
+{
+    const struct errand *errand = arg;
+
+    errand->run(errand->arg);
+    return 0;
+}
+
+void birth_errand(struct attachment *att, void (*run)(void *), void *arg)
+{
+    struct errand errand = {run, arg};
+    const int flags = CLONE_VM | CLONE_VFORK | CLONE_UNTRACED;
+    const int pid = task_new(run_errand, &errand, birth_second_stack(att), flags, NULL, NULL);
+
+    if (pid > 0)
+        reap(pid);
 }
 
 static int make_child(struct newborn *newborn)

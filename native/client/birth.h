@@ -16,6 +16,9 @@
  * -errno; then there is no shadow. Precondition: the table's lock held. */
 int birth(struct attachment *att, int (*prepare)(struct attachment *),
           void (*life)(struct attachment *));
+/* Does `run` in a process that has our memory, and copies of our descriptors: a filter of system
+ * calls may kill that one, and we go on. Precondition: as birth(); there is no shadow. */
+void birth_errand(struct attachment *att, void (*run)(void *), void *arg);
 /* In the shadow: the program may go on; `state` is enum shadow_state or -errno. */
 void birth_done(struct attachment *att, int state);
 /* Makes att->shadow.family. 0 or -errno. Precondition: as birth(). */

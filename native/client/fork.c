@@ -124,6 +124,13 @@ static bool is_plain(struct attachment *att)
     return set && plain;
 }
 
+/* A filter of system calls kills who makes a shadow: so it would kill the child, if that tried. */
+static void forbidden(struct attachment *att)
+{
+    if (att->mm.fd < 0 && att->shadow.kit_fd < 0)
+        inherit_done(att->shadow.parent.births); /* it has asked for nothing */
+}
+
 /* *claimed is set if the child has got a slot of its own. */
 static int attach_child(struct attachment *att, bool *claimed)
 {
@@ -144,11 +151,15 @@ static int attach_child(struct attachment *att, bool *claimed)
         budget_forked(att);
     att->handed.count = 0;
     if (!err && has_shadow(att)) {
-        const int none = life_inherit(att, !poisoned && is_plain(att));
-
-        if (none) {
-            mode_tell("no shadow can be made after fork: a thread takes its faults", none);
-            detach_forget(att); /* whatever its mother had */
+        err = life_inherit(att, !poisoned && is_plain(att));
+        if (err == -ECHILD) /* its mother was killed before she asked for anything */
+            forbidden(att);
+        if (err) /* whatever its mother had */
+            detach_forget(att);
+        if (err == -ECHILD || err == LIFE_NO_WINDOW)
+            return err;
+        if (err) {
+            mode_tell("no shadow can be made after fork: a thread takes its faults", err);
             err = take_descriptors(att, &parent);
         }
     }
@@ -163,10 +174,38 @@ static int attach_child(struct attachment *att, bool *claimed)
 /* Whether the child has the window at all: MADV_DONTFORK, which may have passed us by. */
 static bool inherited(struct attachment *att)
 {
-    if (!is_adopted(att))
-        return !(att->advice & ADVICE_DONTFORK) && own_any(att);
-    pieces_fork(&att->pieces);
-    return att->pieces.count;
+    if (is_adopted(att)) {
+        pieces_fork(&att->pieces);
+        return att->pieces.count;
+    }
+    /* The shadow's mother looks whether it is there. */
+    return !(att->advice & ADVICE_DONTFORK) && (att->served != BY_THREAD || own_any(att));
+}
+
+struct leaving {
+    struct attachment *att;
+    bool claimed;
+};
+
+static void leave(void *arg)
+{
+    const struct leaving *leaving = arg;
+
+    own_leave(leaving->att, OWN_PROGRAM, leaving->claimed);
+}
+
+/* Leaves the window to Linux. */
+static void leave_window(struct attachment *att, bool claimed)
+{
+    struct leaving leaving = {att, claimed};
+
+    if (!has_shadow(att)) {
+        leave(&leaving);
+        return;
+    }
+    birth_errand(att, leave, &leaving);
+    if (claimed) /* it may have been killed before that */
+        slot_leave(&att->mm, att->slot);
 }
 
 static void attach_all(void)
@@ -184,8 +223,9 @@ static void attach_all(void)
         atomic_store(&att->shadow.alive, 0); /* the parent's */
         if (has_shadow(att))
             inherit_begin(att);
-        const bool shadowed = has_shadow(att), here = inherited(att);
-        const int err = here && att->served != BY_NOBODY ? attach_child(att, &claimed) : 0;
+        const bool shadowed = has_shadow(att), expected = inherited(att);
+        const int err = expected && att->served != BY_NOBODY ? attach_child(att, &claimed) : 0;
+        const bool here = expected && err != LIFE_NO_WINDOW;
 
         if (shadowed)
             inherit_end(att);
@@ -200,7 +240,7 @@ static void attach_all(void)
                       "are not enforced there, and files in them cannot be reached",
                       err);
         if (here && !is_adopted(att)) { /* fork() cannot fail any more */
-            own_leave(att, OWN_PROGRAM, claimed);
+            leave_window(att, claimed);
             detach_unserved(att, claimed);
             continue;
         }

@@ -237,6 +237,8 @@ static int prepare(struct attachment *att)
     err = look_at_program(shadow);
     if (err)
         return err;
+    if (shadow->inherits && !is_adopted(att) && !own_any(att))
+        return LIFE_NO_WINDOW;
     inherit_listen(att);
     if (chdir("/")) /* a directory that is somebody's must not be busy for our sake */
         return -errno;

@@ -100,7 +100,7 @@ bool own_any(const struct attachment *att)
 {
     bool any = false;
 
-    own_each(att, OWN_PROGRAM, OWN_ALL, att->offset, attachment_limit(att), found, &any);
+    own_each(att, own_maps(att), OWN_ALL, att->offset, attachment_limit(att), found, &any);
     return any;
 }
 

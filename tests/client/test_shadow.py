@@ -30,7 +30,7 @@ PROGRAMS = Path(__file__).parents[1] / "programs"
 CASES = [
     "end-main-first", "raw-exit", "alone", "no-descriptor", "few-descriptors", "own-namespaces",
     "forbidden", "no-process", "no-process-later", "few-processes", "no-child", "stopped",
-    "replaced", "adopter", "first-process",
+    "replaced", "adopter", "first-process", "forbidden-later",
 ]  # fmt: skip
 
 

@@ -224,6 +224,30 @@ static void no_process_later(void)
     two_generations();
 }
 
+/* Children, under a filter that kills who calls anything else: nothing that is opened. */
+static void forbidden_later(void)
+{
+    static const int allowed[] = {
+        SYS_clone,     SYS_wait4,      SYS_exit_group,      SYS_write,          SYS_futex,
+        SYS_mmap,      SYS_munmap,     SYS_mprotect,        SYS_madvise,        SYS_brk,
+        SYS_getpid,    SYS_gettid,     SYS_getppid,         SYS_rt_sigprocmask, SYS_rt_sigaction,
+        SYS_close,     SYS_rseq,       SYS_set_robust_list, SYS_clock_gettime,  SYS_exit,
+        SYS_nanosleep, SYS_sched_yield};
+    enum { COUNT = sizeof allowed / sizeof *allowed };
+    struct sock_filter code[2 * COUNT + 2] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0)};
+    const struct sock_fprog filter = {sizeof code / sizeof *code, code};
+
+    for (unsigned i = 0; i < COUNT; i++) {
+        code[2 * i + 1] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
+                                                       (unsigned)allowed[i], 0, 1);
+        code[2 * i + 2] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    }
+    code[2 * COUNT + 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    must(!syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter), "seccomp");
+    two_generations();
+}
+
 /* Room for this process and one more. */
 static void few_processes(void)
 {
@@ -332,6 +356,7 @@ static const struct {
     {"few-descriptors", few_descriptors},
     {"own-namespaces", own_namespaces},
     {"forbidden", forbidden},
+    {"forbidden-later", forbidden_later},
     {"no-process", two_generations},
     {"no-process-later", no_process_later},
     {"few-processes", few_processes},
