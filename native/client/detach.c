@@ -40,7 +40,9 @@ static void release(struct attachment *att)
 void detach_forget(struct attachment *att)
 {
     att->mm.fd = att->mem_fd = att->dev_fd = att->uffd = att->moved_uffd = att->ctl = -1;
-    memset(att->objects, 0, sizeof att->objects);
+    for (unsigned i = 0; i < OBJECTS_MAX; i++)
+        if (att->objects[i].state != OBJECT_NONE) /* a child copies the page that it writes to */
+            att->objects[i] = (struct object){0};
 }
 
 /* Gives back all but memory. */

@@ -16,7 +16,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -34,6 +33,7 @@
 #include "client/own.h"
 #include "client/proc.h"
 #include "client/reader.h"
+#include "client/serve.h"
 #include "client/service.h"
 #include "client/view.h"
 #include "client/watch.h"
@@ -80,6 +80,7 @@ static int take_over(struct attachment *att, int parent)
 {
     int err = is_adopted(att) ? view_watch(att) : own_renew(att);
 
+    serve_anew(att);
     if (!err)
         err = arrange(att, 0, att->mm.size, false);
     if (!err)
@@ -124,6 +125,20 @@ static bool is_plain(struct attachment *att)
     return set && plain;
 }
 
+/* What its parent remembers of its faults. The rest is for whoever takes them (serve_anew()). A
+ * page that the child writes to has to be copied first, so nothing is written that is there. */
+static void forget_faults(struct attachment *att)
+{
+    if (att->poisons_used)
+        att->poisons_used = 0;
+    if (att->objects_again_ms)
+        att->objects_again_ms = 0;
+    if (att->unfit_ms)
+        att->unfit_ms = 0;
+    if (att->handed.count)
+        att->handed.count = 0;
+}
+
 /* A filter of system calls kills who makes a shadow: so it would kill the child, if that tried. */
 static void forbidden(struct attachment *att)
 {
@@ -137,19 +152,15 @@ static int attach_child(struct attachment *att, bool *claimed)
     const bool poisoned = att->poisons_used;
     int parent = -1, err;
 
-    att->poisons_used = 0;
-    att->around = (struct around){0};
-    att->objects_again_ms = att->unfit_ms = 0;
+    forget_faults(att);
     if (has_shadow(att))
         detach_forget(att); /* they are its shadow's */
     else
         parent = leave_parent(att);
-    memset(att->linked, 0, (att->mm.size / att->mm.quantum / 64 + 1) * sizeof(uint64_t));
     err = attach_claim(att, 0);
     *claimed = !err;
     if (!err)
         budget_forked(att);
-    att->handed.count = 0;
     if (!err && has_shadow(att)) {
         err = life_inherit(att, !poisoned && is_plain(att));
         if (err == -ECHILD) /* its mother was killed before she asked for anything */

@@ -35,6 +35,7 @@
 #include "client/proc.h"
 #include "client/reader.h"
 #include "client/request.h"
+#include "client/serve.h"
 #include "client/tend.h"
 #include "client/view.h"
 #include "core/control.h"
@@ -169,6 +170,7 @@ static int take_over(struct attachment *att)
 {
     int err = tend_take(att);
 
+    serve_anew(att);
     if (!err && att->mm.fd < 0) /* a request of the program's has tried before */
         err = -EPROTO;
     if (!err && att->uffd < 0)
@@ -192,10 +194,18 @@ static int look_at_program(struct shadow *shadow)
     shadow->end_fd = (int)syscall(SYS_pidfd_open, shadow->program, 0);
     if (shadow->end_fd < 0) /* it may have ended already */
         return -errno;
-    shadow->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
     /* Of our own, if there is no number. */
-    proc_path(path, proc_number(shadow->program, shadow->end_fd), "/statm");
+    const int number = proc_number(shadow->program, shadow->end_fd);
+    proc_path(path, number, "/statm");
     shadow->size_fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* Ours are the same. But Linux has the program's directory at hand already; and there is
+     * something in it as long as its first thread lives, as that of a child does. */
+    if (shadow->inherits) {
+        proc_path(path, number, "/maps");
+        shadow->maps_fd = open(path, O_RDONLY | O_CLOEXEC);
+    }
+    if (shadow->maps_fd < 0) /* or we may not look */
+        shadow->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
     return 0;
 }
 

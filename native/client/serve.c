@@ -2,6 +2,7 @@
 #include "client/serve.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "client/arrange.h"
 #include "client/asked.h"
@@ -12,6 +13,12 @@
 #include "client/view.h"
 #include "core/control.h"
 #include "core/fd.h"
+
+void serve_anew(struct attachment *att)
+{
+    att->around = (struct around){0};
+    memset(att->linked, 0, (att->mm.size / att->mm.quantum / 64 + 1) * sizeof(uint64_t));
+}
 
 void serve_faults(struct attachment *att, const struct uffd_msg *msgs, ssize_t got)
 {

@@ -13,6 +13,9 @@
 /* How many events of a userfaultfd are read at once. */
 #define SERVE_EVENTS 16
 
+/* In a child of fork(2), before its first fault: those of its parent say nothing of its pages.
+ * Precondition: as serve_faults(). */
+void serve_anew(struct attachment *att);
 /* Answers the faults among `got` bytes of events. Precondition: att->lock held. */
 void serve_faults(struct attachment *att, const struct uffd_msg *msgs, ssize_t got);
 /* Reads one message of the server, and does what it asks for. 0, or -errno: the connection is of no
