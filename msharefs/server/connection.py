@@ -80,6 +80,8 @@ class Control(Protocol):
         """Starts a task. ENOTCONN: the socket is not open yet."""
 
 
+# Of a process that has ended others may have the socket, and send for ever.
+_LAST_MESSAGES = 64
 # Of a program, to find one that has its memory.
 _ASKED_THREADS = 8
 _numbers = itertools.count()
@@ -109,11 +111,13 @@ class Connection:
         sock.setblocking(False)
         self._inbox = control.inboxes.open(sock, self.user, f"process {self.pid}")
         try:
-            self._member = control.connections.admit(sock, self.user, self.end)
+            self._member = control.connections.admit(sock, self.user, self._cut)
         except BaseException:
             self._inbox.close()
             raise
         self._life = trio.CancelScope()
+        self._rest = float("inf")
+        """So many messages are read before the end."""
         self.started = self.mark = 0
         self.slot: int | None = None
         self._claim = 0
@@ -132,7 +136,8 @@ class Connection:
         """
         try:
             with self._life:
-                while (request := await self._receive()) is not None:
+                while self._goes_on() and (request := await self._receive()) is not None:
+                    self._rest -= 1
                     turn = await self._control.turns.take(self.user, self._member.inode)
                     try:
                         await self._handle(request)
@@ -161,12 +166,21 @@ class Connection:
         self._control.connections.dismiss(self._member)
 
     def end(self) -> None:
-        """Hangs up: `run` ends."""
+        """Hangs up: `run` ends when it has read what is there. A child may have said hello."""
+        self._rest = min(self._rest, _LAST_MESSAGES)
+        if not self._goes_on():
+            self._cut()
+
+    def _goes_on(self) -> bool:
+        return self._rest > _LAST_MESSAGES or (self._rest > 0 and self.has_news())
+
+    def _cut(self) -> None:
+        """`run` ends at once."""
         self._life.cancel()
 
     async def _receive(self) -> Request | None:
         """The next message; None: the connection has ended. Without an attachment it ends soon."""
-        if self.slot is None:
+        if self.slot is None or self._rest <= _LAST_MESSAGES:
             self._life.deadline = trio.current_time() + SILENT_SECONDS
         try:
             try:
