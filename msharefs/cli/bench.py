@@ -26,7 +26,7 @@ ALONE = (PLAN_CHECK, _shootdown.NAME)
 MISSED = 3
 """The exit status of --gate where a target is missed."""
 BACKENDS = (
-    "memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-linux",
+    "memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-watched",
     "msharefs-native", "msharefs-budget",
 )  # fmt: skip
 

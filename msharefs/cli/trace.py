@@ -164,7 +164,8 @@ def command(
 
     Events are written by whoever causes them while somebody reads them, and to memory that has room
     for 16,384: if more happen in a tenth of a second, some are lost, and their number is shown.
-    Touches that Linux handles by itself (-o faults=linux, memory that is full) are no events.
+    Touches that Linux handles by itself (of memory that is full, and unless the mount has
+    -o faults=watched, first ones) are no events.
 
     With --json, a line for each look at a region that had something to tell.
     """

@@ -94,8 +94,10 @@ OPEN = Reason(
     Kind.ATTACHMENT,
     "With `quirks=v3` the window is mapped for all access, so that stores go through as on v3.",
 )
-REGISTERED = Reason(
-    Kind.ATTACHMENT, "The window has a userfaultfd already: ours, which answers its faults."
+LEFT_TO_LINUX = Reason(
+    Kind.ATTACHMENT,
+    "Memory whose first touches are Linux's is not watched by our userfaultfd any more, and a "
+    "mapping of its own. With `-o faults=watched` it is one line.",
 )
 NOT_EXPANDED = Reason(
     Kind.ATTACHMENT, "No program can set that flag; the library refuses mremap all the same."

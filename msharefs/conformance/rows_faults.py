@@ -225,8 +225,7 @@ def present_again(stage: Stage) -> str:
     return rate(counted(memory, write=True))
 
 
-T("minflt-first", "minor faults of the first writes to 1024 pages", "1 a page", first_touch,
-  ours="1 for several pages", why=reasons.EMULATED)
+T("minflt-first", "minor faults of the first writes to 1024 pages", "1 a page", first_touch)
 T("minflt-second-write", "of a second process that writes them", "none",
   lambda s: second_process(s, write=True), ours="1 for several pages", why=reasons.EMULATED)
 T("minflt-second-read", "of a second process that reads them", "none",

@@ -160,7 +160,8 @@ T("orphan-create-old", "a load from what was mapped before", GONE,
 T("orphan-unknown", "an unknown ioctl", "ENOTTY",
   lambda s: killed(s, lambda o: o.file.say("ioctl", 0x40047863, bytes(4))))
 T("orphan-lines", "lines of /proc/PID/maps of an attached process", "1",
-  lambda s: killed(s, lambda o: (o.settled(), str(len(o.memory.lines())))[1]))
+  lambda s: killed(s, lambda o: (o.settled(), str(len(o.memory.lines())))[1]), default="2",
+  why=reasons.LEFT_TO_LINUX)
 T("orphan-munmap", "munmap of an attachment", "0",
   lambda s: killed(s, lambda o: o.file.agent.say("munmap", o.memory.base, Q)))
 T("orphan-stat", "st_size", str(Q), lambda s: killed(s, lambda o: str(o.file.size())))

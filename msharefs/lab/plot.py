@@ -35,7 +35,7 @@ COLOURS = {
     "hugetlb": "#56b4e9",
     "msharefs": "#009e73",
     "msharefs-strict": "#6fc7ab",
-    "msharefs-linux": "#f0e442",
+    "msharefs-watched": "#f0e442",
     "msharefs-native": "#cc79a7",
 }
 OTHER = "#777777"

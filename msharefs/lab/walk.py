@@ -14,6 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msharefs
 from msharefs import installed, proc
 
 from . import head
@@ -75,6 +76,8 @@ def run(
     sentence.
     """
     check_kvm()
+    with msharefs.open(path) as region:
+        region.stat()  # pages that Linux has filled get their entries
     started = head.head()
     arguments = [
         str(spaces),

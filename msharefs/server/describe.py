@@ -179,7 +179,7 @@ def entries(view: View) -> dict[str, Any]:
     header = view.mm.header
     return {
         "fault_around": int(header.fault_around),
-        "linux_fills": bool(header.linux_fills) and not lib.entries_watched(view.mm),
+        "linux_fills": bool(lib.entries_by_linux(view.mm)),
         "ranges": [
             {"start": vma.start, "end": vma.end, "present": _present(view, vma.start, vma.end)}
             for vma in view.vmas()

@@ -227,6 +227,8 @@ class HostMM(Changing):
 
     async def drop(self, start: int, end: int, flags: int = 0) -> None:
         """Takes the pages of [start, end) out of all page tables, and adds flags; they stay."""
+        if self._left_to_linux():
+            await self._watch_touches(start, end)
         parts = self._parts(start, end)
         take_first = await self._taking(start, end, parts, whole=True)
 
@@ -236,6 +238,33 @@ class HostMM(Changing):
 
         await revocation.wait_connected(self.clients, start, end)
         await self._change(lambda: lib.hostmm_drop(self._mm, start, end, 0, flags), take)
+
+    def _left_to_linux(self) -> bool:
+        """Whether pages tell of touches.
+
+        After the end of a server in the middle of `_watch_touches` those do that there are.
+        """
+        left = self._mm.header.linux_fills or lib.mm_unwatched(self._mm)
+        return bool(left) and not lib.entries_watched(self._mm)
+
+    async def _watch_touches(self, start: int, end: int) -> None:
+        """From now on all first touches come to us, since pages do not tell of touches any more.
+
+        [start, end) is mapped. EBUSY: a client that has to take part does not; nothing changed.
+        """
+        before = bool(self._mm.header.linux_fills)
+        await revocation.wait_connected(self.clients, 0, self.size, handed=True)
+        lib.mm_set_linux_fills(self._mm, False)
+        try:
+            # A fault that goes on began before that.
+            await self.flag(start, end, 0, 0)
+            await self._grace()
+            await revocation.watch(self.clients, 0, self.size)
+            await self._catch_up_entries(0, self.size, lib.ENTRIES_NOW)
+        except BaseException:
+            lib.mm_set_linux_fills(self._mm, before)
+            raise
+        lib.mm_set_watched(self._mm)
 
     async def remove(self, start: int, end: int) -> None:
         """Takes the pages of [start, end) away; the mappings stay."""

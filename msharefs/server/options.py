@@ -97,7 +97,7 @@ class MountOptions:
     """Whose memory cgroup is charged for pages: that of who touches first, or the owner's."""
     fault_around: int = FAULT_AROUND
     """Pages that a sequential first touch may fill together; 1: only touched pages."""
-    faults: Faults = "watched"
+    faults: Faults = "linux"
     """Who takes first touches of memory that all may read and write: Linux, or we each of them."""
     passthrough: bool = True
     """A plain mmap(2) of a region maps its memory, if the server may do that, or fails: ENODEV."""
@@ -176,11 +176,12 @@ def parse(
             _switch(flags, key)
             allow_other |= key == "allow_other"
 
-    faults = _choice(values, "faults", get_args(Faults), "watched")
     quirks = _choice(values, "quirks", get_args(Quirks)[1:], "")
     # The series knows no owner but the creating thread.
     owner = _choice(values, "owner", get_args(Owner), "thread" if quirks else "file")
     charge = _choice(values, "charge", get_args(Charge), "toucher")
+    usual = "watched" if charge == "owner" else "linux"
+    faults = _choice(values, "faults", get_args(Faults), usual)
     if charge == "owner" and faults == "linux":
         raise BadOptionError(
             "-o charge=owner,faults=linux: the pages that Linux makes are charged to whoever "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .hostmm import HostMM
     from .options import MountOptions
     from .owners import Owner
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -279,7 +282,7 @@ class Region:
             )
         host = self.sized()
         await host.clients.reap_dead()
-        await host.look_at_pages()
+        await self._look_at_pages()
         # The whole region may be walked, which takes a while: nothing is taken out meanwhile.
         async with contextlib.AsyncExitStack() as stack:
             if what != "clients":
@@ -332,11 +335,24 @@ class Region:
             host = self.host
             host.check_whole()
             await host.clients.reap_dead()
-            await host.look_at_pages()
+            await self._look_at_pages()
             return await self._look(host.stat)
         raw = ffi.new("struct mshare_stat *", {"quantum": self.quantum})
         raw.owner_pid, raw.owner_start_time = self.owner.pid, self.owner.start_time
         return raw
+
+    async def _look_at_pages(self) -> None:
+        """Brings the entries up to date, if that can be done.
+
+        Who keeps the region's files locked does not keep others from what is known of it, nor do
+        damaged tables: those are to be found.
+        """
+        try:
+            await self.sized().look_at_pages()
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EUCLEAN):
+                raise
+            log.info("%s: its entries are those of an earlier look: %s", self.name, error.strerror)
 
     async def _look(self, work: Callable[[], T]) -> T:
         """The result of `work`, in a thread if there is a host mm: that may be large."""

@@ -146,8 +146,7 @@ static bool unwatch(const struct attachment *att, struct handed_run run)
     return !uffd_unwatch(att->uffd, (uintptr_t)attachment_at(att, run.start), run.end - run.start);
 }
 
-/* Whether the program probably writes the next pages in turn. */
-static bool sequential_write(const struct attachment *att, const struct fault *fault)
+bool handover_sequential_write(const struct attachment *att, const struct fault *fault)
 {
     return fault->access == ACCESS_WRITE && (att->around.pages > 1 || !att->around.next);
 }
@@ -282,7 +281,7 @@ bool handover(struct attachment *att, const struct fault *fault)
     /* Nothing tells the server that a reader is about to hand over a run that is being watched
      * again: it has no epoch. */
     if (!att->mm.fault_around || att->reader || att->moved_uffd >= 0 || fault->filled ||
-        fault->protect || sequential_write(att, fault) ||
+        fault->protect || handover_sequential_write(att, fault) ||
         (!before && touched_has(&att->mm, att->slot, fault->offset)))
         return false;
     const struct handed_run bounds = bounds_of(att, fault);
@@ -295,8 +294,8 @@ bool handover_absent(struct attachment *att, const struct fault *fault)
 {
     const uint32_t all = VMA_READ | VMA_WRITE;
 
-    if (!att->mm.linux_fills || att->reader || att->budget.spans || att->moved_uffd >= 0 ||
-        (fault->vma.flags & all) != all || entries_watched(&att->mm))
+    if (!entries_by_linux(&att->mm) || att->reader || att->budget.spans || att->moved_uffd >= 0 ||
+        (fault->vma.flags & all) != all)
         return false;
     taken_away(att, fault->offset);
     atomic_store(&att->mm.header->unwatched, 1);

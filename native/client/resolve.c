@@ -39,6 +39,7 @@
 #include "client/reader.h"
 #include "client/trouble.h"
 #include "client/view.h"
+#include "core/entries.h"
 #include "core/slots.h"
 #include "core/touched.h"
 #include "core/trace.h"
@@ -154,7 +155,8 @@ static int make_reachable(struct attachment *att, const struct fault *fault, uin
             .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
         return ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off) ? -errno : 0;
     }
-    if (handover_absent(att, fault))
+    if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR && handover_sequential_write(att, fault)) &&
+        handover_absent(att, fault))
         return 0;
     if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR))
         err = fault_make_pages(fault, att->mem_fd);
@@ -235,6 +237,22 @@ static enum fault_verdict reach_alone(struct attachment *att, struct fault *faul
     return verdict_of(fault, step, err, FAULT_MAP);
 }
 
+/* Pages that are to be mapped ahead of the program get their entries first, if Linux has filled
+ * them. */
+static int enter_ahead(struct attachment *att, const struct fault *fault, uint64_t flags)
+{
+    const uint64_t span = fault->offset & ~(PMD_SIZE - 1);
+
+    if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR) || !entries_by_linux(&att->mm) ||
+        !handover_sequential_write(att, fault) ||
+        present_end(&att->mm, fault->offset, fault->offset + PAGE_SIZE) != fault->offset)
+        return 0;
+    const int64_t found = entries_catch_up(&att->mm, att->slot, att->mem_fd, span, span + PMD_SIZE,
+                                           ENTRIES_NOW);
+
+    return found < 0 ? (int)found : 0;
+}
+
 /* First the host mm's part, then the real MMU's; between slot_enter() and slot_leave(). */
 static enum fault_verdict handle(struct attachment *att, struct fault *fault, uint64_t flags)
 {
@@ -253,7 +271,8 @@ static enum fault_verdict handle(struct attachment *att, struct fault *fault, ui
         around_choose(&att->around, fault, flags & UFFD_PAGEFAULT_FLAG_MINOR,
                       touched_has(&att->mm, att->slot, fault->offset), att->mm.fault_around);
         handover_clip(att, fault);
-        if (att->charged)
+        err = enter_ahead(att, fault, flags);
+        if (!err && att->charged)
             err = charge_pages(att, fault, flags & FLAGS_PRESENT, ahead);
     } else {
         err = object_find(att, fault);

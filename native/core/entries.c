@@ -29,6 +29,11 @@ bool entries_watched(const struct mm *mm)
     return until && clock_ns(CLOCK_MONOTONIC) < until;
 }
 
+bool entries_by_linux(const struct mm *mm)
+{
+    return atomic_load(&mm->header->linux_fills) && !entries_watched(mm);
+}
+
 struct catch_up {
     unsigned slot;
     const struct mm_vma *vma;
@@ -42,6 +47,8 @@ static int add_leaf(struct walk *walk, _Atomic uint64_t *entry, unsigned level, 
 
     if (level)
         return -EUCLEAN;
+    if (atomic_load_explicit(entry, memory_order_relaxed)) /* of most, by the second look */
+        return 0;
     leaf |= work->vma->flags & VMA_PROT ? ENTRY_PRESENT | ENTRY_ACCESSED : ENTRY_PROTNONE;
     if (work->vma->flags & VMA_WRITE)
         leaf |= ENTRY_RW;

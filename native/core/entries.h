@@ -20,6 +20,9 @@ enum entries_how {
  * Precondition: the only writer of VMAs. */
 void entries_watch(struct mm *mm, uint64_t ns);
 bool entries_watched(const struct mm *mm);
+/* Whether a fault in memory that all may read and write leaves the first touches around it to
+ * Linux. */
+bool entries_by_linux(const struct mm *mm);
 
 /* Gives each page that `mem_fd` has in [start, end), region offsets, an entry, where anonymous
  * memory is mapped, and counts those that are new as faults of `slot`; MM_SLOTS: of nobody.

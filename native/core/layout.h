@@ -151,7 +151,9 @@ struct mm_header {
     uint64_t
         fault_around; /* pages a sequential first touch may fill together; 1: strict; 0: around.c */
     uint64_t budget;  /* bytes of its own page tables that a client may keep; 0: any number */
-    uint32_t linux_fills; /* 1: first touches of memory that all may read and write are Linux's */
+    /* 1: first touches of memory that all may read and write are Linux's, until entries are
+     * dropped */
+    _Atomic uint32_t linux_fills;
     _Atomic uint32_t unwatched; /* 1: there may be pages without entries, since that has been so */
     _Atomic uint64_t trace_until; /* events are recorded until then: CLOCK_MONOTONIC, ns; 0: not */
     _Atomic uint64_t watch_until; /* until then first touches are not Linux's; the same clock */

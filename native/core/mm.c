@@ -139,7 +139,6 @@ int mm_open(struct mm *mm, int fd)
         .map_size = own.file_size,
         .fault_around = found.fault_around <= SPAN_PAGES ? found.fault_around : 1,
         .budget = found.budget,
-        .linux_fills = found.linux_fills,
         .writable = (flags & O_ACCMODE) != O_RDONLY,
         .fd = fd,
     };

@@ -34,7 +34,6 @@ struct mm {
     uint64_t touched_stride; /* bytes per slot */
     uint64_t map_size;
     uint64_t fault_around; /* pages, up to 512 */
-    bool linux_fills;      /* first touches are Linux's, where all may read and write */
     bool writable;         /* as mapped here */
     uint64_t budget;       /* bytes of page tables a client may keep, 0: any number */
     int fd;

@@ -164,6 +164,11 @@ off_t sys_lseek(int fd, off_t offset, int whence)
     return (off_t)syscall(SYS_lseek, (long)fd, offset, (long)whence);
 }
 
+int sys_ioctl(int fd, unsigned long request, void *arg)
+{
+    return (int)syscall(SYS_ioctl, (long)fd, request, arg);
+}
+
 int preload_answer(int err)
 {
     if (!err)

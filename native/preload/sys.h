@@ -22,6 +22,7 @@
  *   advice.c   madvise, process_madvise, msync, mincore of windows
  *   lock.c     mlock, mlockall
  *   seek.c     lseek: ESPIPE on a region
+ *   userfault.c  ioctl: a userfaultfd of the program's own over a window
  *   bare.c     _Fork, clone: children that run no handlers of fork
  *   deepbind.c dlopen of a plug-in that would prefer the C library to us
  *   syscall.c  syscall(2) with the number of one of these
@@ -72,6 +73,7 @@ int sys_fstatfs(int fd, struct statfs *fs) SYS(fstatfs);
 int sys_dup2(int from, int to) SYS(dup2);
 int sys_dup3(int from, int to, int flags) SYS(dup3);
 off_t sys_lseek(int fd, off_t offset, int whence) SYS(lseek);
+int sys_ioctl(int fd, unsigned long request, void *arg) SYS(ioctl);
 
 /* The result of a system call: 0, or -1 and errno. */
 int preload_answer(int err);

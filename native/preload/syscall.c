@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
@@ -46,6 +47,7 @@ OURS(close_range);
 OURS(dup2);
 OURS(dup3);
 OURS(lseek);
+OURS(ioctl);
 
 struct mbind_call {
     struct memory_policy policy;
@@ -169,6 +171,8 @@ long preload_syscall(long number, long a, long b, long c, long d, long e, long f
         return umount2((const char *)a, (int)b);
     case SYS_lseek:
         return our_lseek((int)a, (off_t)b, (int)c);
+    case SYS_ioctl:
+        return our_ioctl((int)a, (unsigned long)b, c);
     case SYS_fork:
     case SYS_clone:
     case SYS_clone3:

@@ -29,9 +29,14 @@ int mm_set_fault_around(struct mm *mm, uint32_t pages)
     return 0;
 }
 
-void mm_set_linux_fills(struct mm *mm, bool fills) { mm->header->linux_fills = fills; }
+void mm_set_linux_fills(struct mm *mm, bool fills)
+{
+    atomic_store(&mm->header->linux_fills, fills);
+}
 
 bool mm_unwatched(const struct mm *mm) { return atomic_load(&mm->header->unwatched); }
+
+void mm_set_watched(struct mm *mm) { atomic_store(&mm->header->unwatched, 0); }
 
 int mm_set_budget(struct mm *mm, uint64_t bytes)
 {

@@ -14,9 +14,11 @@ void mm_set_owner(struct mm *mm, int32_t pid, uint64_t start_time, const char *c
 /* Pages that a sequential first touch may fill together, for clients that attach
  * from now on. 1: only touched pages. EINVAL: not 1 to 512. */
 int mm_set_fault_around(struct mm *mm, uint32_t pages);
+/* Whether first touches of memory that all may read and write are Linux's. */
 void mm_set_linux_fills(struct mm *mm, bool fills);
-/* Whether there may be pages without entries, which Linux has filled. */
+/* Whether there may be pages without entries, which Linux has filled; and that there are none. */
 bool mm_unwatched(const struct mm *mm);
+void mm_set_watched(struct mm *mm);
 /* Bytes of its own page tables that a client which attaches from now on may keep; 0: any
  * number. EINVAL: less than BUDGET_MIN_BYTES. */
 int mm_set_budget(struct mm *mm, uint64_t bytes);

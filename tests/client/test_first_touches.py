@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import msharefs
+from msharefs import verbs
 
 from support.actor import PAGE, READ_WRITE, Actor, Board, accerr, maperr
 from support.audit import assert_whole
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     Actors = Callable[[], Actor]
     Regions = Callable[..., msharefs.Region]
 
-pytestmark = pytest.mark.mount("quantum=2M", "faults=linux", limit=100)
+pytestmark = pytest.mark.mount("quantum=2M", "faults=linux", "fault_around=1", limit=100)
 
 SIZE = 2 * QUANTUM
 RUN = 16 * PAGE
@@ -104,6 +105,33 @@ def test_who_may_only_read_fills_it_too(actors: Actors, make_region: Regions) ->
     assert reader.load(6 * PAGE) == [0]
     assert reader.store(6 * PAGE) == accerr(reader.base + 6 * PAGE)
     assert counted(region) == entries(region) == 2
+    assert_whole(region)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_pages_whose_entries_were_dropped_have_none(
+    actors: Actors, make_region: Regions, stopped: bool
+) -> None:
+    """From then on pages do not tell of touches, so all first touches are ours, of all clients."""
+    region = make_region(SIZE)
+    one, other = Client(actors(), region), Client(actors(), region)
+    for at in range(0, SIZE, PAGE * 2):
+        assert one.store(at) == []
+    assert other.store(QUANTUM) == []
+    if stopped:
+        stop(other.actor)
+    filled = SIZE // PAGE // 2
+    region.advise(0, RUN, verbs.MADV_DONTNEED)
+    left = filled - RUN // PAGE // 2
+    assert (entries(region), counted(region)) == (left, filled)
+    assert region.stat()["rss_bytes"] == filled * PAGE, "the pages stay"
+    assert one.watched == other.watched == [(0, SIZE)]
+    if stopped:
+        go_on(other.actor)
+    assert one.load(2 * PAGE) == [1]
+    assert (entries(region), counted(region)) == (left + 1, filled + 1)
+    assert other.load(QUANTUM + PAGE) == [0]
+    assert (entries(region), counted(region)) == (left + 2, filled + 2)
     assert_whole(region)
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from msharefs import verbs
+
 from support import cc
 from support.actor import PAGE, SOURCES, Actor, Board, maperr
 from support.audit import assert_whole
@@ -138,10 +140,13 @@ def test_fork_while_other_threads_fault(
     base = parent.attach(parent.give(region.fd))
     with Board() as board:
         board.phase(Board.THERE)
+        flooded = base + QUANTUM  # what is compared is not theirs to change
+        region.advise(0, PAGE, verbs.MADV_DONTNEED)  # so that first touches are faults of ours
         parent.call(
-            "flood", parent.give(board.fd), 0, base, 32 * QUANTUM // PAGE, PAGE, 4, 1
+            "flood", parent.give(board.fd), 0, flooded, 31 * QUANTUM // PAGE, PAGE, 4, 1
         )  # fmt: skip
         for number in range(20):
+            assert parent.call("store", base + number * PAGE, number + 1) == []
             with parent.fork(base + number * PAGE) as child:
                 assert child.finish() == parent.call("load", base + number * PAGE)
                 assert child.call("store", base + number * PAGE + 9, number) == []

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Regions = Callable[..., msharefs.Region]
 
 # Strict: only the pages that the test touches are filled.
-pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", limit=100)
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", "faults=watched", limit=100)
 
 SIZE = 2 * QUANTUM
 RUN = 16 * PAGE  # the shortest
@@ -234,7 +234,7 @@ def test_it_is_handed_over_again(pair: tuple[msharefs.Region, Client, Client]) -
     assert_whole(region)
 
 
-@pytest.mark.mount("quantum=1G")
+@pytest.mark.mount("quantum=1G", "faults=watched")
 def test_a_sequential_write_is_mapped_ahead(mount: Mount, actors: Actors) -> None:
     """Linux would fault at each page; so the memory stays ours, and one fault maps many spans."""
     size = 64 << 20

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Actors = Callable[[], Actor]
     Regions = Callable[..., msharefs.Region]
 
-pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", "faults=watched")
 
 READ, RW, NONE, EXEC = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE, 0, mmap.PROT_EXEC
 RETURN = 0xC3  # x86: ret

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Regions = Callable[..., msharefs.Region]
 
 # Strict: one fault for each page, so that a process that touches pages is nearly always inside one.
-pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", "faults=watched")
 
 SIZE = 256 * QUANTUM
 

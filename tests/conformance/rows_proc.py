@@ -64,7 +64,8 @@ def grows_by_quantum(stage: Stage) -> str:
 T = Table("/proc of an attacher", "1.9, 1.11, A, C")
 T("maps-lines", "lines of /proc/PID/maps", "1", lambda s: str(len(s.page().lines())))
 T("maps-lines-touched", "the same after accesses to an object and a hole", "1",
-  on_page(lambda m: m.store() and m.load(PAGE) and str(len(m.lines()))))
+  on_page(lambda m: m.store() and m.load(PAGE) and str(len(m.lines()))), ours="2",
+  why=reasons.LEFT_TO_LINUX)
 T("maps-prot", "its permissions", "rw-s", lambda s: s.page().lines()[0].prot)
 T("maps-name", "its path ends in the region's name", "r",
   lambda s: os.path.basename(s.page().lines()[0].path.split(".")[-1]),

@@ -36,7 +36,7 @@ SPARSE = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("by_thread")  # a shadow would leave the fault that it is in
-@pytest.mark.mount("quantum=2M", limit=110)
+@pytest.mark.mount("quantum=2M", "faults=watched", limit=110)
 def test_two_hundred(mount: Mount, actors: Callable[[], Actor], actor_program: Path) -> None:
     chance = random.Random(KILLS)
     region = msharefs.open(mount.path / "r", os.O_RDWR | os.O_CREAT)

@@ -262,6 +262,7 @@ def test_killed_while_it_changes_the_region(mount: Mount, path: Path, actors: Ac
 
 
 @pytest.mark.slow
+@pytest.mark.mount("quantum=2M", "fault_around=1", "faults=watched", limit=100)
 @pytest.mark.parametrize("change", ["unmap", "map"])
 @pytest.mark.parametrize("late", [False, True])
 def test_killed_while_a_change_waits(

@@ -209,7 +209,6 @@ static void reopen(struct region *region)
         return;
     }
     region->mm.fault_around = again.fault_around;
-    region->mm.linux_fills = again.linux_fills;
     region->mm.budget = again.budget;
     mm_close(&again);
 }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from support.actor import Actor
     from support.server import Mount
 
-pytestmark = pytest.mark.mount("quantum=2M", "fault_around=0")
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=0", "faults=watched")
 PAGE = 4096
 SIZE = 2 << 20
 PAGES = SIZE // PAGE

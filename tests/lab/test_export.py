@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from support.server import Mount
 
-pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", "faults=watched")
 PAGE = 4096
 SPAN = 2 << 20
 SIZE = 8 << 20

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from support.actor import Actor
     from support.server import Mount
 
-pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", "allow_other")
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", "faults=watched", "allow_other")
 KNOWN = PAGES - NOBODY_TOUCHED
 HALF = SIZE // 2
 

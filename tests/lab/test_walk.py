@@ -158,9 +158,10 @@ def test_cycles_are_told_for_each_way_to_switch(shared_mount: Mount) -> None:
         assert (each["private"] is None) == (each["switch"] == "one pcid")
 
 
-def test_entries_filled_ahead_are_marked_by_the_walk_alone(shared_mount: Mount) -> None:
-    path = shared_mount.path / "ahead"
-    with region(shared_mount, "ahead") as made:
+@pytest.mark.mount("quantum=2M", "faults=watched")
+def test_entries_filled_ahead_are_marked_by_the_walk_alone(mount: Mount) -> None:
+    path = mount.path / "ahead"
+    with region(mount, "ahead") as made:
         made.map(0, SIZE)
         view = made.attach()
         view[: SIZE // 2 : PAGE] = bytes(SIZE // 2 // PAGE)

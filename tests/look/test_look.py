@@ -86,7 +86,7 @@ def client(path: Path, how: str) -> Iterator[subprocess.Popen[str]]:
                 process.communicate(timeout=20)
 
 
-@pytest.mark.mount("quantum=2M", "owner=file", "fault_around=1")
+@pytest.mark.mount("quantum=2M", "owner=file", "fault_around=1", "faults=watched")
 def test_figures_are_those_of_the_processes(mount: Mount) -> None:
     path = region(mount)
     before = look("stat", path)

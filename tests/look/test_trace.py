@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from support.server import Mount
 
+pytestmark = pytest.mark.mount("quantum=2M", "faults=watched")
+
 PAGE = 4096
 QUANTUM = 2 << 20
 NOW = int(lib.TRACE_FROM_NOW)

@@ -128,6 +128,7 @@ def figures(region: msharefs.Region) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.mount("quantum=2M", "faults=watched")
 def test_figures_do_not_change(mount: Mount) -> None:
     """Tables, memory and counts stay; entries keep accessed and dirty, and get the new rights."""
     with make(mount) as region:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["world"]  # the fixture
 
-pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", "faults=watched")
 RUNS, STEPS, SPACES = 15, 20, 3
 
 

@@ -353,7 +353,8 @@ def main() -> None:
     given = parser.parse_args()
     namespace.enter()
     base = Path(tempfile.mkdtemp(dir=namespace.SHM, prefix="soak-"))
-    mount = Mount(base / "mount", OPTIONS, given.seconds + 600)
+    faults = ("linux", "watched")[given.seed % 2]
+    mount = Mount(base / "mount", (*OPTIONS, f"faults={faults}"), given.seconds + 600)
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, base, ignore_errors=True)
         stack.callback(mount.clean_up)

@@ -14,7 +14,7 @@ import psutil
 from . import fusectl, namespace
 
 # How long the shadow of a program that has ended may take to end; and one that has no name yet.
-SHADOW_SECONDS, NEW_SECONDS = 6.0, 0.5
+SHADOW_SECONDS, NEW_SECONDS = 6.0, 2.0
 
 # All programs that the tests start inherit this: a program that became a daemon is still known to
 # be ours.
@@ -61,9 +61,10 @@ def clean(before: Snapshot) -> list[str]:
         time.sleep(0.01)
     found = []
     for process in left:
-        found.append(f"process {process.pid} is left: {_command(process)}")
+        command = _command(process)
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
+            found.append(f"process {process.pid} is left: {command}")
     psutil.wait_procs(left, timeout=5)
     for mount in sorted(now.mounts - before.mounts, key=lambda each: each.path, reverse=True):
         found.append(f"a mount is left: {mount.path} ({mount.fstype})")

@@ -29,7 +29,8 @@ def test_defaults() -> None:
     assert (options.quantum, options.owner, options.quirks) == (512 << 30, "file", "")
     assert options.state == default_state(MNT)
     assert not options.foreground
-    assert options.faults == "watched"
+    assert options.faults == "linux"
+    assert parse(["charge=owner"], MNT).faults == "watched"
 
 
 def test_faults() -> None:
@@ -153,7 +154,7 @@ def test_a_remount_changes_limits_and_keeps_the_rest(tmp_path: Path) -> None:
         "owner=process",
         "state=/dev/shm/x",
         "budget=4M",
-        "regions=1,faults=linux",
+        "regions=1,faults=watched",
     ):
         key = given.split(",")[-1].partition("=")[0]
         with pytest.raises(BadOptionError, match=f"^-o {key}: cannot change while it is mounted"):

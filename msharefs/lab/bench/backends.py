@@ -226,12 +226,12 @@ class StrictRegion(Region):
     options = ("fault_around=1",)
 
 
-class LinuxRegion(Region):
-    """First touches are Linux's, and not faults that come to us."""
+class WatchedRegion(Region):
+    """First touches are faults that come to us, and not Linux's."""
 
-    name = "msharefs-linux"
-    about = "the same with -o faults=linux"
-    options = ("faults=linux",)
+    name = "msharefs-watched"
+    about = "the same with -o faults=watched"
+    options = ("faults=watched",)
 
 
 class BudgetRegion(Region):
@@ -253,7 +253,7 @@ class NativeRegion(Region):
 
 
 ALL: tuple[type[Backend], ...] = (
-    Memfd, Thp, Hugetlb, SysV, Region, StrictRegion, LinuxRegion, NativeRegion, BudgetRegion,
+    Memfd, Thp, Hugetlb, SysV, Region, StrictRegion, WatchedRegion, NativeRegion, BudgetRegion,
 )  # fmt: skip
 NAMES = tuple(backend.name for backend in ALL)
 

@@ -45,14 +45,6 @@ TARGETS = (
     ),
     Target("random first touch", "first-touch", 1.15, case={"order": "random"}),
     Target(
-        "sequential first touch with -o faults=linux", "first-touch", 1.0, "msharefs-linux",
-        case={"order": "sequential"},
-    ),
-    Target(
-        "random first touch with -o faults=linux", "first-touch", 1.15, "msharefs-linux",
-        case={"order": "random"},
-    ),
-    Target(
         "pages filled for each one touched at random", "first-touch", 1, case={"order": "random"},
         figure="filled_per_touched", absolute=True,
     ),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .figures import Sample
 
 KINDS = (
-    "memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-linux",
+    "memfd", "thp", "hugetlb", "sysv", "msharefs", "msharefs-strict", "msharefs-watched",
     "msharefs-native",
 )  # fmt: skip
 # In random order neighbours are rarely touched as well: a part of all pages, each at most once.
