@@ -21,6 +21,7 @@ _ARGUMENTS = 5
 _INT = struct.Struct("i")
 _CREDENTIALS = struct.Struct("iII")
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
+_SCM_PIDFD = 4  # linux/socket.h, Linux 6.5
 _RIGHTS_SIZE = socket.CMSG_SPACE(lib.MSG_FDS * _INT.size)
 # Whatever the client makes of O_NONBLOCK on the socket that it shares with us.
 _RECEIVE_FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
@@ -117,12 +118,24 @@ def take(sock: socket.socket, sender: str, user: int) -> Request | None:
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) // _INT.size * _INT.size])
+        elif (level, kind) == (socket.SOL_SOCKET, _SCM_PIDFD):
+            _close_pidfd(content)
     if len(data) == MESSAGE.size:
         return Request(data, fds.tolist(), user)
     descriptors.close_later(*fds, user=user)
     if data:
         raise OSError(errno.EPROTO, f"{sender} sent {len(data)} bytes")
     return None
+
+
+def _close_pidfd(content: bytes) -> None:
+    """Closes the descriptor that Linux adds to each message once the client sets SO_PASSPIDFD.
+
+    It may set that, as O_NONBLOCK, on the socket that it shares with us. Nobody wants them.
+    """
+    (pidfd,) = _INT.unpack(content)
+    if pidfd >= 0:  # an error otherwise, such as of a sender that has ended
+        os.close(pidfd)
 
 
 async def send(sock: socket.socket, op: int, seq: int, content: Reply, user: int) -> None:

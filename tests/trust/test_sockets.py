@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.mount("quantum=2M")
 SIZE = 2 << 20
+SO_PASSPIDFD = 76  # asm-generic/socket.h, Linux 6.5
 
 
 @pytest.fixture
@@ -65,6 +66,18 @@ def test_a_socket_that_was_made_blocking(mount: Mount, region: msharefs.Region) 
         assert byhand.call(ours, lib.MSG_STAT)[0] == 0
         assert serves(mount)
         assert byhand.call(ours, lib.MSG_STAT)[0] == 0
+
+
+def test_a_socket_that_brings_descriptors_that_nobody_sent(
+    mount: Mount, region: msharefs.Region
+) -> None:
+    with byhand.both_ends(region.fd) as (ours, theirs):
+        theirs.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
+        assert byhand.call(ours, lib.MSG_STAT)[0] == 0
+        before = len(os.listdir(f"/proc/{mount.pid}/fd"))
+        for _ in range(50):
+            assert byhand.call(ours, lib.MSG_STAT)[0] == 0
+        assert len(os.listdir(f"/proc/{mount.pid}/fd")) < before + 25
 
 
 def test_messages_that_the_client_takes_back(mount: Mount, region: msharefs.Region) -> None:
