@@ -282,7 +282,8 @@ static void *map_memory(const struct mmap_call *call, void *place, int memory, c
         place = preload_map_plain(call);
     else
         populate(place, call);
-    complain(place, call->length, err, why);
+    if (place != MAP_FAILED) /* that is Linux's answer, too */
+        complain(place, call->length, err, why);
     return place;
 }
 

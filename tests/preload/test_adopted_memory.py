@@ -32,9 +32,9 @@ FLAGS = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SIZE = 2 * QUANTUM
 ROWS = [
     "guard pages", "populated", "locked ahead", "own userfaultfd", "pages remapped",
-    "where asked", "an offset", "more than there is", "swept descriptors", "one thread",
-    "few descriptors",
-    "bare children", "vfork child", "main ends", "strict seccomp", "user namespace",
+    "where asked", "where nothing may be", "an offset", "more than there is", "swept descriptors",
+    "one thread", "few descriptors", "bare children", "vfork child", "main ends",
+    "strict seccomp", "user namespace",
     "mapped under a filter", "read while stopped", "replaced", "past its end", "without a name",
     "paged out",
 ]  # fmt: skip

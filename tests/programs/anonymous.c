@@ -163,6 +163,13 @@ static bool where_asked(void)
     return shared_at(hint + PAGE, SIZE, MAP_FIXED) == hint + PAGE && !hint[0] && !hint[SIZE];
 }
 
+static bool where_nothing_may_be(void)
+{
+    const bool unaligned = !shared_at((char *)1, SIZE, MAP_FIXED) && errno == EINVAL;
+
+    return unaligned && !shared_at((char *)(1ul << 63), SIZE, MAP_FIXED) && errno == ENOMEM;
+}
+
 static bool an_offset(void)
 {
     const int flags = MAP_SHARED | MAP_ANONYMOUS;
@@ -370,6 +377,7 @@ static const struct row {
     {"own userfaultfd", own_userfaultfd},
     {"pages remapped", pages_remapped},
     {"where asked", where_asked},
+    {"where nothing may be", where_nothing_may_be},
     {"an offset", an_offset},
     {"more than there is", more_than_there_is},
     {"swept descriptors", swept_descriptors},
