@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1")
+pytestmark = pytest.mark.mount("quantum=2M", "fault_around=1", "faults=watched")
 
 PAGE = 4096
 SIZE = 2 << 20
