@@ -107,7 +107,9 @@ def test_many_threads_that_wait(mount: Mount, path: Path, actors: Actors) -> Non
         assert board.seen(0)[1:] == (0, 0)
     with msharefs.open(path) as region:
         stat = assert_whole(region)
-        assert stat["counters"]["faults"] * PAGE == stat["rss_bytes"]
+        # A server that is killed between an entry and its count has not counted that page.
+        uncounted = stat["rss_bytes"] // PAGE - stat["counters"]["faults"]
+        assert 0 <= uncounted <= 2
 
 
 def test_children_that_were_made_meanwhile(mount: Mount, path: Path, actors: Actors) -> None:
