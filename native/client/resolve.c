@@ -155,13 +155,13 @@ static int make_reachable(struct attachment *att, const struct fault *fault, uin
             .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
         return ioctl(att->uffd, UFFDIO_WRITEPROTECT, &off) ? -errno : 0;
     }
-    if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR && handover_sequential_write(att, fault)) &&
-        handover_absent(att, fault))
-        return 0;
     if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR))
         err = fault_make_pages(fault, att->mem_fd);
     if (err)
         return err;
+    if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR && handover_sequential_write(att, fault)) &&
+        handover_absent(att, fault))
+        return 0;
     if (handover(att, fault))
         return 0;
     err = map_present(att, fault);
