@@ -21,13 +21,14 @@
  * A page that is mapped when its run is handed over loses the right to write for a moment: the
  * next write to it is a fault. So spans in which we have mapped pages stay watched.
  *
- * Where the mount says so (-o faults=linux), nothing is left to decide in memory that all may read
+ * Unless the mount has -o faults=watched, nothing is left to decide in memory that all may read
  * and write either, be its pages there or not: which pages .mem has is which entries there are,
  * and the server makes them when somebody looks (core/entries.c). The first fault in such memory
  * hands it over, but not while somebody asks which pages are used.
  *
  * Around a read Linux maps other pages too, but for a write only its page. So sequential writes
- * stay ours: mapping the following pages costs us a quarter of Linux's faults (resolve.c).
+ * to pages that are there stay ours: mapping the following pages costs us a quarter of Linux's
+ * faults (resolve.c).
  */
 #include "client/handover.h"
 

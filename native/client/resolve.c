@@ -145,6 +145,12 @@ static int map_ahead(struct attachment *att, const struct fault *fault, uint64_t
     return start < end ? continue_run(att, fault, start, end) : 0;
 }
 
+/* Whether pages that are there are to be mapped ahead of the program, and not left to Linux. */
+static bool maps_ahead(const struct attachment *att, const struct fault *fault, uint64_t flags)
+{
+    return flags & UFFD_PAGEFAULT_FLAG_MINOR && handover_sequential_write(att, fault);
+}
+
 static int make_reachable(struct attachment *att, const struct fault *fault, uint64_t flags)
 {
     int err = 0;
@@ -159,8 +165,7 @@ static int make_reachable(struct attachment *att, const struct fault *fault, uin
         err = fault_make_pages(fault, att->mem_fd);
     if (err)
         return err;
-    if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR && handover_sequential_write(att, fault)) &&
-        handover_absent(att, fault))
+    if (!maps_ahead(att, fault, flags) && handover_absent(att, fault))
         return 0;
     if (handover(att, fault))
         return 0;
@@ -243,8 +248,7 @@ static int enter_ahead(struct attachment *att, const struct fault *fault, uint64
 {
     const uint64_t span = fault->offset & ~(PMD_SIZE - 1);
 
-    if (!(flags & UFFD_PAGEFAULT_FLAG_MINOR) || !entries_by_linux(&att->mm) ||
-        !handover_sequential_write(att, fault) ||
+    if (!maps_ahead(att, fault, flags) || !entries_by_linux(&att->mm) ||
         present_end(&att->mm, fault->offset, fault->offset + PAGE_SIZE) != fault->offset)
         return 0;
     const int64_t found = entries_catch_up(&att->mm, att->slot, att->mem_fd, span, span + PMD_SIZE,
